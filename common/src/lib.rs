@@ -1,0 +1,1 @@
+//! The domain and the protocol of Consilium: pure, without clock, socket, runtime or tensor library.

@@ -1,0 +1,1 @@
+//! The consortium's server: invites sites, runs rounds, aggregates updates, reports generalisation.

@@ -1,0 +1,2 @@
+//! Starts the binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Tests of the whole: processes over real QUIC, simulation, parity with the reference, benchmarks.
