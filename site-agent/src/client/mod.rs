@@ -1,0 +1,1 @@
+//! The site side of the protocol: one loop around `ParticipantMachine`.

@@ -1,0 +1,1 @@
+//! CT-like phantoms with known labels.
