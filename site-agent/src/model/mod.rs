@@ -1,1 +1,2 @@
 //! The universal model in burn.
+pub mod cpu_ops;
