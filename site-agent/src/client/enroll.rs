@@ -106,8 +106,12 @@ impl EnrollError {
     /// What the operator can do.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Invite(_) => Some("pass the file as it was handed over: `site-agent enroll invite.toml --dir site`"),
-            Self::Expired { .. } => Some("if the clock is right, ask the coordinator's operator for a new invite"),
+            Self::Invite(_) => {
+                Some("pass the file as it was handed over: `site-agent enroll invite.toml --dir site`")
+            }
+            Self::Expired { .. } => {
+                Some("if the clock is right, ask the coordinator's operator for a new invite")
+            }
             Self::AlreadyEnrolled { .. } => Some("choose another folder with --dir, or remove this one"),
             Self::Resolve { .. } => Some("check the address in the invite and this machine's name service"),
             Self::Connect { source: LinkError::RefusedPeer { .. }, .. } => Some(
@@ -129,7 +133,8 @@ impl Invite {
     /// [`EnrollError::Invite`] names the field that is missing or wrong.
     pub fn parse(text: &str) -> Result<Self, EnrollError> {
         let raw: RawInvite = toml::from_str(text).map_err(|e| EnrollError::Invite(e.message().to_owned()))?;
-        let field = |name: &str, problem: &dyn std::fmt::Display| EnrollError::Invite(format!("`{name}`: {problem}"));
+        let field =
+            |name: &str, problem: &dyn std::fmt::Display| EnrollError::Invite(format!("`{name}`: {problem}"));
         let token = data_encoding::BASE32_NOPAD.decode(raw.token.as_bytes()).ok();
         let token = token.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
         Ok(Self {
@@ -208,7 +213,8 @@ fn accept(
     folder: &IdentityFolder,
     enrolled: Enrolled,
 ) -> Result<Membership, EnrollError> {
-    let chain: Vec<CertificateDer<'static>> = enrolled.chain_der.into_iter().map(CertificateDer::from).collect();
+    let chain: Vec<CertificateDer<'static>> =
+        enrolled.chain_der.into_iter().map(CertificateDer::from).collect();
     let root = CertificateDer::from(enrolled.root_der);
     if RootFingerprint::of(&root) != invite.root {
         return Err(EnrollError::Answer("its root certificate is not the one that the invite pins"));

@@ -119,7 +119,9 @@ pub fn make_private_folder(path: &Path) -> Result<(), FileError> {
 /// [`FileError`].
 pub fn remove(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(FileError::new("remove", path, source)),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::new("remove", path, source))
+        }
         _ => Ok(()),
     }
 }

@@ -116,8 +116,7 @@ impl Ledger {
     /// [`LedgerError`]; a broken chain is never continued.
     pub fn open(path: &Path, seen: impl FnMut(&Entry)) -> Result<Self, LedgerError> {
         let fail = |source| file_error(path, source);
-        let mut file =
-            OpenOptions::new().create(true).read(true).append(true).open(path).map_err(fail)?;
+        let mut file = OpenOptions::new().create(true).read(true).append(true).open(path).map_err(fail)?;
         let verified = read(path, &file, seen)?;
         if verified.torn_bytes > 0 {
             let len = file.metadata().map_err(fail)?.len();

@@ -56,7 +56,8 @@ impl Spent {
             return Err(policy.refuse("egress.max_mib_per_day", what));
         }
         let since = self.last_progress.map(|last| now.duration_since(last).as_secs());
-        let early = since.is_some_and(|s| (0..i64::try_from(quota.progress_every_s).unwrap_or(i64::MAX)).contains(&s));
+        let early = since
+            .is_some_and(|s| (0..i64::try_from(quota.progress_every_s).unwrap_or(i64::MAX)).contains(&s));
         if message.kind == Kind::Progress && early {
             return Err(policy.refuse("egress.progress_every_s", "a progress message so soon".to_owned()));
         }
@@ -107,7 +108,8 @@ mod tests {
 
     #[test]
     fn an_update_above_the_limit_does_not_leave() {
-        let refusal = Spent::default().permit(&policy(), &message(Kind::Update, 2 * MIB + 1), at(0)).unwrap_err();
+        let refusal =
+            Spent::default().permit(&policy(), &message(Kind::Update, 2 * MIB + 1), at(0)).unwrap_err();
         assert_eq!(refusal.rule, "egress.max_update_mib");
     }
 

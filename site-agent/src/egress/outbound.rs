@@ -82,7 +82,8 @@ pub enum Kind {
 
 impl Kind {
     /// The kinds that a policy may forbid. The others say nothing of the data, and without them there is no taking part.
-    pub const GOVERNED: [Self; 4] = [Self::LabelManifest, Self::Progress, Self::Update, Self::EvaluationReport];
+    pub const GOVERNED: [Self; 4] =
+        [Self::LabelManifest, Self::Progress, Self::Update, Self::EvaluationReport];
 
     /// The name in policy, ledger and documentation.
     pub const fn name(self) -> &'static str {

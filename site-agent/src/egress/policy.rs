@@ -185,7 +185,9 @@ impl Policy {
     pub fn judge(&self, study: &StudyTerms) -> Verdict {
         match self.permit_study(study) {
             Err(refusal) => Verdict::Refused(refusal),
-            Ok(()) if self.approve == Approve::Any || self.approved.contains(&study.digest) => Verdict::Approved,
+            Ok(()) if self.approve == Approve::Any || self.approved.contains(&study.digest) => {
+                Verdict::Approved
+            }
             Ok(()) => Verdict::Ask,
         }
     }
@@ -248,7 +250,7 @@ fn line_of(document: &Document<'_>, key: &str) -> Option<usize> {
 fn digests(key: &str, texts: &[String], problems: &mut Problems) -> BTreeSet<StudyDigest> {
     let mut read = BTreeSet::new();
     for (index, text) in texts.iter().enumerate() {
-        match text.parse() {
+        match text.parse::<StudyDigest>() {
             Ok(digest) => drop(read.insert(digest)),
             Err(error) => problems.add(format!("{key}[{index}]"), error.to_string()),
         }
@@ -323,7 +325,8 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_reported_at_once() {
-        let wrong = TEXT.replace("\"progress\"]", "\"voxels\"]").replace("max_update_mib = 1", "max_update_mib = 0");
+        let wrong =
+            TEXT.replace("\"progress\"]", "\"voxels\"]").replace("max_update_mib = 1", "max_update_mib = 0");
         let shown = Policy::parse("policy.toml", &wrong).unwrap_err().to_string();
         assert!(shown.contains("unknown kind `voxels`") && shown.contains("max_update_mib"), "{shown}");
     }

@@ -127,7 +127,8 @@ impl Site {
 async fn what_the_policy_forbids_never_reaches_the_wire_and_the_line_is_named() {
     let site = site("\"progress\"");
     let coordinator = Coordinator::default();
-    let error = site.egress.send_update(&coordinator, offer(), &manifest(), &mut Zeros::default()).await.unwrap_err();
+    let error =
+        site.egress.send_update(&coordinator, offer(), &manifest(), &mut Zeros::default()).await.unwrap_err();
     assert_eq!(error.to_string(), "kept here by the policy: policy.toml:4: `egress.allow` refuses `update`");
     assert!(coordinator.heard.lock().unwrap().is_empty());
     let rule = "policy.toml:4: `egress.allow` refuses `update`".to_owned();

@@ -79,13 +79,16 @@ pub(crate) mod ask {
     use link::quic::Reader;
     use link::transfer::ChunkSink;
 
-    use super::{ArtifactManifest, Carrier, Connection, Exchange, LinkError, PATIENCE, Reply, Request, open, transfer};
+    use super::{
+        ArtifactManifest, Carrier, Connection, Exchange, LinkError, PATIENCE, Reply, Request, open, transfer,
+    };
 
     /// Opens the watch stream: who the coordinator takes us for, and the stream of its notices.
     pub(crate) async fn watch(connection: &Connection) -> Result<(Welcome, WatchStream), LinkError> {
         let Exchange { mut reader, mut writer } = open(connection).await?;
         let agent_version = Words::new(env!("CARGO_PKG_VERSION"));
-        let hello = Hello { minor_min: MINOR_MIN, minor_max: MINOR_MAX, agent_version, capabilities: Vec::new() };
+        let hello =
+            Hello { minor_min: MINOR_MIN, minor_max: MINOR_MAX, agent_version, capabilities: Vec::new() };
         writer.write(&Request::Hello(hello)).await?;
         writer.finish().await?;
         match transfer::read_reply(&mut reader, PATIENCE).await? {

@@ -1,23 +1,25 @@
-//! One bit per voxel and class: what thresholded sigmoids leave. Classes may overlap (an organ contains its tumour).
+//! What thresholded sigmoids leave: a mask per class. Masks may overlap (an organ contains its tumour).
 
 use common::ids::ClassId;
 
+use crate::data::preprocess::Journey;
 use crate::data::volume::{Grid, Volume};
 
-/// Masks of all classes over one grid, packed: 32 classes of a whole-body scan fit where one float volume would.
+/// Masks of all classes over one grid, eight to a byte: 32 classes take the space of one `f32` volume.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassMasks {
     grid: Grid,
     classes: usize,
-    /// `[voxel, byte]`; bit `c % 8` of byte `c / 8` is channel `c`.
-    bits: Vec<u8>,
+    /// Bit `c % 8` of volume `c / 8` is channel `c`.
+    planes: Vec<Volume<u8>>,
 }
 
 impl ClassMasks {
     /// Empty masks of `classes` channels.
     pub fn empty(grid: Grid, classes: usize) -> Self {
-        let bits = vec![0; grid.len() * classes.div_ceil(8)];
-        Self { grid, classes, bits }
+        let plane = || Volume::new(grid.clone(), vec![0; grid.len()]);
+        let planes = (0..classes.div_ceil(8)).map(|_| plane()).collect();
+        Self { grid, classes, planes }
     }
 
     /// The grid.
@@ -30,40 +32,59 @@ impl ClassMasks {
         self.classes
     }
 
-    /// Whether voxel `offset` (C order) belongs to `class`.
+    /// Whether voxel `offset` (C order) belongs to `class`; never, if there is no such channel.
+    #[inline]
     pub fn contains(&self, class: ClassId, offset: usize) -> bool {
         let channel = class.channel();
-        channel < self.classes && self.bits[offset * self.stride() + channel / 8] & (1 << (channel % 8)) != 0
+        channel < self.classes && self.planes[channel / 8].voxels()[offset] & (1 << (channel % 8)) != 0
     }
 
-    /// Adds voxel `offset` to channel `channel`.
-    pub fn insert(&mut self, channel: usize, offset: usize) {
-        debug_assert!(channel < self.classes);
-        let at = offset * self.stride() + channel / 8;
-        self.bits[at] |= 1 << (channel % 8);
+    /// Adds the voxels from `first` on whose flag is set to channel `channel`.
+    ///
+    /// # Panics
+    /// When there is no such channel, or the flags go beyond the grid: a mistake of the caller.
+    pub fn insert(&mut self, channel: usize, first: usize, flags: impl Iterator<Item = bool>) {
+        assert!(channel < self.classes, "channel {channel} of {}", self.classes);
+        let bit = 1 << (channel % 8);
+        let voxels = &mut self.planes[channel / 8].voxels_mut()[first..];
+        voxels.iter_mut().zip(flags).filter(|(_, flag)| *flag).for_each(|(voxel, _)| *voxel |= bit);
     }
 
-    /// Mask of one class as a volume of its own.
-    pub fn class(&self, class: ClassId) -> Volume<bool> {
-        let voxels = (0..self.grid.len()).map(|offset| self.contains(class, offset)).collect();
-        Volume::new(self.grid.clone(), voxels)
+    /// Mask of one class, C order.
+    pub fn mask(&self, class: ClassId) -> Vec<bool> {
+        (0..self.grid.len()).map(|offset| self.contains(class, offset)).collect()
     }
 
-    /// The masks at other voxels: voxel `i` of `grid` takes all classes of voxel `source[i]`, or none.
-    pub fn gather(&self, grid: Grid, source: impl Iterator<Item = Option<usize>>) -> Self {
-        let stride = self.stride();
-        let mut bits = Vec::with_capacity(grid.len() * stride);
-        for from in source {
-            match from {
-                Some(offset) => bits.extend_from_slice(&self.bits[offset * stride..][..stride]),
-                None => bits.resize(bits.len() + stride, 0),
-            }
-        }
-        assert_eq!(bits.len(), grid.len() * stride, "one source for each voxel");
-        Self { grid, classes: self.classes, bits }
+    /// The masks on the grid of the image's file; outside of the crop nothing belongs to any class.
+    pub fn restore(&self, journey: &Journey) -> Self {
+        let planes = self.planes.iter().map(|plane| journey.restore(plane, 0)).collect();
+        Self { grid: journey.file_grid().clone(), classes: self.classes, planes }
     }
 
-    fn stride(&self) -> usize {
-        self.classes.div_ceil(8)
+    /// The masks with their volumes passed through `f`, which keeps every voxel's value and only moves it.
+    pub fn moved(&self, grid: Grid, f: impl Fn(&Volume<u8>) -> Volume<u8>) -> Self {
+        Self { grid, classes: self.classes, planes: self.planes.iter().map(f).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nalgebra::Matrix4;
+
+    use super::*;
+    use crate::data::geometry::Affine;
+
+    #[test]
+    fn classes_overlap_without_disturbing_one_another() {
+        let grid = Grid { shape: [1, 2, 3], affine: Affine::new(Matrix4::identity()).unwrap() };
+        let mut masks = ClassMasks::empty(grid, 9);
+        masks.insert(0, 0, [true, true].into_iter());
+        masks.insert(7, 1, [true, false, true].into_iter());
+        masks.insert(8, 0, [false, true].into_iter());
+        let of = |id| masks.mask(ClassId::new(id).unwrap());
+        assert_eq!(of(1), [true, true, false, false, false, false]);
+        assert_eq!(of(8), [false, true, false, true, false, false]);
+        assert_eq!(of(9), [false, true, false, false, false, false]);
+        assert_eq!(of(10), [false; 6]);
     }
 }

@@ -4,7 +4,7 @@
 //! blending and metrics runs with a predictor written in a line. Nothing here sends anything either; what an evaluation
 //! finds leaves the site through `egress`.
 
-pub mod masks;
+//pub mod masks;
 pub mod sliding_window;
 
 /// A network as inference sees it.

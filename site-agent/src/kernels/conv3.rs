@@ -2,16 +2,23 @@
 
 use rayon::prelude::*;
 
+use super::Extent;
 use super::isa::Isa;
 use super::micro::{Product, Shape, add_product};
 use super::pack::{Halo, TAPS, channels_first, channels_last, mirrored_panels, panels};
-use super::Extent;
 
 /// A panel of weights beyond this size is read tap row by tap row, so that what is being reused stays in the L2 cache.
 const PANEL_BYTES: usize = 512 << 10;
 
 /// `y[n, o] = bias[o] + Σ_i weights[o, i] ⋆ x[n, i]`, `[outs, ins, 3, 3, 3]` weights; returns `[n, outs, x, y, z]`.
-pub fn forward(isa: Isa, x: &[f32], extent: Extent, weights: &[f32], bias: Option<&[f32]>, outs: usize) -> Vec<f32> {
+pub fn forward(
+    isa: Isa,
+    x: &[f32],
+    extent: Extent,
+    weights: &[f32],
+    bias: Option<&[f32]>,
+    outs: usize,
+) -> Vec<f32> {
     let shape = Shape::for_columns(isa, outs);
     let panels = panels(weights, outs, extent.channels, shape.columns());
     convolve(isa, x, extent, &panels, bias, outs, shape)
@@ -152,7 +159,10 @@ pub fn bias_gradient(dy: &[f32], extent: Extent) -> Vec<f32> {
     let voxels = extent.voxels();
     let channel_sum = |channel: usize| {
         let of_volume = |n: usize| &dy[(n * extent.channels + channel) * voxels..][..voxels];
-        let sum: f64 = (0..extent.n).flat_map(|n| of_volume(n).chunks(256)).map(|c| f64::from(c.iter().sum::<f32>())).sum();
+        let sum: f64 = (0..extent.n)
+            .flat_map(|n| of_volume(n).chunks(256))
+            .map(|c| f64::from(c.iter().sum::<f32>()))
+            .sum();
         sum as f32
     };
     (0..extent.channels).into_par_iter().map(channel_sum).collect()
@@ -216,7 +226,10 @@ mod tests {
         assert_eq!(got.len(), expected.len(), "{what}");
         for (index, (&g, &e)) in got.iter().zip(expected).enumerate() {
             let tolerance = 1e-4 * (1.0 + e.abs());
-            assert!((f64::from(g) - e).abs() < tolerance, "{what}[{index}], seed {seed}, {isa:?}: {g} against {e}");
+            assert!(
+                (f64::from(g) - e).abs() < tolerance,
+                "{what}[{index}], seed {seed}, {isa:?}: {g} against {e}"
+            );
         }
     }
 
@@ -236,7 +249,13 @@ mod tests {
                 *y += f64::from(c.bias[index / c.extent.voxels() % c.outs]);
             }
             for isa in Isa::available() {
-                assert_close("y", seed, isa, &forward(isa, &c.x, c.extent, &c.weights, Some(&c.bias), c.outs), &y);
+                assert_close(
+                    "y",
+                    seed,
+                    isa,
+                    &forward(isa, &c.x, c.extent, &c.weights, Some(&c.bias), c.outs),
+                    &y,
+                );
                 let ins = c.extent.channels;
                 assert_close("dx", seed, isa, &input_gradient(isa, &c.dy, output, &c.weights, ins), &dx);
                 assert_close("dw", seed, isa, &weight_gradient(isa, &c.x, c.extent, &c.dy, c.outs), &dw);

@@ -3,11 +3,11 @@
 //! [`CpuOps`] is what a network calls; [`CpuGradients`] is what its backward passes call on the device below the
 //! differentiating one. Nothing outside `model::ops` uses either: there the device decides between these and burn's own.
 
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::autodiff::NodeId;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Flex, TensorMetadata, backend_extension};
 use burn::tensor::TensorData;
@@ -81,7 +81,8 @@ impl CpuOps for Flex {
     fn conv3(x: Host, weight: Host, bias: Host) -> Host {
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
         let (extent, outs) = (extent(&x), bias.shape().num_elements());
-        let y = conv3::forward(Isa::detect(), x.storage(), extent, weight.storage(), Some(bias.storage()), outs);
+        let y =
+            conv3::forward(Isa::detect(), x.storage(), extent, weight.storage(), Some(bias.storage()), outs);
         volumes(y, extent.with_channels(outs))
     }
 
@@ -128,10 +129,20 @@ impl CpuGradients for Flex {
         let (x, y) = (x.to_contiguous(), y.to_contiguous());
         let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
         let extent = extent(&x);
-        let gradients =
-            batch_norm::backward_relu(x.storage(), y.storage(), dy.storage(), extent, weight.storage(), statistics);
+        let gradients = batch_norm::backward_relu(
+            x.storage(),
+            y.storage(),
+            dy.storage(),
+            extent,
+            weight.storage(),
+            statistics,
+        );
         let channels = [extent.channels];
-        [volumes(gradients.input, extent), tensor(gradients.weight, channels), tensor(gradients.bias, channels)]
+        [
+            volumes(gradients.input, extent),
+            tensor(gradients.weight, channels),
+            tensor(gradients.bias, channels),
+        ]
     }
 
     fn pool2_forward(x: Host) -> (Host, Vec<u8>) {
@@ -152,7 +163,10 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
         match Conv3.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let state = (prep.checkpoint(&x), prep.checkpoint(&weight));
-                prep.finish(state, B::conv3(x.into_primitive(), weight.into_primitive(), bias.into_primitive()))
+                prep.finish(
+                    state,
+                    B::conv3(x.into_primitive(), weight.into_primitive(), bias.into_primitive()),
+                )
             }
             OpsKind::UnTracked(prep) => {
                 prep.finish(B::conv3(x.into_primitive(), weight.into_primitive(), bias.into_primitive()))
