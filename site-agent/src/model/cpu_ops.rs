@@ -18,7 +18,7 @@ use crate::kernels::{Extent, conv3, pool2};
 
 /// Operations with a kernel of ours. Tensors are `[n, channel, x, y, z]`, f32.
 #[backend_extension(Flex, Autodiff)]
-pub trait CpuOps: Backend {
+pub(super) trait CpuOps: Backend {
     /// 3×3×3 convolution, stride 1, padding 1, with bias; `weight` is `[outs, ins, 3, 3, 3]`.
     fn conv3(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     /// Batch normalisation by the statistics of this batch, then the rectifier.
@@ -33,7 +33,7 @@ pub trait CpuOps: Backend {
 }
 
 /// The gradients of [`CpuOps`], first order only.
-pub trait CpuGradients: Backend {
+pub(super) trait CpuGradients: Backend {
     /// From the output's gradient to the input's.
     fn conv3_input(dy: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
     /// From the output's gradient to the weight's.

@@ -119,8 +119,8 @@ impl Head {
 
     /// Logits `[n, channels.len(), x, y, z]` of the classes with these channels, in the order asked for.
     ///
-    /// Each channel is below [`Self::rows`]; the model checks it.
-    pub(super) fn forward(&self, features: Features, channels: &[usize]) -> Tensor<5> {
+    /// Each channel must be below [`Self::rows`], which [`UniversalModel`](super::UniversalModel) checks.
+    pub fn forward(&self, features: Features, channels: &[usize]) -> Tensor<5> {
         let parameters = self.class_parameters(self.image_feature(features.bottleneck), channels);
         segment(self.voxel_features(features.decoder), parameters)
     }

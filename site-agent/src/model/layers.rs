@@ -109,8 +109,9 @@ impl BatchNorm {
         Self { weight: zeros([channels], device), bias: zeros([channels], device) }
     }
 
-    pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        batch_norm_train(x, self.weight.val(), self.bias.val(), EPSILON).output
+    /// The rectifier follows every batch normalisation of the network, so it is part of this.
+    pub(super) fn forward_relu(&self, x: Tensor<5>) -> Tensor<5> {
+        ops::norm_relu(x, self.weight.val(), self.bias.val(), EPSILON)
     }
 }
 

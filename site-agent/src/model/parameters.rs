@@ -48,7 +48,12 @@ impl FlatTensor {
 impl Gradients {
     /// Gradients of an objective with respect to the tensors of `module`; zero where the objective does not reach.
     pub fn of<M: Module>(module: &M, objective: &Tensor<1>) -> Self {
-        Self(collect(module, Some(&objective.backward())))
+        Self::from_backward(module, &objective.backward())
+    }
+
+    /// As [`Self::of`], from a backward pass that was done already.
+    pub fn from_backward<M: Module>(module: &M, backward: &burn::tensor::Gradients) -> Self {
+        Self(collect(module, Some(backward)))
     }
 
     /// The gradient of one tensor, flat.

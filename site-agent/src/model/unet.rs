@@ -4,7 +4,7 @@
 
 use burn::{
     module::Module,
-    tensor::{Device, Tensor, activation::relu},
+    tensor::{Device, Tensor},
 };
 
 use super::{
@@ -34,7 +34,7 @@ impl ConvUnit {
     }
 
     fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        relu(self.bn1.forward(self.conv1.forward(x)))
+        self.bn1.forward_relu(self.conv1.forward(x))
     }
 }
 

@@ -24,14 +24,19 @@ pub enum DiceKind {
 /// The loss of a micro-batch.
 #[derive(Clone, Debug)]
 pub struct MaskedLoss {
-    /// `bce + dice`; its backward pass carries the closed-form gradient into the logits.
-    pub total: Tensor<1>,
-    /// Mean cross-entropy of the annotated pairs.
+    /// Mean cross-entropy of the annotated pairs; its backward pass carries the closed-form gradient to the logits.
     pub bce: Tensor<1>,
-    /// Mean Dice loss of the annotated pairs.
+    /// Mean Dice loss of the annotated pairs; as above.
     pub dice: Tensor<1>,
     /// Number of annotated pairs: the weight of this micro-batch among others.
     pub pairs: usize,
+}
+
+impl MaskedLoss {
+    /// What is minimised: both parts with equal weight.
+    pub fn total(&self) -> Tensor<1> {
+        self.bce.clone() + self.dice.clone()
+    }
 }
 
 /// Logits, target and mask that do not belong together.
@@ -73,15 +78,20 @@ pub fn masked_loss(
     };
     let rows = [n * k, terms, sx * sy * sz / terms];
     let (x, y) = (logits.clone().inner().reshape(rows), target.inner().reshape(rows));
-    let Parts { bce, dice, gradient } = masked_parts(x, y, &pairs);
-    let total = with_gradient(bce.clone() + dice.clone(), logits, gradient.reshape(shape));
-    Ok(MaskedLoss { total, bce, dice, pairs: pairs.len() })
+    let Parts { bce, dice } = masked_parts(x, y, &pairs);
+    let into_graph = |term: Term| with_gradient(term.value, logits.clone(), term.gradient.reshape(shape));
+    Ok(MaskedLoss { bce: into_graph(bce), dice: into_graph(dice), pairs: pairs.len() })
 }
 
-/// The two means and the gradient of their sum, `[pairs, Dice terms per pair, voxels per term]`.
+/// The two means over rows `[pairs, Dice terms per pair, voxels per term]`.
 struct Parts {
-    bce: Tensor<1>,
-    dice: Tensor<1>,
+    bce: Term,
+    dice: Term,
+}
+
+/// A mean and its gradient with respect to the logits.
+struct Term {
+    value: Tensor<1>,
     gradient: Tensor<3>,
 }
 
@@ -92,13 +102,16 @@ fn masked_parts(x: Tensor<3>, y: Tensor<3>, pairs: &[i32]) -> Parts {
     }
     let blank = x.zeros_like();
     if pairs.is_empty() {
-        let zero = Tensor::zeros([1], &x.device());
-        return Parts { bce: zero.clone(), dice: zero, gradient: blank };
+        let nothing = || Term { value: Tensor::zeros([1], &blank.device()), gradient: blank.clone() };
+        return Parts { bce: nothing(), dice: nothing() };
     }
     let index = Tensor::<1, Int>::from_ints(pairs, &x.device());
-    let some = parts(x.select(0, index.clone()), y.select(0, index.clone()));
-    let gradient = blank.select_assign(0, index, some.gradient, IndexingUpdateOp::Add);
-    Parts { gradient, ..some }
+    let scatter = |Term { value, gradient }| Term {
+        value,
+        gradient: blank.clone().select_assign(0, index.clone(), gradient, IndexingUpdateOp::Add),
+    };
+    let Parts { bce, dice } = parts(x.select(0, index.clone()), y.select(0, index.clone()));
+    Parts { bce: scatter(bce), dice: scatter(dice) }
 }
 
 /// Specification §10, with the smoothing of Dice in the denominator only.
@@ -109,18 +122,16 @@ fn parts(x: Tensor<3>, y: Tensor<3>) -> Parts {
     let p = sigmoid(x.clone());
 
     let cross_entropy = relu(x.clone()) - x.clone() * y.clone() + x.abs().neg().exp().log1p();
-    let bce = cross_entropy.mean();
+    let bce = Term { value: cross_entropy.mean(), gradient: (p.clone() - y.clone()) / voxels };
 
     let overlap = (p.clone() * y.clone()).sum_dim(2);
     let size = p.clone().sum_dim(2) + y.clone().sum_dim(2) + 1.0;
-    let dice = (overlap.clone() / size.clone() * 2.0).mean().neg() + 1.0;
-
+    let value = (overlap.clone() / size.clone() * 2.0).mean().neg() + 1.0;
     // d dice/dp = 2 overlap/size² - 2 y/size, and dp/dx = p (1 - p).
     let shrink = overlap / (size.clone() * size.clone()) * (2.0 / dice_terms);
     let reward = size.recip() * (2.0 / dice_terms);
-    let slope = p.clone() * (p.clone().neg() + 1.0);
-    let gradient = (p - y.clone()) / voxels + slope * (shrink - reward * y);
-    Parts { bce, dice, gradient }
+    let slope = p.clone() * (p.neg() + 1.0);
+    Parts { bce, dice: Term { value, gradient: slope * (shrink - reward * y) } }
 }
 
 /// `value` as a node of the autodiff graph whose gradient with respect to `input` is `gradient`.
@@ -147,8 +158,8 @@ mod tests {
     fn evaluate(x: &[f32], y: &[f32], annotated: &[bool], dice: DiceKind) -> (f32, Vec<f32>) {
         let x = tensor(x, &Device::flex().autodiff()).require_grad();
         let loss = masked_loss(x.clone(), tensor(y, &Device::flex()), annotated, dice).unwrap();
-        let gradient = x.grad(&loss.total.backward()).unwrap();
-        (loss.total.into_scalar(), gradient.into_data().try_to_vec().unwrap())
+        let gradient = x.grad(&loss.total().backward()).unwrap();
+        (loss.total().into_scalar(), gradient.into_data().try_to_vec().unwrap())
     }
 
     fn logits() -> impl Strategy<Value = Vec<f32>> {
