@@ -1,1 +1,0 @@
-//! CT-like phantoms with known labels.
