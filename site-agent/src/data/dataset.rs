@@ -1,1 +1,293 @@
-//! (dataset)
+//! A site's data sets: folders of scans with labels, one label map each, and what is known case by case.
+//!
+//! Two layouts are read. *Case folders*: every folder with a `ct` and a `labels` file is a case. *Pairs*: folders `images`
+//! and `labels` (or `imagesTr` and `labelsTr`) hold files of the same names; `_0000` at the end of an image's name is left
+//! out. Files end in `.nii` or `.nii.gz`. An optional `cases.toml` in the folder says more about single cases:
+//!
+//! ```toml
+//! [case-07]
+//! patient = "p3"            # default: a patient of its own
+//! split = "validation"      # training, validation or excluded
+//! annotated = ["liver"]     # where it differs from the data set's
+//! hounsfield = "assume"     # a CT although its values look otherwise
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::config::{Document, Problems};
+use common::ids::ClassId;
+use common::label_map::LabelMap;
+use common::taxonomy::Taxonomy;
+use serde::Deserialize;
+
+use super::DataError;
+
+/// Label map and case table of a data set that brings its own.
+pub const LABEL_MAP_FILE: &str = "dataset.toml";
+const CASES_FILE: &str = "cases.toml";
+
+/// One `[[dataset]]` of `site.toml`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetConfig {
+    /// Name, as shown; part of each case's name.
+    pub name: String,
+    /// Where its files are, from the folder of `site.toml`.
+    pub folder: PathBuf,
+    /// A built-in label map by name (`kits`) or a file (`maps/ours.toml`); default: `dataset.toml` in the folder.
+    #[serde(default)]
+    pub label_map: Option<String>,
+    /// The annotated classes, where the label map leaves them to the site.
+    #[serde(default)]
+    pub annotated: Option<Vec<String>>,
+    /// Share of patients kept out of training, for patients without a split of their own.
+    #[serde(default)]
+    pub validation_share: f64,
+}
+
+/// What a case is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Training.
+    Training,
+    /// The site's own validation.
+    Validation,
+    /// Nothing.
+    Excluded,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Hounsfield {
+    /// A scan that does not look like CT is refused.
+    Check,
+    /// The site says that it is CT.
+    Assume,
+}
+
+/// One entry of `cases.toml`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCase {
+    patient: Option<String>,
+    split: Option<Split>,
+    annotated: Option<Vec<String>>,
+    hounsfield: Option<Hounsfield>,
+}
+
+/// One scan with its labels.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// `dataset/case`.
+    pub name: String,
+    /// Name of its data set.
+    pub dataset: String,
+    /// The scan.
+    pub image: PathBuf,
+    /// Its label file.
+    pub labels: PathBuf,
+    /// What the label file's numbers mean.
+    pub label_map: Arc<LabelMap>,
+    /// The classes that this case annotates.
+    pub annotated: BTreeSet<ClassId>,
+    /// Whose scan it is.
+    pub patient: String,
+    /// What it is used for.
+    pub split: Split,
+    /// Whether it is CT on the site's word.
+    pub assume_hounsfield: bool,
+}
+
+/// All cases of all data sets of a site, ordered by name.
+///
+/// # Errors
+/// What is wrong with the first data set that has mistakes, or a patient in two splits.
+pub fn read_datasets(
+    configs: &[DatasetConfig],
+    base: &Path,
+    taxonomy: &Taxonomy,
+) -> Result<Vec<Case>, DataError> {
+    let mut cases = Vec::new();
+    for config in configs {
+        cases.extend(read_dataset(config, base, taxonomy)?);
+    }
+    cases.sort_by(|a, b| a.name.cmp(&b.name));
+    check_patients(&cases)?;
+    Ok(cases)
+}
+
+/// The cases of one data set; `base` is the folder that its paths start from.
+///
+/// # Errors
+/// Every mistake in its label map, its table or its folder.
+pub fn read_dataset(
+    config: &DatasetConfig,
+    base: &Path,
+    taxonomy: &Taxonomy,
+) -> Result<Vec<Case>, DataError> {
+    let folder = base.join(&config.folder);
+    let label_map = Arc::new(read_label_map(config, base, &folder, taxonomy)?);
+    let files = find_files(&folder)?;
+    let table_file = folder.join(CASES_FILE);
+    let text = if table_file.exists() { read_text(&table_file)? } else { String::new() };
+    let shown = table_file.display().to_string();
+    let document = Document::parse(&shown, &text)?;
+    let mut table: BTreeMap<String, RawCase> = document.read()?;
+
+    let mut problems = Problems::new();
+    for name in table.keys().filter(|name| !files.contains_key(*name)) {
+        problems.add(name.as_str(), "no such case in the folder");
+    }
+    let usual = classes("annotated", config.annotated.as_deref(), taxonomy, &mut problems);
+    let mut cases = Vec::new();
+    for (name, (image, labels)) in files {
+        let raw = table.remove(&name).unwrap_or_default();
+        let own = classes(&format!("{name}.annotated"), raw.annotated.as_deref(), taxonomy, &mut problems);
+        let full_name = format!("{}/{name}", config.name);
+        let annotated = label_map
+            .annotated_in_case(own.as_ref().or(usual.as_ref()), taxonomy)
+            .map_err(DataError::of_case(&full_name))?;
+        let patient = raw.patient.unwrap_or_else(|| full_name.clone());
+        let split = raw.split.unwrap_or_else(|| drawn_split(&patient, config.validation_share));
+        cases.push(Case {
+            dataset: config.name.clone(),
+            name: full_name,
+            image,
+            labels,
+            label_map: label_map.clone(),
+            annotated,
+            patient,
+            split,
+            assume_hounsfield: raw.hounsfield == Some(Hounsfield::Assume),
+        });
+    }
+    document.locate(problems)?;
+    Ok(cases)
+}
+
+fn read_label_map(
+    config: &DatasetConfig,
+    base: &Path,
+    folder: &Path,
+    taxonomy: &Taxonomy,
+) -> Result<LabelMap, DataError> {
+    let file = match config.label_map.as_deref() {
+        None => folder.join(LABEL_MAP_FILE),
+        Some(name) if name.ends_with(".toml") => base.join(name),
+        Some(name) => {
+            return LabelMap::standard(name).ok_or_else(|| DataError::Dataset {
+                dataset: config.name.clone(),
+                mistakes: vec![format!(
+                    "`label_map`: unknown data set `{name}`; known: {}",
+                    LabelMap::standard_names().collect::<Vec<_>>().join(", ")
+                )],
+            });
+        }
+    };
+    Ok(LabelMap::parse(&file.display().to_string(), &read_text(&file)?, taxonomy)?)
+}
+
+fn read_text(file: &Path) -> Result<String, DataError> {
+    fs::read_to_string(file).map_err(DataError::io(file))
+}
+
+/// The classes of these names, if there is a list; names that no class has are noted.
+fn classes(
+    key: &str,
+    names: Option<&[String]>,
+    taxonomy: &Taxonomy,
+    problems: &mut Problems,
+) -> Option<BTreeSet<ClassId>> {
+    let mut found = BTreeSet::new();
+    for name in names? {
+        match taxonomy.find(name) {
+            Some(class) => drop(found.insert(class.id)),
+            None => problems.add(key, format!("the taxonomy has no class `{name}`")),
+        }
+    }
+    Some(found)
+}
+
+/// Image and labels of each case, by the case's name.
+type CaseFiles = BTreeMap<String, (PathBuf, PathBuf)>;
+
+fn find_files(folder: &Path) -> Result<CaseFiles, DataError> {
+    let mistakes = |mistakes| DataError::Dataset { dataset: folder.display().to_string(), mistakes };
+    for (images, labels) in [("images", "labels"), ("imagesTr", "labelsTr")] {
+        let (images, labels) = (folder.join(images), folder.join(labels));
+        if images.is_dir() && labels.is_dir() {
+            return pair_files(&images, &labels)?.map_err(mistakes);
+        }
+    }
+    let mut cases = CaseFiles::new();
+    for entry in listed(folder)? {
+        let Some(name) = entry.file_name().and_then(|name| name.to_str()) else { continue };
+        let files = volumes(&entry)?;
+        if let (Some(ct), Some(labels)) = (files.get("ct"), files.get("labels")) {
+            cases.insert(name.to_owned(), (ct.clone(), labels.clone()));
+        }
+    }
+    if cases.is_empty() {
+        let expected =
+            "no case: expected folders with `ct` and `labels` files, or folders `images` and `labels`";
+        return Err(mistakes(vec![expected.to_owned()]));
+    }
+    Ok(cases)
+}
+
+/// Cases of the pair layout; the inner error lists what has no counterpart.
+fn pair_files(images: &Path, labels: &Path) -> Result<Result<CaseFiles, Vec<String>>, DataError> {
+    let (images, mut labels) = (volumes(images)?, volumes(labels)?);
+    let (mut cases, mut mistakes) = (CaseFiles::new(), Vec::new());
+    for (name, image) in images {
+        let case = name.strip_suffix("_0000").unwrap_or(&name).to_owned();
+        match labels.remove(&case) {
+            Some(label) => drop(cases.insert(case, (image, label))),
+            None => mistakes.push(format!("image `{name}` has no label file `{case}`")),
+        }
+    }
+    mistakes.extend(labels.keys().map(|name| format!("label file `{name}` has no image")));
+    Ok(if mistakes.is_empty() { Ok(cases) } else { Err(mistakes) })
+}
+
+/// NIfTI files of a folder by name without ending; none for what is no folder.
+fn volumes(folder: &Path) -> Result<BTreeMap<String, PathBuf>, DataError> {
+    if !folder.is_dir() {
+        return Ok(BTreeMap::new());
+    }
+    let stem = |path: PathBuf| {
+        let name = path.file_name()?.to_str()?;
+        let stem = name.strip_suffix(".nii.gz").or_else(|| name.strip_suffix(".nii"))?;
+        Some((stem.to_owned(), path.clone()))
+    };
+    Ok(listed(folder)?.into_iter().filter_map(stem).collect())
+}
+
+fn listed(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let entries = fs::read_dir(folder).map_err(DataError::io(folder))?;
+    entries.map(|entry| entry.map(|e| e.path()).map_err(DataError::io(folder))).collect()
+}
+
+/// A split that depends on the patient alone: it stays when other patients come or go.
+fn drawn_split(patient: &str, validation_share: f64) -> Split {
+    let [first, second, third, fourth, ..] = *blake3::hash(patient.as_bytes()).as_bytes();
+    let place = f64::from(u32::from_le_bytes([first, second, third, fourth])) / f64::from(u32::MAX);
+    if place < validation_share { Split::Validation } else { Split::Training }
+}
+
+fn check_patients(cases: &[Case]) -> Result<(), DataError> {
+    let mut splits = BTreeMap::new();
+    for case in cases.iter().filter(|case| case.split != Split::Excluded) {
+        if *splits.entry(&case.patient).or_insert(case.split) != case.split {
+            return Err(DataError::PatientInTwoSplits { patient: case.patient.clone() });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,185 @@
-//! (labels)
+//! Label transfer: from a data set's own numbers to the classes of the taxonomy, with what the case annotates.
+//!
+//! The order of operations is the reference's (specification §3.3): values → folds → split of left and right, at native
+//! resolution, on axes R, A, S; resampling is the way of the image ([`LabelledCase::prepared`]); then one mask for each annotated
+//! class, from the mapped volume or, where the label map says so, from the raw values. A class that is not annotated has
+//! no mask at all: nothing downstream can mistake it for background.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::ids::ClassId;
+use common::label_map::{LabelMap, Target};
+use common::taxonomy::Taxonomy;
+
+use super::components::Components;
+use super::geometry::GeometryMismatch;
+use super::preprocess::{Journey, preprocess_labels};
+use super::volume::{Grid, Volume};
+
+/// A label file that its label map does not explain.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// Values that the map does not list, not even as `drop`.
+    #[error("{file}: {}: the label map lists no such value", describe(.unlisted))]
+    Unlisted {
+        /// The label file.
+        file: String,
+        /// Each value and its number of voxels.
+        unlisted: BTreeMap<i32, usize>,
+    },
+}
+
+fn describe(unlisted: &BTreeMap<i32, usize>) -> String {
+    let each = unlisted.iter().map(|(value, count)| format!("value {value} ({count} voxels)"));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// Where the mask of an annotated class comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MaskSource {
+    /// The voxels that were mapped to the class.
+    Mapped,
+    /// The voxels with these raw values, whatever the folds made of them.
+    Raw(Vec<i32>),
+}
+
+/// The labels of one case: which classes it annotates, and where each of them is. Masks may overlap.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LabelledCase {
+    mapped: Volume<u8>,
+    raw: Volume<i32>,
+    masks: BTreeMap<ClassId, MaskSource>,
+}
+
+impl LabelledCase {
+    /// Transfers the labels `raw` (axes R, A, S, native resolution) of a case that annotates `annotated`.
+    ///
+    /// `file` names the label file in errors.
+    ///
+    /// # Errors
+    /// [`LabelError`] names every value that the label map does not list, with its count.
+    pub fn transfer(
+        raw: Volume<i32>,
+        map: &LabelMap,
+        annotated: &BTreeSet<ClassId>,
+        taxonomy: &Taxonomy,
+        file: &str,
+    ) -> Result<Self, LabelError> {
+        let mut mapped = map_values(&raw, map, file)?;
+        for fold in &map.folds {
+            let lesion = |id: u8| fold.from.iter().any(|class| class.get() == id);
+            mapped.voxels_mut().iter_mut().filter(|id| lesion(**id)).for_each(|id| *id = fold.into.get());
+        }
+        for &right in &map.splits {
+            // Invariant: a label map splits only the right one of a pair.
+            if let Some(left) = taxonomy.left_of(right) {
+                split_sides(&mut mapped, right, left);
+            }
+        }
+        Ok(Self::new(mapped, raw, annotated.iter().map(|&class| (class, mask_source(map, class))).collect()))
+    }
+
+    /// Joins volumes over one grid and the sources of their masks.
+    ///
+    /// # Panics
+    /// When the grids differ: a mistake of the caller.
+    pub fn new(mapped: Volume<u8>, raw: Volume<i32>, masks: BTreeMap<ClassId, MaskSource>) -> Self {
+        assert_eq!(mapped.shape(), raw.shape(), "both volumes lie on the grid of the case");
+        Self { mapped, raw, masks }
+    }
+
+    /// The same labels on the grid that the image of the case was prepared on, by nearest voxel.
+    ///
+    /// # Errors
+    /// Labels that do not lie on the image.
+    pub fn prepared(&self, journey: &Journey) -> Result<Self, GeometryMismatch> {
+        let mapped = preprocess_labels(&self.mapped, journey)?;
+        let raw = preprocess_labels(&self.raw, journey)?;
+        Ok(Self::new(mapped, raw, self.masks.clone()))
+    }
+
+    /// The grid of all masks.
+    pub fn grid(&self) -> &Grid {
+        self.mapped.grid()
+    }
+
+    /// The annotated classes, ascending.
+    pub fn annotated(&self) -> impl Iterator<Item = ClassId> + '_ {
+        self.masks.keys().copied()
+    }
+
+    /// Each annotated class and where its mask comes from.
+    pub fn masks(&self) -> &BTreeMap<ClassId, MaskSource> {
+        &self.masks
+    }
+
+    /// Whether voxel `offset` belongs to `class`; never, if the class is not annotated.
+    #[inline]
+    pub fn contains(&self, class: ClassId, offset: usize) -> bool {
+        match self.masks.get(&class) {
+            Some(MaskSource::Mapped) => self.mapped.voxels()[offset] == class.get(),
+            Some(MaskSource::Raw(values)) => values.contains(&self.raw.voxels()[offset]),
+            None => false,
+        }
+    }
+
+    /// The mask of `class`, C order, if the case annotates it.
+    pub fn mask(&self, class: ClassId) -> Option<Vec<bool>> {
+        self.masks
+            .contains_key(&class)
+            .then(|| (0..self.grid().len()).map(|offset| self.contains(class, offset)).collect())
+    }
+
+    /// The class of each voxel after folds and splits, 0 where the map drops the value: the reference's single channel.
+    pub fn mapped(&self) -> &Volume<u8> {
+        &self.mapped
+    }
+
+    /// The values of the label file.
+    pub fn raw(&self) -> &Volume<i32> {
+        &self.raw
+    }
+}
+
+fn map_values(raw: &Volume<i32>, map: &LabelMap, file: &str) -> Result<Volume<u8>, LabelError> {
+    let mut unlisted = BTreeMap::new();
+    let mapped = raw.map(|&value| match map.target(value) {
+        Some(Target::Class(class)) => class.get(),
+        Some(Target::Drop) => 0,
+        None => {
+            *unlisted.entry(value).or_insert(0) += 1;
+            0
+        }
+    });
+    if unlisted.is_empty() {
+        Ok(mapped)
+    } else {
+        Err(LabelError::Unlisted { file: file.to_owned(), unlisted })
+    }
+}
+
+fn mask_source(map: &LabelMap, class: ClassId) -> MaskSource {
+    let raw = map.raw_masks.iter().find(|mask| mask.class == class);
+    raw.map_or(MaskSource::Mapped, |mask| MaskSource::Raw(mask.values.clone()))
+}
+
+/// Gives the left one of the two largest components of `right` to the class `left` (specification §3.4).
+///
+/// The one whose mean index along R is lower is the left one; on equal means, the smaller. A single component stays
+/// right, and so does every further fragment, wherever it lies.
+fn split_sides(mapped: &mut Volume<u8>, right: ClassId, left: ClassId) {
+    let mask: Vec<bool> = mapped.voxels().iter().map(|&id| id == right.get()).collect();
+    let shape = mapped.shape();
+    let components = Components::of(&mask, shape);
+    let &[first, second, ..] = components.by_size().as_slice() else { return };
+    let mean = |component| components.mean_index(component, shape, 0);
+    let left_part = if mean(first) < mean(second) { first } else { second };
+    for (id, &component) in mapped.voxels_mut().iter_mut().zip(&components.of_voxel) {
+        if component == left_part {
+            *id = left.get();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

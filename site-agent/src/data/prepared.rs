@@ -1,0 +1,151 @@
+//! Cases ready for sampling: image and labels on the network's grid, made once and kept.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use common::ids::ClassId;
+use common::taxonomy::Taxonomy;
+
+use super::DataError;
+use super::cache::{CaseCache, CaseKey};
+use super::dataset::Case;
+use super::intensity::check_hounsfield;
+use super::labels::LabelledCase;
+use super::nifti::{Limits, read_image, read_labels};
+use super::orientation;
+use super::preprocess::{Preprocessing, preprocess_image};
+use super::volume::Volume;
+
+/// Image (f32), mapped class (u8) and raw label (i32).
+const BYTES_PER_VOXEL: usize = 9;
+
+/// A case on the network's grid.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PreparedCase {
+    /// Windowed to 0..1, axes R, A, S, cropped to the patient.
+    pub image: Volume<f32>,
+    /// Its labels, on the same grid.
+    pub labels: LabelledCase,
+    /// The annotated classes with at least one voxel on this grid.
+    pub present: BTreeSet<ClassId>,
+}
+
+impl PreparedCase {
+    /// Joins an image and its labels.
+    ///
+    /// # Panics
+    /// When their grids differ: a mistake of the caller.
+    pub fn new(image: Volume<f32>, labels: LabelledCase) -> Self {
+        assert_eq!(image.shape(), labels.grid().shape, "labels lie on the grid of their image");
+        let shown = |&class: &ClassId| (0..image.grid().len()).any(|offset| labels.contains(class, offset));
+        let present = labels.annotated().filter(shown).collect();
+        Self { image, labels, present }
+    }
+
+    /// Reads the files of `case` and brings them to the network's grid.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the case; the error names it.
+    pub fn read(case: &Case, settings: &Preprocessing, taxonomy: &Taxonomy) -> Result<Self, DataError> {
+        let limits = Limits::default();
+        let image = read_image(&case.image, &limits)?;
+        if !case.assume_hounsfield {
+            check_hounsfield(&image.volume).map_err(DataError::of_case(&case.name))?;
+        }
+        let (raw, _) = orientation::to_ras(&read_labels(&case.labels, &limits)?);
+        let file = case.labels.display().to_string();
+        let labels = LabelledCase::transfer(raw, &case.label_map, &case.annotated, taxonomy, &file)
+            .map_err(DataError::of_case(&case.name))?;
+        let prepared = preprocess_image(image, settings).map_err(DataError::of_case(&case.name))?;
+        let labels = labels.prepared(&prepared.journey).map_err(DataError::of_case(&case.name))?;
+        Ok(Self::new(prepared.image, labels))
+    }
+}
+
+/// The prepared cases of a site: in memory as far as they may, the others on disk.
+pub struct CaseStore {
+    cases: Vec<Slot>,
+}
+
+/// Where a prepared case is. Settled when the store is opened, so that nothing is ever evicted or waited for.
+enum Slot {
+    Memory(Arc<PreparedCase>),
+    Disk(Box<dyn Fn() -> Result<PreparedCase, DataError> + Send + Sync>),
+}
+
+/// What a case contributes to the label manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaseSummary {
+    /// Name of its label map.
+    pub dataset: String,
+    /// Classes that it annotates.
+    pub annotated: BTreeSet<ClassId>,
+    /// Annotated classes with at least one voxel.
+    pub present: BTreeSet<ClassId>,
+}
+
+impl CaseStore {
+    /// Prepares every case, through the cache; keeps those in memory that fit into `memory_bytes`, in order.
+    ///
+    /// # Errors
+    /// What is wrong with the first case that cannot be used.
+    pub fn open(
+        cases: Vec<Case>,
+        settings: Preprocessing,
+        taxonomy: &Arc<Taxonomy>,
+        cache: &CaseCache,
+        memory_bytes: usize,
+    ) -> Result<(Self, Vec<CaseSummary>), DataError> {
+        let (mut slots, mut summaries, mut room) = (Vec::new(), Vec::new(), memory_bytes);
+        for case in cases {
+            let key = CaseKey::of(&case, &settings, taxonomy.digest())?;
+            let summary = |prepared: &PreparedCase| CaseSummary {
+                dataset: case.label_map.name.clone(),
+                annotated: case.annotated.clone(),
+                present: prepared.present.clone(),
+            };
+            let prepared = cache.load_or(key, || PreparedCase::read(&case, &settings, taxonomy))?;
+            summaries.push(summary(&prepared));
+            let needed = prepared.image.grid().len() * BYTES_PER_VOXEL;
+            if needed <= room {
+                room -= needed;
+                slots.push(Slot::Memory(Arc::new(prepared)));
+            } else {
+                let (cache, taxonomy) = (cache.clone(), taxonomy.clone());
+                slots.push(Slot::Disk(Box::new(move || {
+                    cache.load_or(key, || PreparedCase::read(&case, &settings, &taxonomy))
+                })));
+            }
+        }
+        Ok((Self { cases: slots }, summaries))
+    }
+
+    /// A store of cases that are already prepared.
+    pub fn in_memory(cases: impl IntoIterator<Item = PreparedCase>) -> Self {
+        Self { cases: cases.into_iter().map(|case| Slot::Memory(Arc::new(case))).collect() }
+    }
+
+    /// Number of cases.
+    pub fn len(&self) -> usize {
+        self.cases.len()
+    }
+
+    /// Whether there is no case.
+    pub fn is_empty(&self) -> bool {
+        self.cases.is_empty()
+    }
+
+    /// Case number `index`.
+    ///
+    /// # Errors
+    /// A case on disk that can be read no more.
+    ///
+    /// # Panics
+    /// When there is no such case: a mistake of the caller.
+    pub fn load(&self, index: usize) -> Result<Arc<PreparedCase>, DataError> {
+        match &self.cases[index] {
+            Slot::Memory(case) => Ok(case.clone()),
+            Slot::Disk(read) => read().map(Arc::new),
+        }
+    }
+}
