@@ -18,6 +18,7 @@ pub mod weights;
 mod class_rows;
 #[cfg(test)]
 mod tests;
+pub mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
 

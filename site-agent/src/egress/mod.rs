@@ -1,1 +1,216 @@
 //! The one way out of a hospital: policy, limits, ledger, transport, in that order.
+//!
+//! A message about the site or its data is an [`Outbound`] value; [`Egress`] is the only thing that can send one. It is
+//! written to the ledger, on the disk, before its first byte is sent, and the coordinator's answer after. What merely
+//! asks for something (a study, a model) goes through [`ask`] and carries nothing.
+
+mod ledger;
+mod limits;
+mod outbound;
+mod policy;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use common::artifact::ArtifactManifest;
+use common::ids::{AttemptId, Digest};
+use common::wire::{EnrollReply, EnrollRequest, OfferedUpdate, Receipt, Refusal, Reply, Request};
+use link::LinkError;
+use link::transfer::ChunkSource;
+
+pub use ledger::{Entry, Ledger, LedgerError, LedgerEvent, Verified, verify};
+use limits::Spent;
+pub use outbound::{Kind, Outbound, Summary};
+pub use policy::{Approve, Policy, PolicyRefusal, Quota, StudyTerms, Verdict};
+pub(crate) use transport::{Carrier, ask};
+
+/// Why a message did not arrive, or is not known to have.
+#[derive(Debug, thiserror::Error)]
+pub enum EgressError {
+    /// This site's own policy keeps it here.
+    #[error("kept here by the policy: {0}")]
+    Withheld(#[from] PolicyRefusal),
+    /// The ledger cannot be written, so nothing may leave.
+    #[error("nothing may leave unrecorded")]
+    Ledger(#[from] LedgerError),
+    /// The coordinator said no.
+    #[error("the coordinator refused: {0}")]
+    Refused(Refusal),
+    /// The link broke before an answer.
+    #[error("{0}")]
+    Link(#[source] LinkError),
+}
+
+/// Policy, limits and ledger of one site. Shared by all its tasks.
+#[derive(Debug)]
+pub struct Egress {
+    policy: Policy,
+    books: Mutex<Books>,
+}
+
+#[derive(Debug)]
+struct Books {
+    ledger: Ledger,
+    spent: Spent,
+}
+
+impl Egress {
+    /// Opens the ledger at `path` and reads from it what has left today.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it was tampered with or cannot be written.
+    pub fn open(policy: Policy, path: &Path) -> Result<Self, LedgerError> {
+        let mut spent = Spent::default();
+        let ledger = Ledger::open(path, |entry| spent.note(entry))?;
+        Ok(Self { policy, books: Mutex::new(Books { ledger, spent }) })
+    }
+
+    /// The site's policy.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Sends a message and waits for the coordinator's answer. An [`Outbound::Update`] goes through
+    /// [`Egress::send_update`] instead.
+    ///
+    /// # Errors
+    /// [`EgressError`]; after [`EgressError::Withheld`] not a byte has left.
+    pub(crate) async fn send(&self, line: &impl Carrier, outbound: Outbound) -> Result<Reply, EgressError> {
+        let summary = outbound.summary();
+        self.release(&summary)?;
+        let Some(request) = outbound.into_request() else {
+            unreachable!("enrolment has its own door: `enrol`")
+        };
+        let reply = line.exchange(&request).await;
+        self.settle(&summary, reply)
+    }
+
+    /// Offers an update, sends the chunks that the coordinator misses, and waits for its receipt.
+    ///
+    /// # Errors
+    /// [`EgressError`]. After a broken link the same call sends only what is still missing.
+    pub(crate) async fn send_update<S: ChunkSource + Send>(
+        &self,
+        line: &impl Carrier,
+        offer: OfferedUpdate,
+        manifest: &ArtifactManifest,
+        source: &mut S,
+    ) -> Result<Receipt, EgressError> {
+        let outbound = Outbound::Update(offer.clone());
+        let summary = outbound.summary();
+        self.release(&summary)?;
+        let receipt = deliver(line, offer, manifest, source).await;
+        match self.settle(&summary, receipt.map(Reply::Receipt))? {
+            Reply::Receipt(receipt) => Ok(receipt),
+            _ => Err(EgressError::Link(unexpected("a receipt"))),
+        }
+    }
+
+    /// Asks policy and limits, and writes down that the message is about to leave.
+    fn release(&self, message: &Summary) -> Result<(), EgressError> {
+        let now = jiff::Timestamp::now();
+        // Poisoning means that a panic interrupted bookkeeping; the ledger's own file is consistent line by line.
+        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        let permitted = self.policy.permit_kind(message.kind);
+        let permitted = permitted.and_then(|()| books.spent.permit(&self.policy, message, now));
+        if let Err(refusal) = permitted {
+            // Progress is thinned out all the time: that is no event.
+            if refusal.rule != "egress.progress_every_s" {
+                books.ledger.append(now, message, LedgerEvent::Withheld { rule: refusal.to_string() })?;
+            }
+            return Err(refusal.into());
+        }
+        let entry = books.ledger.append(now, message, LedgerEvent::Sending)?;
+        books.spent.note(&entry);
+        Ok(())
+    }
+
+    /// Writes down what became of a message.
+    fn settle(&self, message: &Summary, reply: Result<Reply, LinkError>) -> Result<Reply, EgressError> {
+        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        books.ledger.append(jiff::Timestamp::now(), message, event_of(&reply))?;
+        reply.map_err(EgressError::from)
+    }
+}
+
+/// Enrols: public keys and the one-time token leave, recorded like everything else. There is no policy to ask yet; the
+/// operator's command is the permission.
+///
+/// # Errors
+/// [`EgressError`]; a refusal comes as [`EgressError::Refused`].
+pub(crate) async fn enrol(
+    line: &impl Carrier,
+    ledger: &mut Ledger,
+    request: EnrollRequest,
+) -> Result<common::wire::Enrolled, EgressError> {
+    let summary = Outbound::Enrolment(request.clone()).summary();
+    ledger.append(jiff::Timestamp::now(), &summary, LedgerEvent::Sending)?;
+    let reply = match line.enrol(&request).await {
+        Ok(EnrollReply::Enrolled(enrolled)) => Ok(enrolled),
+        Ok(EnrollReply::Refused(refusal)) => Err(LinkError::Refused(refusal)),
+        Err(error) => Err(error),
+    };
+    let event = event_of(&reply.as_ref().map(|_| Reply::Done).map_err(|e| e));
+    ledger.append(jiff::Timestamp::now(), &summary, event)?;
+    Ok(reply?)
+}
+
+async fn deliver<S: ChunkSource + Send>(
+    line: &impl Carrier,
+    offer: OfferedUpdate,
+    manifest: &ArtifactManifest,
+    source: &mut S,
+) -> Result<Receipt, LinkError> {
+    let attempt = offer.attempt;
+    let missing = match line.exchange(&Request::OfferUpdate(offer)).await? {
+        Reply::Receipt(receipt) => return checked(receipt, attempt),
+        Reply::UpdateWanted { missing } => missing,
+        _ => return Err(unexpected("what is missing of the update")),
+    };
+    if !missing.is_empty() {
+        line.put_chunks(attempt, manifest, &missing, source).await?;
+    }
+    match line.exchange(&Request::CommitUpdate { attempt }).await? {
+        Reply::Receipt(receipt) => checked(receipt, attempt),
+        _ => Err(unexpected("a receipt")),
+    }
+}
+
+/// A receipt for another attempt proves nothing.
+fn checked(receipt: Receipt, attempt: AttemptId) -> Result<Receipt, LinkError> {
+    if receipt.attempt == attempt { Ok(receipt) } else { Err(unexpected("a receipt for this update")) }
+}
+
+fn unexpected(expected: &'static str) -> LinkError {
+    LinkError::Unexpected { expected, got: "another reply" }
+}
+
+fn event_of<E: std::borrow::Borrow<LinkError>>(reply: &Result<Reply, E>) -> LedgerEvent {
+    match reply {
+        Ok(reply) => LedgerEvent::Received { receipt: receipt_of(reply) },
+        Err(error) => match error.borrow() {
+            LinkError::Refused(refusal) => LedgerEvent::Refused { code: refusal.code.code().to_owned() },
+            _ => LedgerEvent::Unanswered,
+        },
+    }
+}
+
+fn receipt_of(reply: &Reply) -> Option<Digest> {
+    match reply {
+        Reply::Receipt(receipt) => Some(receipt.update.0),
+        Reply::ReportReceipt { report } => Some(*report),
+        _ => None,
+    }
+}
+
+impl From<LinkError> for EgressError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Refused(refusal) => Self::Refused(refusal),
+            other => Self::Link(other),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Files that survive a crash: written beside their place, synced, renamed, and the folder synced too.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A file that could not be read or written, and what was tried.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {path}")]
+pub struct FileError {
+    action: &'static str,
+    path: String,
+    #[source]
+    source: io::Error,
+}
+
+impl FileError {
+    /// What was tried on which path, and what the file system said.
+    pub fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { action, path: path.display().to_string(), source }
+    }
+
+    /// Whether the file is simply not there.
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// [`FileError`].
+pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+    fs::read(path).map_err(|source| FileError::new("read", path, source))
+}
+
+/// Reads a whole text file.
+///
+/// # Errors
+/// [`FileError`], also when it is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String, FileError> {
+    fs::read_to_string(path).map_err(|source| FileError::new("read", path, source))
+}
+
+/// Replaces a file as a whole: after a crash the old content is there or the new, never a mixture. Only its owner can
+/// read it.
+///
+/// # Errors
+/// [`FileError`].
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    put(path, bytes, |temporary, path| temporary.persist(path).map(drop).map_err(|e| e.error))
+}
+
+/// Writes a file that must not exist yet; only its owner can read it.
+///
+/// # Errors
+/// [`FileError`], also when it exists.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    put(path, bytes, |temporary, path| temporary.persist_noclobber(path).map(drop).map_err(|e| e.error))
+}
+
+fn put(
+    path: &Path,
+    bytes: &[u8],
+    place: impl FnOnce(tempfile::NamedTempFile, &Path) -> io::Result<()>,
+) -> Result<(), FileError> {
+    let folder = folder_of(path);
+    let attempt = || {
+        // Made with mode 0600.
+        let mut temporary = tempfile::Builder::new().prefix(".writing-").tempfile_in(&folder)?;
+        temporary.write_all(bytes)?;
+        temporary.as_file().sync_all()?;
+        place(temporary, path)?;
+        sync_folder(&folder)
+    };
+    attempt().map_err(|source| FileError::new("write", path, source))
+}
+
+/// Reads a JSON file; `None` when there is none.
+///
+/// # Errors
+/// [`FileError`], also when it is not what it should be.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileError> {
+    match read(path) {
+        Ok(bytes) => {
+            let value = serde_json::from_slice(&bytes);
+            value.map(Some).map_err(|error| FileError::new("understand", path, error.into()))
+        }
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Replaces a JSON file as [`write`] does.
+///
+/// # Errors
+/// [`FileError`].
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
+    let bytes = serde_json::to_vec_pretty(value);
+    write(path, &bytes.map_err(|error| FileError::new("write", path, error.into()))?)
+}
+
+/// Makes a folder that only its owner can enter, and those above it.
+///
+/// # Errors
+/// [`FileError`].
+pub fn make_private_folder(path: &Path) -> Result<(), FileError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| FileError::new("make the folder", path, source))
+}
+
+/// Removes a file; that there is none is fine.
+///
+/// # Errors
+/// [`FileError`].
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::new("remove", path, source))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes a finished `.part` file the file itself.
+///
+/// # Errors
+/// [`FileError`].
+pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    let moved = fs::rename(from, to).and_then(|()| sync_folder(&folder_of(to)));
+    moved.map_err(|source| FileError::new("write", to, source))
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_written_file_is_private_and_leaves_no_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        write_new(&path, b"one").unwrap();
+        assert!(write_new(&path, b"two").is_err());
+        write(&path, b"three").unwrap();
+        assert_eq!(read(&path).unwrap(), b"three");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_missing_json_file_is_no_error_and_a_broken_one_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        assert_eq!(read_json::<u32>(&path).unwrap(), None);
+        write_json(&path, &7u32).unwrap();
+        assert_eq!(read_json::<u32>(&path).unwrap(), Some(7));
+        write(&path, b"{").unwrap();
+        assert!(read_json::<u32>(&path).is_err());
+    }
+}

@@ -1,0 +1,192 @@
+use std::sync::Mutex;
+
+use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
+use common::ids::{RoundId, StudyDigest};
+use common::wire::{RefusalCode, Request};
+
+use super::*;
+
+/// A coordinator in memory: what it was sent, and what it has of an update.
+#[derive(Default)]
+struct Coordinator {
+    heard: Mutex<Vec<&'static str>>,
+    kept: Mutex<Vec<u32>>,
+    /// Break the link after this many chunks, once.
+    break_after: Mutex<Option<usize>>,
+    refuse: bool,
+}
+
+impl Carrier for Coordinator {
+    async fn exchange(&self, request: &Request) -> Result<Reply, LinkError> {
+        self.heard.lock().unwrap().push(request.name());
+        if self.refuse {
+            return Err(LinkError::Refused(Refusal::new(RefusalCode::RoundClosed, "over")));
+        }
+        Ok(match request {
+            Request::OfferUpdate(offer) => {
+                let kept = self.kept.lock().unwrap();
+                let all = 0..offer.manifest.chunks.len() as u32;
+                Reply::UpdateWanted { missing: all.filter(|i| !kept.contains(i)).collect() }
+            }
+            Request::CommitUpdate { attempt } => Reply::Receipt(Receipt {
+                study: study(),
+                round: RoundId(1),
+                attempt: *attempt,
+                update: manifest().hash(),
+            }),
+            _ => Reply::Done,
+        })
+    }
+
+    async fn put_chunks<S: ChunkSource + Send>(
+        &self,
+        _: AttemptId,
+        _: &ArtifactManifest,
+        indices: &[u32],
+        source: &mut S,
+    ) -> Result<u32, LinkError> {
+        let mut buffer = Vec::new();
+        for (sent, &index) in indices.iter().enumerate() {
+            if self.break_after.lock().unwrap().take_if(|after| *after == sent).is_some() {
+                return Err(LinkError::Reset);
+            }
+            source.read_chunk(index, &mut buffer).await?;
+            self.kept.lock().unwrap().push(index);
+        }
+        Ok(indices.len() as u32)
+    }
+
+    async fn enrol(&self, _: &EnrollRequest) -> Result<EnrollReply, LinkError> {
+        Ok(EnrollReply::Refused(Refusal::new(RefusalCode::InviteUsed, "used")))
+    }
+}
+
+/// Chunks of zeros, counted.
+#[derive(Default)]
+struct Zeros(Vec<u32>);
+
+impl ChunkSource for Zeros {
+    async fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+        self.0.push(index);
+        buffer.clear();
+        buffer.resize(8, 0);
+        Ok(())
+    }
+}
+
+fn study() -> StudyDigest {
+    StudyDigest(Digest::of(b"study"))
+}
+
+fn manifest() -> ArtifactManifest {
+    let spec = |name: &str| TensorSpec { name: name.to_owned(), dtype: Dtype::F32, shape: vec![2] };
+    let layout = TensorLayout::new(["a", "b", "c"].map(spec).to_vec()).unwrap();
+    ArtifactManifest::of(layout, &[0; 24])
+}
+
+fn offer() -> OfferedUpdate {
+    OfferedUpdate {
+        study: study(),
+        round: RoundId(1),
+        base: manifest().hash(),
+        attempt: AttemptId::from_bytes([7; 16]),
+        steps: 5,
+        manifest: (&manifest()).into(),
+    }
+}
+
+fn progress() -> Outbound {
+    Outbound::Progress { study: study(), round: RoundId(1), step: 1, steps: 5, loss: 0.5 }
+}
+
+struct Site {
+    folder: tempfile::TempDir,
+    egress: Egress,
+}
+
+fn site(allow: &str) -> Site {
+    let text = format!(
+        "[studies]\napprove = \"ask\"\n[egress]\nallow = [{allow}]\nmax_update_mib = 1\nmax_mib_per_day = 2\n\
+         progress_every_s = 3600\n"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let policy = Policy::parse("policy.toml", &text).unwrap();
+    let egress = Egress::open(policy, &folder.path().join("egress.jsonl")).unwrap();
+    Site { folder, egress }
+}
+
+impl Site {
+    fn events(&self) -> Vec<(Kind, LedgerEvent)> {
+        let mut events = Vec::new();
+        verify(&self.folder.path().join("egress.jsonl"), |e| events.push((e.kind, e.event.clone()))).unwrap();
+        events
+    }
+}
+
+#[tokio::test]
+async fn what_the_policy_forbids_never_reaches_the_wire_and_the_line_is_named() {
+    let site = site("\"progress\"");
+    let coordinator = Coordinator::default();
+    let error =
+        site.egress.send_update(&coordinator, offer(), &manifest(), &mut Zeros::default()).await.unwrap_err();
+    assert_eq!(error.to_string(), "kept here by the policy: policy.toml:4: `egress.allow` refuses `update`");
+    assert!(coordinator.heard.lock().unwrap().is_empty());
+    let rule = "policy.toml:4: `egress.allow` refuses `update`".to_owned();
+    assert_eq!(site.events(), [(Kind::Update, LedgerEvent::Withheld { rule })]);
+}
+
+#[tokio::test]
+async fn an_update_is_recorded_before_it_leaves_and_its_receipt_after() {
+    let site = site("\"update\"");
+    let coordinator = Coordinator::default();
+    site.egress.send_update(&coordinator, offer(), &manifest(), &mut Zeros::default()).await.unwrap();
+    assert_eq!(*coordinator.heard.lock().unwrap(), ["offer-update", "commit-update"]);
+    let receipt = Some(manifest().hash().0);
+    assert_eq!(
+        site.events(),
+        [(Kind::Update, LedgerEvent::Sending), (Kind::Update, LedgerEvent::Received { receipt })]
+    );
+}
+
+#[tokio::test]
+async fn an_interrupted_update_sends_only_what_is_missing() {
+    let site = site("\"update\"");
+    let coordinator = Coordinator { break_after: Mutex::new(Some(2)), ..Coordinator::default() };
+    let mut source = Zeros::default();
+    let broken = site.egress.send_update(&coordinator, offer(), &manifest(), &mut source).await;
+    assert!(matches!(broken, Err(EgressError::Link(LinkError::Reset))));
+    site.egress.send_update(&coordinator, offer(), &manifest(), &mut source).await.unwrap();
+    assert_eq!(source.0, [0, 1, 2]);
+    assert_eq!(site.events()[1].1, LedgerEvent::Unanswered);
+}
+
+#[tokio::test]
+async fn a_refusal_is_recorded_with_its_code() {
+    let site = site("\"progress\"");
+    let coordinator = Coordinator { refuse: true, ..Coordinator::default() };
+    let error = site.egress.send(&coordinator, progress()).await.unwrap_err();
+    assert!(matches!(error, EgressError::Refused(refusal) if refusal.code == RefusalCode::RoundClosed));
+    assert_eq!(site.events()[1].1, LedgerEvent::Refused { code: "round-closed".to_owned() });
+}
+
+#[tokio::test]
+async fn progress_that_comes_too_soon_is_dropped_without_a_line() {
+    let site = site("\"progress\"");
+    let coordinator = Coordinator::default();
+    site.egress.send(&coordinator, progress()).await.unwrap();
+    assert!(matches!(site.egress.send(&coordinator, progress()).await, Err(EgressError::Withheld(_))));
+    assert_eq!(coordinator.heard.lock().unwrap().len(), 1);
+    assert_eq!(site.events().len(), 2);
+}
+
+#[tokio::test]
+async fn a_used_invite_is_recorded_as_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("egress.jsonl");
+    let mut ledger = Ledger::open(&path, |_| ()).unwrap();
+    let token = common::wire::EnrollToken([1; 32]);
+    let request = EnrollRequest { token, csr_der: vec![1, 2, 3], signing_key: [0; 32] };
+    let error = enrol(&Coordinator::default(), &mut ledger, request).await.unwrap_err();
+    assert!(matches!(error, EgressError::Refused(refusal) if refusal.code == RefusalCode::InviteUsed));
+    assert_eq!(verify(&path, |_| ()).unwrap().lines, 2);
+}
