@@ -1,1 +1,360 @@
-//! (update)
+//! An update: the f32 delta of the trainable tensors from one global model, offered, checked and believed.
+//!
+//! [`UpdateOffer`] is what a site says it has. [`UpdateVerifier`] sees every byte while the driver spools it, does no
+//! I/O, and alone makes a [`VerifiedUpdate`]; so what aggregation takes has been checked. After a restart the driver
+//! feeds the spooled chunks to a new verifier: nothing is believed because a file says so.
+
+use crate::artifact::{ArtifactManifest, LayoutError, TensorLayout};
+use crate::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId, StudyDigest};
+use crate::wire::{ChunkError, Manifest, OfferedUpdate, Refusal, RefusalCode, chunk};
+
+/// What a site says it has for a round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpdateOffer {
+    /// The study.
+    pub study: StudyDigest,
+    /// The round.
+    pub round: RoundId,
+    /// The global model that the delta starts from.
+    pub base: ModelHash,
+    /// Idempotency key.
+    pub attempt: AttemptId,
+    /// Optimiser steps done.
+    pub steps: u32,
+    /// The delta's tensors and chunk hashes.
+    pub manifest: ArtifactManifest,
+}
+
+impl UpdateOffer {
+    /// The update's name.
+    pub fn hash(&self) -> ArtifactHash {
+        self.manifest.hash()
+    }
+}
+
+impl From<&UpdateOffer> for OfferedUpdate {
+    fn from(offer: &UpdateOffer) -> Self {
+        Self {
+            study: offer.study,
+            round: offer.round,
+            base: offer.base,
+            attempt: offer.attempt,
+            steps: offer.steps,
+            manifest: Manifest::from(&offer.manifest),
+        }
+    }
+}
+
+impl TryFrom<OfferedUpdate> for UpdateOffer {
+    type Error = Rejection;
+
+    fn try_from(wire: OfferedUpdate) -> Result<Self, Rejection> {
+        let OfferedUpdate { study, round, base, attempt, steps, manifest } = wire;
+        let manifest = ArtifactManifest::try_from(manifest).map_err(Rejection::Manifest)?;
+        Ok(Self { study, round, base, attempt, steps, manifest })
+    }
+}
+
+/// What the coordinator takes from a site in a round: from the round machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpdateExpectation {
+    /// The site, from its certificate.
+    pub site: SiteId,
+    /// The study.
+    pub study: StudyDigest,
+    /// The open round.
+    pub round: RoundId,
+    /// The round's global model.
+    pub base: ModelHash,
+    /// Optimiser steps of the round.
+    pub steps: u32,
+    /// The model's trainable tensors: the layout of the global model's artifact.
+    pub layout: TensorLayout,
+    /// Largest Euclidean norm of the whole delta, if the study limits it.
+    pub max_norm: Option<f64>,
+}
+
+/// Why an update is not taken. The peer's fault or bad luck, never ours: counted, answered, life goes on.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Rejection {
+    /// The study is not running here.
+    #[error("no study {got:?} takes updates")]
+    UnknownStudy {
+        /// The study named.
+        got: StudyDigest,
+    },
+    /// The round is over, or not open yet.
+    #[error("round {got} is not open; the open round is {}", .open.map_or("none".to_owned(), |r| r.to_string()))]
+    RoundClosed {
+        /// The round named.
+        got: RoundId,
+        /// The open round.
+        open: Option<RoundId>,
+    },
+    /// The site does not take part in the round.
+    #[error("site {site} does not take part in round {round}")]
+    NotInRound {
+        /// The site.
+        site: SiteId,
+        /// The round.
+        round: RoundId,
+    },
+    /// The delta starts from another model.
+    #[error("the update starts from model {}, round's model is {}", .got.short(), .expected.short())]
+    WrongBase {
+        /// The round's global model.
+        expected: ModelHash,
+        /// The base named.
+        got: ModelHash,
+    },
+    /// Another number of optimiser steps than the round's.
+    #[error("the update has {got} optimiser steps, the round asks for {expected}")]
+    WrongSteps {
+        /// Steps of the round.
+        expected: u32,
+        /// Steps named.
+        got: u32,
+    },
+    /// The round has another update of the site.
+    #[error("round {round} has an update of site {site} already")]
+    AlreadyUpdated {
+        /// The site.
+        site: SiteId,
+        /// The round.
+        round: RoundId,
+    },
+    /// The manifest is no manifest.
+    #[error("the update's manifest: {0}")]
+    Manifest(#[source] LayoutError),
+    /// The tensors are not the model's trainable ones.
+    #[error("the update's tensors differ from the model's: {difference}")]
+    WrongLayout {
+        /// The first difference.
+        difference: String,
+    },
+    /// Bytes that are not the chunk announced.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    /// A number that is not finite.
+    #[error("tensor {tensor}: element {element} is not finite")]
+    NotFinite {
+        /// Name of the tensor.
+        tensor: String,
+        /// Its position in the tensor, C order.
+        element: u64,
+    },
+    /// The delta is too large.
+    #[error("the update's norm is {got:.6}, the study allows {limit:.6}")]
+    NormExceeded {
+        /// The study's limit.
+        limit: f64,
+        /// The norm.
+        got: f64,
+    },
+    /// Chunks are missing.
+    #[error("{missing} of {chunks} chunks are missing")]
+    Incomplete {
+        /// How many.
+        missing: usize,
+        /// Chunks of the update.
+        chunks: usize,
+    },
+}
+
+impl Rejection {
+    /// The kind, as the site is told.
+    pub const fn refusal_code(&self) -> RefusalCode {
+        match self {
+            Self::UnknownStudy { .. } => RefusalCode::UnknownStudy,
+            Self::RoundClosed { .. } => RefusalCode::RoundClosed,
+            Self::NotInRound { .. } => RefusalCode::NotInRound,
+            Self::WrongBase { .. } => RefusalCode::WrongBase,
+            Self::WrongSteps { .. } => RefusalCode::WrongSteps,
+            Self::AlreadyUpdated { .. } => RefusalCode::AlreadyUpdated,
+            Self::Manifest(_) | Self::WrongLayout { .. } => RefusalCode::WrongLayout,
+            Self::Chunk(_) => RefusalCode::BadChunk,
+            Self::NotFinite { .. } => RefusalCode::NotFinite,
+            Self::NormExceeded { .. } => RefusalCode::NormExceeded,
+            Self::Incomplete { .. } => RefusalCode::Incomplete,
+        }
+    }
+
+    /// Short stable name for logs and metrics.
+    pub const fn code(&self) -> &'static str {
+        self.refusal_code().code()
+    }
+
+    /// What the site is told: all that a rejection says came from the site itself or from the study.
+    pub fn refusal(&self) -> Refusal {
+        Refusal::new(self.refusal_code(), self.to_string())
+    }
+}
+
+/// Checks an update chunk by chunk, in any order.
+#[derive(Debug)]
+pub struct UpdateVerifier {
+    expectation: UpdateExpectation,
+    offer: UpdateOffer,
+    /// Squared norm of each chunk that came: summed in order of index at the end, so that the order of arrival cannot
+    /// change the norm by a bit.
+    squares: Vec<Option<f64>>,
+}
+
+impl UpdateVerifier {
+    /// Compares the offer with what is expected.
+    ///
+    /// # Errors
+    /// [`Rejection`] names the first difference.
+    pub fn new(expectation: UpdateExpectation, offer: UpdateOffer) -> Result<Self, Rejection> {
+        if offer.study != expectation.study {
+            return Err(Rejection::UnknownStudy { got: offer.study });
+        }
+        if offer.round != expectation.round {
+            return Err(Rejection::RoundClosed { got: offer.round, open: Some(expectation.round) });
+        }
+        if offer.base != expectation.base {
+            return Err(Rejection::WrongBase { expected: expectation.base, got: offer.base });
+        }
+        if offer.steps != expectation.steps {
+            return Err(Rejection::WrongSteps { expected: expectation.steps, got: offer.steps });
+        }
+        check_layout(&expectation.layout, offer.manifest.layout())?;
+        let squares = vec![None; offer.manifest.chunks().len()];
+        Ok(Self { expectation, offer, squares })
+    }
+
+    /// The offer under verification.
+    pub fn offer(&self) -> &UpdateOffer {
+        &self.offer
+    }
+
+    /// Indices of the chunks that have not come yet, ascending.
+    pub fn missing(&self) -> Vec<u32> {
+        let indices = (0u32..).zip(&self.squares);
+        indices.filter(|(_, square)| square.is_none()).map(|(index, _)| index).collect()
+    }
+
+    /// Checks one chunk: known, as long as the layout says, the content that the manifest names, every number finite.
+    /// A chunk that came before is checked again and counts once.
+    ///
+    /// # Errors
+    /// [`Rejection`]; the verifier is as it was, so the chunk may be sent again.
+    pub fn push_chunk(&mut self, index: u32, bytes: &[u8]) -> Result<(), Rejection> {
+        chunk::check_chunk(&self.offer.manifest, index, bytes)?;
+        let square = self.sum_squares(index, bytes)?;
+        if let Some(slot) = usize::try_from(index).ok().and_then(|i| self.squares.get_mut(i)) {
+            *slot = Some(square);
+        }
+        Ok(())
+    }
+
+    /// Completes the verification.
+    ///
+    /// # Errors
+    /// [`Rejection::Incomplete`] or [`Rejection::NormExceeded`].
+    pub fn finish(self) -> Result<VerifiedUpdate, Rejection> {
+        let missing = self.squares.iter().filter(|square| square.is_none()).count();
+        if missing > 0 {
+            return Err(Rejection::Incomplete { missing, chunks: self.squares.len() });
+        }
+        let norm = self.squares.iter().flatten().sum::<f64>().sqrt();
+        if let Some(limit) = self.expectation.max_norm.filter(|&limit| norm > limit) {
+            return Err(Rejection::NormExceeded { limit, got: norm });
+        }
+        Ok(VerifiedUpdate { site: self.expectation.site, offer: self.offer, norm })
+    }
+
+    fn sum_squares(&self, index: u32, bytes: &[u8]) -> Result<f64, Rejection> {
+        let (numbers, _) = bytes.as_chunks::<4>();
+        let square = numbers.iter().map(|&le| f64::from(f32::from_le_bytes(le)).powi(2)).sum::<f64>();
+        // A sum of squares of f32 numbers cannot overflow f64: it is finite exactly when every number is.
+        if square.is_finite() {
+            return Ok(square);
+        }
+        let bad = numbers.iter().position(|&le| !f32::from_le_bytes(le).is_finite());
+        Err(self.not_finite(index, bad.unwrap_or_default() as u64))
+    }
+
+    fn not_finite(&self, index: u32, element_of_chunk: u64) -> Rejection {
+        let layout = self.offer.manifest.layout();
+        let span = usize::try_from(index).ok().and_then(|i| layout.spans().get(i));
+        let tensor = span.and_then(|span| layout.tensors().get(span.tensor));
+        let before = span.map_or(0, |span| {
+            let start = layout.spans().iter().find(|other| other.tensor == span.tensor);
+            span.offset - start.map_or(span.offset, |start| start.offset)
+        });
+        let tensor = tensor.map_or(String::new(), |tensor| tensor.name.clone());
+        Rejection::NotFinite { tensor, element: before / 4 + element_of_chunk }
+    }
+}
+
+fn check_layout(expected: &TensorLayout, got: &TensorLayout) -> Result<(), Rejection> {
+    if expected == got {
+        return Ok(());
+    }
+    let (ours, theirs) = (expected.tensors(), got.tensors());
+    let difference = match ours.iter().zip(theirs).find(|(a, b)| a != b) {
+        Some((a, b)) if a.name == b.name => {
+            format!("{}: shape {:?}, expected {:?}", a.name, b.shape, a.shape)
+        }
+        Some((a, b)) => format!("{}, expected {}", b.name, a.name),
+        None => format!("{} tensors, expected {}", theirs.len(), ours.len()),
+    };
+    Err(Rejection::WrongLayout { difference })
+}
+
+/// An update of which all that aggregation relies on is true: it is of this site, round and base model, has the model's
+/// layout, every chunk has the manifest's hash, every number is finite, and the norm is within the study's limit.
+#[derive(Clone, Debug)]
+pub struct VerifiedUpdate {
+    site: SiteId,
+    offer: UpdateOffer,
+    norm: f64,
+}
+
+impl VerifiedUpdate {
+    /// The site that made it.
+    pub fn site(&self) -> &SiteId {
+        &self.site
+    }
+
+    /// Its study.
+    pub fn study(&self) -> StudyDigest {
+        self.offer.study
+    }
+
+    /// Its round.
+    pub fn round(&self) -> RoundId {
+        self.offer.round
+    }
+
+    /// The global model that it starts from.
+    pub fn base(&self) -> ModelHash {
+        self.offer.base
+    }
+
+    /// Its idempotency key.
+    pub fn attempt(&self) -> AttemptId {
+        self.offer.attempt
+    }
+
+    /// Optimiser steps done.
+    pub fn steps(&self) -> u32 {
+        self.offer.steps
+    }
+
+    /// Its tensors and chunk hashes.
+    pub fn manifest(&self) -> &ArtifactManifest {
+        &self.offer.manifest
+    }
+
+    /// Its name.
+    pub fn hash(&self) -> ArtifactHash {
+        self.offer.manifest.hash()
+    }
+
+    /// Euclidean norm of the whole delta.
+    pub fn norm(&self) -> f64 {
+        self.norm
+    }
+}
