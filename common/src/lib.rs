@@ -9,6 +9,7 @@ pub mod config;
 pub mod coverage;
 pub mod evaluation;
 pub mod ids;
+pub mod journal;
 pub mod label_map;
 pub mod manifest;
 pub mod metrics;

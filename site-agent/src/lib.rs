@@ -9,6 +9,7 @@ pub mod client;
 pub mod data;
 pub mod egress;
 pub mod infer;
+pub mod kernels;
 pub mod model;
 pub mod phantom;
 pub mod train;

@@ -1,1 +1,22 @@
 //! Carriers between sites and coordinator: TLS configuration, QUIC, framing, chunk transfer. No domain decision.
+//!
+//! A site makes a [`quic::Dialer`], the coordinator a [`quic::Listener`]; both get a [`quic::Connection`], on which
+//! the site opens [`quic::Exchange`]s and the coordinator accepts them. An exchange is a [`framing::FrameReader`] and a
+//! [`framing::FrameWriter`] for the messages of [`common::wire`]; tensors go through [`transfer`].
+//!
+//! What fails is a [`LinkError`], with a stable code and words for the operator. Who may do what is not decided here:
+//! the coordinator looks at the [`PeerIdentity`] of each request.
+
+mod close;
+mod error;
+pub mod framing;
+mod identity;
+pub mod quic;
+#[cfg(test)]
+mod tests;
+pub mod tls;
+pub mod transfer;
+
+pub use close::CloseCode;
+pub use error::{Alert, LinkError};
+pub use identity::{IdentityError, PeerIdentity, identity_uri};

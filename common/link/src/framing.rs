@@ -1,0 +1,144 @@
+//! Frames over any byte stream: a `u32` little-endian length, then a message of [`common::wire`]; raw bytes between.
+//!
+//! Reading is *not* cancel-safe: a read dropped half-way has taken bytes off the stream. Read in one task and hand the
+//! messages on; a timeout is fine when the stream is given up after it, which is what [`FrameReader::read_within`] is
+//! for.
+
+use std::time::Duration;
+
+use common::wire::{CodecError, Message, codec};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::error::LinkError;
+
+/// Bytes read at most before memory for them is taken: what a peer only announces costs nothing here.
+const READ_STEP: usize = 64 << 10;
+
+/// Reads frames.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    stream: R,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Reads from `stream`.
+    pub fn new(stream: R) -> Self {
+        Self { stream }
+    }
+
+    /// The next message.
+    ///
+    /// # Errors
+    /// [`LinkError::CutOff`] at the end of the stream, [`LinkError::Codec`] for what is no such message.
+    pub async fn read<M: Message>(&mut self) -> Result<M, LinkError> {
+        self.read_or_end().await?.ok_or(LinkError::CutOff { what: M::NAME })
+    }
+
+    /// The next message, or `None` when the stream ended before it.
+    ///
+    /// # Errors
+    /// As [`FrameReader::read`], the end inside a message included.
+    pub async fn read_or_end<M: Message>(&mut self) -> Result<Option<M>, LinkError> {
+        let Some(len) = self.read_length(M::NAME).await? else { return Ok(None) };
+        let (got, limit) = (len as usize, M::SIZE.limit());
+        if got > limit {
+            return Err(CodecError::TooLarge { name: M::NAME, limit, got }.into());
+        }
+        let mut body = Vec::new();
+        self.read_raw(got, &mut body, M::NAME).await?;
+        Ok(Some(codec::decode(&body)?))
+    }
+
+    /// The next message, if it comes within `limit`. After [`LinkError::TooSlow`] the stream is of no more use.
+    ///
+    /// # Errors
+    /// As [`FrameReader::read`].
+    pub async fn read_within<M: Message>(&mut self, limit: Duration) -> Result<M, LinkError> {
+        within(limit, M::NAME, self.read()).await
+    }
+
+    /// Exactly `len` raw bytes into `buffer`, which is emptied first. The caller has checked `len` against a manifest.
+    ///
+    /// # Errors
+    /// [`LinkError::CutOff`] when the stream ends before.
+    pub async fn read_raw(
+        &mut self,
+        len: usize,
+        buffer: &mut Vec<u8>,
+        what: &'static str,
+    ) -> Result<(), LinkError> {
+        buffer.clear();
+        while buffer.len() < len {
+            let step = READ_STEP.min(len - buffer.len());
+            buffer.reserve(step);
+            if (&mut self.stream).take(step as u64).read_buf(buffer).await? == 0 {
+                return Err(LinkError::CutOff { what });
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_length(&mut self, what: &'static str) -> Result<Option<u32>, LinkError> {
+        let mut prefix = [0; 4];
+        let mut filled = 0;
+        while filled < prefix.len() {
+            match self.stream.read(&mut prefix[filled..]).await? {
+                0 if filled == 0 => return Ok(None),
+                0 => return Err(LinkError::CutOff { what }),
+                read => filled += read,
+            }
+        }
+        Ok(Some(u32::from_le_bytes(prefix)))
+    }
+}
+
+/// Writes frames. A site may hold one only in its egress.
+#[derive(Debug)]
+pub struct FrameWriter<W> {
+    stream: W,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    /// Writes to `stream`.
+    pub fn new(stream: W) -> Self {
+        Self { stream }
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// [`LinkError::Codec`] when it is beyond its limit; else what the stream says.
+    pub async fn write<M: Message>(&mut self, message: &M) -> Result<(), LinkError> {
+        let body = codec::encode(message)?;
+        let mut frame = Vec::with_capacity(4 + body.len());
+        // A body is at most 4 MiB (`SizeClass`), which `encode` checked.
+        frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        frame.extend_from_slice(&body);
+        Ok(self.stream.write_all(&frame).await?)
+    }
+
+    /// Sends raw bytes.
+    ///
+    /// # Errors
+    /// What the stream says.
+    pub async fn write_raw(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
+        Ok(self.stream.write_all(bytes).await?)
+    }
+
+    /// Says that nothing more will come. Not a delivery: wait for the other side's reply.
+    ///
+    /// # Errors
+    /// What the stream says.
+    pub async fn finish(&mut self) -> Result<(), LinkError> {
+        Ok(self.stream.shutdown().await?)
+    }
+}
+
+/// The outcome of `work`, if it comes within `limit`.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    what: &'static str,
+    work: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    tokio::time::timeout(limit, work).await.unwrap_or(Err(LinkError::TooSlow { what, limit }))
+}

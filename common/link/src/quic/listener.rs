@@ -1,0 +1,161 @@
+//! The coordinator's endpoint: one port, two protocols, and the door between them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use common::wire;
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime, VarInt};
+use rustls_pki_types::CertificateDer;
+
+use super::connection::Connection;
+use super::settings::{QuicSettings, SocketBuffers};
+use crate::close::CloseCode;
+use crate::error::{Alert, LinkError};
+use crate::framing::within;
+use crate::identity::PeerIdentity;
+use crate::tls;
+
+/// Takes connections from sites.
+#[derive(Debug)]
+pub struct Listener {
+    endpoint: Endpoint,
+    settings: QuicSettings,
+    buffers: SocketBuffers,
+}
+
+/// Somebody at the door: its address is proved, nothing else is known. Admit it in a task of its own.
+#[derive(Debug)]
+pub struct Knock {
+    incoming: Incoming,
+    settings: QuicSettings,
+}
+
+/// Who came in.
+#[derive(Debug)]
+pub enum Admitted {
+    /// Showed a certificate of the consortium that names a site. Whether the site is known, not revoked and of the
+    /// right consortium and role is for the coordinator to say.
+    Site(Connection, PeerIdentity),
+    /// Wants to enrol: nobody yet. One exchange, small, soon over.
+    Stranger(Connection),
+}
+
+impl Listener {
+    /// Binds `local` (port 0: any) and listens with `tls`, a configuration of [`tls::server_config`].
+    ///
+    /// # Errors
+    /// [`LinkError::Io`] when the socket cannot be bound, [`LinkError::Setting`] for a setting out of range.
+    pub fn bind(
+        local: SocketAddr,
+        tls: rustls::ServerConfig,
+        settings: QuicSettings,
+    ) -> Result<Self, LinkError> {
+        let mut config = ServerConfig::with_crypto(tls::quic_server(tls)?);
+        config.transport_config(settings.transport()?);
+        let (socket, buffers) = settings.bind(local)?;
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, runtime)?;
+        Ok(Self { endpoint, settings, buffers })
+    }
+
+    /// The bound address.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn local_address(&self) -> Result<SocketAddr, LinkError> {
+        Ok(self.endpoint.local_addr()?)
+    }
+
+    /// The UDP buffers that the operating system granted.
+    pub fn socket_buffers(&self) -> SocketBuffers {
+        self.buffers
+    }
+
+    /// The next one at the door, or `None` once the listener is closed. Cancel-safe.
+    pub async fn next(&self) -> Option<Knock> {
+        loop {
+            let incoming = self.endpoint.accept().await?;
+            // One round trip more for each new connection, and no work or memory for forged addresses; limits by
+            // address mean something only because of it.
+            if incoming.remote_address_validated() || !incoming.may_retry() {
+                return Some(Knock { incoming, settings: self.settings.clone() });
+            }
+            // It fails only when a retry is not allowed, which was just asked.
+            let _ = incoming.retry();
+        }
+    }
+
+    /// Closes all connections and waits until the other sides were told.
+    pub async fn close(&self, code: CloseCode) {
+        self.endpoint.close(VarInt::from_u32(code.number()), code.words().as_bytes());
+        self.endpoint.wait_idle().await;
+    }
+}
+
+impl Knock {
+    /// Its address.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.incoming.remote_address()
+    }
+
+    /// Sends it away without a handshake.
+    pub fn refuse(self) {
+        self.incoming.refuse();
+    }
+
+    /// Completes the handshake, and closes what may not come in. A refusal is logged here, with its reason.
+    ///
+    /// # Errors
+    /// [`LinkError::RefusedPeer`] when the certificate is not of this consortium or out of date,
+    /// [`LinkError::Closed`] when there is none where one is required, [`LinkError::Identity`] when it names no site.
+    pub async fn admit(self) -> Result<Admitted, LinkError> {
+        let remote = self.remote_address();
+        let limit = self.settings.handshake_timeout;
+        let connecting = self.incoming.accept()?;
+        let handshake = async { Ok(connecting.await?) };
+        let admitted = match within(limit, "handshake", handshake).await {
+            Ok(connection) => sort(connection),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &admitted {
+            tracing::warn!(%remote, code = error.code(), "refused a connection: {error}");
+        }
+        admitted
+    }
+}
+
+/// Tells sites from strangers, by protocol and certificate.
+fn sort(connection: quinn::Connection) -> Result<Admitted, LinkError> {
+    let certificate = peer_certificate(&connection);
+    let link = Connection::new(connection.clone());
+    match protocol(&connection).as_deref() {
+        Some(wire::ALPN_ENROLL) => Ok(Admitted::Stranger(link)),
+        Some(wire::ALPN) => {
+            let Some(certificate) = certificate else {
+                return Err(turn_away(&link, CloseCode::NoCertificate));
+            };
+            let identity = PeerIdentity::from_certificate(&certificate).inspect_err(|error| {
+                link.close(CloseCode::BadIdentity, &error.to_string().into());
+            })?;
+            Ok(Admitted::Site(link, identity))
+        }
+        // Not reached: the server offers these two alone, and TLS refuses a client that wants neither.
+        _ => Err(LinkError::RefusedPeer { alert: Alert::NoProtocol, detail: "".into() }),
+    }
+}
+
+fn turn_away(connection: &Connection, code: CloseCode) -> LinkError {
+    let words = code.words().into();
+    connection.close(code, &words);
+    LinkError::Closed { code, words: Default::default() }
+}
+
+fn protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol
+}
+
+fn peer_certificate(connection: &quinn::Connection) -> Option<CertificateDer<'static>> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.into_iter().next()
+}

@@ -1,0 +1,124 @@
+//! Windows, timers, congestion control and socket buffers.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::congestion::{BbrConfig, CubicConfig};
+use quinn::udp::{UdpSockRef, UdpSocketState};
+use quinn::{IdleTimeout, TransportConfig, VarInt};
+
+use crate::error::LinkError;
+
+/// Congestion control. Measured over 50 ms and 1 % loss, BBR moved 35 to 140 times what cubic did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Congestion {
+    /// Models the path's bandwidth; indifferent to random loss.
+    #[default]
+    Bbr,
+    /// Backs off at each loss; fairer to other traffic.
+    Cubic,
+}
+
+/// Settings of an endpoint. Worst-case memory of a coordinator is about sites × (`receive_window` + `send_window`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuicSettings {
+    /// Congestion control.
+    pub congestion: Congestion,
+    /// Bytes that a peer may send on one stream ahead of our reading.
+    pub stream_window: u32,
+    /// Bytes that a peer may send on all streams ahead of our reading.
+    pub receive_window: u32,
+    /// Bytes that we send ahead of the peer's acknowledgement.
+    pub send_window: u32,
+    /// Exchanges that a peer may have open at once; 0 on the side that opens them.
+    pub max_exchanges: u32,
+    /// Asked of the operating system for each direction of the UDP socket, bytes; it may grant less.
+    pub socket_buffer: usize,
+    /// How often a silent connection is kept alive.
+    pub keep_alive: Duration,
+    /// How long a silent peer is taken for alive. Independent of training: keep-alive goes on meanwhile.
+    pub idle_timeout: Duration,
+    /// How long a handshake may take.
+    pub handshake_timeout: Duration,
+}
+
+const MIB: u32 = 1 << 20;
+
+impl QuicSettings {
+    /// For a site: one connection, windows for 1 Gbit/s over 50 ms and more.
+    pub const fn site() -> Self {
+        Self {
+            congestion: Congestion::Bbr,
+            stream_window: 16 * MIB,
+            receive_window: 64 * MIB,
+            send_window: 16 * MIB,
+            max_exchanges: 0,
+            socket_buffer: 4 << 20,
+            keep_alive: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(60),
+            handshake_timeout: Duration::from_secs(10),
+        }
+    }
+
+    /// For a coordinator: many connections, so smaller windows; 4 MiB is 640 Mbit/s over 50 ms.
+    pub const fn coordinator() -> Self {
+        Self {
+            stream_window: 4 * MIB,
+            receive_window: 16 * MIB,
+            send_window: 4 * MIB,
+            max_exchanges: 32,
+            ..Self::site()
+        }
+    }
+
+    /// The transport's configuration.
+    pub(crate) fn transport(&self) -> Result<Arc<TransportConfig>, LinkError> {
+        let idle = IdleTimeout::try_from(self.idle_timeout)
+            .map_err(|_| LinkError::Setting { name: "idle_timeout" })?;
+        if self.keep_alive >= self.idle_timeout {
+            return Err(LinkError::Setting { name: "keep_alive" });
+        }
+        let mut transport = TransportConfig::default();
+        transport
+            .stream_receive_window(VarInt::from_u32(self.stream_window))
+            .receive_window(VarInt::from_u32(self.receive_window))
+            .send_window(u64::from(self.send_window))
+            .max_concurrent_bidi_streams(VarInt::from_u32(self.max_exchanges))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .datagram_receive_buffer_size(None)
+            .keep_alive_interval(Some(self.keep_alive))
+            .max_idle_timeout(Some(idle));
+        match self.congestion {
+            Congestion::Bbr => transport.congestion_controller_factory(Arc::new(BbrConfig::default())),
+            Congestion::Cubic => transport.congestion_controller_factory(Arc::new(CubicConfig::default())),
+        };
+        Ok(Arc::new(transport))
+    }
+
+    /// A bound UDP socket with the buffers that the operating system grants.
+    pub(crate) fn bind(&self, address: SocketAddr) -> Result<(UdpSocket, SocketBuffers), LinkError> {
+        let socket = UdpSocket::bind(address)?;
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        // Refused or cut short is not fatal: what was granted is reported.
+        let _ = state.set_send_buffer_size(UdpSockRef::from(&socket), self.socket_buffer);
+        let _ = state.set_recv_buffer_size(UdpSockRef::from(&socket), self.socket_buffer);
+        let buffers = SocketBuffers {
+            asked: self.socket_buffer,
+            send: state.send_buffer_size(UdpSockRef::from(&socket))?,
+            receive: state.recv_buffer_size(UdpSockRef::from(&socket))?,
+        };
+        Ok((socket, buffers))
+    }
+}
+
+/// UDP buffers of a socket in bytes; Linux reports twice what it grants, for its own bookkeeping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketBuffers {
+    /// Asked for, each direction.
+    pub asked: usize,
+    /// Reported for sending.
+    pub send: usize,
+    /// Reported for receiving.
+    pub receive: usize,
+}
