@@ -33,7 +33,7 @@ pub(crate) fn sample() -> ReportData {
         present: (id != 27).then_some(12),
     });
     let score = |round: u32, id: u8| {
-        let dice = (1.0 - (-f64::from(round) / 3.0).exp()) * (0.97 - 0.013 * f64::from(id));
+        let dice = thousandths((1.0 - (-f64::from(round) / 3.0).exp()) * (0.97 - 0.013 * f64::from(id)));
         ClassScore {
             class: class(id),
             n: (id != 26).then_some(8),
@@ -63,7 +63,7 @@ pub(crate) fn sample() -> ReportData {
         SiteSummary { role: Role::Evaluator, volumes: None, bytes_sent: 9_120, ..trainer('d', &[]) };
     let loss = |s: char, k: f64| LossSeries {
         site: site(s),
-        points: (1..=40).map(|i| (f64::from(i) / 5.0, 0.3 + k * (-f64::from(i) / 9.0).exp())).collect(),
+        points: (1..=40).map(|i| (f64::from(i) / 5.0, thousandths(0.3 + k * (-f64::from(i) / 9.0).exp()))).collect(),
     };
     ReportData {
         format: FORMAT,
@@ -103,6 +103,11 @@ pub(crate) fn sample() -> ReportData {
             .collect(),
         overlays: Vec::new(),
     }
+}
+
+/// JSON gives three decimals back to the bit.
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
 }
 
 #[test]
