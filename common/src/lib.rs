@@ -17,6 +17,7 @@ pub mod participant;
 pub mod report;
 pub mod rng;
 pub mod round;
+pub mod signed;
 pub mod study;
 pub mod taxonomy;
 #[cfg(any(test, feature = "testing"))]

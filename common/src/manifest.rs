@@ -1,1 +1,172 @@
-//! (manifest)
+//! What a site says it has: per class, how many training volumes annotate it and how many show it.
+//!
+//! `annotated` is exact: it is a property of the annotation protocol, and the aggregation weights use it. `present` counts
+//! patients' findings and is left out below the site's `min_count`. Nothing here names a case.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Diagnostics, Problems};
+use crate::ids::{ClassId, SiteId, TaxonomyDigest};
+use crate::signed::SignedDocument;
+
+const FORMAT: &str = "consilium label manifest 1";
+/// Most data sets of a site.
+const MAX_DATASETS: usize = 100;
+/// Most training volumes of a site.
+const MAX_VOLUMES: u32 = 10_000_000;
+
+/// How often one class occurs in a site's training volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassCount {
+    /// The class.
+    pub class: ClassId,
+    /// Volumes that annotate it, exact, at least 1.
+    pub annotated: u32,
+    /// Annotated volumes that contain it; none when fewer than the site's `min_count`.
+    pub present: Option<u32>,
+}
+
+/// Size of one data set of a site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetCount {
+    /// Name of its label map.
+    pub name: String,
+    /// Training volumes.
+    pub volumes: u32,
+}
+
+/// A site's label manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelManifest {
+    format: String,
+    /// The site.
+    pub site: SiteId,
+    /// The taxonomy that the classes belong to.
+    pub taxonomy: TaxonomyDigest,
+    /// Training volumes n_s.
+    pub volumes: u32,
+    /// The annotated classes, ascending.
+    pub classes: Vec<ClassCount>,
+    /// The data sets, ascending by name.
+    pub datasets: Vec<DatasetCount>,
+}
+
+/// The labels of one training volume.
+#[derive(Clone, Copy, Debug)]
+pub struct CaseLabels<'a> {
+    /// Name of the data set's label map.
+    pub dataset: &'a str,
+    /// Classes that it annotates.
+    pub annotated: &'a BTreeSet<ClassId>,
+    /// Annotated classes with at least one voxel.
+    pub present: &'a BTreeSet<ClassId>,
+}
+
+impl LabelManifest {
+    /// Counts a site's training volumes; `present` counts below `min_count` are left out, zero included.
+    pub fn count<'a>(
+        site: SiteId,
+        taxonomy: TaxonomyDigest,
+        cases: impl IntoIterator<Item = CaseLabels<'a>>,
+        min_count: u32,
+    ) -> Self {
+        let mut volumes = 0;
+        let mut classes: BTreeMap<ClassId, (u32, u32)> = BTreeMap::new();
+        let mut datasets: BTreeMap<&str, u32> = BTreeMap::new();
+        for case in cases {
+            volumes += 1;
+            *datasets.entry(case.dataset).or_default() += 1;
+            for class in case.annotated {
+                let (annotated, present) = classes.entry(*class).or_default();
+                *annotated += 1;
+                *present += u32::from(case.present.contains(class));
+            }
+        }
+        let visible = |present: u32| (present >= min_count.max(1)).then_some(present);
+        let classes = classes.into_iter();
+        let datasets = datasets.into_iter();
+        Self {
+            format: FORMAT.to_owned(),
+            site,
+            taxonomy,
+            volumes,
+            classes: classes
+                .map(|(class, (annotated, present))| ClassCount {
+                    class,
+                    annotated,
+                    present: visible(present),
+                })
+                .collect(),
+            datasets: datasets
+                .map(|(name, volumes)| DatasetCount { name: name.to_owned(), volumes })
+                .collect(),
+        }
+    }
+
+    /// n_sc: volumes that annotate `class`.
+    pub fn annotated(&self, class: ClassId) -> u32 {
+        self.count_of(class).map_or(0, |count| count.annotated)
+    }
+
+    /// What the manifest says about `class`; none when the site does not annotate it.
+    pub fn count_of(&self, class: ClassId) -> Option<&ClassCount> {
+        self.classes.binary_search_by_key(&class, |count| count.class).ok().map(|index| &self.classes[index])
+    }
+
+    fn problems(&self) -> Problems {
+        let mut problems = Problems::new();
+        if self.format != FORMAT {
+            problems.add_allowed("format", format!("`{}`", self.format), FORMAT);
+        }
+        problems.in_range("volumes", self.volumes, 0..=MAX_VOLUMES);
+        if !self.classes.is_sorted_by(|a, b| a.class < b.class) {
+            problems.add("classes", "are not in strictly ascending order");
+        }
+        for ClassCount { class, annotated, present } in &self.classes {
+            problems.in_range(&format!("classes.{class}.annotated"), *annotated, 1..=self.volumes.max(1));
+            problems.in_range(&format!("classes.{class}.present"), present.unwrap_or(0), 0..=*annotated);
+        }
+        self.check_datasets(&mut problems);
+        problems
+    }
+
+    fn check_datasets(&self, problems: &mut Problems) {
+        if self.datasets.len() > MAX_DATASETS || !self.datasets.is_sorted_by(|a, b| a.name < b.name) {
+            problems.add_allowed(
+                "datasets",
+                "list",
+                format!("at most {MAX_DATASETS}, in strictly ascending order"),
+            );
+        }
+        let total: u64 = self.datasets.iter().map(|dataset| u64::from(dataset.volumes)).sum();
+        if total != u64::from(self.volumes) {
+            problems.add_allowed("datasets", format!("{total} volumes in all"), format!("{}", self.volumes));
+        }
+        for dataset in &self.datasets {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if dataset.name.is_empty() || dataset.name.len() > 60 || !dataset.name.chars().all(plain) {
+                problems.add_allowed("datasets", "a name", "1 to 60 of letters, digits, `-`, `_` and `.`");
+            }
+        }
+    }
+}
+
+impl SignedDocument for LabelManifest {
+    fn to_bytes(&self) -> Vec<u8> {
+        // Invariant: every field has a JSON form.
+        serde_json::to_vec(self).expect("a manifest has a JSON form")
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, Diagnostics> {
+        let file = "label manifest";
+        let manifest: Self = serde_json::from_slice(bytes)
+            .map_err(|error| Diagnostics::whole_file(file, error.to_string()))?;
+        manifest.problems().into_result(file)?;
+        Ok(manifest)
+    }
+}

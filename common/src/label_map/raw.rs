@@ -1,0 +1,318 @@
+//! A data-set file as it is written, the check that turns it into a [`LabelMap`], and the way back.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Annotated, Exclusion, Fold, LabelMap, Purpose, RawMask, Target};
+use crate::config::Problems;
+use crate::ids::ClassId;
+use crate::taxonomy::{ClassKind, Taxonomy};
+
+/// What a file writes for "the site says it".
+const PER_CASE: &str = "per-case";
+/// What a file writes for a value that leads to no class.
+const DROP: &str = "drop";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLabelMap {
+    name: String,
+    key: String,
+    #[serde(rename = "use")]
+    purpose: RawPurpose,
+    annotated: RawAnnotated,
+    values: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    fold: Vec<RawFold>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    exclude: Vec<RawExclusion>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    split: Vec<RawSplit>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    mask: Vec<RawRawMask>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawPurpose {
+    Training,
+    Evaluation,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum RawAnnotated {
+    Word(String),
+    Classes(Vec<String>),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFold {
+    from: Vec<String>,
+    into: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawExclusion {
+    organ: String,
+    without: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSplit {
+    class: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRawMask {
+    class: String,
+    values: Vec<i32>,
+}
+
+/// Looks names up and notes those that no class has.
+struct Names<'a> {
+    taxonomy: &'a Taxonomy,
+    problems: Problems,
+}
+
+impl Names<'_> {
+    fn class(&mut self, key: &str, name: &str) -> Option<ClassId> {
+        let found = self.taxonomy.find(name).map(|class| class.id);
+        if found.is_none() {
+            let problem = format!("the taxonomy has no class `{name}`");
+            match self.taxonomy.suggest(name) {
+                Some(near) => self.problems.add_allowed(key, problem, format!("did you mean `{near}`?")),
+                None => self.problems.add(key, problem),
+            }
+        }
+        found
+    }
+
+    fn classes(&mut self, key: &str, names: &[String]) -> Vec<ClassId> {
+        let mut found: Vec<ClassId> = Vec::new();
+        for name in names {
+            let Some(class) = self.class(key, name) else { continue };
+            if found.contains(&class) {
+                self.problems.add(key, format!("`{name}` is named twice"));
+            } else {
+                found.push(class);
+            }
+        }
+        found
+    }
+}
+
+/// Builds the map and says what is wrong with it: valid only when there are no problems.
+pub(super) fn check(raw: RawLabelMap, taxonomy: &Taxonomy) -> (LabelMap, Problems) {
+    let mut names = Names { taxonomy, problems: Problems::new() };
+    let purpose = match raw.purpose {
+        RawPurpose::Training => Purpose::Training,
+        RawPurpose::Evaluation => Purpose::Evaluation,
+    };
+    let annotated = check_annotated(&raw.annotated, &mut names);
+    let values = check_values(&raw.values, &mut names);
+    let (folds, splits) = (check_folds(&raw.fold, &mut names), check_splits(&raw.split, &mut names));
+    let raw_masks = check_masks(&raw.mask, &values, &mut names);
+    let exclusions = check_exclusions(&raw.exclude, &mut names);
+    let map = LabelMap {
+        name: raw.name,
+        key: raw.key,
+        purpose,
+        values,
+        annotated,
+        folds,
+        splits,
+        raw_masks,
+        exclusions,
+    };
+    check_together(&map, &mut names);
+    (map, names.problems)
+}
+
+fn check_annotated(raw: &RawAnnotated, names: &mut Names<'_>) -> Annotated {
+    match raw {
+        RawAnnotated::Word(word) => {
+            if word != PER_CASE {
+                let allowed = format!("a list of classes, or `{PER_CASE}`");
+                names.problems.add_allowed("annotated", format!("`{word}`"), allowed);
+            }
+            Annotated::PerCase
+        }
+        RawAnnotated::Classes(classes) => {
+            if classes.is_empty() {
+                names.problems.add("annotated", "names no class: the data set would teach nothing");
+            }
+            Annotated::Always(names.classes("annotated", classes))
+        }
+    }
+}
+
+fn check_values(raw: &BTreeMap<String, String>, names: &mut Names<'_>) -> BTreeMap<i32, Target> {
+    // Value 0 is background in every data set; a file need not say it.
+    let mut values = BTreeMap::from([(0, Target::Drop)]);
+    for (text, name) in raw {
+        let key = format!("values.{text}");
+        let Ok(value) = text.parse::<i32>() else {
+            names.problems.add_allowed(key, "is not a label value", "an integer of 32 bits");
+            continue;
+        };
+        let target = match name.as_str() {
+            DROP => Some(Target::Drop),
+            name => names.class(&key, name).map(Target::Class),
+        };
+        if value == 0 && target != Some(Target::Drop) {
+            names.problems.add_allowed(&key, "0 is background", format!("`{DROP}`, or leave it out"));
+        }
+        values.extend(target.map(|target| (value, target)));
+    }
+    values
+}
+
+fn check_folds(raw: &[RawFold], names: &mut Names<'_>) -> Vec<Fold> {
+    let fold = |(index, raw): (usize, &RawFold)| {
+        let from = names.classes(&format!("fold[{index}].from"), &raw.from);
+        let into = names.class(&format!("fold[{index}].into"), &raw.into)?;
+        Some(Fold { from, into })
+    };
+    raw.iter().enumerate().filter_map(fold).collect()
+}
+
+fn check_exclusions(raw: &[RawExclusion], names: &mut Names<'_>) -> Vec<Exclusion> {
+    let exclusion = |(index, raw): (usize, &RawExclusion)| {
+        let without = names.classes(&format!("exclude[{index}].without"), &raw.without);
+        let organ = names.class(&format!("exclude[{index}].organ"), &raw.organ)?;
+        Some(Exclusion { organ, without })
+    };
+    raw.iter().enumerate().filter_map(exclusion).collect()
+}
+
+fn check_splits(raw: &[RawSplit], names: &mut Names<'_>) -> Vec<ClassId> {
+    let mut splits = Vec::new();
+    for (index, raw) in raw.iter().enumerate() {
+        let key = format!("split[{index}].class");
+        let Some(class) = names.class(&key, &raw.class) else { continue };
+        if names.taxonomy.left_of(class).is_none() {
+            names.problems.add_allowed(key, format!("`{}`", raw.class), "the right one of a left/right pair");
+        }
+        splits.push(class);
+    }
+    splits
+}
+
+fn check_masks(raw: &[RawRawMask], listed: &BTreeMap<i32, Target>, names: &mut Names<'_>) -> Vec<RawMask> {
+    let mut masks = Vec::new();
+    for (index, raw) in raw.iter().enumerate() {
+        let key = format!("mask[{index}].values");
+        if raw.values.is_empty() || raw.values.contains(&0) {
+            names.problems.add_allowed(
+                &key,
+                format!("{:?}", raw.values),
+                "values other than 0, at least one",
+            );
+        }
+        for value in raw.values.iter().filter(|value| !listed.contains_key(value)) {
+            names.problems.add(&key, format!("{value} is not listed under `values`"));
+        }
+        let mut values = raw.values.clone();
+        values.sort_unstable();
+        let class = names.class(&format!("mask[{index}].class"), &raw.class);
+        masks.extend(class.map(|class| RawMask { class, values }));
+    }
+    masks
+}
+
+/// Rules that concern several parts at once.
+fn check_together(map: &LabelMap, names: &mut Names<'_>) {
+    let Annotated::Always(annotated) = &map.annotated else { return };
+    let producible = map.producible(names.taxonomy);
+    for &class in annotated {
+        let name = names.taxonomy.name(class);
+        if !producible.contains(&class) {
+            names.problems.add("annotated", format!("no value leads to `{name}`"));
+        }
+        check_lesion(map, annotated, class, names);
+    }
+    for class in producible.into_iter().filter(|class| !annotated.contains(class)) {
+        let name = names.taxonomy.name(class);
+        names.problems.add_allowed(
+            "annotated",
+            format!("leaves out `{name}`, which values lead to"),
+            format!("name it, or make its values `{DROP}`"),
+        );
+    }
+}
+
+/// A lesion annotated beside its organ is part of the organ's mask or it is not: the file must say which.
+fn check_lesion(map: &LabelMap, annotated: &[ClassId], lesion: ClassId, names: &mut Names<'_>) {
+    let Some(class) = names.taxonomy.class(lesion) else { return };
+    let beside_organ = class.parents.iter().any(|parent| annotated.contains(parent));
+    if class.kind == ClassKind::Organ || !beside_organ {
+        return;
+    }
+    let folded = map.folds.iter().any(|fold| fold.from.contains(&lesion));
+    let excluded = map.exclusions.iter().any(|exclusion| exclusion.without.contains(&lesion));
+    if folded == excluded {
+        let problem = format!("`{}` is annotated beside its organ", class.name);
+        names.problems.add_allowed("annotated", problem, "name it in exactly one of `fold` and `exclude`");
+    }
+    // Folding erases the lesion from the map: without a raw mask its class would always be empty.
+    if folded && !map.raw_masks.iter().any(|mask| mask.class == lesion) {
+        names.problems.add("fold", format!("`{}` is folded and needs a `mask` of its own", class.name));
+    }
+}
+
+/// The file's text.
+pub(super) fn print(map: &LabelMap, taxonomy: &Taxonomy) -> String {
+    let name = |class: &ClassId| taxonomy.name(*class);
+    let names = |classes: &[ClassId]| classes.iter().map(name).collect::<Vec<_>>();
+    let raw = RawLabelMap {
+        name: map.name.clone(),
+        key: map.key.clone(),
+        purpose: match map.purpose {
+            Purpose::Training => RawPurpose::Training,
+            Purpose::Evaluation => RawPurpose::Evaluation,
+        },
+        annotated: match &map.annotated {
+            Annotated::Always(classes) => RawAnnotated::Classes(names(classes)),
+            Annotated::PerCase => RawAnnotated::Word(PER_CASE.to_owned()),
+        },
+        values: map
+            .values
+            .iter()
+            .map(|(value, target)| (value.to_string(), print_target(*target, taxonomy)))
+            .collect(),
+        fold: map
+            .folds
+            .iter()
+            .map(|fold| RawFold { from: names(&fold.from), into: name(&fold.into) })
+            .collect(),
+        exclude: map
+            .exclusions
+            .iter()
+            .map(|exclusion| RawExclusion {
+                organ: name(&exclusion.organ),
+                without: names(&exclusion.without),
+            })
+            .collect(),
+        split: map.splits.iter().map(|class| RawSplit { class: name(class) }).collect(),
+        mask: map
+            .raw_masks
+            .iter()
+            .map(|mask| RawRawMask { class: name(&mask.class), values: mask.values.clone() })
+            .collect(),
+    };
+    // Invariant: strings, integers and lists of tables always have a TOML form.
+    toml::to_string(&raw).expect("a label map has a TOML form")
+}
+
+fn print_target(target: Target, taxonomy: &Taxonomy) -> String {
+    match target {
+        Target::Drop => DROP.to_owned(),
+        Target::Class(class) => taxonomy.name(class),
+    }
+}

@@ -1,0 +1,65 @@
+//! Overlap of two masks: Dice, recall, precision, specificity, false-positive volume.
+
+/// Voxel counts of a prediction against the truth. Counts of several blocks add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overlap {
+    /// Predicted and true.
+    pub true_positive: u64,
+    /// Predicted, not true.
+    pub false_positive: u64,
+    /// True, not predicted.
+    pub false_negative: u64,
+    /// Neither.
+    pub true_negative: u64,
+}
+
+impl Overlap {
+    /// Counts two masks of equal length, voxel by voxel.
+    pub fn of(prediction: impl IntoIterator<Item = bool>, truth: impl IntoIterator<Item = bool>) -> Self {
+        let mut overlap = Self::default();
+        for (predicted, true_) in prediction.into_iter().zip(truth) {
+            match (predicted, true_) {
+                (true, true) => overlap.true_positive += 1,
+                (true, false) => overlap.false_positive += 1,
+                (false, true) => overlap.false_negative += 1,
+                (false, false) => overlap.true_negative += 1,
+            }
+        }
+        overlap
+    }
+
+    /// Whether the truth contains the class: only then is Dice reported.
+    pub fn truth_is_present(&self) -> bool {
+        self.true_positive + self.false_negative > 0
+    }
+
+    /// Dice 2 TP / (|P| + |Y|) without smoothing; none when both masks are empty.
+    pub fn dice(&self) -> Option<f64> {
+        let sizes = 2 * self.true_positive + self.false_positive + self.false_negative;
+        ratio(2 * self.true_positive, sizes)
+    }
+
+    /// TP / (TP + FN).
+    pub fn recall(&self) -> Option<f64> {
+        ratio(self.true_positive, self.true_positive + self.false_negative)
+    }
+
+    /// TP / (TP + FP).
+    pub fn precision(&self) -> Option<f64> {
+        ratio(self.true_positive, self.true_positive + self.false_positive)
+    }
+
+    /// TN / (TN + FP).
+    pub fn specificity(&self) -> Option<f64> {
+        ratio(self.true_negative, self.true_negative + self.false_positive)
+    }
+
+    /// Volume of the false positives in millilitres.
+    pub fn false_positive_volume_ml(&self, spacing_mm: [f64; 3]) -> f64 {
+        self.false_positive as f64 * spacing_mm.iter().product::<f64>() / 1000.0
+    }
+}
+
+fn ratio(numerator: u64, denominator: u64) -> Option<f64> {
+    (denominator > 0).then(|| numerator as f64 / denominator as f64)
+}

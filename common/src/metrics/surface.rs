@@ -1,0 +1,152 @@
+//! Normalised surface distance (specification §13), by an exact Euclidean distance transform with voxel spacing.
+//!
+//! A surface voxel is one of the mask with a 6-neighbour outside it; outside the grid counts as outside. This counts
+//! voxels: it is not the area-weighted surface Dice of the Medical Segmentation Decathlon.
+
+/// Shape and spacing of a mask.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grid {
+    /// Voxels along `[x, y, z]`.
+    pub shape: [usize; 3],
+    /// Millimetres between voxel centres along the same axes.
+    pub spacing_mm: [f64; 3],
+}
+
+impl Grid {
+    /// Number of voxels.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no voxel.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Distance in the flat slice between neighbours along each axis.
+    fn strides(&self) -> [usize; 3] {
+        [self.shape[1] * self.shape[2], self.shape[2], 1]
+    }
+}
+
+/// Mean of two fractions: of `a`'s surface within `tau_mm` of `b`'s, and of `b`'s within `tau_mm` of `a`'s.
+/// None when both masks are empty; 0 when only one is.
+///
+/// # Panics
+/// When a mask does not fill the grid: a mistake of the caller.
+pub fn normalised_surface_distance(a: &[bool], b: &[bool], grid: &Grid, tau_mm: f64) -> Option<f64> {
+    assert!(a.len() == grid.len() && b.len() == grid.len(), "masks must fill the grid");
+    let (surface_a, surface_b) = (surface(a, grid), surface(b, grid));
+    let (count_a, count_b) = (count(&surface_a), count(&surface_b));
+    if count_a == 0 || count_b == 0 {
+        return if count_a + count_b == 0 { None } else { Some(0.0) };
+    }
+    let near = |from: &[bool], to: &[bool]| {
+        let squared = squared_distances(to, grid);
+        let within = |&(&surface, &squared): &(&bool, &f64)| surface && squared.sqrt() <= tau_mm;
+        from.iter().zip(&squared).filter(within).count() as f64
+    };
+    let near_a = near(&surface_a, &surface_b) / count_a as f64;
+    let near_b = near(&surface_b, &surface_a) / count_b as f64;
+    Some((near_a + near_b) / 2.0)
+}
+
+fn count(mask: &[bool]) -> usize {
+    mask.iter().filter(|&&inside| inside).count()
+}
+
+/// Voxels of the mask with a 6-neighbour outside it.
+fn surface(mask: &[bool], grid: &Grid) -> Vec<bool> {
+    let (shape, strides) = (grid.shape, grid.strides());
+    let is_surface = |index: usize| {
+        let at = |axis: usize| index / strides[axis] % shape[axis];
+        (0..3).any(|axis| {
+            let (position, stride) = (at(axis), strides[axis]);
+            position == 0 || position + 1 == shape[axis] || !mask[index - stride] || !mask[index + stride]
+        })
+    };
+    mask.iter().enumerate().map(|(index, &inside)| inside && is_surface(index)).collect()
+}
+
+/// Squared distance in mm² from each voxel to the nearest one of `targets`; infinite when there is none.
+///
+/// Felzenszwalb and Huttenlocher, "Distance transforms of sampled functions" (2012): one lower envelope of parabolas per
+/// line, axis by axis. Linear in the number of voxels.
+fn squared_distances(targets: &[bool], grid: &Grid) -> Vec<f64> {
+    let mut squared: Vec<f64> =
+        targets.iter().map(|&target| if target { 0.0 } else { f64::INFINITY }).collect();
+    let strides = grid.strides();
+    for axis in 0..3 {
+        let mut envelope = Envelope::new(grid.shape[axis], grid.spacing_mm[axis]);
+        let starts = (0..grid.len()).filter(|index| index / strides[axis] % grid.shape[axis] == 0);
+        for start in starts {
+            envelope.transform_line(&mut squared, start, strides[axis]);
+        }
+    }
+    squared
+}
+
+/// Lower envelope of the parabolas `height[q] + (x - q·spacing)²` of one line; its buffers are reused line by line.
+struct Envelope {
+    len: usize,
+    spacing: f64,
+    heights: Vec<f64>,
+    /// Vertices of the envelope, as positions in the line.
+    vertices: Vec<usize>,
+    /// Where each vertex's parabola begins to be lowest, millimetres.
+    begins: Vec<f64>,
+}
+
+impl Envelope {
+    fn new(len: usize, spacing: f64) -> Self {
+        Self { len, spacing, heights: Vec::new(), vertices: Vec::new(), begins: Vec::new() }
+    }
+
+    /// Replaces the line of `values` from `start` in steps of `stride` by its transform.
+    fn transform_line(&mut self, values: &mut [f64], start: usize, stride: usize) {
+        self.build(values, start, stride);
+        if self.vertices.is_empty() {
+            return;
+        }
+        let mut lowest = 0;
+        for position in 0..self.len {
+            let x = position as f64 * self.spacing;
+            while lowest + 1 < self.vertices.len() && self.begins[lowest + 1] < x {
+                lowest += 1;
+            }
+            let vertex = self.vertices[lowest];
+            let distance = x - vertex as f64 * self.spacing;
+            values[start + position * stride] = self.heights[vertex] + distance * distance;
+        }
+    }
+
+    fn build(&mut self, values: &[f64], start: usize, stride: usize) {
+        self.vertices.clear();
+        self.begins.clear();
+        self.heights.clear();
+        self.heights.extend((0..self.len).map(|position| values[start + position * stride]));
+        for position in 0..self.len {
+            if self.heights[position].is_infinite() {
+                continue;
+            }
+            let begin = loop {
+                let Some(&last) = self.vertices.last() else { break f64::NEG_INFINITY };
+                let crossing = self.crossing(last, position);
+                if crossing > self.begins[self.vertices.len() - 1] {
+                    break crossing;
+                }
+                self.vertices.pop();
+                self.begins.pop();
+            };
+            self.vertices.push(position);
+            self.begins.push(begin);
+        }
+    }
+
+    /// Where the parabola of `right` becomes lower than that of `left`, millimetres.
+    fn crossing(&self, left: usize, right: usize) -> f64 {
+        let (x_left, x_right) = (left as f64 * self.spacing, right as f64 * self.spacing);
+        let rise = (self.heights[right] + x_right * x_right) - (self.heights[left] + x_left * x_left);
+        rise / (2.0 * (x_right - x_left))
+    }
+}

@@ -1,0 +1,163 @@
+//! Ranges of a study's settings, and what must fit together. One function per section, all mistakes collected.
+
+use std::collections::BTreeSet;
+
+use super::sections::{
+    Aggregation, Augmentation, Embeddings, Evaluation, ModelConfig, OptimizerKind, Preprocessing, Quorum,
+    Training,
+};
+use super::{Study, StudyDraft};
+use crate::config::Problems;
+use crate::taxonomy::Taxonomy;
+
+/// The `format` of a study document.
+pub(super) const FORMAT: &str = "consilium study 1";
+/// Longest time that a study may name: 30 days, in seconds.
+const MAX_SECONDS: u32 = 30 * 24 * 3600;
+
+/// Everything that is wrong with a study document.
+pub(super) fn study(study: &Study) -> Problems {
+    let mut problems = draft(&StudyDraft::from(study), &study.taxonomy);
+    if study.format != FORMAT {
+        problems.add_allowed("format", format!("`{}`", study.format), FORMAT);
+    }
+    embeddings(&study.embeddings, &study.taxonomy, &mut problems);
+    problems
+}
+
+/// Everything that is wrong with what the operator wrote.
+pub(super) fn draft(draft: &StudyDraft, taxonomy: &Taxonomy) -> Problems {
+    let mut problems = Problems::new();
+    let named =
+        !draft.name.trim().is_empty() && draft.name.len() <= 100 && !draft.name.contains(char::is_control);
+    if !named {
+        problems.add_allowed("name", "is not a name", "1 to 100 printable characters");
+    }
+    // TOML integers are signed: a larger seed could not be written in a study file.
+    problems.in_range("seed", draft.seed, 0..=i64::MAX as u64);
+    problems.in_range("rounds", draft.rounds, 1..=100_000);
+    model(&draft.model, &mut problems);
+    preprocessing(&draft.preprocessing, &mut problems);
+    problems.in_range("sampling.foreground_probability", draft.sampling.foreground_probability, 0.0..=1.0);
+    augmentation(&draft.sampling.augmentation, &mut problems);
+    training(&draft.training, draft.rounds, &mut problems);
+    aggregation(&draft.aggregation, &mut problems);
+    quorum(&draft.quorum, &mut problems);
+    evaluation(&draft.evaluation, draft.rounds, taxonomy, &mut problems);
+    problems
+}
+
+fn model(model: &ModelConfig, problems: &mut Problems) {
+    // The head's group norm has 16 groups over 2 · width channels.
+    if !(8..=256).contains(&model.width) || model.width % 8 != 0 {
+        problems.add_allowed("model.width", model.width.to_string(), "a multiple of 8 from 8 to 256");
+    }
+}
+
+fn preprocessing(preprocessing: &Preprocessing, problems: &mut Problems) {
+    for (axis, spacing) in preprocessing.spacing_mm.into_iter().enumerate() {
+        problems.in_range(&format!("preprocessing.spacing_mm[{axis}]"), spacing, 0.1..=20.0);
+    }
+    let [low, high] = preprocessing.window_hu;
+    problems.in_range("preprocessing.window_hu[0]", low, -2000.0..=10_000.0);
+    problems.in_range("preprocessing.window_hu[1]", high, -2000.0..=10_000.0);
+    if low >= high {
+        problems
+            .add("preprocessing.window_hu", format!("the first, {low}, must be below the second, {high}"));
+    }
+    for (axis, voxels) in preprocessing.patch.into_iter().enumerate() {
+        // Three poolings halve the patch; below 16 the bottleneck would be one voxel, which batch norm cannot take.
+        if !(16..=512).contains(&voxels) || voxels % 8 != 0 {
+            let key = format!("preprocessing.patch[{axis}]");
+            problems.add_allowed(key, voxels.to_string(), "a multiple of 8 from 16 to 512");
+        }
+    }
+}
+
+fn augmentation(augmentation: &Augmentation, problems: &mut Problems) {
+    let key = |field: &str| format!("sampling.augmentation.{field}");
+    let Augmentation { zoom_probability, zoom_range: [low, high], rotate_90_probability, .. } = *augmentation;
+    problems.in_range(&key("zoom_probability"), zoom_probability, 0.0..=1.0);
+    problems.in_range(&key("rotate_90_probability"), rotate_90_probability, 0.0..=1.0);
+    problems.in_range(
+        &key("intensity_shift_probability"),
+        augmentation.intensity_shift_probability,
+        0.0..=1.0,
+    );
+    problems.in_range(&key("intensity_shift_max"), augmentation.intensity_shift_max, 0.0..=1.0);
+    if zoom_probability > 0.0 && !(1.0 <= low && low <= high && high <= 4.0) {
+        problems.add_allowed(
+            key("zoom_range"),
+            format!("[{low}, {high}]"),
+            "two ascending factors from 1 to 4",
+        );
+    }
+}
+
+fn training(training: &Training, rounds: u32, problems: &mut Problems) {
+    problems.in_range("training.steps_per_round", training.steps_per_round, 1..=100_000);
+    problems.in_range("training.micro_batch", training.micro_batch, 1..=64);
+    problems.in_range("training.accumulation", training.accumulation, 1..=1024);
+    problems.in_range("training.warmup_rounds", training.warmup_rounds, 0..=rounds);
+    let optimizer = &training.optimizer;
+    let key = "training.optimizer.base_lr";
+    problems.in_range(key, optimizer.base_lr, f64::MIN_POSITIVE..=10.0);
+    problems.in_range("training.optimizer.weight_decay", optimizer.weight_decay, 0.0..=1.0);
+    problems.in_range("training.optimizer.momentum", optimizer.momentum, 0.0..=0.9999);
+    if optimizer.kind == OptimizerKind::AdamW && optimizer.momentum != 0.0 {
+        problems.add("training.optimizer.momentum", "belongs to `sgd`; AdamW has its own betas");
+    }
+    problems.in_range("training.loss.bce", training.loss.bce, 0.0..=100.0);
+    if training.loss.bce == 0.0 && training.loss.dice == super::sections::DiceTerm::None {
+        problems.add("training.loss", "has no term: nothing would be learnt");
+    }
+}
+
+fn aggregation(aggregation: &Aggregation, problems: &mut Problems) {
+    problems.in_range("aggregation.server_lr", aggregation.server_lr, f64::MIN_POSITIVE..=10.0);
+    problems.in_range("aggregation.max_site_weight", aggregation.max_site_weight, 0.01..=1.0);
+    if let Some(norm) = aggregation.max_update_norm {
+        problems.in_range("aggregation.max_update_norm", norm, f64::MIN_POSITIVE..=1e9);
+    }
+}
+
+fn quorum(quorum: &Quorum, problems: &mut Problems) {
+    problems.in_range("quorum.sites", quorum.sites, 1..=10_000);
+    problems.in_range("quorum.deadline_s", quorum.deadline_s, 1..=MAX_SECONDS);
+    problems.in_range("quorum.accept_s", quorum.accept_s, 1..=quorum.deadline_s.max(1));
+}
+
+fn evaluation(evaluation: &Evaluation, rounds: u32, taxonomy: &Taxonomy, problems: &mut Problems) {
+    problems.in_range("evaluation.every_rounds", evaluation.every_rounds, 0..=rounds);
+    problems.in_range("evaluation.threshold", evaluation.threshold, 0.0..=0.999);
+    problems.in_range("evaluation.overlap", evaluation.overlap, 0.0..=0.9);
+    problems.in_range("evaluation.min_count", evaluation.min_count, 1..=1000);
+    let tolerances = &evaluation.nsd_tolerance_mm;
+    problems.in_range("evaluation.nsd_tolerance_mm.default", tolerances.default, 0.0..=100.0);
+    let mut seen = BTreeSet::new();
+    for (index, own) in tolerances.classes.iter().enumerate() {
+        let key = format!("evaluation.nsd_tolerance_mm.classes[{index}]");
+        problems.in_range(&format!("{key}.mm"), own.mm, 0.0..=100.0);
+        if taxonomy.class(own.class).is_none() {
+            problems.add(format!("{key}.class"), format!("the taxonomy has no class {}", own.class));
+        }
+        if !seen.insert(own.class) {
+            problems.add(format!("{key}.class"), format!("class {} has two tolerances", own.class));
+        }
+    }
+    let Some(gate) = &evaluation.gate else { return };
+    problems.in_range("evaluation.gate.timeout_s", gate.timeout_s, 1..=MAX_SECONDS);
+    let different: BTreeSet<_> = gate.evaluators.iter().collect();
+    if gate.evaluators.is_empty() || different.len() < gate.evaluators.len() {
+        let found = format!("{} names, {} different", gate.evaluators.len(), different.len());
+        problems.add_allowed("evaluation.gate.evaluators", found, "at least one site, each once");
+    }
+}
+
+fn embeddings(embeddings: &Embeddings, taxonomy: &Taxonomy, problems: &mut Problems) {
+    if embeddings.rows as usize != taxonomy.len() {
+        let allowed = format!("{}, one per class", taxonomy.len());
+        problems.add_allowed("embeddings.rows", embeddings.rows.to_string(), allowed);
+    }
+    problems.in_range("embeddings.width", embeddings.width, 1..=8192);
+}

@@ -1,0 +1,156 @@
+//! The study as its operator writes it: everything but the taxonomy and the digests of the artifacts.
+
+use serde::{Deserialize, Serialize};
+
+use super::sections::{
+    Aggregation, EmbeddingKind, Embeddings, Evaluation, ModelConfig, Preprocessing, Quorum, Sampling,
+    Training,
+};
+use super::{Study, StudyDocument, check};
+use crate::artifact::{ArtifactManifest, TensorSpec};
+use crate::config::{Diagnostics, Document, Problems};
+use crate::taxonomy::Taxonomy;
+
+/// Name of the one tensor of an embeddings artifact.
+pub const EMBEDDING_TENSOR: &str = "organ_embedding";
+/// The model's tensor that the embeddings are multiplied with; its second axis is their width.
+const TEXT_TENSOR: &str = "text_to_vision.weight";
+
+/// A study file. Valid once it comes out of [`StudyDraft::parse`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StudyDraft {
+    /// Name, as shown.
+    pub name: String,
+    /// Seed of all randomness.
+    pub seed: u64,
+    /// Training rounds.
+    pub rounds: u32,
+    /// The network.
+    pub model: ModelConfig,
+    /// The class embeddings.
+    pub embeddings: EmbeddingsDraft,
+    /// From scan to network input.
+    pub preprocessing: Preprocessing,
+    /// From case to patch.
+    pub sampling: Sampling,
+    /// Local work of one round.
+    pub training: Training,
+    /// From updates to the next global model.
+    pub aggregation: Aggregation,
+    /// When a round may close.
+    pub quorum: Quorum,
+    /// How models are scored.
+    pub evaluation: Evaluation,
+}
+
+/// What the operator says about the embeddings; the rest is read from the artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddingsDraft {
+    /// How they were made.
+    pub kind: EmbeddingKind,
+    /// Whether they are trained too.
+    #[serde(default)]
+    pub trainable: bool,
+}
+
+impl StudyDraft {
+    /// Parses the text of a study file; `file` is the name shown in messages.
+    ///
+    /// # Errors
+    /// All mistakes, each with its line.
+    pub fn parse(file: &str, text: &str, taxonomy: &Taxonomy) -> Result<Self, Diagnostics> {
+        let document = Document::parse(file, text)?;
+        let draft: Self = document.read()?;
+        document.locate(check::draft(&draft, taxonomy))?;
+        Ok(draft)
+    }
+
+    /// Joins the draft with what it does not say.
+    ///
+    /// # Errors
+    /// Artifacts that do not fit the study or each other.
+    pub fn into_document(
+        self,
+        taxonomy: Taxonomy,
+        initial_model: &ArtifactManifest,
+        embeddings: &ArtifactManifest,
+    ) -> Result<StudyDocument, Diagnostics> {
+        let mut problems = Problems::new();
+        let (rows, width) = embedding_shape(embeddings, &mut problems);
+        check_text_width(initial_model, width, &mut problems);
+        problems.into_result("artifacts")?;
+        StudyDocument::of(Study {
+            format: check::FORMAT.to_owned(),
+            name: self.name,
+            seed: self.seed,
+            rounds: self.rounds,
+            model: self.model,
+            initial_model: initial_model.hash(),
+            embeddings: Embeddings {
+                artifact: embeddings.hash(),
+                kind: self.embeddings.kind,
+                rows,
+                width,
+                trainable: self.embeddings.trainable,
+            },
+            preprocessing: self.preprocessing,
+            sampling: self.sampling,
+            training: self.training,
+            aggregation: self.aggregation,
+            quorum: self.quorum,
+            evaluation: self.evaluation,
+            taxonomy,
+        })
+    }
+}
+
+impl From<&Study> for StudyDraft {
+    fn from(study: &Study) -> Self {
+        let study = study.clone();
+        Self {
+            name: study.name,
+            seed: study.seed,
+            rounds: study.rounds,
+            model: study.model,
+            embeddings: EmbeddingsDraft {
+                kind: study.embeddings.kind,
+                trainable: study.embeddings.trainable,
+            },
+            preprocessing: study.preprocessing,
+            sampling: study.sampling,
+            training: study.training,
+            aggregation: study.aggregation,
+            quorum: study.quorum,
+            evaluation: study.evaluation,
+        }
+    }
+}
+
+/// Rows and width of the embedding table.
+fn embedding_shape(artifact: &ArtifactManifest, problems: &mut Problems) -> (u32, u32) {
+    match artifact.layout().tensors() {
+        [TensorSpec { name, shape, .. }] if name == EMBEDDING_TENSOR && shape.len() == 2 => {
+            (shape[0], shape[1])
+        }
+        _ => {
+            let allowed = format!("one tensor `{EMBEDDING_TENSOR}` of shape [classes, width]");
+            problems.add_allowed("embeddings", "not an embedding table", allowed);
+            (0, 0)
+        }
+    }
+}
+
+/// A model made for embeddings of another width would fail at every site: say so before anybody approves.
+fn check_text_width(model: &ArtifactManifest, width: u32, problems: &mut Problems) {
+    let text = model.layout().tensors().iter().find(|tensor| tensor.name == TEXT_TENSOR);
+    let Some(&expected) = text.and_then(|tensor| tensor.shape.get(1)) else { return };
+    if expected != width && width != 0 {
+        problems.add_allowed(
+            "embeddings",
+            format!("width {width}"),
+            format!("{expected}, as the initial model"),
+        );
+    }
+}
