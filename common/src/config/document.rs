@@ -27,7 +27,9 @@ impl<'t> Document<'t> {
             line: error.span().map(|span| line_at(text, span.start)),
             problem: Problem { key: String::new(), problem: error.message().to_owned(), allowed: None },
         };
-        Diagnostics::unless_empty(file, errors.iter().map(place).collect())?;
+        let mut items: Vec<_> = errors.iter().map(place).collect();
+        items.sort_by_key(|item| item.line);
+        Diagnostics::unless_empty(file, items)?;
         Ok(Self { file, text, root })
     }
 
@@ -45,17 +47,17 @@ impl<'t> Document<'t> {
                 Ok(_) => break,
                 Err(error) => error,
             };
-            let message = error.message();
-            if removed.iter().any(|key| message == format!("missing field `{key}`")) {
-                break;
-            }
+            let follows = removed.iter().any(|key| error.message() == format!("missing field `{key}`"));
             let entry = error.span().and_then(|span| remove_entry(table.get_mut(), &span, ""));
-            items.push(self.refusal(&error, entry.as_ref()));
+            if !follows {
+                items.push(self.refusal(&error, entry.as_ref()));
+            }
             let Some(entry) = entry else { break };
             removed.push(entry.key);
         }
         items.sort_by_key(|item| item.line);
-        Err(Diagnostics::unless_empty(self.file, items).expect_err("the loop ends with at least one item"))
+        // Invariant: nothing is taken out before a first item, so the loop ends with at least one.
+        Err(Diagnostics::unless_empty(self.file, items).expect_err("at least one refusal"))
     }
 
     /// `Ok` when nothing is wrong; otherwise each problem with the line of its key.

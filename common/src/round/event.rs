@@ -13,9 +13,11 @@ use crate::time::Timestamp;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Event {
+    /// The coordinator started again from its journal: nobody is connected. The answer is whatever was under way.
+    Restarted,
     /// The operator starts the study.
     Start,
-    /// The operator pauses the study: updates under way are still taken, nothing else moves.
+    /// The operator pauses the study: what is under way ends and is taken, nothing new begins, deadlines stand still.
     Pause,
     /// The operator resumes a paused study, or retries what failed; when a quorum is missing, asks the sites that are
     /// ready now, those too that were not there when the round opened.
@@ -436,6 +438,7 @@ impl Event {
     /// A stable short name, for logs and metrics.
     pub const fn name(&self) -> &'static str {
         match self {
+            Self::Restarted => "restarted",
             Self::Start => "start",
             Self::Pause => "pause",
             Self::Resume => "resume",

@@ -43,6 +43,11 @@ pub struct Quorum {
 }
 
 impl Quorum {
+    /// `sites`, at least 1: an aggregate of nothing is none.
+    pub fn fewest(&self) -> usize {
+        usize::try_from(self.sites.max(1)).unwrap_or(usize::MAX)
+    }
+
     /// `accept_s` as a duration.
     pub fn accept(&self) -> Duration {
         Duration::from_secs(self.accept_s)

@@ -1,1 +1,158 @@
+use proptest::prelude::*;
 
+use super::*;
+use crate::testing::{EXAMPLE_STUDY, artifact_of_zeros, example_study, example_study_with};
+
+#[test]
+fn the_example_becomes_a_document_that_reads_back() {
+    let document = example_study();
+    let back = StudyDocument::parse(document.bytes().to_vec()).unwrap();
+    assert_eq!(back, document);
+    assert_eq!(back.study().embeddings.rows, 32);
+}
+
+#[test]
+fn every_mistake_is_reported_at_once() {
+    let text = EXAMPLE_STUDY
+        .replace("rounds = 100", "rounds = 0")
+        .replace("patch = [96, 96, 96]", "patch = [96, 100, 8]")
+        .replace("window_hu = [-175.0, 250.0]", "window_hu = [250.0, -175.0]")
+        .replace("kind = \"adamw\"", "kind = \"adamw\"\nmomentum = 0.9")
+        .replace("accept_s = 300", "accept_s = 8000")
+        .replace("{ class = 31, mm = 4.0 }", "{ class = 77, mm = -4.0 }");
+    let refused = StudyDraft::parse("study.toml", &text, &Taxonomy::standard()).unwrap_err();
+    insta::assert_snapshot!(refused, @r#"
+    study.toml:6: `rounds`: 0 is out of range
+      allowed: 1 to 100000
+    error: study.toml:18: `preprocessing.window_hu`: the first, 250, must be below the second, -175
+    error: study.toml:19: `preprocessing.patch[1]`: 100
+      allowed: a multiple of 8 from 16 to 512
+    error: study.toml:19: `preprocessing.patch[2]`: 8
+      allowed: a multiple of 8 from 16 to 512
+    error: study.toml:36: `training.warmup_rounds`: 5 is out of range
+      allowed: 0 to 0
+    error: study.toml:42: `training.optimizer.momentum`: belongs to `sgd`; AdamW has its own betas
+    error: study.toml:60: `quorum.accept_s`: 8000 is out of range
+      allowed: 1 to 7200
+    error: study.toml:63: `evaluation.every_rounds`: 5 is out of range
+      allowed: 0 to 0
+    error: study.toml:70: `evaluation.nsd_tolerance_mm.classes[2].mm`: -4 is out of range
+      allowed: 0 to 100
+    error: study.toml:70: `evaluation.nsd_tolerance_mm.classes[2].class`: the taxonomy has no class 77
+    "#);
+}
+
+#[test]
+fn unknown_keys_and_wrong_words_are_reported_at_once() {
+    let text = EXAMPLE_STUDY
+        .replace("backbone = \"unet\"", "backbone = \"vnet\"")
+        .replace("weights = \"samples\"", "weight = \"samples\"")
+        .replace("kind = \"few-hot\"", "kind = \"imported:\"");
+    let refused = StudyDraft::parse("study.toml", &text, &Taxonomy::standard()).unwrap_err();
+    insta::assert_snapshot!(refused, @r#"
+    study.toml:9: `model.backbone`: unknown variant `vnet`, expected `unet`
+    error: study.toml:13: `embeddings.kind`: embedding kind `imported:`: expected `one-hot`, `few-hot` or `imported:NAME`
+    error: study.toml:52: `aggregation.weight`: unknown field `weight`, expected one of `strategy`, `server_lr`, `weights`, `max_site_weight`, `max_update_norm`
+    "#);
+}
+
+#[test]
+fn artifacts_that_do_not_fit_are_refused() {
+    let taxonomy = Taxonomy::standard();
+    let draft = StudyDraft::parse("study.toml", EXAMPLE_STUDY, &taxonomy).unwrap();
+    let model = artifact_of_zeros(&[("text_to_vision.weight", &[256, 512])]);
+    let refusal = |name, shape: &[u32]| {
+        let embeddings = artifact_of_zeros(&[(name, shape)]);
+        draft.clone().into_document(taxonomy.clone(), &model, &embeddings).unwrap_err().to_string()
+    };
+    insta::assert_snapshot!(refusal("organ_embedding", &[32, 32]), @r#"
+    artifacts: `embeddings`: width 32
+      allowed: 512, as the initial model
+    "#);
+    insta::assert_snapshot!(refusal("organ_embedding", &[31, 512]), @r#"
+    study: `embeddings.rows`: 31
+      allowed: 32, one per class
+    "#);
+    insta::assert_snapshot!(refusal("prompts", &[32, 512]), @r#"
+    artifacts: `embeddings`: not an embedding table
+      allowed: one tensor `organ_embedding` of shape [classes, width]
+    "#);
+}
+
+#[test]
+fn a_document_that_leaves_a_setting_to_defaults_is_refused() {
+    let document = example_study();
+    let text = String::from_utf8(document.bytes().to_vec()).unwrap();
+    let shorter = text.replacen("    \"accumulation\": 1,\n", "", 1);
+    assert_ne!(shorter, text);
+    insta::assert_snapshot!(StudyDocument::parse(shorter.into_bytes()).unwrap_err(), @"study: is not in canonical form");
+}
+
+#[test]
+fn a_document_with_an_unknown_setting_is_refused() {
+    let text = String::from_utf8(example_study().bytes().to_vec()).unwrap();
+    let longer = text.replacen("\"seed\"", "\"remote_code\": \"x\", \"seed\"", 1);
+    assert!(StudyDocument::parse(longer.into_bytes()).is_err());
+}
+
+#[test]
+fn any_change_is_another_digest() {
+    let base = example_study().digest();
+    let changes: [fn(&mut StudyDraft); 4] = [
+        |draft| draft.seed += 1,
+        |draft| draft.preprocessing.spacing_mm[2] = 1.6,
+        |draft| draft.aggregation.max_update_norm = Some(1.0),
+        |draft| draft.evaluation.min_count = 6,
+    ];
+    for change in changes {
+        assert_ne!(example_study_with(change).digest(), base);
+    }
+}
+
+#[test]
+fn the_rate_is_positive_in_every_round_even_of_a_short_study() {
+    for (rounds, warmup) in [(1, 0), (1, 1), (2, 2), (100, 5)] {
+        let document = example_study_with(|draft| {
+            draft.rounds = rounds;
+            draft.training.warmup_rounds = warmup;
+            draft.evaluation.every_rounds = 0;
+        });
+        for round in 1..=rounds {
+            let rate = document.study().learning_rate(RoundId(round));
+            assert!(rate > 0.0 && rate <= document.study().training.optimizer.base_lr, "{round}: {rate}");
+        }
+    }
+}
+
+proptest! {
+    /// Floats are written so that they read back exactly: a study has one digest on every machine.
+    #[test]
+    fn parsing_what_was_printed_gives_the_same_study(
+        seed in 0..=i64::MAX as u64,
+        base_lr in 1e-12..10.0f64,
+        spacing in 0.1..20.0f64,
+        decay in 0.0..1.0f64,
+        norm in proptest::option::of(1e-6..1e9f64),
+    ) {
+        let document = example_study_with(|draft| {
+            draft.seed = seed;
+            draft.training.optimizer.base_lr = base_lr;
+            draft.training.optimizer.weight_decay = decay;
+            draft.preprocessing.spacing_mm = [spacing, 1.0, 3.0];
+            draft.aggregation.max_update_norm = norm;
+        });
+        prop_assert_eq!(StudyDocument::parse(document.bytes().to_vec()).unwrap(), document);
+    }
+
+    #[test]
+    fn a_damaged_document_is_refused_without_panic(at in 0usize..4000, byte in any::<u8>()) {
+        let document = example_study();
+        let mut bytes = document.bytes().to_vec();
+        let at = at % bytes.len();
+        prop_assume!(bytes[at] != byte);
+        bytes[at] = byte;
+        if let Ok(other) = StudyDocument::parse(bytes) {
+            prop_assert_ne!(other.digest(), document.digest());
+        }
+    }
+}

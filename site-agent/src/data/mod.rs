@@ -6,6 +6,8 @@
 pub mod augment;
 pub mod cache;
 pub mod dataset;
+#[cfg(test)]
+mod fixtures;
 pub mod geometry;
 pub mod intensity;
 pub mod labels;

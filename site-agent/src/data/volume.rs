@@ -1,5 +1,7 @@
 //! A 3-D array with its place in the world: the type that every step of the data path takes and returns.
 
+use rayon::prelude::*;
+
 use super::geometry::Affine;
 
 /// Where the voxels of a volume lie: their number along each axis, and the map from voxel index to world.
@@ -76,6 +78,22 @@ impl<T> Volume<T> {
     /// The same grid with each voxel passed through `f`.
     pub fn map<U>(&self, f: impl FnMut(&T) -> U) -> Volume<U> {
         Volume { grid: self.grid.clone(), voxels: self.voxels.iter().map(f).collect() }
+    }
+}
+
+impl<T: Copy + Default + Send> Volume<T> {
+    /// The volume whose voxel at each index is `value(index)`; computed in parallel, equal for any number of threads.
+    pub fn from_fn(grid: Grid, value: impl Fn([usize; 3]) -> T + Sync) -> Self {
+        let [_, ny, nz] = grid.shape;
+        let mut voxels = vec![T::default(); grid.len()];
+        let fill = |i: usize, slab: &mut [T]| {
+            let rows = slab.chunks_exact_mut(nz.max(1)).enumerate();
+            rows.for_each(|(j, row)| {
+                row.iter_mut().enumerate().for_each(|(k, voxel)| *voxel = value([i, j, k]))
+            });
+        };
+        voxels.par_chunks_mut((ny * nz).max(1)).enumerate().for_each(|(i, slab)| fill(i, slab));
+        Self { grid, voxels }
     }
 }
 

@@ -27,17 +27,25 @@ pub struct Gradients {
 }
 
 /// `relu(γ · (x − mean) / sqrt(variance + ε) + β)`, channel by channel.
-pub fn forward_relu(x: &[f32], extent: Extent, weight: &[f32], bias: &[f32], epsilon: f32) -> (Vec<f32>, Statistics) {
+pub fn forward_relu(
+    x: &[f32],
+    extent: Extent,
+    weight: &[f32],
+    bias: &[f32],
+    epsilon: f32,
+) -> (Vec<f32>, Statistics) {
     let statistics = statistics(x, extent, epsilon);
     let mut y = vec![0.0; x.len()];
-    y.par_chunks_mut(extent.voxels()).zip(x.par_chunks(extent.voxels())).enumerate().for_each(|(index, (y, x))| {
-        let c = index % extent.channels;
-        let slope = weight[c] * statistics.scale[c];
-        let offset = bias[c] - statistics.mean[c] * slope;
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = (x * slope + offset).max(0.0);
-        }
-    });
+    y.par_chunks_mut(extent.voxels()).zip(x.par_chunks(extent.voxels())).enumerate().for_each(
+        |(index, (y, x))| {
+            let c = index % extent.channels;
+            let slope = weight[c] * statistics.scale[c];
+            let offset = bias[c] - statistics.mean[c] * slope;
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = (x * slope + offset).max(0.0);
+            }
+        },
+    );
     (y, statistics)
 }
 
@@ -58,7 +66,8 @@ pub fn backward_relu(
             let at = (n * extent.channels + c) * voxels..(n * extent.channels + c + 1) * voxels;
             let open = |i: usize| if y[at.start + i] > 0.0 { dy[at.start + i] } else { 0.0 };
             plain += sum(voxels, open);
-            by_input += sum(voxels, |i| open(i) * ((x[at.start + i] - statistics.mean[c]) * statistics.scale[c]));
+            by_input +=
+                sum(voxels, |i| open(i) * ((x[at.start + i] - statistics.mean[c]) * statistics.scale[c]));
         }
         (plain, by_input)
     };
@@ -144,7 +153,11 @@ mod tests {
                 let up = at(&moved);
                 moved[i] = values[i] - step;
                 let slope = (up - at(&moved)) / f64::from(2.0 * step);
-                assert!((slope - f64::from(gradient[i])).abs() < 2e-2, "{what}[{i}]: {} against {slope}", gradient[i]);
+                assert!(
+                    (slope - f64::from(gradient[i])).abs() < 2e-2,
+                    "{what}[{i}]: {} against {slope}",
+                    gradient[i]
+                );
             }
         };
         check("x", &x, &g.input, &|x| loss(x, &weight, &bias));

@@ -2,16 +2,23 @@
 
 use rayon::prelude::*;
 
+use super::Extent;
 use super::isa::Isa;
 use super::micro::{Product, Shape, add_product};
 use super::pack::{Halo, TAPS, channels_first, channels_last, mirrored_panels, panels};
-use super::Extent;
 
 /// A panel of weights beyond this size is read tap row by tap row, so that what is being reused stays in the L2 cache.
 const PANEL_BYTES: usize = 512 << 10;
 
 /// `y[n, o] = bias[o] + Σ_i weights[o, i] ⋆ x[n, i]`, `[outs, ins, 3, 3, 3]` weights; returns `[n, outs, x, y, z]`.
-pub fn forward(isa: Isa, x: &[f32], extent: Extent, weights: &[f32], bias: Option<&[f32]>, outs: usize) -> Vec<f32> {
+pub fn forward(
+    isa: Isa,
+    x: &[f32],
+    extent: Extent,
+    weights: &[f32],
+    bias: Option<&[f32]>,
+    outs: usize,
+) -> Vec<f32> {
     let shape = Shape::for_columns(isa, outs);
     let panels = panels(weights, outs, extent.channels, shape.columns());
     convolve(isa, x, extent, &panels, bias, outs, shape)
@@ -91,50 +98,56 @@ pub fn weight_gradient(isa: Isa, x: &[f32], extent: Extent, dy: &[f32], outs: us
     let halo = Halo::new(extent.space);
     // A plane of x is one run of voxels; the halo columns inside it add zeros, for `dy` is zero there.
     let run = extent.space[1] * halo.line() - 2;
-    let blocks: Vec<(usize, usize)> = row_blocks(shape, ins);
+    let blocks = row_blocks(shape, ins);
 
-    let per_panel = TAPS * blocks.len();
-    let tasks = (0..stride / columns * per_panel).into_par_iter().map(|task| {
-        let (panel, tap, (row, rows)) = (task / per_panel, task % per_panel / blocks.len(), blocks[task % blocks.len()]);
-        let mut sums = vec![0.0; rows * columns];
+    // One task: some inputs, some outputs, the nine taps of one x. Planes outside, taps inside: what is read stays near.
+    let tasks = (0..stride / columns * blocks.len() * 3).into_par_iter().map(|task| {
+        let (panel, dx) = (task / 3 / blocks.len(), task % 3);
+        let (row, rows) = blocks[task / 3 % blocks.len()];
+        let mut sums = vec![0.0; 9 * rows * columns];
         for n in 0..extent.n {
             for i in 0..extent.space[0] {
                 let position = n * halo.voxels() + halo.position(i, 0);
-                let shift = (tap / 9) * halo.plane() + (tap / 3 % 3) * halo.line() + tap % 3;
-                let origin = position + shift - halo.plane() - halo.line() - 1;
-                let product = Product {
-                    left: &packed_x,
-                    start: origin * ins + row,
-                    row: 1,
-                    step: ins,
-                    segments: &[0],
-                    terms: run,
-                    right: &packed_dy[position * stride + panel * columns..],
-                    right_step: stride,
-                };
-                add_product(isa, product, shape, rows, &mut sums);
+                for (tap, sums) in sums.chunks_exact_mut(rows * columns).enumerate() {
+                    let shift = dx * halo.plane() + (tap / 3) * halo.line() + tap % 3;
+                    let origin = position + shift - halo.plane() - halo.line() - 1;
+                    let product = Product {
+                        left: &packed_x,
+                        start: origin * ins + row,
+                        row: 1,
+                        step: ins,
+                        segments: &[0],
+                        terms: run,
+                        right: &packed_dy[position * stride + panel * columns..],
+                        right_step: stride,
+                    };
+                    add_product(isa, product, shape, rows, sums);
+                }
             }
         }
-        (panel, tap, row, sums)
+        (panel, dx, row, sums)
     });
 
     let mut gradient = vec![0.0; outs * ins * TAPS];
-    for (panel, tap, row, sums) in tasks.collect::<Vec<_>>() {
-        for (r, lanes) in sums.chunks_exact(columns).enumerate() {
+    for (panel, dx, row, sums) in tasks.collect::<Vec<_>>() {
+        let rows = sums.len() / (9 * columns);
+        for (index, lanes) in sums.chunks_exact(columns).enumerate() {
+            let (tap, i) = (9 * dx + index / rows, row + index % rows);
             for (o, &sum) in (panel * columns..outs).zip(lanes) {
-                gradient[(o * ins + row + r) * TAPS + tap] = sum;
+                gradient[(o * ins + i) * TAPS + tap] = sum;
             }
         }
     }
     gradient
 }
 
-/// Cuts `0..ins` into runs that a tile of this shape can hold.
+/// Cuts `0..ins` into runs of nearly equal length that a tile of this shape can hold.
 fn row_blocks(shape: Shape, ins: usize) -> Vec<(usize, usize)> {
+    let most = ins.div_ceil(ins.div_ceil(shape.rows()));
     let mut blocks = Vec::new();
     let mut row = 0;
     while row < ins {
-        let rows = shape.fit(ins - row);
+        let rows = shape.fit(most.min(ins - row));
         blocks.push((row, rows));
         row += rows;
     }
@@ -146,7 +159,10 @@ pub fn bias_gradient(dy: &[f32], extent: Extent) -> Vec<f32> {
     let voxels = extent.voxels();
     let channel_sum = |channel: usize| {
         let of_volume = |n: usize| &dy[(n * extent.channels + channel) * voxels..][..voxels];
-        let sum: f64 = (0..extent.n).flat_map(|n| of_volume(n).chunks(256)).map(|c| f64::from(c.iter().sum::<f32>())).sum();
+        let sum: f64 = (0..extent.n)
+            .flat_map(|n| of_volume(n).chunks(256))
+            .map(|c| f64::from(c.iter().sum::<f32>()))
+            .sum();
         sum as f32
     };
     (0..extent.channels).into_par_iter().map(channel_sum).collect()
@@ -210,7 +226,10 @@ mod tests {
         assert_eq!(got.len(), expected.len(), "{what}");
         for (index, (&g, &e)) in got.iter().zip(expected).enumerate() {
             let tolerance = 1e-4 * (1.0 + e.abs());
-            assert!((f64::from(g) - e).abs() < tolerance, "{what}[{index}], seed {seed}, {isa:?}: {g} against {e}");
+            assert!(
+                (f64::from(g) - e).abs() < tolerance,
+                "{what}[{index}], seed {seed}, {isa:?}: {g} against {e}"
+            );
         }
     }
 
@@ -230,7 +249,13 @@ mod tests {
                 *y += f64::from(c.bias[index / c.extent.voxels() % c.outs]);
             }
             for isa in Isa::available() {
-                assert_close("y", seed, isa, &forward(isa, &c.x, c.extent, &c.weights, Some(&c.bias), c.outs), &y);
+                assert_close(
+                    "y",
+                    seed,
+                    isa,
+                    &forward(isa, &c.x, c.extent, &c.weights, Some(&c.bias), c.outs),
+                    &y,
+                );
                 let ins = c.extent.channels;
                 assert_close("dx", seed, isa, &input_gradient(isa, &c.dy, output, &c.weights, ins), &dx);
                 assert_close("dw", seed, isa, &weight_gradient(isa, &c.x, c.extent, &c.dy, c.outs), &dw);

@@ -6,7 +6,10 @@
 //!
 //! Layout outside this folder: `[n, channel, x, y, z]`, C order. Inside: channels last with a halo of one zero voxel
 //! ([`pack`]), so that a 3×3×3 window needs no bounds check and no im2col buffer.
-#![expect(unsafe_code, reason = "calls into functions compiled for an instruction set that was detected at run time")]
+#![expect(
+    unsafe_code,
+    reason = "calls into functions compiled for an instruction set that was detected at run time"
+)]
 
 pub mod batch_norm;
 pub mod conv3;

@@ -62,7 +62,12 @@ pub(super) fn channels_last(values: &[f32], extent: Extent, stride: usize) -> Ve
 }
 
 /// `[n][x, y, z][stride]` without halo → `[n, channels, x, y, z]`, each channel with its bias added.
-pub(super) fn channels_first(values: &[f32], extent: Extent, stride: usize, bias: Option<&[f32]>) -> Vec<f32> {
+pub(super) fn channels_first(
+    values: &[f32],
+    extent: Extent,
+    stride: usize,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
     let voxels = extent.voxels();
     let mut out = vec![0.0; extent.len()];
     out.par_chunks_mut(voxels).enumerate().for_each(|(index, to)| {
@@ -89,7 +94,12 @@ pub(super) fn mirrored_panels(weights: &[f32], outs: usize, ins: usize, columns:
     panels_by(ins, outs, columns, |i, o, tap| weights[(o * ins + i) * TAPS + (TAPS - 1 - tap)])
 }
 
-fn panels_by(outs: usize, ins: usize, columns: usize, weight: impl Fn(usize, usize, usize) -> f32 + Sync) -> Vec<f32> {
+fn panels_by(
+    outs: usize,
+    ins: usize,
+    columns: usize,
+    weight: impl Fn(usize, usize, usize) -> f32 + Sync,
+) -> Vec<f32> {
     let size = TAPS * ins * columns;
     let mut packed = vec![0.0; outs.div_ceil(columns) * size];
     packed.par_chunks_mut(size).enumerate().for_each(|(panel, to)| {

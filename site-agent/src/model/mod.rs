@@ -1,1 +1,190 @@
-//! The universal model in burn.
+//! The universal model in burn: one network, one output channel for each class that is asked for.
+//!
+//! [`UniversalModel`] joins a backbone ([`unet`]) and the text-driven [`head`]. Its tensors go in and out by name
+//! ([`parameters`], [`record`]); class embeddings ([`embedding`]) are given to it and never trained, unless the
+//! configuration says so. Nothing outside this folder and `train` names burn's modules. Losses and optimisers are in
+//! [`train`](crate::train).
+
+pub mod config;
+mod cpu_ops;
+pub mod device;
+pub mod embedding;
+pub mod error;
+pub mod head;
+pub mod init;
+mod layers;
+mod ops;
+pub mod parameters;
+pub mod record;
+pub mod tensors;
+mod unet;
+
+use burn::{
+    module::Module,
+    tensor::{Device, Tensor},
+};
+use common::ids::ClassId;
+
+pub use self::{
+    config::{Backbone, EmbeddingConfig, ModelConfig},
+    device::{DeviceKind, device},
+    embedding::{ClassEmbeddings, EmbeddingKind},
+    error::ModelError,
+    parameters::Gradients,
+    tensors::{HostTensor, NamedTensors},
+    unet::Features,
+};
+use self::{
+    head::{ClassSource, Head},
+    unet::UNet,
+};
+
+/// The CLIP-driven universal model (Liu et al., ICCV 2023).
+#[derive(Module, Debug)]
+pub struct UniversalModel {
+    backbone: UNet,
+    head: Head,
+    #[module(skip)]
+    config: ModelConfig,
+}
+
+impl UniversalModel {
+    /// The initial model of a seed. On an autodiff device it can be trained.
+    ///
+    /// `embeddings` is `None` exactly when the configuration has a learned table.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`] if the configuration is impossible or the embeddings are not those that it names.
+    pub fn new(
+        config: &ModelConfig,
+        embeddings: Option<&ClassEmbeddings>,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        config.validate()?;
+        let source = class_source(config, embeddings)?;
+        let (bottleneck, decoder) = UNet::channels(config.width);
+        let head = Head::new(bottleneck, decoder, source, device)?;
+        let Backbone::Unet = config.backbone;
+        let blank = Self { backbone: UNet::new(config.width, device), head, config: config.clone() };
+        let initial = init::initial_tensors(&parameters::shapes(&blank), seed);
+        parameters::load(blank, &initial)
+    }
+
+    /// What the model was built from.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The head, for those who evaluate its stages by themselves.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Names of the trainable tensors, ascending. Buffers, such as fixed class embeddings, are not among them.
+    pub fn trainable_names(&self) -> Vec<String> {
+        parameters::shapes(self).into_keys().collect()
+    }
+
+    /// The trainable tensors.
+    pub fn export(&self) -> NamedTensors {
+        parameters::export(self)
+    }
+
+    /// Replaces the values of all trainable tensors. Parameter ids stay, and so does the state of an optimiser.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Mismatch`] with every difference unless names and shapes are exactly this model's; the model is
+    /// then unchanged.
+    pub fn load(&mut self, tensors: &NamedTensors) -> Result<(), ModelError> {
+        *self = parameters::load(self.clone(), tensors)?;
+        Ok(())
+    }
+
+    /// Changes every trainable tensor, given flat with its name.
+    pub fn update(&mut self, change: impl FnMut(&str, Tensor<1>) -> Tensor<1>) {
+        *self = parameters::update(self.clone(), change);
+    }
+
+    /// Logits `[n, classes.len(), x, y, z]` of the classes asked for, in that order; no sigmoid.
+    ///
+    /// `x` is `[n, 1, x, y, z]`. Batch normalisation sees the n patches together: this is the training pass.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`] if the patch or a class does not suit the model.
+    pub fn forward(&self, x: Tensor<5>, classes: &[ClassId]) -> Result<Tensor<5>, ModelError> {
+        let channels = self.channels(classes)?;
+        Ok(self.head.forward(self.features(x)?, &channels))
+    }
+
+    /// As [`Self::forward`], without gradients and one window at a time: the logits of a window are the same bits
+    /// whatever windows come with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::forward`].
+    pub fn infer(&self, windows: Tensor<5>, classes: &[ClassId]) -> Result<Tensor<5>, ModelError> {
+        let model = self.valid();
+        let logits = windows.inner().split(1, 0).into_iter().map(|window| model.forward(window, classes));
+        Ok(Tensor::cat(logits.collect::<Result<_, _>>()?, 0))
+    }
+
+    /// The backbone's output for `[n, 1, x, y, z]`.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Patch`] or [`ModelError::InputChannels`].
+    pub fn features(&self, x: Tensor<5>) -> Result<Features, ModelError> {
+        let [_, channels, sx, sy, sz] = x.dims();
+        let sides = [sx, sy, sz];
+        if channels != 1 {
+            return Err(ModelError::InputChannels { got: channels });
+        }
+        if sides.iter().any(|&side| side == 0 || !side.is_multiple_of(8)) || sides == [8; 3] {
+            return Err(ModelError::Patch { got: sides });
+        }
+        Ok(self.backbone.forward(x))
+    }
+
+    /// Gradients of an objective that was computed with this model.
+    pub fn gradients(&self, objective: &Tensor<1>) -> Gradients {
+        Gradients::of(self, objective)
+    }
+
+    fn channels(&self, classes: &[ClassId]) -> Result<Vec<usize>, ModelError> {
+        if classes.is_empty() {
+            return Err(ModelError::NoClass);
+        }
+        let rows = self.head.rows();
+        let channel = |&class: &ClassId| {
+            let channel = class.channel();
+            if channel < rows { Ok(channel) } else { Err(ModelError::Class { class, rows }) }
+        };
+        classes.iter().map(channel).collect()
+    }
+}
+
+fn class_source<'a>(
+    config: &ModelConfig,
+    embeddings: Option<&'a ClassEmbeddings>,
+) -> Result<ClassSource<'a>, ModelError> {
+    let expected = config.embedding;
+    match embeddings {
+        None if expected.kind == EmbeddingKind::Learned => Ok(ClassSource::Learned { rows: expected.rows }),
+        Some(given)
+            if given.kind() == expected.kind && given.table().shape() == [expected.rows, expected.width] =>
+        {
+            Ok(ClassSource::Fixed(given))
+        }
+        given => Err(ModelError::Embedding {
+            expected: expected.to_string(),
+            got: given.map_or("absent".to_owned(), |e| format!("{:?} {:?}", e.kind(), e.table().shape())),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! A round with its participants, from opening to commit: the state that four phases hand on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{DeclineReason, RoundTask, Term, UpdateOffer};
+use super::plan::RoundPlan;
+use super::rejection::{Rejection, UpdateExpectation};
+use crate::aggregate::weights::{SiteCounts, WeightedSites, site_weights};
+use crate::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId};
+use crate::time::Timestamp;
+
+/// A round, its base and the sites that were asked, with the counts that their weights follow from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OpenedRound {
+    pub(super) round: RoundId,
+    pub(super) base: ModelHash,
+    pub(super) deadline: Timestamp,
+    pub(super) participants: BTreeMap<SiteId, Participant>,
+}
+
+/// One site in one round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Participant {
+    /// Fixed when the site was asked.
+    pub(super) counts: SiteCounts,
+    pub(super) answer: Answer,
+}
+
+/// What came of asking a site. Serialisable as part of a round's snapshot and status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Answer {
+    /// Nothing yet.
+    Invited,
+    /// It takes part; the round waits for it.
+    Accepted,
+    /// Nothing in time; the round does not wait for it, but takes its update.
+    Silent,
+    /// It takes no part; the round does not wait for it, but takes its update.
+    Declined {
+        /// Why.
+        reason: DeclineReason,
+    },
+    /// Its update counts.
+    Updated(Counted),
+}
+
+/// The update of a site that counts in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counted {
+    /// Idempotency key.
+    pub attempt: AttemptId,
+    /// The stored update.
+    pub update: ArtifactHash,
+}
+
+impl Counted {
+    /// What an offer of a site that has this one counted deserves.
+    pub(super) fn compare(self, offer: &UpdateOffer) -> Result<UpdateExpectation, Rejection> {
+        match (self.attempt == offer.attempt, self.update == offer.update) {
+            (true, true) => Ok(UpdateExpectation::AlreadyCounted),
+            (true, false) => Err(Rejection::AttemptReused { attempt: offer.attempt }),
+            (false, _) => Err(Rejection::AlreadyCounted { round: offer.round, counted: self.attempt }),
+        }
+    }
+}
+
+impl OpenedRound {
+    /// Adds the ready sites that are not asked yet.
+    pub(super) fn invite(&mut self, ready: &BTreeMap<SiteId, SiteCounts>) {
+        for (site, counts) in ready {
+            let invited = || Participant { counts: counts.clone(), answer: Answer::Invited };
+            self.participants.entry(site.clone()).or_insert_with(invited);
+        }
+    }
+
+    /// Whether any site has this answer.
+    pub(super) fn any(&self, answer: &Answer) -> bool {
+        self.participants.values().any(|participant| participant.answer == *answer)
+    }
+
+    /// The update of each site that has one.
+    pub(super) fn counted(&self) -> BTreeMap<SiteId, Counted> {
+        let counted = |(site, participant): (&SiteId, &Participant)| match participant.answer {
+            Answer::Updated(counted) => Some((site.clone(), counted)),
+            _ => None,
+        };
+        self.participants.iter().filter_map(counted).collect()
+    }
+
+    /// Whether as many updates are there as the study's quorum says.
+    pub(super) fn has_quorum(&self, plan: &RoundPlan) -> bool {
+        self.counted().len() >= plan.quorum.fewest()
+    }
+
+    /// The connected sites that have not sent their update.
+    pub(super) fn unanswered(&self, ready: &BTreeMap<SiteId, SiteCounts>) -> BTreeSet<SiteId> {
+        let open = |(_, participant): &(&SiteId, &Participant)| !matches!(participant.answer, Answer::Updated(_));
+        let connected = |site: &&SiteId| ready.contains_key(*site);
+        self.participants.iter().filter(open).map(|(site, _)| site).filter(connected).cloned().collect()
+    }
+
+    /// Records an answer; false when it changes nothing: of a stranger, a duplicate, or after the update.
+    pub(super) fn answer(&mut self, site: &SiteId, answer: Answer) -> bool {
+        match self.participants.get_mut(site) {
+            Some(known) if !matches!(known.answer, Answer::Updated(_)) && known.answer != answer => {
+                known.answer = answer;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The task as it reads at `now`.
+    pub(super) fn task(&self, plan: &RoundPlan, now: Timestamp) -> RoundTask {
+        let remaining = self.deadline.since(now).as_millis();
+        RoundTask {
+            study: plan.study,
+            round: self.round,
+            base: self.base,
+            steps: plan.steps,
+            remaining_ms: u64::try_from(remaining).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Whether the offer is one for this round, while it takes updates.
+    pub(super) fn expect(
+        &self,
+        site: &SiteId,
+        offer: &UpdateOffer,
+        plan: &RoundPlan,
+    ) -> Result<UpdateExpectation, Rejection> {
+        if offer.base != self.base {
+            return Err(Rejection::WrongBase { round: self.round, expected: self.base, got: offer.base });
+        }
+        if offer.steps != plan.steps {
+            return Err(Rejection::WrongSteps { expected: plan.steps, got: offer.steps });
+        }
+        match self.participants.get(site).map(|participant| &participant.answer) {
+            None => Err(Rejection::NotParticipant { round: self.round }),
+            Some(Answer::Updated(counted)) => counted.compare(offer),
+            Some(_) => Ok(UpdateExpectation::Wanted { base: self.base }),
+        }
+    }
+
+    /// The shares of the sites whose updates count, from the counts fixed when they were asked.
+    pub(super) fn weights(&self, plan: &RoundPlan) -> WeightedSites {
+        let counted = |participant: &Participant| matches!(participant.answer, Answer::Updated(_));
+        let responders = self.participants.iter().filter(|(_, participant)| counted(participant));
+        let responders = responders.map(|(site, participant)| (site.clone(), participant.counts.clone())).collect();
+        site_weights(plan.weighting, &responders, plan.max_site_weight)
+    }
+
+    /// The summands of the aggregate, ascending by site.
+    pub(super) fn terms(&self, plan: &RoundPlan) -> Vec<Term> {
+        let shares = self.weights(plan).shares;
+        let term = |(site, counted): (SiteId, Counted)| {
+            let share = shares.get(&site).copied()?;
+            Some(Term { site, attempt: counted.attempt, update: counted.update, share })
+        };
+        self.counted().into_iter().filter_map(term).collect()
+    }
+}

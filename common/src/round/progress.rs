@@ -1,0 +1,254 @@
+//! How each event changes a study: the part of [`super::RoundMachine`] that is the same in several phases.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::CommandError;
+use super::aggregating::Committing;
+use super::committed::{Committed, Over};
+use super::event::{Action, Event, Fact, PauseReason, UpdateOffer};
+use super::opened::{Answer, Counted};
+use super::paused::Pause;
+use super::phase::{Context, Phase};
+use super::rejection::{Rejection, UpdateExpectation};
+use crate::aggregate::weights::SiteCounts;
+use crate::ids::{ModelHash, RoundId, SiteId};
+
+/// The machine's state without the roster, which [`Context`] carries.
+pub(super) struct Progress<'a> {
+    pub(super) phase: &'a mut Phase,
+    pub(super) pause: &'a mut Option<Pause>,
+    pub(super) failures: &'a mut u32,
+    pub(super) last_counted: &'a mut BTreeMap<SiteId, Counted>,
+}
+
+impl Progress<'_> {
+    /// Records the event; `Restarted` and `UpdateStored` are the machine's own.
+    pub(super) fn apply(&mut self, event: Event, cx: &mut Context<'_>) -> Result<(), CommandError> {
+        let name = event.name();
+        let known = match event {
+            Event::Start => return self.start(),
+            Event::Pause => return self.pause_by_operator(cx),
+            Event::Resume => return self.resume_by_operator(cx),
+            Event::Abort => return self.abort(cx),
+            Event::TrainersExpected { sites } => {
+                cx.roster.expected = sites;
+                true
+            }
+            Event::SiteReady { site, counts } => {
+                self.greet(site, counts, cx);
+                true
+            }
+            Event::SiteGone { site } => cx.roster.ready.remove(&site).is_some(),
+            Event::RoundAccepted { site, round } => self.accept(site, round, cx),
+            Event::RoundDeclined { site, round, reason } => {
+                let declined = self.answer(&site, round, Answer::Declined { reason });
+                if declined {
+                    cx.report(Fact::SiteDeclined { site, round, reason });
+                }
+                declined
+            }
+            Event::Aggregated { round, model } => self.aggregated(round, model, cx),
+            Event::Committed { round, model } => self.committed(round, model, cx),
+            Event::AggregationFailed { round, fault } => {
+                let here = matches!(self.phase, Phase::Aggregating(phase) if phase.opened.round == round);
+                here && self.fail(PauseReason::Aggregation(fault), cx)
+            }
+            Event::CommitFailed { round, fault } => {
+                let here = matches!(self.phase, Phase::Committing(phase) if phase.opened.round == round);
+                here && self.fail(PauseReason::Commit(fault), cx)
+            }
+            Event::GateOpened { model } => self.open_gate(model),
+            // What is due follows from the time alone; a timer is only a reason to look.
+            Event::TimerFired(_) => true,
+            Event::Restarted | Event::UpdateStored { .. } => false,
+        };
+        if !known {
+            cx.report(Fact::EventIgnored { event: name, phase: self.phase.name() });
+        }
+        Ok(())
+    }
+
+    /// Counts a stored update once, and answers it whatever it is.
+    pub(super) fn take_update(
+        &mut self,
+        site: SiteId,
+        offer: &UpdateOffer,
+        verdict: Result<UpdateExpectation, Rejection>,
+        cx: &mut Context<'_>,
+    ) {
+        let UpdateOffer { round, attempt, update, .. } = *offer;
+        match verdict {
+            Ok(UpdateExpectation::Wanted { .. }) => {
+                self.answer(&site, round, Answer::Updated(Counted { attempt, update }));
+                cx.report(Fact::UpdateCounted { site: site.clone(), round, attempt });
+                cx.act(Action::Acknowledge { site, round, attempt, update });
+            }
+            Ok(UpdateExpectation::AlreadyCounted) => {
+                cx.report(Fact::UpdateDuplicated { site: site.clone(), round });
+                cx.act(Action::Acknowledge { site, round, attempt, update });
+            }
+            Err(rejection) => {
+                cx.report(Fact::UpdateRefused { site: site.clone(), code: rejection.code() });
+                cx.act(Action::Refuse { site, attempt, rejection });
+            }
+        }
+    }
+
+    /// Asks again for what this phase waits for.
+    pub(super) fn ask(&self, cx: &mut Context<'_>) {
+        match &*self.phase {
+            Phase::Distributing(_) | Phase::Collecting(_) => {
+                if let Some(opened) = self.phase.taking() {
+                    cx.open_round(opened, opened.unanswered(&cx.roster.ready));
+                }
+            }
+            Phase::Aggregating(phase) => phase.ask(cx),
+            Phase::Committing(phase) => phase.ask(cx),
+            Phase::Waiting(_) | Phase::Committed(_) | Phase::Finished(_) | Phase::Aborted(_) => {}
+        }
+    }
+
+    /// Ends the pause: deadlines move by its length, and what it held back is asked for.
+    pub(super) fn resume(&mut self, cx: &mut Context<'_>) {
+        let Some(pause) = self.pause.take() else { return };
+        self.phase.postpone(cx.now.since(pause.since));
+        cx.report(Fact::Resumed);
+        self.ask(cx);
+    }
+
+    fn start(&mut self) -> Result<(), CommandError> {
+        match self.phase {
+            Phase::Waiting(waiting) if !waiting.started => {
+                waiting.started = true;
+                Ok(())
+            }
+            Phase::Finished(_) | Phase::Aborted(_) => Err(CommandError::StudyOver),
+            _ => Err(CommandError::AlreadyStarted),
+        }
+    }
+
+    fn refuse_when_over(&self) -> Result<(), CommandError> {
+        match self.phase {
+            Phase::Finished(_) | Phase::Aborted(_) => Err(CommandError::StudyOver),
+            _ => Ok(()),
+        }
+    }
+
+    fn pause_by_operator(&mut self, cx: &mut Context<'_>) -> Result<(), CommandError> {
+        self.refuse_when_over()?;
+        let since = match self.pause {
+            Some(Pause { reason: PauseReason::Operator, .. }) => return Err(CommandError::AlreadyPaused),
+            // A fault paused it: the operator's word keeps it from trying again by itself.
+            Some(pause) => pause.since,
+            None => cx.now,
+        };
+        self.set_pause(Pause::by_operator(since), cx);
+        Ok(())
+    }
+
+    fn resume_by_operator(&mut self, cx: &mut Context<'_>) -> Result<(), CommandError> {
+        self.refuse_when_over()?;
+        if self.pause.is_some() {
+            self.resume(cx);
+            return Ok(());
+        }
+        match self.phase {
+            Phase::Collecting(phase) if phase.quorum_missing() => {
+                phase.widen(cx);
+                Ok(())
+            }
+            _ => Err(CommandError::NothingToResume),
+        }
+    }
+
+    fn abort(&mut self, cx: &mut Context<'_>) -> Result<(), CommandError> {
+        self.refuse_when_over()?;
+        *self.pause = None;
+        *self.phase = Phase::Aborted(Over::abort(self.phase, cx));
+        Ok(())
+    }
+
+    fn fail(&mut self, reason: PauseReason, cx: &mut Context<'_>) -> bool {
+        *self.failures = self.failures.saturating_add(1);
+        match self.pause {
+            // The operator paused it while it was under way: his pause stands, and resuming tries again.
+            Some(Pause { reason: PauseReason::Operator, .. }) => {}
+            _ => self.set_pause(Pause::by_fault(reason, *self.failures, cx.now), cx),
+        }
+        true
+    }
+
+    fn set_pause(&mut self, pause: Pause, cx: &mut Context<'_>) {
+        let Pause { reason, retry_at, .. } = pause;
+        *self.pause = Some(pause);
+        cx.report(Fact::Paused { reason, retry_at });
+        cx.act(Action::AnnouncePaused { reason, to: cx.roster.sites() });
+    }
+
+    /// Tells a site that has just become ready whatever concerns it.
+    fn greet(&self, site: SiteId, counts: SiteCounts, cx: &mut Context<'_>) {
+        cx.roster.ready.insert(site.clone(), counts);
+        cx.roster.expected.insert(site.clone());
+        let to = BTreeSet::from([site]);
+        if let Phase::Finished(over) | Phase::Aborted(over) = &*self.phase {
+            return cx.act(Action::AnnounceFinished { model: over.model, to });
+        }
+        if let Some(pause) = &*self.pause {
+            return cx.act(Action::AnnouncePaused { reason: pause.reason, to });
+        }
+        if let Some(opened) = self.phase.taking() {
+            let to = opened.unanswered(&cx.roster.ready).intersection(&to).cloned().collect();
+            cx.open_round(opened, to);
+        }
+    }
+
+    fn accept(&mut self, site: SiteId, round: RoundId, cx: &mut Context<'_>) -> bool {
+        let accepted = self.answer(&site, round, Answer::Accepted);
+        if accepted {
+            cx.report(Fact::SiteAccepted { site, round });
+        }
+        accepted
+    }
+
+    fn answer(&mut self, site: &SiteId, round: RoundId, answer: Answer) -> bool {
+        let opened = self.phase.taking_mut().filter(|opened| opened.round == round);
+        opened.is_some_and(|opened| opened.answer(site, answer))
+    }
+
+    fn aggregated(&mut self, round: RoundId, model: ModelHash, cx: &mut Context<'_>) -> bool {
+        let Phase::Aggregating(phase) = &*self.phase else { return false };
+        if phase.opened.round != round {
+            return false;
+        }
+        *self.phase = Phase::Committing(Committing::begin(phase.opened.clone(), model, cx));
+        self.end_fault();
+        true
+    }
+
+    fn committed(&mut self, round: RoundId, model: ModelHash, cx: &mut Context<'_>) -> bool {
+        let Phase::Committing(phase) = &*self.phase else { return false };
+        if phase.opened.round != round || phase.model != model {
+            return false;
+        }
+        *self.last_counted = phase.opened.counted();
+        *self.phase = Phase::Committed(Committed::announce(round, model, cx));
+        self.end_fault();
+        true
+    }
+
+    /// What failed has succeeded: only the operator's own pause outlives that.
+    fn end_fault(&mut self) {
+        *self.failures = 0;
+        self.pause.take_if(|pause| pause.reason != PauseReason::Operator);
+    }
+
+    fn open_gate(&mut self, model: ModelHash) -> bool {
+        match self.phase {
+            Phase::Committed(phase) if phase.model == model && !phase.gate_open => {
+                phase.gate_open = true;
+                true
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The text-driven segmentor: a global image feature and a class embedding together generate, for each class, the
+//! weights of a three-layer network that reads 8 numbers per voxel.
+//!
+//! Only the classes asked for are evaluated, all at once, and the voxel features are shared between them.
+
+use burn::{
+    module::{Module, Param},
+    tensor::{Device, Int, Tensor, TensorData, activation::relu},
+};
+
+use super::{
+    embedding::ClassEmbeddings,
+    error::ModelError,
+    layers::{GROUPS, GroupNorm, Linear, Pointwise},
+    tensors::HostTensor,
+    unet::Features,
+};
+
+/// Width of the image feature and of the class vector.
+pub const FEATURE_WIDTH: usize = 256;
+/// Channels of the voxel features and of the segmentor's hidden layers.
+const HIDDEN: usize = 8;
+/// Numbers that the controller generates for one class: all weights, then all biases.
+const CLASS_PARAMETERS: usize = 2 * HIDDEN * HIDDEN + HIDDEN + HIDDEN + HIDDEN + 1;
+
+/// Group normalisation, ReLU, linear map per voxel.
+#[derive(Module, Debug)]
+struct NormedPointwise {
+    norm: GroupNorm,
+    conv: Pointwise,
+}
+
+/// A fixed table, and the map from its width to the width of the image feature.
+#[derive(Module, Debug)]
+struct TextBranch {
+    /// `[rows, any width]`: a buffer, never trained and never in an update.
+    table: Tensor<2>,
+    projection: Linear,
+}
+
+/// A table trained with the network, at the width of the image feature.
+#[derive(Module, Debug)]
+struct LearnedTable {
+    weight: Param<Tensor<2>>,
+}
+
+#[derive(Module, Debug)]
+enum ClassVectors {
+    Text(TextBranch),
+    Learned(LearnedTable),
+}
+
+/// Where a head takes its class vectors from.
+#[derive(Clone, Copy, Debug)]
+pub enum ClassSource<'a> {
+    /// A fixed table of any width.
+    Fixed(&'a ClassEmbeddings),
+    /// A trainable table of this many rows.
+    Learned {
+        /// Number of classes.
+        rows: usize,
+    },
+}
+
+/// The head.
+#[derive(Module, Debug)]
+pub struct Head {
+    precls: NormedPointwise,
+    gap: NormedPointwise,
+    controller: Pointwise,
+    classes: ClassVectors,
+}
+
+impl Head {
+    /// A head of zeros for a backbone with these numbers of channels.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Groups`] if a number of channels is not a positive multiple of 16.
+    pub fn new(
+        bottleneck_channels: usize,
+        decoder_channels: usize,
+        source: ClassSource<'_>,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        for channels in [bottleneck_channels, decoder_channels] {
+            if channels == 0 || channels % GROUPS != 0 {
+                return Err(ModelError::Groups { channels });
+            }
+        }
+        let normed = |input, output| NormedPointwise {
+            norm: GroupNorm::new(input, device),
+            conv: Pointwise::new(input, output, device),
+        };
+        Ok(Self {
+            precls: normed(decoder_channels, HIDDEN),
+            gap: normed(bottleneck_channels, FEATURE_WIDTH),
+            controller: Pointwise::new(2 * FEATURE_WIDTH, CLASS_PARAMETERS, device),
+            classes: ClassVectors::new(source, device),
+        })
+    }
+
+    /// Number of classes that the head can be asked for.
+    pub fn rows(&self) -> usize {
+        self.classes.rows()
+    }
+
+    /// The fixed table, if there is one.
+    pub fn fixed_table(&self) -> Option<HostTensor> {
+        match &self.classes {
+            ClassVectors::Text(text) => {
+                let values =
+                    text.table.to_data().try_to_vec().expect("invariant: every tensor of the model is f32");
+                HostTensor::new(text.table.dims().to_vec(), values).ok()
+            }
+            ClassVectors::Learned(_) => None,
+        }
+    }
+
+    /// Logits `[n, channels.len(), x, y, z]` of the classes with these channels, in the order asked for.
+    ///
+    /// Each channel must be below [`Self::rows`], which [`UniversalModel`](super::UniversalModel) checks.
+    pub fn forward(&self, features: Features, channels: &[usize]) -> Tensor<5> {
+        let parameters = self.class_parameters(self.image_feature(features.bottleneck), channels);
+        segment(self.voxel_features(features.decoder), parameters)
+    }
+
+    /// The global image feature `[n, 256]`.
+    pub fn image_feature(&self, bottleneck: Tensor<5>) -> Tensor<2> {
+        let normed = relu(self.gap.norm.forward(bottleneck));
+        let [n, channels, x, y, z] = normed.dims();
+        let mean = normed.reshape([n, channels, x * y * z]).mean_dim(2).reshape([n, channels]);
+        let (weight, bias) = self.gap.conv.matrix();
+        mean.matmul(weight) + bias
+    }
+
+    /// The 8 numbers per voxel that all classes read, `[n, 8, x, y, z]`.
+    pub fn voxel_features(&self, decoder: Tensor<5>) -> Tensor<5> {
+        self.precls.conv.forward(relu(self.precls.norm.forward(decoder)))
+    }
+
+    /// The generated numbers `[n, classes, 153]`.
+    ///
+    /// The controller is linear in (image feature, class vector), image first: the two halves are mapped apart and
+    /// added, instead of joining each of the n features with each of the class vectors.
+    pub fn class_parameters(&self, image: Tensor<2>, channels: &[usize]) -> Tensor<3> {
+        let (weight, bias) = self.controller.matrix();
+        let image_part = image.matmul(weight.clone().slice([0..FEATURE_WIDTH])) + bias;
+        let class_part =
+            self.classes.vectors(channels).matmul(weight.slice([FEATURE_WIDTH..2 * FEATURE_WIDTH]));
+        image_part.unsqueeze_dim::<3>(1) + class_part.unsqueeze_dim::<3>(0)
+    }
+}
+
+impl ClassVectors {
+    fn new(source: ClassSource<'_>, device: &Device) -> Self {
+        match source {
+            ClassSource::Learned { rows } => {
+                let weight = Param::from_tensor(Tensor::zeros([rows, FEATURE_WIDTH], device));
+                Self::Learned(LearnedTable { weight })
+            }
+            ClassSource::Fixed(embeddings) => {
+                let (shape, values) = embeddings.table().clone().into_parts();
+                let table = Tensor::<2>::from_data(TensorData::new(values, shape), device);
+                let projection = Linear::new(table.dims()[1], FEATURE_WIDTH, device);
+                Self::Text(TextBranch { table, projection })
+            }
+        }
+    }
+
+    fn rows(&self) -> usize {
+        match self {
+            Self::Text(text) => text.table.dims()[0],
+            Self::Learned(learned) => learned.weight.dims()[0],
+        }
+    }
+
+    /// `[channels.len(), 256]`.
+    fn vectors(&self, channels: &[usize]) -> Tensor<2> {
+        let select = |table: Tensor<2>| {
+            let rows: Vec<i32> = channels.iter().map(|&channel| channel as i32).collect();
+            let rows = Tensor::<1, Int>::from_ints(rows.as_slice(), &table.device());
+            table.select(0, rows)
+        };
+        match self {
+            Self::Text(text) => relu(text.projection.forward(select(text.table.clone()))),
+            Self::Learned(learned) => select(learned.weight.val()),
+        }
+    }
+}
+
+/// Runs the generated networks: voxel features `[n, 8, x, y, z]`, parameters `[n, k, 153]`, logits `[n, k, x, y, z]`.
+///
+/// The first layers of all classes are one matrix product per sample; the others are k independent small ones.
+fn segment(voxels: Tensor<5>, parameters: Tensor<3>) -> Tensor<5> {
+    let [n, _, x, y, z] = voxels.dims();
+    let k = parameters.dims()[1];
+    let size = x * y * z;
+    let mut taken = 0;
+    let mut take = |length: usize| {
+        taken += length;
+        parameters.clone().slice([0..n, 0..k, taken - length..taken])
+    };
+    let w1 = take(HIDDEN * HIDDEN).reshape([n, k * HIDDEN, HIDDEN]);
+    let w2 = take(HIDDEN * HIDDEN).reshape([n * k, HIDDEN, HIDDEN]);
+    let w3 = take(HIDDEN).reshape([n * k, 1, HIDDEN]);
+    let b1 = take(HIDDEN).reshape([n, k * HIDDEN, 1]);
+    let b2 = take(HIDDEN).reshape([n * k, HIDDEN, 1]);
+    let b3 = take(1).reshape([n * k, 1, 1]);
+
+    let hidden = relu(w1.matmul(voxels.reshape([n, HIDDEN, size])) + b1);
+    let hidden = relu(w2.matmul(hidden.reshape([n * k, HIDDEN, size])) + b2);
+    (w3.matmul(hidden) + b3).reshape([n, k, x, y, z])
+}

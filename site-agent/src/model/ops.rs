@@ -1,0 +1,164 @@
+//! The door to the heavy operations: every convolution, batch normalisation and pooling of the model goes through here.
+//!
+//! All volumes are `[batch, channel, x, y, z]`. On the CPU these are our own kernels ([`cpu_ops`](super::cpu_ops)), on
+//! any other device burn's; here is the one place that chooses.
+
+use burn::backend::Dispatch;
+use burn::tensor::{
+    Device, Tensor,
+    activation::relu,
+    module::{self, batch_norm_train, max_pool2d},
+    ops::{ConvOptions, ConvTransposeOptions, MaxPoolOptions},
+};
+
+use super::cpu_ops::CpuOps;
+
+/// Whether our kernels can work on this tensor where it is.
+fn on_cpu(x: &Tensor<5>) -> bool {
+    x.device() == Device::flex()
+}
+
+/// 3x3x3 convolution, padding 1: `[n, in, x, y, z]` to `[n, out, x, y, z]`; weight `[out, in, 3, 3, 3]`.
+pub(super) fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+    if on_cpu(&x) {
+        let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::conv3(x, weight, bias));
+    }
+    module::conv3d(x, weight, Some(bias), ConvOptions::new([1; 3], [1; 3], [1; 3], 1))
+}
+
+/// Normalisation by the statistics of the batch at hand, then the rectifier; shape kept.
+pub(super) fn norm_relu(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<5> {
+    if on_cpu(&x) {
+        let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::norm_relu(x, weight, bias, epsilon as f32));
+    }
+    relu(batch_norm_train(x, weight, bias, epsilon).output)
+}
+
+/// Transposed convolution, kernel 2, stride 2: doubles each side; weight `[in, out, 2, 2, 2]`.
+pub(super) fn conv_transpose3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+    module::conv_transpose3d(
+        x,
+        weight,
+        Some(bias),
+        ConvTransposeOptions::new([2; 3], [0; 3], [0; 3], [1; 3], 1),
+    )
+}
+
+/// 1x1x1 convolution: one matrix product per sample; weight `[out, in, 1, 1, 1]`.
+pub(super) fn pointwise(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+    let [n, channels, sx, sy, sz] = x.dims();
+    let out = bias.dims()[0];
+    let flat = x.reshape([n, channels, sx * sy * sz]);
+    let y = weight.reshape([1, out, channels]).matmul(flat) + bias.reshape([1, out, 1]);
+    y.reshape([n, out, sx, sy, sz])
+}
+
+/// Maximum over 2x2x2 blocks; sides must be even.
+pub(super) fn max_pool(x: Tensor<5>) -> Tensor<5> {
+    if on_cpu(&x) {
+        return Tensor::from_dispatch(Dispatch::pool2(x.into_dispatch()));
+    }
+    max_pool_by_planes(x)
+}
+
+/// burn 0.22 pools in two dimensions only: (y, z) first, then x with each yz plane as one row.
+fn max_pool_by_planes(x: Tensor<5>) -> Tensor<5> {
+    let [n, c, sx, sy, sz] = x.dims();
+    let planes = max_pool2d(x.reshape([n * c, sx, sy, sz]), MaxPoolOptions::new([2, 2]));
+    let rows = planes.reshape([1, n * c, sx, sy / 2 * (sz / 2)]);
+    max_pool2d(rows, MaxPoolOptions::new([2, 1])).reshape([n, c, sx / 2, sy / 2, sz / 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn device() -> Device {
+        Device::flex().autodiff()
+    }
+
+    /// Values that no two positions share, in (−1, 1).
+    fn tensor<const D: usize>(shape: [usize; D], salt: usize) -> Tensor<D> {
+        let value = |i: usize| ((i * 7919 + salt * 104_729) % 20_011) as f32 / 10_005.5 - 1.0;
+        let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+        Tensor::<1>::from_floats(values.as_slice(), &device()).reshape(shape).require_grad()
+    }
+
+    fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+        tensor.into_data().try_to_vec().expect("f32 values")
+    }
+
+    fn assert_close(what: &str, ours: Vec<f32>, burns: Vec<f32>) {
+        assert_eq!(ours.len(), burns.len(), "{what}");
+        for (i, (a, b)) in ours.iter().zip(&burns).enumerate() {
+            assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "{what}[{i}]: {a} against {b}");
+        }
+    }
+
+    /// Output of `f` and gradients of a weighted sum of it with respect to `x`, `weight` and `bias`.
+    fn run<const W: usize>(
+        f: impl Fn(Tensor<5>, Tensor<W>, Tensor<1>) -> Tensor<5>,
+        x: &Tensor<5>,
+        weight: &Tensor<W>,
+        bias: &Tensor<1>,
+    ) -> [Vec<f32>; 4] {
+        let y = f(x.clone(), weight.clone(), bias.clone());
+        let upstream = tensor(y.dims(), 9).detach();
+        let gradients = (y.clone() * upstream).sum().backward();
+        let gradient = |g: Option<Tensor<5>>| values(g.expect("every input has a gradient"));
+        let weight = values(weight.grad(&gradients).expect("a gradient"));
+        [values(y), gradient(x.grad(&gradients)), weight, values(bias.grad(&gradients).expect("a gradient"))]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn our_convolution_is_burns(n in 1usize..3, ins in 1usize..20, outs in 1usize..36, sides in [1usize..9, 1usize..9, 1usize..9]) {
+            let (x, weight, bias) = (tensor([n, ins, sides[0], sides[1], sides[2]], 1), tensor([outs, ins, 3, 3, 3], 2), tensor([outs], 3));
+            let burns = |x, w, b| module::conv3d(x, w, Some(b), ConvOptions::new([1; 3], [1; 3], [1; 3], 1));
+            let names = ["y", "dx", "dw", "db"];
+            let pairs = run(conv3d, &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
+            for (name, (ours, burns)) in names.into_iter().zip(pairs) {
+                assert_close(name, ours, burns);
+            }
+        }
+
+        #[test]
+        fn our_normalisation_is_burns(n in 1usize..3, channels in 1usize..9, sides in [1usize..9, 2usize..9, 2usize..9]) {
+            let (x, weight, bias) = (tensor([n, channels, sides[0], sides[1], sides[2]], 1), tensor([channels], 2), tensor([channels], 3));
+            let burns = |x, w, b| relu(batch_norm_train(x, w, b, 1e-5).output);
+            let names = ["y", "dx", "dw", "db"];
+            let pairs = run(|x, w, b| norm_relu(x, w, b, 1e-5), &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
+            for (name, (ours, burns)) in names.into_iter().zip(pairs) {
+                assert_close(name, ours, burns);
+            }
+        }
+    }
+
+    #[test]
+    fn max_pool_takes_the_maximum_of_each_block_and_routes_its_gradient_there() {
+        for pool in [max_pool, max_pool_by_planes] {
+            let x = tensor([2, 3, 4, 6, 2], 1);
+            let pooled = pool(x.clone());
+            assert_eq!(pooled.dims(), [2, 3, 2, 3, 1]);
+            let gradient = values(x.grad(&pooled.clone().sum().backward()).expect("a gradient"));
+            let (inputs, pooled) = (values(x), values(pooled));
+
+            let mut expected = vec![f32::MIN; pooled.len()];
+            for (i, &v) in inputs.iter().enumerate() {
+                let (y, x, channel) = (i / 2 % 6, i / 12 % 4, i / 48);
+                let block = (channel * 2 + x / 2) * 3 + y / 2;
+                expected[block] = expected[block].max(v);
+            }
+            assert_eq!(pooled, expected);
+            for (v, g) in inputs.iter().zip(gradient) {
+                assert_eq!(g, if expected.contains(v) { 1.0 } else { 0.0 });
+            }
+        }
+    }
+}

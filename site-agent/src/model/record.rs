@@ -1,0 +1,87 @@
+//! Named tensors as safetensors files.
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+use super::{
+    error::ModelError,
+    tensors::{HostTensor, NamedTensors},
+};
+
+/// Reads every tensor of a safetensors file as f32.
+///
+/// # Errors
+///
+/// [`ModelError::Safetensors`] for other bytes, [`ModelError::Dtype`] for a tensor that is not floating point.
+pub fn read_safetensors(bytes: &[u8]) -> Result<NamedTensors, ModelError> {
+    let file = SafeTensors::deserialize(bytes)?;
+    file.iter().map(|(name, view)| Ok((name.to_owned(), decode(name, &view)?))).collect()
+}
+
+/// Writes tensors as F32, in ascending order of name: equal tensors give equal bytes.
+///
+/// # Errors
+///
+/// [`ModelError::Safetensors`] if the header would be too large.
+pub fn write_safetensors(tensors: &NamedTensors) -> Result<Vec<u8>, ModelError> {
+    let bytes: Vec<(&String, &HostTensor, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| (name, tensor, tensor.values().iter().flat_map(|v| v.to_le_bytes()).collect()))
+        .collect();
+    let views = bytes
+        .iter()
+        .map(|(name, tensor, data)| Ok((*name, TensorView::new(Dtype::F32, tensor.shape().to_vec(), data)?)))
+        .collect::<Result<Vec<_>, ModelError>>()?;
+    Ok(safetensors::serialize(views, None)?)
+}
+
+fn decode(name: &str, view: &TensorView<'_>) -> Result<HostTensor, ModelError> {
+    use burn::tensor::{bf16, f16};
+    let data = view.data();
+    let values = match view.dtype() {
+        Dtype::F32 => decode_values(data, f32::from_le_bytes),
+        Dtype::F64 => decode_values(data, |bytes| f64::from_le_bytes(bytes) as f32),
+        Dtype::F16 => decode_values(data, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        Dtype::BF16 => decode_values(data, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+        other => return Err(ModelError::Dtype { name: name.to_owned(), dtype: format!("{other:?}") }),
+    };
+    HostTensor::new(view.shape().to_vec(), values)
+}
+
+fn decode_values<const N: usize>(data: &[u8], decode: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    data.as_chunks::<N>().0.iter().map(|&bytes| decode(bytes)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_read_back_as_written() {
+        let tensors = NamedTensors::from([
+            ("a.weight".to_owned(), HostTensor::from_fn(vec![2, 3], |i| i as f32 - 0.1)),
+            ("b".to_owned(), HostTensor::new(vec![0], vec![]).unwrap()),
+        ]);
+        assert_eq!(read_safetensors(&write_safetensors(&tensors).unwrap()).unwrap(), tensors);
+    }
+
+    #[test]
+    fn half_precision_is_widened_and_integers_are_refused() {
+        let half = [0x00, 0x3c, 0x00, 0xc0]; // 1.0 and -2.0, little-endian
+        let view = TensorView::new(Dtype::F16, vec![2], &half).unwrap();
+        let file = safetensors::serialize([("table", view)], None).unwrap();
+        assert_eq!(read_safetensors(&file).unwrap()["table"].values(), [1.0, -2.0]);
+
+        let view = TensorView::new(Dtype::I64, vec![1], &[0; 8]).unwrap();
+        let file = safetensors::serialize([("count", view)], None).unwrap();
+        assert!(matches!(read_safetensors(&file), Err(ModelError::Dtype { .. })));
+    }
+
+    #[test]
+    fn truncated_files_are_refused() {
+        let tensors = NamedTensors::from([("a".to_owned(), HostTensor::from_fn(vec![4], |i| i as f32))]);
+        let file = write_safetensors(&tensors).unwrap();
+        for length in [0, 7, 8, file.len() - 1] {
+            assert!(matches!(read_safetensors(&file[..length]), Err(ModelError::Safetensors(_))), "{length}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Tensors on the host, by the reference's names: what models, gradients and optimiser states look like outside burn.
+
+use std::{collections::BTreeMap, fmt};
+
+use super::error::ModelError;
+
+/// Host tensors by name, in ascending order of name.
+pub type NamedTensors = BTreeMap<String, HostTensor>;
+
+/// One f32 tensor in C order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+impl HostTensor {
+    /// A tensor of this shape.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Length`] if the number of values is not the product of the axes.
+    pub fn new(shape: Vec<usize>, values: Vec<f32>) -> Result<Self, ModelError> {
+        let expected = shape.iter().try_fold(1usize, |n, &axis| n.checked_mul(axis)).unwrap_or(usize::MAX);
+        if values.len() != expected {
+            return Err(ModelError::Length { shape, expected, got: values.len() });
+        }
+        Ok(Self { shape, values })
+    }
+
+    /// A tensor whose values are drawn one by one, in C order.
+    pub fn from_fn(shape: Vec<usize>, mut value: impl FnMut(usize) -> f32) -> Self {
+        let values = (0..shape.iter().product()).map(&mut value).collect();
+        Self { shape, values }
+    }
+
+    /// Length of each axis, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The values in C order.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// The values, to be changed in place.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    /// Shape and values.
+    pub fn into_parts(self) -> (Vec<usize>, Vec<f32>) {
+        (self.shape, self.values)
+    }
+}
+
+/// How a set of tensors differs from the set that was expected: every difference, not only the first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TensorMismatch {
+    /// Expected and absent.
+    pub missing: Vec<String>,
+    /// Present and not expected.
+    pub extra: Vec<String>,
+    /// Present in another shape.
+    pub wrong_shape: Vec<WrongShape>,
+}
+
+/// A tensor of the right name and the wrong shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrongShape {
+    /// The tensor's name.
+    pub name: String,
+    /// Shape in this model.
+    pub expected: Vec<usize>,
+    /// Shape given.
+    pub got: Vec<usize>,
+}
+
+impl TensorMismatch {
+    /// Compares what is given with what is expected.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Mismatch`] unless names and shapes are exactly the expected ones.
+    pub fn check(expected: &BTreeMap<String, Vec<usize>>, given: &NamedTensors) -> Result<(), ModelError> {
+        let wrong_shape = |(name, shape): (&String, &Vec<usize>)| {
+            let got = given.get(name)?.shape();
+            (got != shape.as_slice()).then(|| WrongShape {
+                name: name.clone(),
+                expected: shape.clone(),
+                got: got.to_vec(),
+            })
+        };
+        let mismatch = Self {
+            missing: expected.keys().filter(|name| !given.contains_key(*name)).cloned().collect(),
+            extra: given.keys().filter(|name| !expected.contains_key(*name)).cloned().collect(),
+            wrong_shape: expected.iter().filter_map(wrong_shape).collect(),
+        };
+        if mismatch == Self::default() { Ok(()) } else { Err(ModelError::Mismatch(mismatch)) }
+    }
+}
+
+impl fmt::Display for TensorMismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} missing, {} unknown, {} of another shape",
+            self.missing.len(),
+            self.extra.len(),
+            self.wrong_shape.len()
+        )?;
+        for name in &self.missing {
+            write!(f, "\n  missing      {name}")?;
+        }
+        for name in &self.extra {
+            write!(f, "\n  unknown      {name}")?;
+        }
+        for WrongShape { name, expected, got } in &self.wrong_shape {
+            write!(f, "\n  wrong shape  {name}: {got:?}, expected {expected:?}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_difference_is_listed_at_once() {
+        let expected =
+            BTreeMap::from([("a".to_owned(), vec![2]), ("b".to_owned(), vec![3]), ("c".to_owned(), vec![1])]);
+        let tensor = |n| HostTensor::new(vec![n], vec![0.0; n]).unwrap();
+        let given = NamedTensors::from([
+            ("a".to_owned(), tensor(2)),
+            ("b".to_owned(), tensor(4)),
+            ("z".to_owned(), tensor(1)),
+        ]);
+        let Err(ModelError::Mismatch(mismatch)) = TensorMismatch::check(&expected, &given) else {
+            panic!("a mismatch was accepted");
+        };
+        assert_eq!(mismatch.missing, ["c"]);
+        assert_eq!(mismatch.extra, ["z"]);
+        assert_eq!(
+            mismatch.wrong_shape,
+            [WrongShape { name: "b".to_owned(), expected: vec![3], got: vec![4] }]
+        );
+    }
+
+    #[test]
+    fn a_tensor_with_too_few_values_is_refused() {
+        assert!(matches!(
+            HostTensor::new(vec![2, 3], vec![0.0; 5]),
+            Err(ModelError::Length { expected: 6, got: 5, .. })
+        ));
+        assert!(HostTensor::new(vec![usize::MAX, 3], vec![]).is_err());
+    }
+}

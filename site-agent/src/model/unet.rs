@@ -1,0 +1,119 @@
+//! The U-Net backbone of any width (32 in the paper): three poolings, no output convolution.
+//!
+//! Field names are the reference's parameter names.
+
+use burn::{
+    module::Module,
+    tensor::{Device, Tensor},
+};
+
+use super::{
+    layers::{BatchNorm, Conv3d, UpConv3d},
+    ops,
+};
+
+/// What a backbone hands to the head.
+#[derive(Clone, Debug)]
+pub struct Features {
+    /// `[n, 16 width, x/8, y/8, z/8]`.
+    pub bottleneck: Tensor<5>,
+    /// `[n, 2 width, x, y, z]`.
+    pub decoder: Tensor<5>,
+}
+
+/// Convolution, batch normalisation, ReLU.
+#[derive(Module, Debug)]
+struct ConvUnit {
+    conv1: Conv3d,
+    bn1: BatchNorm,
+}
+
+impl ConvUnit {
+    fn new(input: usize, output: usize, device: &Device) -> Self {
+        Self { conv1: Conv3d::new(input, output, device), bn1: BatchNorm::new(output, device) }
+    }
+
+    fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        self.bn1.forward_relu(self.conv1.forward(x))
+    }
+}
+
+/// Two units at one resolution; pooling is done by the caller, who keeps the output as skip connection.
+#[derive(Module, Debug)]
+struct Down {
+    ops: Vec<ConvUnit>,
+}
+
+impl Down {
+    fn new([input, middle, output]: [usize; 3], device: &Device) -> Self {
+        Self { ops: vec![ConvUnit::new(input, middle, device), ConvUnit::new(middle, output, device)] }
+    }
+
+    fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        self.ops.iter().fold(x, |x, unit| unit.forward(x))
+    }
+}
+
+/// Doubles the resolution, joins the skip connection (upsampled channels first), two units.
+#[derive(Module, Debug)]
+struct Up {
+    up_conv: UpConv3d,
+    ops: Vec<ConvUnit>,
+}
+
+impl Up {
+    fn new(input: usize, output: usize, device: &Device) -> Self {
+        // The skip connection of a stage has as many channels as the stage puts out.
+        let units =
+            vec![ConvUnit::new(input + output, output, device), ConvUnit::new(output, output, device)];
+        Self { up_conv: UpConv3d::new(input, device), ops: units }
+    }
+
+    fn forward(&self, x: Tensor<5>, skip: Tensor<5>) -> Tensor<5> {
+        let joined = Tensor::cat(vec![self.up_conv.forward(x), skip], 1);
+        self.ops.iter().fold(joined, |x, unit| unit.forward(x))
+    }
+}
+
+/// The backbone.
+#[derive(Module, Debug)]
+pub(super) struct UNet {
+    down_tr64: Down,
+    down_tr128: Down,
+    down_tr256: Down,
+    down_tr512: Down,
+    up_tr256: Up,
+    up_tr128: Up,
+    up_tr64: Up,
+}
+
+impl UNet {
+    /// Number of channels of the bottleneck and of the decoder's output.
+    pub(super) const fn channels(width: usize) -> (usize, usize) {
+        (16 * width, 2 * width)
+    }
+
+    pub(super) fn new(width: usize, device: &Device) -> Self {
+        let w = width;
+        Self {
+            down_tr64: Down::new([1, w, 2 * w], device),
+            down_tr128: Down::new([2 * w, 2 * w, 4 * w], device),
+            down_tr256: Down::new([4 * w, 4 * w, 8 * w], device),
+            down_tr512: Down::new([8 * w, 8 * w, 16 * w], device),
+            up_tr256: Up::new(16 * w, 8 * w, device),
+            up_tr128: Up::new(8 * w, 4 * w, device),
+            up_tr64: Up::new(4 * w, 2 * w, device),
+        }
+    }
+
+    /// `[n, 1, x, y, z]`, sides multiples of 8.
+    pub(super) fn forward(&self, x: Tensor<5>) -> Features {
+        let skip1 = self.down_tr64.forward(x);
+        let skip2 = self.down_tr128.forward(ops::max_pool(skip1.clone()));
+        let skip3 = self.down_tr256.forward(ops::max_pool(skip2.clone()));
+        let bottleneck = self.down_tr512.forward(ops::max_pool(skip3.clone()));
+        let x = self.up_tr256.forward(bottleneck.clone(), skip3);
+        let x = self.up_tr128.forward(x, skip2);
+        Features { bottleneck, decoder: self.up_tr64.forward(x, skip1) }
+    }
+}

@@ -1,0 +1,262 @@
+//! AdamW and plain gradient descent over the named tensors of a model.
+//!
+//! The state of [`AdamW`] is keyed by tensor name, so that it can be kept beside a round on disk and outlive the process
+//! as well as the loading of a new global model.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    Gradients, HostTensor, ModelError, NamedTensors, UniversalModel, tensors::TensorMismatch,
+};
+
+const FIRST: &str = "first.";
+const SECOND: &str = "second.";
+
+/// Settings of [`AdamW`]; the defaults are the reference's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled decay, of every trainable tensor (normalisations and biases too).
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 1e-5 }
+    }
+}
+
+/// AdamW with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2).
+#[derive(Clone, Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    steps: u64,
+    moments: BTreeMap<String, Moments>,
+}
+
+/// Both flat and on the device.
+#[derive(Clone, Debug)]
+struct Moments {
+    first: Tensor<1>,
+    second: Tensor<1>,
+}
+
+/// What an optimiser has to remember, on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptimizerState {
+    /// Steps done since the moments were zero.
+    pub steps: u64,
+    /// `first.<name>` and `second.<name>` for each trainable tensor; empty before the first step.
+    pub moments: NamedTensors,
+}
+
+impl AdamW {
+    /// An optimiser without memory.
+    pub fn new(config: AdamWConfig) -> Self {
+        Self { config, steps: 0, moments: BTreeMap::new() }
+    }
+
+    /// Steps done since the moments were zero.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Changes the model by one step.
+    pub fn step(&mut self, model: &mut UniversalModel, gradients: &Gradients, learning_rate: f64) {
+        self.steps += 1;
+        let rule = Rule::new(self.config, self.steps, learning_rate);
+        model.update(|name, theta| match gradients.flat(name) {
+            Some(gradient) => {
+                let old = self.moments.remove(name);
+                let (theta, moments) = rule.apply(theta, gradient.clone(), old);
+                self.moments.insert(name.to_owned(), moments);
+                theta
+            }
+            None => theta,
+        });
+    }
+
+    /// The state, to be stored.
+    pub fn export(&self, model: &UniversalModel) -> OptimizerState {
+        let mut moments = NamedTensors::new();
+        for (name, tensor) in model.export() {
+            let Some(Moments { first, second }) = self.moments.get(&name) else { continue };
+            for (prefix, moment) in [(FIRST, first), (SECOND, second)] {
+                let values = moment.to_data().try_to_vec().expect("invariant: moments are f32");
+                let host = HostTensor::new(tensor.shape().to_vec(), values)
+                    .expect("invariant: a moment has as many values as its tensor");
+                moments.insert(format!("{prefix}{name}"), host);
+            }
+        }
+        OptimizerState { steps: self.steps, moments }
+    }
+
+    /// An optimiser that goes on from a stored state.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Mismatch`] unless the state has both moments of every trainable tensor of `model` and no other, or
+    /// is that of an optimiser which never stepped.
+    pub fn restore(
+        config: AdamWConfig,
+        state: &OptimizerState,
+        model: &UniversalModel,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        if state.steps == 0 && state.moments.is_empty() {
+            return Ok(Self::new(config));
+        }
+        let trained = model.export();
+        let expected = trained.iter().flat_map(|(name, tensor)| {
+            [FIRST, SECOND].map(|prefix| (format!("{prefix}{name}"), tensor.shape().to_vec()))
+        });
+        TensorMismatch::check(&expected.collect(), &state.moments)?;
+        let device = device.clone().without_autodiff();
+        let moment = |prefix: &str, name: &str| {
+            let stored = state.moments.get(&format!("{prefix}{name}"))?;
+            Some(Tensor::from_floats(stored.values(), &device))
+        };
+        let moments = |name: &String| {
+            Some((name.clone(), Moments { first: moment(FIRST, name)?, second: moment(SECOND, name)? }))
+        };
+        Ok(Self { config, steps: state.steps, moments: trained.keys().filter_map(moments).collect() })
+    }
+}
+
+/// The numbers of one step.
+struct Rule {
+    config: AdamWConfig,
+    /// Learning rate over the bias correction of the first moment.
+    rate: f64,
+    /// Root of the bias correction of the second moment.
+    second_correction: f64,
+    /// Learning rate times weight decay.
+    decay: f64,
+}
+
+impl Rule {
+    fn new(config: AdamWConfig, step: u64, learning_rate: f64) -> Self {
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        Self {
+            config,
+            rate: learning_rate / correction(config.beta1),
+            second_correction: correction(config.beta2).sqrt(),
+            decay: learning_rate * config.weight_decay,
+        }
+    }
+
+    /// The new values and moments of one tensor.
+    fn apply(&self, theta: Tensor<1>, gradient: Tensor<1>, old: Option<Moments>) -> (Tensor<1>, Moments) {
+        let AdamWConfig { beta1, beta2, epsilon, .. } = self.config;
+        let first_part = gradient.clone() * (1.0 - beta1);
+        let second_part = gradient.clone() * gradient * (1.0 - beta2);
+        let (first, second) = match old {
+            Some(old) => (old.first * beta1 + first_part, old.second * beta2 + second_part),
+            None => (first_part, second_part),
+        };
+        let root = second.clone().sqrt() / self.second_correction + epsilon;
+        // Decay and step are joined before they meet the weight: lr * decay alone is often less than its last bit.
+        let change = first.clone() / root * self.rate + theta.clone() * self.decay;
+        (theta - change, Moments { first, second })
+    }
+}
+
+/// One step of plain gradient descent, without decay or momentum.
+pub fn sgd_step(model: &mut UniversalModel, gradients: &Gradients, learning_rate: f64) {
+    model.update(|name, theta| match gradients.flat(name) {
+        Some(gradient) => theta - gradient.clone() * learning_rate,
+        None => theta,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Backbone, ClassEmbeddings, EmbeddingConfig, EmbeddingKind, ModelConfig};
+
+    fn new_model(seed: u64) -> UniversalModel {
+        let embeddings = ClassEmbeddings::one_hot(2, 1.0).unwrap();
+        let config = ModelConfig {
+            backbone: Backbone::Unet,
+            width: 8,
+            embedding: EmbeddingConfig { kind: EmbeddingKind::OneHot, rows: 2, width: 2 },
+        };
+        UniversalModel::new(&config, Some(&embeddings), seed, &Device::flex().autodiff()).unwrap()
+    }
+
+    /// Gradients that only have to be different from each other.
+    fn gradients(model: &UniversalModel, seed: usize) -> Gradients {
+        let wave = |i: usize| ((i * 31 + seed * 17) % 13) as f32 / 13.0 - 0.4;
+        let tensors = model.export();
+        let host =
+            tensors.iter().map(|(name, t)| (name.clone(), HostTensor::from_fn(t.shape().to_vec(), wave)));
+        Gradients::from_host(&host.collect(), &Device::flex())
+    }
+
+    #[test]
+    fn moments_survive_the_loading_of_a_global_model() {
+        let (mut model, mut optimizer) = (new_model(1), AdamW::new(AdamWConfig::default()));
+        let first = gradients(&model, 1);
+        optimizer.step(&mut model, &first, 1e-3);
+        let before = optimizer.export(&model);
+        model.load(&new_model(2).export()).unwrap();
+        assert_eq!(optimizer.export(&model), before);
+        assert_eq!(before.moments.len(), 2 * model.trainable_names().len());
+
+        // The next step uses them: a fresh optimiser would go elsewhere.
+        let second = gradients(&model, 2);
+        let mut fresh = model.clone();
+        AdamW::new(AdamWConfig::default()).step(&mut fresh, &second, 1e-3);
+        optimizer.step(&mut model, &second, 1e-3);
+        assert_eq!(optimizer.steps(), 2);
+        assert_ne!(model.export(), fresh.export());
+    }
+
+    #[test]
+    fn a_restored_optimizer_goes_on_bit_for_bit() {
+        let (mut model, mut optimizer) = (new_model(1), AdamW::new(AdamWConfig::default()));
+        let first = gradients(&model, 1);
+        optimizer.step(&mut model, &first, 1e-3);
+        let state = optimizer.export(&model);
+        let mut twin = model.clone();
+        let mut restored =
+            AdamW::restore(AdamWConfig::default(), &state, &twin, &Device::flex().autodiff()).unwrap();
+        let next = gradients(&model, 2);
+        optimizer.step(&mut model, &next, 1e-3);
+        restored.step(&mut twin, &next, 1e-3);
+        assert_eq!(model.export(), twin.export());
+        assert_eq!(optimizer.export(&model), restored.export(&twin));
+    }
+
+    #[test]
+    fn a_state_that_lacks_a_moment_is_refused() {
+        let (mut model, mut optimizer) = (new_model(1), AdamW::new(AdamWConfig::default()));
+        let first = gradients(&model, 1);
+        optimizer.step(&mut model, &first, 1e-3);
+        let mut state = optimizer.export(&model);
+        state.moments.remove("second.controller.bias");
+        let restored = AdamW::restore(AdamWConfig::default(), &state, &model, &Device::flex());
+        assert!(matches!(restored, Err(ModelError::Mismatch(_))));
+    }
+
+    #[test]
+    fn gradient_descent_subtracts_the_scaled_gradient() {
+        let mut model = new_model(3);
+        let (before, step) = (model.export(), gradients(&model, 1));
+        sgd_step(&mut model, &step, 0.5);
+        for ((name, after), gradient) in model.export().iter().zip(step.export().values()) {
+            for ((a, b), g) in after.values().iter().zip(before[name].values()).zip(gradient.values()) {
+                assert_eq!(*a, b - g * 0.5, "{name}");
+            }
+        }
+    }
+}

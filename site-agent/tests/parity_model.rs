@@ -1,0 +1,501 @@
+//! Numeric agreement of model, loss, optimiser and schedule with the reference (golden cases a, c, e, f, g).
+//!
+//! The golden values are float64 results rounded to f32. Unless a case says otherwise, a value agrees when it differs by
+//! at most `max(10 f32_err, 1e-5) + 1e-4 |golden|`, where `f32_err` is what the reference itself lost in f32.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use common::ids::ClassId;
+use serde::Deserialize;
+use serde_json::Value;
+use site_agent::{
+    model::{
+        Backbone, ClassEmbeddings, EmbeddingConfig, EmbeddingKind, Features, Gradients, HostTensor,
+        ModelConfig, NamedTensors, UniversalModel,
+        head::{ClassSource, Head},
+        parameters,
+    },
+    train::{
+        loss::{DiceKind, MaskedLoss, masked_loss},
+        optimizer::{AdamW, AdamWConfig},
+        schedule::WarmupCosine,
+    },
+};
+use support::{golden::Golden, hash_fill};
+
+const CLASSES: usize = 32;
+/// Classes that BTCV annotates, and MSD Liver.
+const BTCV: [u8; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
+const MSD_LIVER: [u8; 2] = [6, 27];
+
+// ---- the model under test -------------------------------------------------------------------------------------------
+
+fn training_device() -> Device {
+    Device::flex().autodiff()
+}
+
+/// The universal model with the hash fill's weights and a hash-filled embedding table of CLIP's width.
+fn hash_filled(width: usize) -> UniversalModel {
+    let table = hash_fill::weight("organ_embedding", &[CLASSES, 512]);
+    let embeddings = ClassEmbeddings::new(EmbeddingKind::Imported, table).unwrap();
+    let embedding = EmbeddingConfig { kind: EmbeddingKind::Imported, rows: CLASSES, width: 512 };
+    let config = ModelConfig { backbone: Backbone::Unet, width, embedding };
+    let mut model = UniversalModel::new(&config, Some(&embeddings), 0, &training_device()).unwrap();
+    let weights =
+        model.export().iter().map(|(name, t)| (name.clone(), hash_fill::weight(name, t.shape()))).collect();
+    model.load(&weights).unwrap();
+    model
+}
+
+fn all_classes() -> Vec<ClassId> {
+    (0..CLASSES).map(|channel| ClassId::from_channel(channel).unwrap()).collect()
+}
+
+fn all_channels() -> Vec<usize> {
+    (0..CLASSES).collect()
+}
+
+fn annotated(samples: &[&[u8]]) -> Vec<bool> {
+    let mask = |ids: &&[u8]| all_classes().iter().map(|class| ids.contains(&class.get())).collect::<Vec<_>>();
+    samples.iter().flat_map(mask).collect()
+}
+
+fn to_device<const D: usize>(tensor: &HostTensor, device: &Device) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(tensor.values().to_vec(), tensor.shape().to_vec()), device)
+}
+
+fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().unwrap()
+}
+
+fn scalar(tensor: &Tensor<1>) -> f64 {
+    f64::from(tensor.clone().into_scalar::<f32>())
+}
+
+// ---- comparison -----------------------------------------------------------------------------------------------------
+
+/// Statistics of a tensor, as the JSON files have them.
+#[derive(Deserialize)]
+struct Stats {
+    numel: usize,
+    sum: f64,
+    mean: f64,
+    std: f64,
+    min: f64,
+    max: f64,
+    l2: f64,
+    sample_index: Vec<usize>,
+    sample: Vec<f64>,
+}
+
+fn assert_agrees(what: &str, got: &[f32], golden: &[f32], f32_err: f64) {
+    assert_eq!(got.len(), golden.len(), "{what}: number of values");
+    let absolute = (10.0 * f32_err).max(1e-5);
+    for (i, (&got, &golden)) in got.iter().zip(golden).enumerate() {
+        let allowed = absolute + 1e-4 * f64::from(golden).abs();
+        let difference = (f64::from(got) - f64::from(golden)).abs();
+        assert!(difference <= allowed, "{what}[{i}]: {got}, golden {golden}, allowed difference {allowed:e}");
+    }
+}
+
+fn assert_within(what: &str, got: f64, golden: f64, allowed: f64) {
+    assert!(
+        (got - golden).abs() <= allowed,
+        "{what}: {got}, golden {golden}, allowed difference {allowed:e}"
+    );
+}
+
+/// `error` is the absolute error that one value may have.
+fn assert_stats_agree(what: &str, got: &[f32], golden: &Stats, error: f64) {
+    assert_eq!(got.len(), golden.numel, "{what}: number of values");
+    let n = golden.numel as f64;
+    let sum: f64 = got.iter().map(|&v| f64::from(v)).sum();
+    let square: f64 = got.iter().map(|&v| f64::from(v).powi(2)).sum();
+    let (mean, relative) = (sum / n, |golden: f64| error + 1e-4 * golden.abs());
+    let least = got.iter().copied().fold(f32::INFINITY, f32::min);
+    let most = got.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    assert_within(&format!("{what}: sum"), sum, golden.sum, error * n + 1e-4 * golden.sum.abs());
+    assert_within(&format!("{what}: mean"), mean, golden.mean, relative(golden.mean));
+    assert_within(&format!("{what}: l2"), square.sqrt(), golden.l2, error * n.sqrt() + 1e-4 * golden.l2);
+    assert_within(&format!("{what}: min"), f64::from(least), golden.min, relative(golden.min));
+    assert_within(&format!("{what}: max"), f64::from(most), golden.max, relative(golden.max));
+    let deviation = (square / n - mean * mean).max(0.0).sqrt();
+    assert_within(&format!("{what}: std"), deviation, golden.std, relative(golden.std));
+    for (&i, &golden) in golden.sample_index.iter().zip(&golden.sample) {
+        assert_within(&format!("{what}[{i}]"), f64::from(got[i]), golden, relative(golden));
+    }
+}
+
+/// A convolution's bias in front of batch normalisation: its true gradient is 0, ours is rounding noise.
+fn has_no_true_gradient(name: &str) -> bool {
+    name.ends_with("conv1.bias")
+}
+
+fn stats(json: &Value) -> Stats {
+    Stats::deserialize(json).unwrap()
+}
+
+fn number(json: &Value) -> f64 {
+    json.as_f64().unwrap()
+}
+
+// ---- hash fill ------------------------------------------------------------------------------------------------------
+
+#[derive(Deserialize)]
+struct HashExample {
+    name: String,
+    shape: Vec<usize>,
+    index: usize,
+    fnv1a64: String,
+    u24: u32,
+    value: f32,
+    kind: String,
+}
+
+#[test]
+fn the_hash_fill_gives_the_worked_values() {
+    let Some(golden) = Golden::open() else { return };
+    let examples: Vec<HashExample> = golden.json("hash_examples.json");
+    assert_eq!(examples.len(), 13);
+    for example in examples {
+        let HashExample { name, shape, index, .. } = &example;
+        let seed = hash_fill::fnv1a(name);
+        assert_eq!(format!("{seed:#018x}"), example.fnv1a64, "{name}");
+        assert_eq!(hash_fill::u24(seed, *index), example.u24, "{name}");
+        let tensor = match example.kind.as_str() {
+            "weight" => hash_fill::weight(name, shape),
+            "unit" => hash_fill::unit(name, shape),
+            other => panic!("{name}: kind {other}"),
+        };
+        assert_eq!(tensor.values()[*index], example.value, "{name}");
+    }
+}
+
+// ---- (a) full size --------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_full_size_model_agrees_in_logits_and_every_gradient() {
+    let Some(golden) = Golden::open() else { return };
+    let json: Value = golden.json("a_unet_full.json");
+    let tensors = golden.tensors("a_unet_full.safetensors");
+    let model = hash_filled(32);
+    let numbers: usize = model.export().values().map(|t| t.values().len()).sum();
+    assert_eq!(numbers as f64, number(&json["param_count"]));
+
+    let input = hash_fill::unit("case_a.input", &[1, 1, 32, 32, 32]);
+    assert_eq!(input, tensors["input"]);
+    let logits = model.forward(to_device(&input, &Device::flex()), &all_classes()).unwrap();
+    let got = to_host(logits.clone());
+    for (i, (got, golden)) in got.iter().zip(tensors["logits"].values()).enumerate() {
+        assert!((got - golden).abs() <= 2e-3, "logit {i}: {got}, golden {golden}");
+    }
+    assert_stats_agree("logits", &got, &stats(&json["logits"]), 2e-3);
+    assert_full_size_stages_agree(&model, &input, &tensors, &json["acts"]);
+
+    let target = to_device(&tensors["target"], &Device::flex());
+    let mask = annotated(&[&BTCV]);
+    let slices = masked_loss(logits.clone(), target.clone(), &mask, DiceKind::Slice).unwrap();
+    assert_within("per slice", scalar(&slices.dice), number(&json["loss"]["dice_per_slice"]), 1e-5);
+    let loss = masked_loss(logits, target, &mask, DiceKind::Volume).unwrap();
+    assert_within("bce", scalar(&loss.bce), number(&json["loss"]["bce"]), 1e-5);
+    assert_within("dice", scalar(&loss.dice), number(&json["loss"]["dice_volume"]), 1e-5);
+    assert_gradient_stats_agree(&model, &loss, &json["grads_bce_plus_dice_volume"], |json| {
+        number(&json["f32_err"])
+    });
+}
+
+fn assert_full_size_stages_agree(
+    model: &UniversalModel,
+    input: &HostTensor,
+    golden: &BTreeMap<String, HostTensor>,
+    json: &Value,
+) {
+    let features = model.features(to_device(input, &Device::flex())).unwrap();
+    let image = model.head().image_feature(features.bottleneck.clone());
+    let parameters = model.head().class_parameters(image.clone(), &all_channels());
+    let voxels = model.head().voxel_features(features.decoder.clone());
+    let error = |stage: &str| number(&json[stage]["f32_err"]);
+    let every_4th = features.decoder.slice_dim(2, burn::tensor::s![0..;4]);
+    let every_4th = every_4th.slice_dim(3, burn::tensor::s![0..;4]).slice_dim(4, burn::tensor::s![0..;4]);
+    for (name, got, stage) in [
+        ("act.dec4", to_host(features.bottleneck), "down_tr512"),
+        ("act.gap", to_host(image), "gap"),
+        ("act.params", to_host(parameters), "params"),
+        ("act.precls", to_host(voxels), "precls"),
+        ("act.out_subsampled_4", to_host(every_4th), "up_tr64"),
+    ] {
+        assert_agrees(name, &got, golden[name].values(), error(stage));
+    }
+}
+
+fn assert_gradient_stats_agree(
+    model: &UniversalModel,
+    loss: &MaskedLoss,
+    golden: &Value,
+    f32_err: impl Fn(&Value) -> f64,
+) {
+    let gradients = model.gradients(&loss.total()).export();
+    assert_eq!(gradients.len(), golden.as_object().unwrap().len());
+    for (name, gradient) in &gradients {
+        let (got, golden) = (gradient.values(), &golden[name]);
+        if has_no_true_gradient(name) {
+            assert!(got.iter().all(|g| g.abs() <= 1e-4), "{name}");
+        } else {
+            assert_stats_agree(name, got, &stats(golden), (10.0 * f32_err(golden)).max(1e-5));
+        }
+    }
+}
+
+// ---- (c) width 8, complete ------------------------------------------------------------------------------------------
+
+fn case_c_input() -> HostTensor {
+    hash_fill::unit("case_c.input", &[2, 1, 16, 16, 24])
+}
+
+/// The loss of case (c): sample 0 is of BTCV, sample 1 of MSD Liver.
+fn case_c_loss(model: &UniversalModel, forward: &BTreeMap<String, HostTensor>, dice: DiceKind) -> MaskedLoss {
+    let logits = model.forward(to_device(&case_c_input(), &Device::flex()), &all_classes()).unwrap();
+    let target = to_device(&forward["target"], &Device::flex());
+    masked_loss(logits, target, &annotated(&[&BTCV, &MSD_LIVER]), dice).unwrap()
+}
+
+#[test]
+fn the_small_model_agrees_in_every_stage() {
+    let Some(golden) = Golden::open() else { return };
+    let json: Value = golden.json("c_unet_w8.json");
+    let forward = golden.tensors("c_unet_w8_forward.safetensors");
+    let stored = golden.tensors("c_unet_w8_weights.safetensors");
+    let model = hash_filled(8);
+    let weights = model.export();
+    for (name, tensor) in &weights {
+        assert_eq!(tensor, &stored[name], "{name}: stored weights are the hash fill");
+    }
+    assert_eq!(stored["organ_embedding"], hash_fill::weight("organ_embedding", &[CLASSES, 512]));
+    assert_eq!(weights.values().map(|t| t.values().len()).sum::<usize>(), 1_437_009);
+
+    let input = case_c_input();
+    assert_eq!(input, forward["input"]);
+    let features = model.features(to_device(&input, &Device::flex())).unwrap();
+    let image = model.head().image_feature(features.bottleneck.clone());
+    let parameters = model.head().class_parameters(image.clone(), &all_channels());
+    let voxels = model.head().voxel_features(features.decoder.clone());
+    let logits = model.forward(to_device(&input, &Device::flex()), &all_classes()).unwrap();
+    let error = |stage: &str| number(&json["acts_f32_err"][stage]);
+    for (name, got, f32_err) in [
+        ("act.down_tr512", to_host(features.bottleneck), error("down_tr512")),
+        ("act.up_tr64", to_host(features.decoder), error("up_tr64")),
+        ("act.gap", to_host(image), error("gap")),
+        ("act.params", to_host(parameters), error("params")),
+        ("act.precls", to_host(voxels), error("precls")),
+        ("logits", to_host(logits), number(&json["logits_f32_err"])),
+    ] {
+        assert_agrees(name, &got, forward[name].values(), f32_err);
+    }
+}
+
+#[test]
+fn the_small_model_agrees_in_every_gradient() {
+    let Some(golden) = Golden::open() else { return };
+    let json: Value = golden.json("c_unet_w8.json");
+    let forward = golden.tensors("c_unet_w8_forward.safetensors");
+    let expected = golden.tensors("c_unet_w8_grads_volume_dice.safetensors");
+    let model = hash_filled(8);
+    let loss = case_c_loss(&model, &forward, DiceKind::Volume);
+    assert_within("bce", scalar(&loss.bce), number(&json["loss"]["bce"]), 1e-5);
+    assert_within("dice", scalar(&loss.dice), number(&json["loss"]["dice_volume"]), 1e-5);
+
+    let gradients = model.gradients(&loss.total()).export();
+    assert_eq!(gradients.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    assert_eq!(gradients.len(), 74);
+    for (name, gradient) in &gradients {
+        let (got, expected) = (gradient.values(), expected[name].values());
+        if has_no_true_gradient(name) {
+            assert!(got.iter().zip(expected).all(|(g, e)| (g - e).abs() <= 1e-4), "{name}");
+        } else {
+            assert_agrees(name, got, expected, number(&json["grad_noise"][name]["f32_err"]));
+        }
+    }
+}
+
+#[test]
+fn the_small_model_agrees_with_dice_per_slice() {
+    let Some(golden) = Golden::open() else { return };
+    let json: Value = golden.json("c_unet_w8.json");
+    let forward = golden.tensors("c_unet_w8_forward.safetensors");
+    let model = hash_filled(8);
+    let loss = case_c_loss(&model, &forward, DiceKind::Slice);
+    assert_within("dice", scalar(&loss.dice), number(&json["loss"]["dice_per_slice"]), 1e-5);
+    assert_within("total", scalar(&loss.total()), number(&json["loss"]["total_per_slice"]), 1e-5);
+    // The noise of the volume variant stands for that of the slice variant, which the file does not have.
+    let worst =
+        json["grad_noise"].as_object().unwrap().values().map(|n| number(&n["f32_err"])).fold(0.0, f64::max);
+    assert_gradient_stats_agree(&model, &loss, &json["grads_per_slice_variant_stats"], |_| worst);
+}
+
+#[test]
+fn one_adamw_step_agrees() {
+    let Some(golden) = Golden::open() else { return };
+    let json: Value = golden.json("c_unet_w8.json");
+    let gradients = golden.tensors("c_unet_w8_grads_volume_dice.safetensors");
+    let expected = golden.tensors("c_unet_w8_adamw_step1.safetensors");
+    let config = AdamWConfig {
+        beta1: number(&json["adamw"]["betas"][0]),
+        beta2: number(&json["adamw"]["betas"][1]),
+        epsilon: number(&json["adamw"]["eps"]),
+        weight_decay: number(&json["adamw"]["weight_decay"]),
+    };
+    assert_eq!(config, AdamWConfig::default());
+
+    let mut model = hash_filled(8);
+    let gradients = Gradients::from_host(&gradients, &Device::flex());
+    AdamW::new(config).step(&mut model, &gradients, number(&json["adamw"]["lr"]));
+    let stepped = model.export();
+    assert_eq!(stepped.len(), expected.len());
+    for (name, tensor) in &stepped {
+        for (i, (got, golden)) in tensor.values().iter().zip(expected[name].values()).enumerate() {
+            // 1e-7, or one unit in the last place of the weights beyond 1.
+            let allowed = 1e-7f32.max(golden.abs() * f32::EPSILON);
+            assert!((got - golden).abs() <= allowed, "{name}[{i}]: {got}, golden {golden}");
+        }
+    }
+}
+
+// ---- (e) head alone -------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_head_agrees_with_text_and_with_a_learned_table() {
+    let Some(golden) = Golden::open() else { return };
+    let json: Value = golden.json("e_head.json");
+    for case in ["e_head_word", "e_head_rand"] {
+        assert_head_agrees(case, &golden.tensors(&format!("{case}.safetensors")), &json[case]);
+    }
+}
+
+fn golden_head(golden: &BTreeMap<String, HostTensor>) -> Head {
+    let embeddings = golden
+        .get("w.organ_embedding")
+        .map(|table| ClassEmbeddings::new(EmbeddingKind::Imported, table.clone()).unwrap());
+    let source = match &embeddings {
+        Some(embeddings) => ClassSource::Fixed(embeddings),
+        None => ClassSource::Learned { rows: CLASSES },
+    };
+    let channels = |name: &str| golden[name].shape()[1];
+    let head = Head::new(channels("dec4"), channels("out"), source, &training_device()).unwrap();
+    let weights: NamedTensors = golden
+        .iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix("w.")?.to_owned(), tensor.clone())))
+        .filter(|(name, _)| name != "organ_embedding")
+        .collect();
+    parameters::load(head, &weights).unwrap()
+}
+
+fn assert_head_agrees(case: &str, golden: &BTreeMap<String, HostTensor>, json: &Value) {
+    let check = |name: &str, got: Vec<f32>| {
+        let f32_err = number(&json[name]["f32_err"]);
+        assert_agrees(&format!("{case} {name}"), &got, golden[name].values(), f32_err);
+    };
+    let head = golden_head(golden);
+    let bottleneck = to_device::<5>(&golden["dec4"], &training_device()).require_grad();
+    let decoder = to_device::<5>(&golden["out"], &training_device()).require_grad();
+    let image = head.image_feature(bottleneck.clone());
+    check("gap", to_host(image.clone()));
+    check("params", to_host(head.class_parameters(image, &all_channels())));
+    check("precls", to_host(head.voxel_features(decoder.clone())));
+
+    let features = Features { bottleneck: bottleneck.clone(), decoder: decoder.clone() };
+    let logits = head.forward(features, &all_channels());
+    check("logits", to_host(logits.clone()));
+    let objective = (logits * to_device::<5>(&golden["grad_logits"], &Device::flex())).sum();
+    let backward = objective.backward();
+    check("grad.dec4", to_host(bottleneck.grad(&backward).unwrap()));
+    check("grad.out", to_host(decoder.grad(&backward).unwrap()));
+    let gradients = Gradients::from_backward(&head, &backward).export();
+    let expected = golden.keys().filter(|name| name.starts_with("grad.")).count() - 2;
+    assert_eq!(gradients.len(), expected, "{case}: number of gradients");
+    for (name, gradient) in gradients {
+        check(&format!("grad.{name}"), gradient.values().to_vec());
+    }
+}
+
+// ---- (f) masked loss ------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_masked_loss_agrees_in_every_case() {
+    let Some(golden) = Golden::open() else { return };
+    let cases: BTreeMap<String, Value> = golden.json("f_masked_loss.json");
+    let tensors = golden.tensors("f_masked_loss.safetensors");
+    assert_eq!(cases.len(), 11);
+    for (case, json) in &cases {
+        let tolerance = if case == "extreme_logits" { 1e-5 } else { 1e-6 };
+        for (dice, name) in [(DiceKind::Volume, "dice_volume"), (DiceKind::Slice, "dice_per_slice")] {
+            let (logits, loss) = golden_loss(case, json, &tensors, dice);
+            assert_within(&format!("{case} bce"), scalar(&loss.bce), number(&json["bce"]), tolerance);
+            assert_within(&format!("{case} {name}"), scalar(&loss.dice), number(&json[name]), tolerance);
+            assert_eq!(loss.pairs as u64, json["n_terms"].as_u64().unwrap_or(0), "{case}: number of terms");
+            for (part, name) in [(&loss.bce, "bce"), (&loss.dice, name)] {
+                let gradient = to_host(logits.grad(&part.backward()).unwrap());
+                assert_loss_gradient_agrees(&format!("{case}.grad_{name}"), &gradient, &tensors);
+            }
+        }
+    }
+}
+
+/// The logits and their loss; the all-unlabelled case has no target, and none is needed.
+fn golden_loss(
+    case: &str,
+    json: &Value,
+    tensors: &BTreeMap<String, HostTensor>,
+    dice: DiceKind,
+) -> (Tensor<5>, MaskedLoss) {
+    let labelled: Vec<Vec<u8>> = Vec::deserialize(&json["labelled"]).unwrap();
+    let mask = annotated(&labelled.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let logits = to_device::<5>(&tensors[&format!("{case}.logits")], &training_device()).require_grad();
+    let target = match tensors.get(&format!("{case}.target")) {
+        Some(target) => to_device(target, &Device::flex()),
+        None => Tensor::full(logits.shape(), 255.0, &Device::flex()),
+    };
+    let loss = masked_loss(logits.clone(), target, &mask, dice).unwrap();
+    (logits, loss)
+}
+
+fn assert_loss_gradient_agrees(name: &str, got: &[f32], tensors: &BTreeMap<String, HostTensor>) {
+    match tensors.get(name) {
+        Some(golden) => {
+            for (i, (got, golden)) in got.iter().zip(golden.values()).enumerate() {
+                assert!((got - golden).abs() <= 1e-7, "{name}[{i}]: {got}, golden {golden}");
+            }
+        }
+        None => {
+            assert!(name.starts_with("all_unlabelled."), "{name}: no golden gradient");
+            assert!(got.iter().all(|&g| g == 0.0), "{name}");
+        }
+    }
+}
+
+// ---- (g) schedule ---------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_schedules_agree() {
+    let Some(golden) = Golden::open() else { return };
+    for (file, base, warmup, total) in [
+        ("g_lr_code_default.csv", 1e-4, 100, 2000),
+        ("g_lr_paper_50_warmup.csv", 4e-4, 50, 2000),
+        ("g_lr_small.csv", 1e-3, 5, 20),
+    ] {
+        let schedule = WarmupCosine { base, warmup, total };
+        let text = String::from_utf8(golden.bytes(file)).unwrap();
+        let mut rows = 0;
+        for line in text.lines().skip(1) {
+            let columns: Vec<&str> = line.split(',').collect();
+            let rate = schedule.learning_rate(columns[0].parse().unwrap());
+            for golden in &columns[2..] {
+                assert_within(line, rate, golden.parse().unwrap(), 1e-15);
+            }
+            rows += 1;
+        }
+        assert_eq!(rows, total, "{file}");
+    }
+}
