@@ -12,6 +12,8 @@ use crate::time::Timestamp;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Event {
+    /// The agent started again from its journal: it is not connected. The answer is whatever was under way.
+    Restarted,
     /// Welcomed by the coordinator, which now says again whatever concerns this site.
     Connected,
     /// The connection ended.
@@ -363,6 +365,7 @@ impl Event {
     /// A stable short name, for logs and metrics.
     pub const fn name(&self) -> &'static str {
         match self {
+            Self::Restarted => "restarted",
             Self::Connected => "connected",
             Self::Disconnected => "disconnected",
             Self::StudyOffered { .. } => "study-offered",

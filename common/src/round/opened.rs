@@ -100,7 +100,8 @@ impl OpenedRound {
 
     /// The connected sites that have not sent their update.
     pub(super) fn unanswered(&self, ready: &BTreeMap<SiteId, SiteCounts>) -> BTreeSet<SiteId> {
-        let open = |(_, participant): &(&SiteId, &Participant)| !matches!(participant.answer, Answer::Updated(_));
+        let open =
+            |(_, participant): &(&SiteId, &Participant)| !matches!(participant.answer, Answer::Updated(_));
         let connected = |site: &&SiteId| ready.contains_key(*site);
         self.participants.iter().filter(open).map(|(site, _)| site).filter(connected).cloned().collect()
     }
@@ -152,7 +153,8 @@ impl OpenedRound {
     pub(super) fn weights(&self, plan: &RoundPlan) -> WeightedSites {
         let counted = |participant: &Participant| matches!(participant.answer, Answer::Updated(_));
         let responders = self.participants.iter().filter(|(_, participant)| counted(participant));
-        let responders = responders.map(|(site, participant)| (site.clone(), participant.counts.clone())).collect();
+        let responders =
+            responders.map(|(site, participant)| (site.clone(), participant.counts.clone())).collect();
         site_weights(plan.weighting, &responders, plan.max_site_weight)
     }
 

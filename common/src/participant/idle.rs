@@ -1,0 +1,52 @@
+//! Idle: no round under way here. A notice of an open round of an approved study begins one: the site says that it takes
+//! part, then downloads. A study that is not approved is answered with that and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ArtifactHash, StudyDigest};
+
+/// Most studies that are remembered; approvals are kept by the driver, so one that is forgotten is only asked about again.
+const MAX_STUDIES: usize = 32;
+
+/// What this site thinks of a study.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum Standing {
+    /// The operator or the policy is yet to decide.
+    Asked,
+    Approved {
+        needs: BTreeSet<ArtifactHash>,
+    },
+    Refused,
+}
+
+/// The studies that this site heard of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Studies(BTreeMap<StudyDigest, Standing>);
+
+impl Studies {
+    pub(super) fn standing(&self, study: StudyDigest) -> Option<&Standing> {
+        self.0.get(&study)
+    }
+
+    /// What every task of the study needs beside its model; `None` unless it is approved.
+    pub(super) fn needs(&self, study: StudyDigest) -> Option<&BTreeSet<ArtifactHash>> {
+        match self.0.get(&study) {
+            Some(Standing::Approved { needs }) => Some(needs),
+            _ => None,
+        }
+    }
+
+    /// Remembers what is thought of a study, in the place of one that is not approved if there are too many.
+    pub(super) fn set(&mut self, study: StudyDigest, standing: Standing) {
+        if self.0.len() >= MAX_STUDIES && !self.0.contains_key(&study) {
+            let undecided = self.0.iter().find(|(_, known)| !matches!(known, Standing::Approved { .. }));
+            let forgotten = undecided.or_else(|| self.0.iter().next()).map(|(&study, _)| study);
+            forgotten.and_then(|study| self.0.remove(&study));
+        }
+        self.0.insert(study, standing);
+    }
+}

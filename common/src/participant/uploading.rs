@@ -1,0 +1,44 @@
+//! Uploading: the update is durable in the outbox and offered, at each connection and after each failure, until the
+//! coordinator gives a receipt or refuses it. Also after a restart: the answer says whether its round is still open.
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{Action, Step};
+use super::phase::Context;
+use super::retry::Retry;
+use crate::round::UpdateOffer;
+
+/// Refusals after which the update is kept and offered again: its round may open yet.
+pub(super) const KEEP_CODES: [&str; 1] = ["round-not-open"];
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Uploading {
+    pub(super) offer: UpdateOffer,
+    pub(super) retry: Retry,
+    /// An offer is under way.
+    pub(super) offered: bool,
+}
+
+impl Uploading {
+    pub(super) fn begin(offer: UpdateOffer, cx: &mut Context<'_>) -> Self {
+        let mut phase = Self { offer, retry: Retry::default(), offered: false };
+        phase.ask(cx);
+        phase
+    }
+
+    pub(super) fn ask(&mut self, cx: &mut Context<'_>) {
+        if cx.connected && !self.offered {
+            (self.offered, self.retry.at) = (true, None);
+            cx.act(Action::OfferUpdate { offer: self.offer.clone() });
+        }
+    }
+
+    /// The offer came to nothing, but may be made again.
+    pub(super) fn failed(&mut self, cx: &mut Context<'_>) {
+        self.offered = false;
+        if cx.connected {
+            self.retry.fail(Step::Upload, cx.now, cx.actions);
+        }
+    }
+}
