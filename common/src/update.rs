@@ -55,7 +55,7 @@ impl TryFrom<OfferedUpdate> for UpdateOffer {
     }
 }
 
-/// What the coordinator takes from a site in a round: from the round machine.
+/// What the content of an update must be, for one whose offer [`crate::round`] wants.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpdateExpectation {
     /// The site, from its certificate.
@@ -66,62 +66,38 @@ pub struct UpdateExpectation {
     pub round: RoundId,
     /// The round's global model.
     pub base: ModelHash,
-    /// Optimiser steps of the round.
-    pub steps: u32,
     /// The model's trainable tensors: the layout of the global model's artifact.
     pub layout: TensorLayout,
     /// Largest Euclidean norm of the whole delta, if the study limits it.
     pub max_norm: Option<f64>,
 }
 
-/// Why an update is not taken. The peer's fault or bad luck, never ours: counted, answered, life goes on.
+/// Why an update's content is not taken; whether an offer is wanted at all is for [`crate::round`] to say. The peer's fault or bad luck, never ours: counted, answered, life goes on.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Rejection {
-    /// The study is not running here.
-    #[error("no study {got:?} takes updates")]
-    UnknownStudy {
+    /// Of another study.
+    #[error("the update is of study {}, expected {}", .got.short(), .expected.short())]
+    WrongStudy {
+        /// The study here.
+        expected: StudyDigest,
         /// The study named.
         got: StudyDigest,
     },
-    /// The round is over, or not open yet.
-    #[error("round {got} is not open; the open round is {}", .open.map_or("none".to_owned(), |r| r.to_string()))]
-    RoundClosed {
+    /// Of another round.
+    #[error("the update is of round {got}, expected {expected}")]
+    WrongRound {
+        /// The open round.
+        expected: RoundId,
         /// The round named.
         got: RoundId,
-        /// The open round.
-        open: Option<RoundId>,
-    },
-    /// The site does not take part in the round.
-    #[error("site {site} does not take part in round {round}")]
-    NotInRound {
-        /// The site.
-        site: SiteId,
-        /// The round.
-        round: RoundId,
     },
     /// The delta starts from another model.
-    #[error("the update starts from model {}, round's model is {}", .got.short(), .expected.short())]
+    #[error("the update starts from model {}, the round from {}", .got.short(), .expected.short())]
     WrongBase {
         /// The round's global model.
         expected: ModelHash,
         /// The base named.
         got: ModelHash,
-    },
-    /// Another number of optimiser steps than the round's.
-    #[error("the update has {got} optimiser steps, the round asks for {expected}")]
-    WrongSteps {
-        /// Steps of the round.
-        expected: u32,
-        /// Steps named.
-        got: u32,
-    },
-    /// The round has another update of the site.
-    #[error("round {round} has an update of site {site} already")]
-    AlreadyUpdated {
-        /// The site.
-        site: SiteId,
-        /// The round.
-        round: RoundId,
     },
     /// The manifest is no manifest.
     #[error("the update's manifest: {0}")]
@@ -165,12 +141,9 @@ impl Rejection {
     /// The kind, as the site is told.
     pub const fn refusal_code(&self) -> RefusalCode {
         match self {
-            Self::UnknownStudy { .. } => RefusalCode::UnknownStudy,
-            Self::RoundClosed { .. } => RefusalCode::RoundClosed,
-            Self::NotInRound { .. } => RefusalCode::NotInRound,
+            Self::WrongStudy { .. } => RefusalCode::WrongStudy,
+            Self::WrongRound { .. } => RefusalCode::RoundClosed,
             Self::WrongBase { .. } => RefusalCode::WrongBase,
-            Self::WrongSteps { .. } => RefusalCode::WrongSteps,
-            Self::AlreadyUpdated { .. } => RefusalCode::AlreadyUpdated,
             Self::Manifest(_) | Self::WrongLayout { .. } => RefusalCode::WrongLayout,
             Self::Chunk(_) => RefusalCode::BadChunk,
             Self::NotFinite { .. } => RefusalCode::NotFinite,
@@ -206,17 +179,15 @@ impl UpdateVerifier {
     /// # Errors
     /// [`Rejection`] names the first difference.
     pub fn new(expectation: UpdateExpectation, offer: UpdateOffer) -> Result<Self, Rejection> {
-        if offer.study != expectation.study {
-            return Err(Rejection::UnknownStudy { got: offer.study });
+        let UpdateExpectation { study, round, base, .. } = expectation;
+        if offer.study != study {
+            return Err(Rejection::WrongStudy { expected: study, got: offer.study });
         }
-        if offer.round != expectation.round {
-            return Err(Rejection::RoundClosed { got: offer.round, open: Some(expectation.round) });
+        if offer.round != round {
+            return Err(Rejection::WrongRound { expected: round, got: offer.round });
         }
-        if offer.base != expectation.base {
-            return Err(Rejection::WrongBase { expected: expectation.base, got: offer.base });
-        }
-        if offer.steps != expectation.steps {
-            return Err(Rejection::WrongSteps { expected: expectation.steps, got: offer.steps });
+        if offer.base != base {
+            return Err(Rejection::WrongBase { expected: base, got: offer.base });
         }
         check_layout(&expectation.layout, offer.manifest.layout())?;
         let squares = vec![None; offer.manifest.chunks().len()];

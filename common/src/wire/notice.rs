@@ -85,12 +85,8 @@ pub struct RoundTask {
 pub enum RoundOutcome {
     /// A new global model is committed.
     Committed,
-    /// Too few updates came: the round was given up.
-    QuorumMissed,
-    /// The operator ended it.
+    /// The study was aborted.
     Aborted,
-    /// The coordinator could not finish it.
-    Failed,
 }
 
 impl RoundOutcome {
@@ -98,9 +94,7 @@ impl RoundOutcome {
     pub const fn code(self) -> &'static str {
         match self {
             Self::Committed => "committed",
-            Self::QuorumMissed => "quorum-missed",
             Self::Aborted => "aborted",
-            Self::Failed => "failed",
         }
     }
 }

@@ -46,6 +46,11 @@ macro_rules! refusal_codes {
                 match self { $(Self::$variant => $code,)* }
             }
 
+            /// The kind with this name: for the machines, whose rejections have the same names.
+            pub fn from_code(code: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|known| known.code() == code)
+            }
+
             /// What the site's operator can do.
             pub const fn hint(self) -> &'static str {
                 match self { $(Self::$variant => $hint,)* }
@@ -87,12 +92,20 @@ refusal_codes! {
     UnknownChunk = "unknown-chunk", "update site-agent; if it persists, tell the coordinator's operator";
     /// The round is over, or not open yet.
     RoundClosed = "round-closed", "nothing to do: the next round will come";
+    /// The round is not open yet.
+    RoundNotOpen = "round-not-open", "nothing to do: site-agent offers the update again when the round opens";
     /// The site does not take part in the round.
-    NotInRound = "not-in-round", "nothing to do: the next round will come";
+    NotParticipant = "not-participant", "nothing to do: the next round will come";
+    /// Of another study than the one here.
+    WrongStudy = "wrong-study", "nothing to do: the study was replaced";
+    /// The study is over.
+    StudyOver = "study-over", "nothing to do";
     /// The delta starts from another model than the round's.
     WrongBase = "wrong-base", "nothing to do: the next round starts from the current model";
     /// The round has another update of this site.
-    AlreadyUpdated = "already-updated", "nothing to do: the first update counts";
+    AlreadyCounted = "already-counted", "nothing to do: the first update counts";
+    /// The attempt was stored with other content.
+    AttemptReused = "attempt-reused", "update site-agent; if it persists, tell the coordinator's operator";
     /// No update is offered under this attempt.
     UnknownAttempt = "unknown-attempt", "nothing to do: site-agent offers the update again";
     /// The manifest is no manifest, or not of the model's trainable tensors.
@@ -111,6 +124,12 @@ refusal_codes! {
     BadReport = "bad-report", "update site-agent; if it persists, tell the coordinator's operator";
     /// The report is about a model that the study did not publish.
     UnknownModel = "unknown-model", "nothing to do: only published models are scored";
+    /// The site is no evaluator of the study.
+    NotEvaluator = "not-evaluator", "only the study's evaluators send reports: ask the coordinator's operator";
+    /// The model is not promoted: a test site does not score it.
+    Sealed = "sealed", "nothing to do: test sites score promoted models alone";
+    /// The site has reported on the model, with another outcome.
+    AlreadyReported = "already-reported", "nothing to do: the first report counts";
     /// The invite is not one of this coordinator.
     InviteUnknown = "invite-unknown", "check that the invite is complete and meant for this coordinator";
     /// The invite was used already.

@@ -169,14 +169,10 @@ pub enum DeclineReason {
     NotApproved,
     /// Its policy refuses something in the study.
     Policy,
-    /// It has no data for the study.
-    NoData,
-    /// It is at work on something else.
-    Busy,
-    /// It is stopping.
-    Stopping,
-    /// Training failed; its operator finds the reason in the site's log.
-    Failed,
+    /// Training failed more than once; its operator finds the reason in the site's log.
+    TrainingFailed,
+    /// It evaluates and never trains.
+    Evaluator,
 }
 
 impl DeclineReason {
@@ -185,10 +181,8 @@ impl DeclineReason {
         match self {
             Self::NotApproved => "not-approved",
             Self::Policy => "policy",
-            Self::NoData => "no-data",
-            Self::Busy => "busy",
-            Self::Stopping => "stopping",
-            Self::Failed => "failed",
+            Self::TrainingFailed => "training-failed",
+            Self::Evaluator => "evaluator",
         }
     }
 }
