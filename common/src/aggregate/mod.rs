@@ -13,10 +13,11 @@
 //! aggregator.seal(chunks)?                                                    → AggregatedModel
 //! ```
 
+pub mod weights;
+
 mod class_rows;
 #[cfg(test)]
 mod tests;
-pub mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
 
