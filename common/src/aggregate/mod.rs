@@ -13,8 +13,6 @@
 //! aggregator.seal(chunks)?                                                    → AggregatedModel
 //! ```
 
-pub mod weights;
-
 mod class_rows;
 #[cfg(test)]
 mod tests;

@@ -145,10 +145,7 @@ fn class_rows_average_over_the_sites_that_annotate_the_class() {
     let sites = Sites::new(
         layout(&[("bias", &[1]), ("organ_embedding.weight", &[3, 2])]),
         vec![0.1; 7],
-        vec![
-            ("north".to_owned(), 1.0, vec![1.0; 7]),
-            ("south".to_owned(), 3.0, vec![5.0; 7]),
-        ],
+        vec![("north".to_owned(), 1.0, vec![1.0; 7]), ("south".to_owned(), 3.0, vec![5.0; 7])],
     );
     let class = |id| ClassId::new(id).unwrap();
     // Class 1 at both sites, class 2 in the north alone, class 3 nowhere.
@@ -179,7 +176,8 @@ fn a_class_table_over_several_chunks_keeps_its_rows() {
 
 #[test]
 fn a_class_without_a_row_is_an_error() {
-    let sites = Sites::new(layout(&[("table", &[1, 2])]), vec![0.0; 2], vec![("a".to_owned(), 1.0, vec![0.0; 2])]);
+    let sites =
+        Sites::new(layout(&[("table", &[1, 2])]), vec![0.0; 2], vec![("a".to_owned(), 1.0, vec![0.0; 2])]);
     let annotating = BTreeMap::from([(ClassId::new(2).unwrap(), set(&["a"]))]);
     for (tensor, rows) in [("table", 1), ("other", 0)] {
         let aggregator = Aggregator::new(sites.base.clone(), sites.updates(), 1.0).unwrap();
@@ -207,7 +205,10 @@ fn updates_that_do_not_belong_together_are_refused() {
     assert_eq!(new([sites.updates(), vec![late]].concat()), Err(AggregateError::Foreign { site: site("c") }));
     let other_base = ArtifactManifest::of(sites.base.layout().clone(), &[1; 16]);
     let stale = weighted(verified("c", &other_base, &[0.0; 4], 1));
-    assert_eq!(new([sites.updates(), vec![stale]].concat()), Err(AggregateError::Foreign { site: site("c") }));
+    assert_eq!(
+        new([sites.updates(), vec![stale]].concat()),
+        Err(AggregateError::Foreign { site: site("c") })
+    );
     let mut weightless = sites.updates();
     weightless.iter_mut().for_each(|update| update.weight = 0.0);
     assert_eq!(new(weightless), Err(AggregateError::NoWeight));
@@ -239,7 +240,8 @@ fn bytes_that_changed_on_disk_are_noticed() {
 
 #[test]
 fn a_value_beyond_f32_is_an_error() {
-    let sites = Sites::new(layout(&[("w", &[1])]), vec![f32::MAX], vec![("a".to_owned(), 1.0, vec![f32::MAX])]);
+    let sites =
+        Sites::new(layout(&[("w", &[1])]), vec![f32::MAX], vec![("a".to_owned(), 1.0, vec![f32::MAX])]);
     let aggregator = Aggregator::new(sites.base.clone(), sites.updates(), 1.0).unwrap();
     let max = bytes(&[f32::MAX]);
     let error = aggregator.aggregate_chunk(0, &max, &[&max], &mut Vec::new()).unwrap_err();

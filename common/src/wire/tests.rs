@@ -107,18 +107,15 @@ fn notices() -> Vec<Notice> {
         Notice::StudyPaused { study, reason: "maintenance".into() },
         Notice::StudyFinished { study, model },
     ];
-    let codes = [
-        GoodbyeCode::Stopping,
-        GoodbyeCode::Replaced,
-        GoodbyeCode::Revoked,
-        GoodbyeCode::CertificateExpired,
-    ];
+    let codes =
+        [GoodbyeCode::Stopping, GoodbyeCode::Replaced, GoodbyeCode::Revoked, GoodbyeCode::CertificateExpired];
     all.extend(codes.map(|code| Notice::Goodbye { code }));
     all
 }
 
 fn enrolments() -> (EnrollRequest, Vec<EnrollReply>) {
-    let request = EnrollRequest { token: EnrollToken([0x11; 32]), csr_der: vec![0x30, 0], signing_key: [0x22; 32] };
+    let request =
+        EnrollRequest { token: EnrollToken([0x11; 32]), csr_der: vec![0x30, 0], signing_key: [0x22; 32] };
     let enrolled = Enrolled {
         chain_der: vec![vec![0x30, 1], vec![0x30, 2]],
         root_der: vec![0x30, 3],
@@ -292,7 +289,8 @@ fn all_bodies() -> Vec<Vec<u8>> {
         messages.iter().map(|message| codec::encode(message).unwrap())
     }
     let (request, replies_) = enrolments();
-    let mut all: Vec<Vec<u8>> = bodies(&requests()).chain(bodies(&replies())).chain(bodies(&notices())).collect();
+    let mut all: Vec<Vec<u8>> =
+        bodies(&requests()).chain(bodies(&replies())).chain(bodies(&notices())).collect();
     all.extend(bodies(&[request]).chain(bodies(&replies_)));
     all
 }
