@@ -31,7 +31,9 @@ fn metadata() -> Metadata {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
     MetadataCommand::new()
         .manifest_path(root)
-        .other_options(vec!["--locked".into(), "--offline".into()])
+        .other_options(
+            ["--locked", "--offline", "--filter-platform", "x86_64-unknown-linux-gnu"].map(String::from),
+        )
         .exec()
         .expect("cargo metadata")
 }
