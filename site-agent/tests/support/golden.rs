@@ -18,7 +18,7 @@ pub(crate) type Comparison = (&'static str, &'static str, &'static str);
 const MODEL: &str = "tests/parity_model.rs";
 const FULL_SIZE: &str = "tests/parity_full_size.rs";
 const PREPROCESS: &str = "src/data/preprocess/tests.rs";
-const LABELS: &str = "src/data/labels.rs";
+const LABELS: &str = "src/data/labels/tests.rs";
 const SLIDING_WINDOW: &str = "src/infer/sliding_window/tests.rs";
 
 /// Files that the parity tests of this folder compare.
@@ -62,8 +62,8 @@ pub(crate) const COMPARED_ELSEWHERE: &[Comparison] = &[
     ("i_permuted_label.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
     ("i_downsample_label.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
     ("i_preprocess.safetensors", PREPROCESS, "every_golden_prediction_returns_to_the_grid_of_its_file"),
-    ("j_label_transfer.json", LABELS, "every_golden_case_is_transferred_exactly"),
-    ("j_label_transfer.safetensors", LABELS, "every_golden_case_is_transferred_exactly"),
+    ("j_label_transfer.json", LABELS, "label_transfer_equals_the_reference_in_all_21_cases"),
+    ("j_label_transfer.safetensors", LABELS, "label_transfer_equals_the_reference_in_all_21_cases"),
     ("h_sliding_window.json", SLIDING_WINDOW, "blended_logits_equal_the_reference"),
     ("h_sliding_window.safetensors", SLIDING_WINDOW, "blended_logits_equal_the_reference"),
 ];
