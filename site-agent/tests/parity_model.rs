@@ -1,20 +1,15 @@
-//! Numeric agreement of model, loss, optimiser and schedule with the reference (golden cases a, c, e, f, g).
-//!
-//! The golden values are float64 results rounded to f32. Unless a case says otherwise, a value agrees when it differs by
-//! at most `max(10 f32_err, 1e-5) + 1e-4 |golden|`, where `f32_err` is what the reference itself lost in f32.
+//! Numeric agreement of model, loss, optimiser and schedule with the reference (golden cases a, c, e, f, g), in f32.
 
 mod support;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
-use common::ids::ClassId;
+use burn::tensor::{Device, Tensor, s};
 use serde::Deserialize;
 use serde_json::Value;
 use site_agent::{
     model::{
-        Backbone, ClassEmbeddings, EmbeddingConfig, EmbeddingKind, Features, Gradients, HostTensor,
-        ModelConfig, NamedTensors, UniversalModel,
+        ClassEmbeddings, EmbeddingKind, Features, Gradients, HostTensor, NamedTensors, UniversalModel,
         head::{ClassSource, Head},
         parameters,
     },
@@ -24,123 +19,18 @@ use site_agent::{
         schedule::WarmupCosine,
     },
 };
-use support::{golden::Golden, hash_fill};
-
-const CLASSES: usize = 32;
-/// Classes that BTCV annotates, and MSD Liver.
-const BTCV: [u8; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
-const MSD_LIVER: [u8; 2] = [6, 27];
-
-// ---- the model under test -------------------------------------------------------------------------------------------
-
-fn training_device() -> Device {
-    Device::flex().autodiff()
-}
-
-/// The universal model with the hash fill's weights and a hash-filled embedding table of CLIP's width.
-fn hash_filled(width: usize) -> UniversalModel {
-    let table = hash_fill::weight("organ_embedding", &[CLASSES, 512]);
-    let embeddings = ClassEmbeddings::new(EmbeddingKind::Imported, table).unwrap();
-    let embedding = EmbeddingConfig { kind: EmbeddingKind::Imported, rows: CLASSES, width: 512 };
-    let config = ModelConfig { backbone: Backbone::Unet, width, embedding };
-    let mut model = UniversalModel::new(&config, Some(&embeddings), 0, &training_device()).unwrap();
-    let weights =
-        model.export().iter().map(|(name, t)| (name.clone(), hash_fill::weight(name, t.shape()))).collect();
-    model.load(&weights).unwrap();
-    model
-}
-
-fn all_classes() -> Vec<ClassId> {
-    (0..CLASSES).map(|channel| ClassId::from_channel(channel).unwrap()).collect()
-}
-
-fn all_channels() -> Vec<usize> {
-    (0..CLASSES).collect()
-}
-
-fn annotated(samples: &[&[u8]]) -> Vec<bool> {
-    let mask = |ids: &&[u8]| all_classes().iter().map(|class| ids.contains(&class.get())).collect::<Vec<_>>();
-    samples.iter().flat_map(mask).collect()
-}
-
-fn to_device<const D: usize>(tensor: &HostTensor, device: &Device) -> Tensor<D> {
-    Tensor::from_data(TensorData::new(tensor.values().to_vec(), tensor.shape().to_vec()), device)
-}
-
-fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().try_to_vec().unwrap()
-}
-
-fn scalar(tensor: &Tensor<1>) -> f64 {
-    f64::from(tensor.clone().into_scalar::<f32>())
-}
-
-// ---- comparison -----------------------------------------------------------------------------------------------------
-
-/// Statistics of a tensor, as the JSON files have them.
-#[derive(Deserialize)]
-struct Stats {
-    numel: usize,
-    sum: f64,
-    mean: f64,
-    std: f64,
-    min: f64,
-    max: f64,
-    l2: f64,
-    sample_index: Vec<usize>,
-    sample: Vec<f64>,
-}
-
-fn assert_agrees(what: &str, got: &[f32], golden: &[f32], f32_err: f64) {
-    assert_eq!(got.len(), golden.len(), "{what}: number of values");
-    let absolute = (10.0 * f32_err).max(1e-5);
-    for (i, (&got, &golden)) in got.iter().zip(golden).enumerate() {
-        let allowed = absolute + 1e-4 * f64::from(golden).abs();
-        let difference = (f64::from(got) - f64::from(golden)).abs();
-        assert!(difference <= allowed, "{what}[{i}]: {got}, golden {golden}, allowed difference {allowed:e}");
-    }
-}
-
-fn assert_within(what: &str, got: f64, golden: f64, allowed: f64) {
-    assert!(
-        (got - golden).abs() <= allowed,
-        "{what}: {got}, golden {golden}, allowed difference {allowed:e}"
-    );
-}
-
-/// `error` is the absolute error that one value may have.
-fn assert_stats_agree(what: &str, got: &[f32], golden: &Stats, error: f64) {
-    assert_eq!(got.len(), golden.numel, "{what}: number of values");
-    let n = golden.numel as f64;
-    let sum: f64 = got.iter().map(|&v| f64::from(v)).sum();
-    let square: f64 = got.iter().map(|&v| f64::from(v).powi(2)).sum();
-    let (mean, relative) = (sum / n, |golden: f64| error + 1e-4 * golden.abs());
-    let least = got.iter().copied().fold(f32::INFINITY, f32::min);
-    let most = got.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    assert_within(&format!("{what}: sum"), sum, golden.sum, error * n + 1e-4 * golden.sum.abs());
-    assert_within(&format!("{what}: mean"), mean, golden.mean, relative(golden.mean));
-    assert_within(&format!("{what}: l2"), square.sqrt(), golden.l2, error * n.sqrt() + 1e-4 * golden.l2);
-    assert_within(&format!("{what}: min"), f64::from(least), golden.min, relative(golden.min));
-    assert_within(&format!("{what}: max"), f64::from(most), golden.max, relative(golden.max));
-    let deviation = (square / n - mean * mean).max(0.0).sqrt();
-    assert_within(&format!("{what}: std"), deviation, golden.std, relative(golden.std));
-    for (&i, &golden) in golden.sample_index.iter().zip(&golden.sample) {
-        assert_within(&format!("{what}[{i}]"), f64::from(got[i]), golden, relative(golden));
-    }
-}
-
-/// A convolution's bias in front of batch normalisation: its true gradient is 0, ours is rounding noise.
-fn has_no_true_gradient(name: &str) -> bool {
-    name.ends_with("conv1.bias")
-}
-
-fn stats(json: &Value) -> Stats {
-    Stats::deserialize(json).unwrap()
-}
-
-fn number(json: &Value) -> f64 {
-    json.as_f64().unwrap()
-}
+use support::{
+    compare::{
+        assert_agrees, assert_gradient_stats_agree, assert_stats_agree, assert_within, has_no_true_gradient,
+        number, stats,
+    },
+    golden::Golden,
+    hash_fill,
+    under_test::{
+        BTCV, CLASSES, MSD_LIVER, all_channels, all_classes, annotated, hash_filled, scalar, to_device,
+        to_host, training_device,
+    },
+};
 
 // ---- hash fill ------------------------------------------------------------------------------------------------------
 
@@ -177,7 +67,7 @@ fn the_hash_fill_gives_the_worked_values() {
 // ---- (a) full size --------------------------------------------------------------------------------------------------
 
 #[test]
-fn the_full_size_model_agrees_in_logits_and_every_gradient() {
+fn the_full_size_model_agrees_in_every_stage_and_gradient() {
     let Some(golden) = Golden::open() else { return };
     let json: Value = golden.json("a_unet_full.json");
     let tensors = golden.tensors("a_unet_full.safetensors");
@@ -202,8 +92,11 @@ fn the_full_size_model_agrees_in_logits_and_every_gradient() {
     let loss = masked_loss(logits, target, &mask, DiceKind::Volume).unwrap();
     assert_within("bce", scalar(&loss.bce), number(&json["loss"]["bce"]), 1e-5);
     assert_within("dice", scalar(&loss.dice), number(&json["loss"]["dice_volume"]), 1e-5);
-    assert_gradient_stats_agree(&model, &loss, &json["grads_bce_plus_dice_volume"], |json| {
-        number(&json["f32_err"])
+    // In the first unit one maximum of the pooling above it lies, in f32, at another voxel than in float64. That the
+    // float64 run agrees there too is shown by `parity_full_size`.
+    let allowance = |name: &str| if name.starts_with("backbone.down_tr64.ops.0.") { 40.0 } else { 10.0 };
+    assert_gradient_stats_agree(&model, &loss, &json["grads_bce_plus_dice_volume"], |name, json| {
+        (allowance(name) * number(&json["f32_err"])).max(1e-5)
     });
 }
 
@@ -218,8 +111,8 @@ fn assert_full_size_stages_agree(
     let parameters = model.head().class_parameters(image.clone(), &all_channels());
     let voxels = model.head().voxel_features(features.decoder.clone());
     let error = |stage: &str| number(&json[stage]["f32_err"]);
-    let every_4th = features.decoder.slice_dim(2, burn::tensor::s![0..;4]);
-    let every_4th = every_4th.slice_dim(3, burn::tensor::s![0..;4]).slice_dim(4, burn::tensor::s![0..;4]);
+    let every_4th = features.decoder.slice_dim(2, s![0..;4]);
+    let every_4th = every_4th.slice_dim(3, s![0..;4]).slice_dim(4, s![0..;4]);
     for (name, got, stage) in [
         ("act.dec4", to_host(features.bottleneck), "down_tr512"),
         ("act.gap", to_host(image), "gap"),
@@ -228,24 +121,6 @@ fn assert_full_size_stages_agree(
         ("act.out_subsampled_4", to_host(every_4th), "up_tr64"),
     ] {
         assert_agrees(name, &got, golden[name].values(), error(stage));
-    }
-}
-
-fn assert_gradient_stats_agree(
-    model: &UniversalModel,
-    loss: &MaskedLoss,
-    golden: &Value,
-    f32_err: impl Fn(&Value) -> f64,
-) {
-    let gradients = model.gradients(&loss.total()).export();
-    assert_eq!(gradients.len(), golden.as_object().unwrap().len());
-    for (name, gradient) in &gradients {
-        let (got, golden) = (gradient.values(), &golden[name]);
-        if has_no_true_gradient(name) {
-            assert!(got.iter().all(|g| g.abs() <= 1e-4), "{name}");
-        } else {
-            assert_stats_agree(name, got, &stats(golden), (10.0 * f32_err(golden)).max(1e-5));
-        }
     }
 }
 
@@ -332,7 +207,9 @@ fn the_small_model_agrees_with_dice_per_slice() {
     // The noise of the volume variant stands for that of the slice variant, which the file does not have.
     let worst =
         json["grad_noise"].as_object().unwrap().values().map(|n| number(&n["f32_err"])).fold(0.0, f64::max);
-    assert_gradient_stats_agree(&model, &loss, &json["grads_per_slice_variant_stats"], |_| worst);
+    assert_gradient_stats_agree(&model, &loss, &json["grads_per_slice_variant_stats"], |_, _| {
+        (10.0 * worst).max(1e-5)
+    });
 }
 
 #[test]

@@ -109,8 +109,11 @@ impl Head {
     pub fn fixed_table(&self) -> Option<HostTensor> {
         match &self.classes {
             ClassVectors::Text(text) => {
-                let values =
-                    text.table.to_data().try_to_vec().expect("invariant: every tensor of the model is f32");
+                let values = text
+                    .table
+                    .to_data_as::<f32>()
+                    .try_to_vec()
+                    .expect("invariant: the values were read as f32");
                 HostTensor::new(text.table.dims().to_vec(), values).ok()
             }
             ClassVectors::Learned(_) => None,

@@ -5,7 +5,7 @@
 
 use burn::backend::Dispatch;
 use burn::tensor::{
-    Device, Tensor,
+    DType, Device, Tensor,
     activation::relu,
     module::{self, batch_norm_train, max_pool2d},
     ops::{ConvOptions, ConvTransposeOptions, MaxPoolOptions},
@@ -13,9 +13,9 @@ use burn::tensor::{
 
 use super::cpu_ops::CpuOps;
 
-/// Whether our kernels can work on this tensor where it is.
+/// Whether our kernels, which are f32, can work on this tensor where it is.
 fn on_cpu(x: &Tensor<5>) -> bool {
-    x.device() == Device::flex()
+    x.device() == Device::flex() && x.dtype() == DType::F32
 }
 
 /// 3x3x3 convolution, padding 1: `[n, in, x, y, z]` to `[n, out, x, y, z]`; weight `[out, in, 3, 3, 3]`.

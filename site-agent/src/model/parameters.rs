@@ -40,7 +40,8 @@ struct FlatTensor {
 
 impl FlatTensor {
     fn export(&self) -> HostTensor {
-        let values = self.values.to_data().try_to_vec().expect("invariant: every tensor of the model is f32");
+        let values =
+            self.values.to_data_as::<f32>().try_to_vec().expect("invariant: the values were read as f32");
         HostTensor::new(self.shape.clone(), values).expect("invariant: flattening keeps the number of values")
     }
 }

@@ -91,7 +91,8 @@ impl AdamW {
         for (name, tensor) in model.export() {
             let Some(Moments { first, second }) = self.moments.get(&name) else { continue };
             for (prefix, moment) in [(FIRST, first), (SECOND, second)] {
-                let values = moment.to_data().try_to_vec().expect("invariant: moments are f32");
+                let values =
+                    moment.to_data_as::<f32>().try_to_vec().expect("invariant: the values were read as f32");
                 let host = HostTensor::new(tensor.shape().to_vec(), values)
                     .expect("invariant: a moment has as many values as its tensor");
                 moments.insert(format!("{prefix}{name}"), host);

@@ -16,15 +16,18 @@ use site_agent::model::HostTensor;
 pub(crate) type Comparison = (&'static str, &'static str, &'static str);
 
 const MODEL: &str = "tests/parity_model.rs";
+const FULL_SIZE: &str = "tests/parity_full_size.rs";
 const PREPROCESS: &str = "src/data/preprocess/tests.rs";
-const LABELS: &str = "src/data/labels.rs";
+const LABELS: &str = "src/data/labels/tests.rs";
 const SLIDING_WINDOW: &str = "src/infer/sliding_window/tests.rs";
 
-/// Files that `parity_model` compares.
+/// Files that the parity tests of this folder compare.
 pub(crate) const COMPARED: &[Comparison] = &[
     ("hash_examples.json", MODEL, "the_hash_fill_gives_the_worked_values"),
-    ("a_unet_full.json", MODEL, "the_full_size_model_agrees_in_logits_and_every_gradient"),
-    ("a_unet_full.safetensors", MODEL, "the_full_size_model_agrees_in_logits_and_every_gradient"),
+    ("a_unet_full.json", MODEL, "the_full_size_model_agrees_in_every_stage_and_gradient"),
+    ("a_unet_full.safetensors", MODEL, "the_full_size_model_agrees_in_every_stage_and_gradient"),
+    ("a_unet_full.json", FULL_SIZE, "the_full_size_model_agrees_in_float64"),
+    ("a_unet_full.safetensors", FULL_SIZE, "the_full_size_model_agrees_in_float64"),
     ("c_unet_w8.json", MODEL, "the_small_model_agrees_in_every_stage"),
     ("c_unet_w8_weights.safetensors", MODEL, "the_small_model_agrees_in_every_stage"),
     ("c_unet_w8_forward.safetensors", MODEL, "the_small_model_agrees_in_every_stage"),
@@ -59,8 +62,8 @@ pub(crate) const COMPARED_ELSEWHERE: &[Comparison] = &[
     ("i_permuted_label.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
     ("i_downsample_label.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
     ("i_preprocess.safetensors", PREPROCESS, "every_golden_prediction_returns_to_the_grid_of_its_file"),
-    ("j_label_transfer.json", LABELS, "every_golden_case_is_transferred_exactly"),
-    ("j_label_transfer.safetensors", LABELS, "every_golden_case_is_transferred_exactly"),
+    ("j_label_transfer.json", LABELS, "label_transfer_equals_the_reference_in_all_21_cases"),
+    ("j_label_transfer.safetensors", LABELS, "label_transfer_equals_the_reference_in_all_21_cases"),
     ("h_sliding_window.json", SLIDING_WINDOW, "blended_logits_equal_the_reference"),
     ("h_sliding_window.safetensors", SLIDING_WINDOW, "blended_logits_equal_the_reference"),
 ];

@@ -1,5 +1,7 @@
-//! What the parity tests share: the golden files and the synthetic weights that they were made with.
+//! What the parity tests share: the golden files, the model under test, and when two numbers agree.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod compare;
 pub(crate) mod golden;
 pub(crate) mod hash_fill;
+pub(crate) mod under_test;

@@ -1,0 +1,56 @@
+//! The model under test, with the hash fill's weights.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use common::ids::ClassId;
+use site_agent::model::{
+    Backbone, ClassEmbeddings, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig, UniversalModel,
+};
+
+use super::hash_fill;
+
+pub(crate) const CLASSES: usize = 32;
+/// Classes that BTCV annotates, and MSD Liver.
+pub(crate) const BTCV: [u8; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
+pub(crate) const MSD_LIVER: [u8; 2] = [6, 27];
+
+pub(crate) fn training_device() -> Device {
+    Device::flex().autodiff()
+}
+
+/// The universal model with the hash fill's weights and a hash-filled embedding table of CLIP's width.
+pub(crate) fn hash_filled(width: usize) -> UniversalModel {
+    let table = hash_fill::weight("organ_embedding", &[CLASSES, 512]);
+    let embeddings = ClassEmbeddings::new(EmbeddingKind::Imported, table).unwrap();
+    let embedding = EmbeddingConfig { kind: EmbeddingKind::Imported, rows: CLASSES, width: 512 };
+    let config = ModelConfig { backbone: Backbone::Unet, width, embedding };
+    let mut model = UniversalModel::new(&config, Some(&embeddings), 0, &training_device()).unwrap();
+    let weights =
+        model.export().iter().map(|(name, t)| (name.clone(), hash_fill::weight(name, t.shape()))).collect();
+    model.load(&weights).unwrap();
+    model
+}
+
+pub(crate) fn all_classes() -> Vec<ClassId> {
+    (0..CLASSES).map(|channel| ClassId::from_channel(channel).unwrap()).collect()
+}
+
+pub(crate) fn all_channels() -> Vec<usize> {
+    (0..CLASSES).collect()
+}
+
+pub(crate) fn annotated(samples: &[&[u8]]) -> Vec<bool> {
+    let mask = |ids: &&[u8]| all_classes().iter().map(|class| ids.contains(&class.get())).collect::<Vec<_>>();
+    samples.iter().flat_map(mask).collect()
+}
+
+pub(crate) fn to_device<const D: usize>(tensor: &HostTensor, device: &Device) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(tensor.values().to_vec(), tensor.shape().to_vec()), device)
+}
+
+pub(crate) fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data_as::<f32>().try_to_vec().unwrap()
+}
+
+pub(crate) fn scalar(tensor: &Tensor<1>) -> f64 {
+    f64::from(tensor.clone().into_scalar::<f32>())
+}
