@@ -156,3 +156,6 @@ fn decode(bytes: &[u8]) -> Option<PreparedCase> {
         PreparedCase::new(Volume::new(grid, image), labels)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+use std::cell::Cell;
+use std::sync::Arc;
+
+use common::taxonomy::Taxonomy;
+
+use super::*;
+use crate::data::dataset::read_datasets;
+use crate::data::prepared::{CaseStore, CaseSummary};
+use crate::phantom::{Hospital, write_hospital};
+
+const SETTINGS: Preprocessing = Preprocessing { spacing_mm: [16.0; 3], window_hu: (-175.0, 250.0) };
+
+/// Two phantoms of `site` as files, and the cases read from them.
+fn phantoms(site: &str) -> (tempfile::TempDir, Vec<Case>) {
+    let folder = tempfile::tempdir().unwrap();
+    let hospital = Hospital::named(site).unwrap();
+    let datasets = write_hospital(folder.path(), hospital, 1, 2, Some([12.0; 3])).unwrap();
+    let cases = read_datasets(&datasets, folder.path(), &Taxonomy::standard()).unwrap();
+    (folder, cases)
+}
+
+fn prepare(case: &Case) -> Result<PreparedCase, DataError> {
+    PreparedCase::read(case, &SETTINGS, &Taxonomy::standard())
+}
+
+fn cache_in(folder: &tempfile::TempDir) -> CaseCache {
+    CaseCache::open(&folder.path().join("cache")).unwrap()
+}
+
+#[test]
+fn a_case_is_prepared_once_and_read_back_exactly() {
+    let (folder, cases) = phantoms("site-b");
+    let (cache, prepared) = (cache_in(&folder), Cell::new(0));
+    let key = CaseKey::of(&cases[0], &SETTINGS, Taxonomy::standard().digest()).unwrap();
+    let load = || {
+        cache.load_or(key, || {
+            prepared.set(prepared.get() + 1);
+            prepare(&cases[0])
+        })
+    };
+    assert_eq!(load().unwrap(), prepare(&cases[0]).unwrap());
+    assert_eq!(load().unwrap(), prepare(&cases[0]).unwrap());
+    assert_eq!(prepared.get(), 1);
+}
+
+#[test]
+fn a_damaged_or_short_entry_is_made_anew() {
+    let (folder, cases) = phantoms("site-b");
+    let cache = cache_in(&folder);
+    let key = CaseKey::of(&cases[0], &SETTINGS, Taxonomy::standard().digest()).unwrap();
+    let whole = cache.load_or(key, || prepare(&cases[0])).unwrap();
+    let path = fs::read_dir(folder.path().join("cache")).unwrap().next().unwrap().unwrap().path();
+    let bytes = fs::read(&path).unwrap();
+    let flipped: Vec<u8> = bytes.iter().enumerate().map(|(i, b)| if i == 500 { b ^ 1 } else { *b }).collect();
+    for damaged in [flipped.as_slice(), &bytes[..bytes.len() - 1], &[]] {
+        fs::write(&path, damaged).unwrap();
+        assert_eq!(cache.load_or(key, || prepare(&cases[0])).unwrap(), whole);
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+}
+
+#[test]
+fn the_key_follows_content_label_map_annotations_and_preprocessing() {
+    let (_folder, cases) = phantoms("site-b");
+    let taxonomy = Taxonomy::standard().digest();
+    let key = |case: &Case, settings| CaseKey::of(case, settings, taxonomy).unwrap();
+    let base = key(&cases[0], &SETTINGS);
+    let renamed = Case { name: "other".to_owned(), ..cases[0].clone() };
+    assert_eq!(base, key(&renamed, &SETTINGS));
+
+    let mut fewer = cases[0].clone();
+    fewer.annotated.pop_first();
+    let mut map = (*cases[0].label_map).clone();
+    map.splits.clear();
+    let unsplit = Case { label_map: Arc::new(map), ..cases[0].clone() };
+    let finer = Preprocessing { spacing_mm: [15.0; 3], ..SETTINGS };
+    for other in [key(&fewer, &SETTINGS), key(&unsplit, &SETTINGS), key(&cases[0], &finer), key(&cases[1], &SETTINGS)] {
+        assert_ne!(base, other);
+    }
+}
+
+#[test]
+fn a_store_gives_the_same_cases_from_memory_and_from_disk() {
+    let (folder, cases) = phantoms("site-c");
+    let taxonomy = Arc::new(Taxonomy::standard());
+    let open = |bytes| CaseStore::open(cases.clone(), SETTINGS, &taxonomy, &cache_in(&folder), bytes).unwrap();
+    let ((memory, summaries), (disk, again)) = (open(usize::MAX), open(0));
+    assert_eq!(summaries, again);
+    for (index, CaseSummary { annotated, present, .. }) in summaries.iter().enumerate() {
+        assert_eq!(memory.load(index).unwrap(), disk.load(index).unwrap());
+        assert!(present.is_subset(annotated) && !present.is_empty());
+    }
+}
+
+#[test]
+fn written_phantoms_read_back_with_their_sides_and_lesions() {
+    let (_folder, cases) = phantoms("site-d");
+    for case in &cases {
+        let labels = prepare(case).unwrap().labels;
+        let mean_r = |id| {
+            let class = ClassId::new(id).unwrap();
+            let [_, columns, rows] = labels.grid().shape;
+            let voxels = (0..labels.grid().len()).filter(|&voxel| labels.contains(class, voxel));
+            let indices: Vec<usize> = voxels.map(|voxel| voxel / (columns * rows)).collect();
+            assert!(!indices.is_empty(), "class {id}");
+            indices.iter().sum::<usize>() as f64 / indices.len() as f64
+        };
+        assert!(mean_r(2) > mean_r(3), "axis 0 runs to the patient's right");
+        assert!(mean_r(16) > mean_r(17));
+        assert_eq!(labels.annotated().count(), 14);
+        for (lesion, organs) in [(27, &[6][..]), (26, &[2, 3])] {
+            let class = |id: u8| ClassId::new(id).unwrap();
+            let inside = |voxel| organs.iter().any(|&organ| labels.contains(class(organ), voxel));
+            assert!((0..labels.grid().len()).all(|v| !labels.contains(class(lesion), v) || inside(v)));
+        }
+    }
+}
