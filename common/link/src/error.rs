@@ -27,7 +27,7 @@ pub enum Alert {
     #[error("the certificate is revoked")]
     Revoked,
     /// Alerts 42, 43, 46, 51 and 112.
-    #[error("the certificate is not acceptable")]
+    #[error("the certificate is damaged, for another purpose or name, or not issued by this consortium")]
     BadCertificate,
     /// Alert 120.
     #[error("no common protocol")]
