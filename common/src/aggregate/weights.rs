@@ -9,20 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClassId, SiteId};
 
-/// What a site's share is proportional to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Weighting {
-    /// The same for every site.
-    Uniform,
-    /// Training volumes, `n_s`.
-    #[default]
-    Samples,
-    /// Annotated (volume, class) pairs, `Σ_c n_sc`: what pooled masked training amounts to.
-    Annotations,
-    /// The mean over classes of the site's part of that class's annotations; shares are capped.
-    ClassBalanced,
-}
+pub use crate::study::sections::Weighting;
 
 /// What a site's manifest says it trains on. Serialisable because a round's snapshot fixes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

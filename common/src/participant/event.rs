@@ -214,6 +214,11 @@ pub enum Action {
         /// Why.
         reason: DropReason,
     },
+    /// Remove every update from the outbox but this: what a crash may have left there.
+    PruneOutbox {
+        /// The one that is still wanted, if it is there.
+        keep: Option<AttemptId>,
+    },
     /// Evaluate the model; comes back as `Evaluated` or `EvaluationFailed`.
     Evaluate {
         /// The study.

@@ -76,7 +76,13 @@ impl Books {
         self.check(durable, || format!("{what} {model:?} was announced before it was durable"));
     }
 
-    pub(crate) fn receipt(&mut self, site: &SiteId, round: RoundId, attempt: AttemptId, update: ArtifactHash) {
+    pub(crate) fn receipt(
+        &mut self,
+        site: &SiteId,
+        round: RoundId,
+        attempt: AttemptId,
+        update: ArtifactHash,
+    ) {
         let durable = self.stored.contains(&(site.clone(), attempt, update));
         self.check(durable, || format!("{site} got a receipt for an update that is not durable"));
         let first = *self.receipts.entry((round, site.clone())).or_insert(attempt);
@@ -87,7 +93,9 @@ impl Books {
     /// weighted by the manifests fixed when the round opened.
     pub(crate) fn aggregating(&mut self, round: RoundId, base: ModelHash, terms: &[Term]) {
         let before = self.durable.get(&RoundId(round.0 - 1)).copied();
-        self.check(before == Some(base), || format!("round {round} starts from {base:?}, not from {before:?}"));
+        self.check(before == Some(base), || {
+            format!("round {round} starts from {base:?}, not from {before:?}")
+        });
         let sites: BTreeSet<&SiteId> = terms.iter().map(|term| &term.site).collect();
         self.check(sites.len() == terms.len(), || format!("round {round} counts a site twice"));
         let quorum = self.quorum;
@@ -98,7 +106,8 @@ impl Books {
             let fresh = !self.counted.contains(&term.attempt);
             self.check(fresh, || format!("attempt {} counts in two rounds", term.attempt));
         }
-        let receipts: Vec<_> = self.receipts.range((round, first_site())..).map(|(k, v)| (k.clone(), *v)).collect();
+        let receipts: Vec<_> =
+            self.receipts.range((round, first_site())..).map(|(k, v)| (k.clone(), *v)).collect();
         for ((at, site), attempt) in receipts.into_iter().filter(|((at, _), _)| *at == round) {
             let there = terms.iter().any(|term| term.site == site && term.attempt == attempt);
             self.check(there, || format!("{site} has a receipt of round {at} that does not count"));
@@ -109,10 +118,13 @@ impl Books {
 
     fn check_shares(&mut self, round: RoundId, terms: &[Term]) {
         let fixed = self.fixed.get(&round).cloned().unwrap_or_default();
-        let responders = fixed.into_iter().filter(|(site, _)| terms.iter().any(|term| term.site == *site)).collect();
+        let responders =
+            fixed.into_iter().filter(|(site, _)| terms.iter().any(|term| term.site == *site)).collect();
         let expected = site_weights(self.weighting, &responders, 0.5).shares;
         let got: BTreeMap<SiteId, f64> = terms.iter().map(|term| (term.site.clone(), term.share)).collect();
-        self.check(got == expected, || format!("round {round} has shares {got:?}, its manifests say {expected:?}"));
+        self.check(got == expected, || {
+            format!("round {round} has shares {got:?}, its manifests say {expected:?}")
+        });
     }
 
     /// A model became durable.

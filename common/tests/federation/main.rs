@@ -52,7 +52,8 @@ fn assert_holds(scenario: Scenario, name: &str) -> world::Tally {
 
 #[test]
 fn every_federation_finishes_and_keeps_its_promises() {
-    let one = std::env::var("CONSILIUM_SEED").ok().map(|seed| seed.parse().expect("CONSILIUM_SEED is a number"));
+    let one =
+        std::env::var("CONSILIUM_SEED").ok().map(|seed| seed.parse().expect("CONSILIUM_SEED is a number"));
     let seeds = one.map_or(SEEDS, |seed: u64| seed..seed + 1);
     let mut total = world::Tally::default();
     for seed in seeds {
@@ -79,7 +80,8 @@ fn the_same_seed_gives_the_same_steps() {
 #[test]
 fn a_broken_federation_is_caught() {
     for sabotage in Sabotage::BROKEN {
-        let caught = SEEDS.take(40).filter_map(|seed| run(&Scenario::from_seed(seed), sabotage).err()).count();
+        let caught =
+            SEEDS.take(40).filter_map(|seed| run(&Scenario::from_seed(seed), sabotage).err()).count();
         assert!(caught > 0, "{sabotage:?} went unnoticed in 40 federations");
     }
 }

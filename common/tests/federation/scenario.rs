@@ -25,24 +25,49 @@ pub(crate) struct Scenario {
 /// One operation.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    Advance { ms: u64 },
+    Advance {
+        ms: u64,
+    },
     /// Percent of messages that are lost or doubled from now on, and the longest delay.
-    Weather { lose: u8, double: u8, delay_ms: u64 },
-    Disconnect { site: usize },
-    CrashSiteAfter { site: usize, actions: u32 },
-    CrashCoordinatorAfter { actions: u32 },
+    Weather {
+        lose: u8,
+        double: u8,
+        delay_ms: u64,
+    },
+    Disconnect {
+        site: usize,
+    },
+    CrashSiteAfter {
+        site: usize,
+        actions: u32,
+    },
+    CrashCoordinatorAfter {
+        actions: u32,
+    },
     /// The next trainings of a site fail.
-    FailTraining { site: usize, times: u32 },
+    FailTraining {
+        site: usize,
+        times: u32,
+    },
     /// The next commits fail for want of space.
-    FillStorage { times: u32 },
+    FillStorage {
+        times: u32,
+    },
     /// The next aggregations fail.
-    FailAggregation { times: u32 },
+    FailAggregation {
+        times: u32,
+    },
     Pause,
     Resume,
     /// The site registers another manifest from now on.
-    ChangeManifest { site: usize },
+    ChangeManifest {
+        site: usize,
+    },
     /// The site offers, and pushes, an update that nobody asked it for.
-    Hostile { site: usize, lie: Lie },
+    Hostile {
+        site: usize,
+        lie: Lie,
+    },
 }
 
 /// What is wrong with a hostile update.
