@@ -23,6 +23,8 @@ mod event;
 mod idle;
 mod phase;
 mod retry;
+#[cfg(test)]
+mod tests;
 mod training;
 mod uploading;
 
@@ -423,6 +425,7 @@ impl State {
         }
         if !phase.failed(cx) {
             decline(phase.task.study, phase.task.round, DeclineReason::TrainingFailed, cx);
+            cx.act(Action::CancelTraining { attempt });
             self.phase = Phase::Idle;
         }
         true
