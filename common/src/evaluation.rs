@@ -9,6 +9,8 @@
 //! [`EvaluationMachine::replay`], then [`Event::Restarted`].
 
 mod event;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -145,7 +147,8 @@ impl EvaluationMachine {
             Event::ReportStored { site, model, report } => {
                 self.take_report(site, model, report, &mut actions)
             }
-            Event::TimerFired(Timer::Gate) => {}
+            // It may have fired early, when the clock was set; opening the gate clears it.
+            Event::TimerFired(Timer::Gate) => self.set_timer(&mut actions),
         }
         self.open_gate(now, &mut actions);
         actions
@@ -157,9 +160,7 @@ impl EvaluationMachine {
         for site in self.state.evaluators.keys() {
             self.ask(site, &mut actions);
         }
-        if let Some(closed) = self.state.closed_gate {
-            actions.push(Action::SetTimer { timer: Timer::Gate, at: closed.open_by });
-        }
+        self.set_timer(&mut actions);
         actions
     }
 
@@ -202,7 +203,13 @@ impl EvaluationMachine {
         // Asked again after its gate had opened, the same answer comes at once: the first may have been lost in a crash.
         let open_by = now.after(Duration::from_secs(gate.timeout_s));
         self.state.closed_gate = Some(ClosedGate { model, open_by });
-        actions.push(Action::SetTimer { timer: Timer::Gate, at: open_by });
+        self.set_timer(actions);
+    }
+
+    fn set_timer(&self, actions: &mut Vec<Action>) {
+        if let Some(closed) = self.state.closed_gate {
+            actions.push(Action::SetTimer { timer: Timer::Gate, at: closed.open_by });
+        }
     }
 
     fn promote(&mut self, round: RoundId, model: ModelHash, actions: &mut Vec<Action>) {
@@ -274,7 +281,7 @@ impl EvaluationMachine {
         }
     }
 
-    /// Opens the gate when its reports are there or its time is up; else sees to it that its timer is set.
+    /// Opens the gate when its reports are there or its time is up.
     fn open_gate(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         let (Some(gate), Some(ClosedGate { model, open_by })) = (&self.gate, self.state.closed_gate) else {
             return;

@@ -9,20 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClassId, SiteId};
 
-/// What a site's share is proportional to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Weighting {
-    /// The same for every site.
-    Uniform,
-    /// Training volumes, `n_s`.
-    #[default]
-    Samples,
-    /// Annotated (volume, class) pairs, `Σ_c n_sc`: what pooled masked training amounts to.
-    Annotations,
-    /// The mean over classes of the site's part of that class's annotations; shares are capped.
-    ClassBalanced,
-}
+pub use crate::study::sections::Weighting;
 
 /// What a site's manifest says it trains on. Serialisable because a round's snapshot fixes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,4 +104,110 @@ fn cap(shares: &mut BTreeMap<SiteId, f64>, limit: f64) -> BTreeSet<SiteId> {
         }
     }
     capped
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALL: [Weighting; 4] =
+        [Weighting::Uniform, Weighting::Samples, Weighting::Annotations, Weighting::ClassBalanced];
+
+    fn counts(volumes: u32, annotated: &[(u8, u32)]) -> SiteCounts {
+        let class = |&(id, n): &(u8, u32)| (ClassId::new(id).unwrap(), n);
+        SiteCounts { volumes, annotated: annotated.iter().map(class).collect() }
+    }
+
+    fn sites(counts: impl IntoIterator<Item = SiteCounts>) -> BTreeMap<SiteId, SiteCounts> {
+        let named = |(index, counts)| (format!("site-{index}").parse().unwrap(), counts);
+        counts.into_iter().enumerate().map(named).collect()
+    }
+
+    fn shares(weighting: Weighting, cap: f64, counts: impl IntoIterator<Item = SiteCounts>) -> Vec<f64> {
+        site_weights(weighting, &sites(counts), cap).shares.into_values().collect()
+    }
+
+    /// The table of design §4 on one example, reckoned by hand.
+    #[test]
+    fn the_four_weightings_are_those_of_the_design() {
+        let both = || [counts(30, &[(1, 30), (2, 10)]), counts(10, &[(2, 10), (3, 5), (4, 5)])];
+        assert_eq!(shares(Weighting::Uniform, 1.0, both()), [0.5, 0.5]);
+        assert_eq!(shares(Weighting::Samples, 1.0, both()), [0.75, 0.25]);
+        assert_eq!(shares(Weighting::Annotations, 1.0, both()), [40.0 / 60.0, 20.0 / 60.0]);
+        // Of four classes, a has one alone and half of another.
+        assert_eq!(shares(Weighting::ClassBalanced, 1.0, both()), [1.5 / 4.0, 2.5 / 4.0]);
+    }
+
+    #[test]
+    fn a_share_above_the_cap_is_lowered_and_said() {
+        let three = [
+            counts(1, &[(1, 1), (2, 1), (3, 1), (4, 1)]),
+            counts(1, &[(5, 9), (6, 3)]),
+            counts(1, &[(6, 1)]),
+        ];
+        let weighted = site_weights(Weighting::ClassBalanced, &sites(three), 0.5);
+        let shares: Vec<f64> = weighted.shares.values().copied().collect();
+        assert_eq!(shares[0], 0.5);
+        // The others keep their proportion, 1.75 to 0.25.
+        assert!((shares[1] / shares[2] - 7.0).abs() < 1e-12, "{shares:?}");
+        assert_eq!(weighted.capped, ["site-0".parse().unwrap()].into());
+    }
+
+    #[test]
+    fn a_cap_that_cannot_hold_gives_equal_shares() {
+        let two = [counts(1, &[(1, 9)]), counts(1, &[(1, 1)])];
+        assert_eq!(shares(Weighting::ClassBalanced, 0.1, two), [0.5, 0.5]);
+        assert_eq!(shares(Weighting::ClassBalanced, 0.5, [counts(1, &[(1, 9)])]), [1.0]);
+    }
+
+    #[test]
+    fn sites_without_any_weight_count_the_same_and_that_is_said() {
+        let weighted = site_weights(Weighting::Annotations, &sites([counts(5, &[]), counts(5, &[])]), 0.5);
+        assert!(weighted.fell_back_to_uniform);
+        assert_eq!(weighted.shares.into_values().collect::<Vec<_>>(), [0.5, 0.5]);
+        let nobody = site_weights(Weighting::Samples, &BTreeMap::new(), 0.5);
+        assert!(nobody.shares.is_empty() && !nobody.fell_back_to_uniform);
+    }
+
+    fn any_counts() -> impl Strategy<Value = SiteCounts> {
+        let annotated = prop::collection::btree_map(1u8..=32, 0u32..10_000, 0..6);
+        (0u32..100_000, annotated)
+            .prop_map(|(volumes, annotated)| counts(volumes, &annotated.into_iter().collect::<Vec<_>>()))
+    }
+
+    proptest! {
+        #[test]
+        fn the_total_weight_is_conserved_and_no_share_is_above_the_cap(
+            all in prop::collection::vec(any_counts(), 1..12),
+            cap in 0.01f64..1.0,
+        ) {
+            for weighting in ALL {
+                let weighted = site_weights(weighting, &sites(all.clone()), cap);
+                let total: f64 = weighted.shares.values().sum();
+                prop_assert!((total - 1.0).abs() < 1e-9, "{weighting:?}: {total}");
+                prop_assert!(weighted.shares.values().all(|share| (0.0..=1.0 + 1e-12).contains(share)));
+                if weighting == Weighting::ClassBalanced {
+                    let weighty = weighted.shares.values().filter(|&&share| share > 0.0).count();
+                    let limit = cap.max(1.0 / weighty as f64);
+                    prop_assert!(weighted.shares.values().all(|&share| share <= limit + 1e-9));
+                } else {
+                    prop_assert!(weighted.capped.is_empty());
+                }
+            }
+        }
+
+        #[test]
+        fn class_balanced_gives_every_class_the_same_total(all in prop::collection::vec(any_counts(), 1..8)) {
+            let responders = sites(all);
+            let raw = class_balanced(&responders);
+            let mut classes = BTreeMap::<ClassId, u64>::new();
+            for (&class, &n) in responders.values().flat_map(|counts| &counts.annotated) {
+                *classes.entry(class).or_default() += u64::from(n);
+            }
+            let annotated = classes.values().filter(|&&n| n > 0).count() as f64;
+            prop_assert!((raw.values().sum::<f64>() - annotated).abs() < 1e-9);
+        }
+    }
 }

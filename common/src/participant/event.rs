@@ -189,14 +189,15 @@ pub enum Action {
         /// The artifact.
         artifact: ArtifactHash,
     },
-    /// Train; comes back as `Trained` or `TrainingFailed`. An attempt that was interrupted starts again.
+    /// Train; comes back as `Trained` or `TrainingFailed`. An attempt that was interrupted starts again; one whose update is
+    /// in the outbox already is `Trained`.
     Train {
         /// The task.
         task: RoundTask,
         /// Idempotency key of the update that comes of it.
         attempt: AttemptId,
     },
-    /// Stop training; nothing of it is wanted.
+    /// Stop training; nothing of it is wanted, not even what an earlier process left of it in the outbox.
     CancelTraining {
         /// The attempt.
         attempt: AttemptId,
@@ -213,6 +214,11 @@ pub enum Action {
         attempt: AttemptId,
         /// Why.
         reason: DropReason,
+    },
+    /// Remove every update from the outbox but this: what a crash may have left there.
+    PruneOutbox {
+        /// The one that is still wanted, if it is there.
+        keep: Option<AttemptId>,
     },
     /// Evaluate the model; comes back as `Evaluated` or `EvaluationFailed`.
     Evaluate {

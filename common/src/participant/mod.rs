@@ -23,6 +23,8 @@ mod event;
 mod idle;
 mod phase;
 mod retry;
+#[cfg(test)]
+mod tests;
 mod training;
 mod uploading;
 
@@ -143,8 +145,13 @@ impl ParticipantMachine {
     /// Takes what happened at `now` and says what is to be done. Every event has an outcome in every phase.
     pub fn tick(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
         let mut timers = self.timers();
-        if let Event::TimerFired(timer) = event {
-            timers.remove(&timer);
+        match event {
+            // The timers went with the process.
+            Event::Restarted => timers.clear(),
+            Event::TimerFired(timer) => {
+                timers.remove(&timer);
+            }
+            _ => {}
         }
         let mut actions = Vec::new();
         self.state.apply(event, now, &mut actions);
@@ -287,6 +294,7 @@ impl State {
     /// Asks for what is under way and does not wait for a timer.
     fn ask(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         let mut cx = Context { connected: self.connected, now, actions };
+        cx.act(Action::PruneOutbox { keep: self.phase.attempt() });
         if self.phase.retry_at().is_none() {
             self.phase.ask(&mut cx);
         }
@@ -394,10 +402,15 @@ impl State {
         steps: u32,
         cx: &mut Context<'_>,
     ) -> bool {
-        let Phase::Training(phase) = &self.phase else { return false };
-        if phase.attempt != attempt {
-            return false;
-        }
+        let phase = match &self.phase {
+            Phase::Training(phase) if phase.attempt == attempt => phase,
+            Phase::Uploading(phase) if phase.offer.attempt == attempt => return false,
+            // It ended while it was being cancelled.
+            _ => {
+                cx.act(Action::DropUpdate { attempt, reason: DropReason::RoundClosed });
+                return false;
+            }
+        };
         let RoundTask { study, round, base, .. } = phase.task;
         cx.report(Fact::UpdateReady { round, attempt });
         let offer = UpdateOffer { study, round, base, attempt, steps, update };
@@ -412,6 +425,7 @@ impl State {
         }
         if !phase.failed(cx) {
             decline(phase.task.study, phase.task.round, DeclineReason::TrainingFailed, cx);
+            cx.act(Action::CancelTraining { attempt });
             self.phase = Phase::Idle;
         }
         true

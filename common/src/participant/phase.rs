@@ -6,7 +6,7 @@ use super::downloading::Downloading;
 use super::event::{Action, DropReason, Fact};
 use super::training::Training;
 use super::uploading::Uploading;
-use crate::ids::{ModelHash, RoundId, StudyDigest};
+use crate::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
 use crate::time::Timestamp;
 
 /// What a site does for the open round.
@@ -55,6 +55,15 @@ impl Phase {
                 Some((task.study, task.round, task.base))
             }
             Self::Uploading(Uploading { offer, .. }) => Some((offer.study, offer.round, offer.base)),
+        }
+    }
+
+    /// The attempt whose update is in the outbox, or may get there.
+    pub(super) const fn attempt(&self) -> Option<AttemptId> {
+        match self {
+            Self::Idle | Self::Downloading(_) => None,
+            Self::Training(phase) => Some(phase.attempt),
+            Self::Uploading(phase) => Some(phase.offer.attempt),
         }
     }
 

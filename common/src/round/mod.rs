@@ -37,6 +37,8 @@ mod phase;
 mod plan;
 mod progress;
 mod rejection;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,0 +1,156 @@
+//! What must hold after every step, checked against the harness's own books, not the machines'.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use common::aggregate::weights::{SiteCounts, Weighting, site_weights};
+use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId};
+use common::round::Term;
+
+/// A promise that was broken.
+#[derive(Debug)]
+pub(crate) struct Violation(pub(crate) String);
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The harness's books.
+#[derive(Debug)]
+pub(crate) struct Books {
+    quorum: usize,
+    weighting: Weighting,
+    /// Durable models by round; round 0 is the initial one.
+    durable: BTreeMap<RoundId, ModelHash>,
+    /// Durable updates.
+    stored: BTreeSet<(SiteId, AttemptId, ArtifactHash)>,
+    /// Manifests as they were when each round asked its sites.
+    fixed: BTreeMap<RoundId, BTreeMap<SiteId, SiteCounts>>,
+    /// What each round was aggregated from, as asked for last.
+    terms: BTreeMap<RoundId, Vec<Term>>,
+    /// Receipts given, by round and site.
+    receipts: BTreeMap<(RoundId, SiteId), AttemptId>,
+    /// Attempts that went into a durable model.
+    counted: BTreeSet<AttemptId>,
+    pub(crate) violation: Option<String>,
+}
+
+impl Books {
+    pub(crate) fn new(quorum: u32, weighting: Weighting, initial: ModelHash) -> Self {
+        Self {
+            quorum: usize::try_from(quorum).expect("small"),
+            weighting,
+            durable: [(RoundId(0), initial)].into(),
+            stored: BTreeSet::new(),
+            fixed: BTreeMap::new(),
+            terms: BTreeMap::new(),
+            receipts: BTreeMap::new(),
+            counted: BTreeSet::new(),
+            violation: None,
+        }
+    }
+
+    pub(crate) fn check(&mut self, holds: bool, broken: impl FnOnce() -> String) {
+        if !holds && self.violation.is_none() {
+            self.violation = Some(broken());
+        }
+    }
+
+    /// A round asked these sites; who was asked before keeps the manifest of then.
+    pub(crate) fn asked(&mut self, round: RoundId, manifests: &BTreeMap<SiteId, SiteCounts>) {
+        let fixed = self.fixed.entry(round).or_default();
+        for (site, counts) in manifests {
+            fixed.entry(site.clone()).or_insert_with(|| counts.clone());
+        }
+    }
+
+    pub(crate) fn stored(&mut self, site: SiteId, attempt: AttemptId, update: ArtifactHash) {
+        self.stored.insert((site, attempt, update));
+    }
+
+    /// Anything said to a site about a model.
+    pub(crate) fn announced(&mut self, model: ModelHash, what: &str) {
+        let durable = self.durable.values().any(|known| *known == model);
+        self.check(durable, || format!("{what} {model:?} was announced before it was durable"));
+    }
+
+    pub(crate) fn receipt(
+        &mut self,
+        site: &SiteId,
+        round: RoundId,
+        attempt: AttemptId,
+        update: ArtifactHash,
+    ) {
+        let durable = self.stored.contains(&(site.clone(), attempt, update));
+        self.check(durable, || format!("{site} got a receipt for an update that is not durable"));
+        let first = *self.receipts.entry((round, site.clone())).or_insert(attempt);
+        self.check(first == attempt, || format!("{site} got receipts for two updates of round {round}"));
+    }
+
+    /// Asked to aggregate: the summands are a quorum, of distinct sites, durable, with everything that has a receipt, and
+    /// weighted by the manifests fixed when the round opened.
+    pub(crate) fn aggregating(&mut self, round: RoundId, base: ModelHash, terms: &[Term]) {
+        let before = self.durable.get(&RoundId(round.0 - 1)).copied();
+        self.check(before == Some(base), || {
+            format!("round {round} starts from {base:?}, not from {before:?}")
+        });
+        let sites: BTreeSet<&SiteId> = terms.iter().map(|term| &term.site).collect();
+        self.check(sites.len() == terms.len(), || format!("round {round} counts a site twice"));
+        let quorum = self.quorum;
+        self.check(terms.len() >= quorum, || format!("round {round} aggregates {} of {quorum}", terms.len()));
+        for term in terms {
+            let durable = self.stored.contains(&(term.site.clone(), term.attempt, term.update));
+            self.check(durable, || format!("round {round} aggregates an update that is not durable"));
+            let fresh = !self.counted.contains(&term.attempt);
+            self.check(fresh, || format!("attempt {} counts in two rounds", term.attempt));
+        }
+        let receipts: Vec<_> =
+            self.receipts.range((round, first_site())..).map(|(k, v)| (k.clone(), *v)).collect();
+        for ((at, site), attempt) in receipts.into_iter().filter(|((at, _), _)| *at == round) {
+            let there = terms.iter().any(|term| term.site == site && term.attempt == attempt);
+            self.check(there, || format!("{site} has a receipt of round {at} that does not count"));
+        }
+        self.check_shares(round, terms);
+        self.terms.insert(round, terms.to_vec());
+    }
+
+    fn check_shares(&mut self, round: RoundId, terms: &[Term]) {
+        let fixed = self.fixed.get(&round).cloned().unwrap_or_default();
+        let responders =
+            fixed.into_iter().filter(|(site, _)| terms.iter().any(|term| term.site == *site)).collect();
+        let expected = site_weights(self.weighting, &responders, 0.5).shares;
+        let got: BTreeMap<SiteId, f64> = terms.iter().map(|term| (term.site.clone(), term.share)).collect();
+        self.check(got == expected, || {
+            format!("round {round} has shares {got:?}, its manifests say {expected:?}")
+        });
+    }
+
+    /// A model became durable.
+    pub(crate) fn committed(&mut self, round: RoundId, model: ModelHash) {
+        let known = *self.durable.entry(round).or_insert(model);
+        self.check(known == model, || format!("round {round} has two models"));
+        let attempts = self.terms.get(&round).into_iter().flatten().map(|term| term.attempt);
+        let attempts: Vec<_> = attempts.collect();
+        self.check(!attempts.is_empty(), || format!("round {round} was committed without being aggregated"));
+        self.counted.extend(attempts);
+    }
+
+    pub(crate) fn rounds(&self) -> u32 {
+        self.durable.keys().next_back().map_or(0, |round| round.0)
+    }
+
+    pub(crate) fn model_of(&self, round: RoundId) -> Option<ModelHash> {
+        self.durable.get(&round).copied()
+    }
+
+    /// A counted update of a site in the last rounds, for a liar to imitate.
+    pub(crate) fn receipt_of(&self, site: &SiteId) -> Option<(RoundId, AttemptId)> {
+        self.receipts.iter().rev().find(|((_, known), _)| known == site).map(|((round, _), at)| (*round, *at))
+    }
+}
+
+fn first_site() -> SiteId {
+    "0".parse().expect("a site name")
+}
