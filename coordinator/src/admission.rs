@@ -28,7 +28,11 @@ impl Admission {
     ///
     /// # Errors
     /// The store.
-    pub async fn check(&self, identity: &PeerIdentity, now: Timestamp) -> Result<Result<(), Refusal>, StoreError> {
+    pub async fn check(
+        &self,
+        identity: &PeerIdentity,
+        now: Timestamp,
+    ) -> Result<Result<(), Refusal>, StoreError> {
         if identity.consortium != self.consortium {
             return Ok(refuse(RefusalCode::WrongConsortium, "this certificate is of another consortium"));
         }
@@ -55,7 +59,10 @@ pub fn check_role(role: Role, request: &Request) -> Result<(), Refusal> {
     if role == needed {
         return Ok(());
     }
-    refuse(RefusalCode::WrongRole, &format!("{} is for a {needed}; this certificate is a {role}'s", request.name()))
+    refuse(
+        RefusalCode::WrongRole,
+        &format!("{} is for a {needed}; this certificate is a {role}'s", request.name()),
+    )
 }
 
 fn judge(identity: &PeerIdentity, record: CertificateRecord, now: Timestamp) -> Result<(), Refusal> {

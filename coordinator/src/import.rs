@@ -60,7 +60,8 @@ pub enum ImportError {
 /// [`ImportError`] names the file, and the tensor if it is one.
 pub fn import_safetensors(path: &Path, artifacts: &Artifacts) -> Result<ArtifactManifest, ImportError> {
     let bytes = std::fs::read(path).map_err(|source| ImportError::File { path: path.to_owned(), source })?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|source| ImportError::Format { path: path.to_owned(), source })?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|source| ImportError::Format { path: path.to_owned(), source })?;
     let mut tensors: Vec<_> = file.iter().collect();
     tensors.sort_by_key(|(name, _)| *name);
     let specs = tensors.iter().map(|(name, view)| spec(path, name, view)).collect::<Result<Vec<_>, _>>()?;
@@ -74,14 +75,21 @@ pub fn import_safetensors(path: &Path, artifacts: &Artifacts) -> Result<Artifact
     }
     let hash = writer.finish()?;
     let kept = artifacts.read(&hash)?;
-    let kept = kept.ok_or_else(|| StoreError::corrupt("artifact", "it is gone right after it was written"))?;
+    let kept =
+        kept.ok_or_else(|| StoreError::corrupt("artifact", "it is gone right after it was written"))?;
     Ok(kept.manifest().clone())
 }
 
-fn spec(path: &Path, name: &str, view: &safetensors::tensor::TensorView<'_>) -> Result<TensorSpec, ImportError> {
+fn spec(
+    path: &Path,
+    name: &str,
+    view: &safetensors::tensor::TensorView<'_>,
+) -> Result<TensorSpec, ImportError> {
     let shape = view.shape().iter().map(|&axis| u32::try_from(axis).ok()).collect::<Option<Vec<u32>>>();
     match (view.dtype(), shape) {
-        (safetensors::Dtype::F32, Some(shape)) => Ok(TensorSpec { name: name.to_owned(), dtype: Dtype::F32, shape }),
+        (safetensors::Dtype::F32, Some(shape)) => {
+            Ok(TensorSpec { name: name.to_owned(), dtype: Dtype::F32, shape })
+        }
         (got, _) => Err(ImportError::Tensor {
             path: path.to_owned(),
             tensor: name.to_owned(),
@@ -111,7 +119,8 @@ mod tests {
         let path = dir.path().join("m.safetensors");
         std::fs::write(&path, file(safetensors::Dtype::F32, &["b", "a"])).unwrap();
         let manifest = import_safetensors(&path, store.artifacts()).unwrap();
-        let names: Vec<_> = manifest.layout().tensors().iter().map(|t| (t.name.as_str(), t.shape.clone())).collect();
+        let names: Vec<_> =
+            manifest.layout().tensors().iter().map(|t| (t.name.as_str(), t.shape.clone())).collect();
         assert_eq!(names, [("a", vec![2, 3]), ("b", vec![2, 3])]);
         let read = store.artifacts().read(&manifest.hash()).unwrap().unwrap();
         assert_eq!(read.read_chunk(1).unwrap(), (0..24u8).collect::<Vec<_>>());

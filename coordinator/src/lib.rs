@@ -1,4 +1,8 @@
 //! The consortium's server: invites sites, runs rounds, aggregates updates, reports generalisation.
+//!
+//! [`service`] is the running coordinator: [`network`] speaks with sites, [`driver`] runs the studies' machines over the
+//! journal in [`store`], [`operator`] answers whoever runs it. [`pki`] makes the consortium's certificates, [`report`]
+//! its report. What is decided about rounds is in `common`; tensors are names, shapes and bytes here.
 
 pub mod admission;
 pub mod clock;
@@ -6,8 +10,10 @@ pub mod config;
 pub mod driver;
 pub mod files;
 pub mod import;
+pub mod network;
 pub mod operator;
 pub mod pki;
 pub mod progress;
 pub mod report;
+pub mod service;
 pub mod store;

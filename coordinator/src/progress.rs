@@ -98,7 +98,9 @@ impl std::fmt::Display for Line {
             Self::Enrolled { site, role } => write!(f, "{site}: enrolled as {role}"),
             Self::Connected { site, role } => write!(f, "{site}: connected ({role})"),
             Self::Gone { site } => write!(f, "{site}: gone"),
-            Self::Refused { site: Some(site), code, detail } => write!(f, "{site}: refused ({code}): {detail}"),
+            Self::Refused { site: Some(site), code, detail } => {
+                write!(f, "{site}: refused ({code}): {detail}")
+            }
             Self::Refused { site: None, code, detail } => write!(f, "refused ({code}): {detail}"),
             Self::Training { site, round, step, steps, loss } => {
                 write!(f, "{site}: round {round}, step {step} of {steps}")?;
@@ -106,7 +108,12 @@ impl std::fmt::Display for Line {
             }
             Self::Scored { site, round, organs, lesions, classes } => {
                 let mean = |value: &Option<f64>| value.map_or("unknown".to_owned(), |v| format!("{v:.3}"));
-                write!(f, "{site}: round {round}, held-out Dice {} over organs, {} over lesions", mean(organs), mean(lesions))?;
+                write!(
+                    f,
+                    "{site}: round {round}, held-out Dice {} over organs, {} over lesions",
+                    mean(organs),
+                    mean(lesions)
+                )?;
                 classes.iter().try_for_each(|(name, dice)| write!(f, "\n    {name:<22} {dice:.3}"))
             }
             Self::Study { study, detail, .. } => write!(f, "{study}: {detail}"),

@@ -70,7 +70,12 @@ pub(super) fn aggregate(store: &Store, job: &Job) -> Result<ModelHash, JobError>
     write_model(store, &aggregator, &base, &files)
 }
 
-fn verify(job: &Job, term: &Term, base: &ArtifactFile, file: &ArtifactFile) -> Result<VerifiedUpdate, JobError> {
+fn verify(
+    job: &Job,
+    term: &Term,
+    base: &ArtifactFile,
+    file: &ArtifactFile,
+) -> Result<VerifiedUpdate, JobError> {
     let (study, round) = (job.study, job.round);
     let expectation = UpdateExpectation {
         site: term.site.clone(),
@@ -82,7 +87,8 @@ fn verify(job: &Job, term: &Term, base: &ArtifactFile, file: &ArtifactFile) -> R
         max_norm: None,
     };
     let manifest = file.manifest().clone();
-    let offer = UpdateOffer { study, round, base: job.base, attempt: term.attempt, steps: job.steps, manifest };
+    let offer =
+        UpdateOffer { study, round, base: job.base, attempt: term.attempt, steps: job.steps, manifest };
     let mut verifier = UpdateVerifier::new(expectation, offer)?;
     for index in verifier.missing() {
         verifier.push_chunk(index, &file.read_chunk(position(index))?)?;
@@ -102,7 +108,8 @@ fn write_model(
         let mut sum = aggregator.chunk(index)?;
         for update in aggregator.updates() {
             let site = update.update.site();
-            let file = files.get(site).ok_or_else(|| JobError::Missing { what: format!("the update of {site}") })?;
+            let file =
+                files.get(site).ok_or_else(|| JobError::Missing { what: format!("the update of {site}") })?;
             sum.add(&file.read_chunk(position)?)?;
         }
         sum.finish(&base.read_chunk(position)?, &mut new)?;

@@ -11,7 +11,7 @@ use common::taxonomy::ClassKind;
 use common::wire::Notice;
 
 use super::aggregation::{self, Job};
-use super::handle::{Claim, Command, refuse_report, refuse_update};
+use super::handle::{Claim, refuse_report, refuse_update};
 use super::study_run::{Deed, Happening, TickError, TimerKey};
 use super::{Driver, facts, plan};
 use crate::clock;
@@ -50,7 +50,9 @@ impl Driver {
                 let notice = Notice::RoundOpened(plan::task(&task));
                 to.iter().for_each(|site| self.peers.tell(site, notice.clone()));
             }
-            Action::CloseRound { round, model, outcome } => self.close_round(study, round, model, outcome).await,
+            Action::CloseRound { round, model, outcome } => {
+                self.close_round(study, round, model, outcome).await
+            }
             Action::Acknowledge { site, round, attempt, update } => {
                 let claim = Claim::Update(site.clone(), attempt);
                 // Durable before it is given; a site that is not waiting any more asks again and finds it.
@@ -93,7 +95,9 @@ impl Driver {
             Action::RequestEvaluation { to, round, model } => {
                 self.peers.tell(&to, Notice::EvaluationRequested { study, round, model });
             }
-            Action::OpenGate { model, .. } => return Some(Happening::Round(round::Event::GateOpened { model })),
+            Action::OpenGate { model, .. } => {
+                return Some(Happening::Round(round::Event::GateOpened { model }));
+            }
             Action::Acknowledge { site, model, .. } => {
                 if self.settle(&Claim::Report(site.clone(), model), Ok(())).is_some() {
                     self.say_scores(study, &site, model).await;
@@ -262,7 +266,10 @@ impl Driver {
         let (Some(report), Some(run)) = (report, self.studies.get(&study)) else { return };
         let taxonomy = &run.document.study().taxonomy;
         let is_organ = |class| taxonomy.class(class).is_some_and(|class| class.kind == ClassKind::Organ);
-        let dice = report.classes.iter().filter_map(|c| Some((taxonomy.name(c.class), c.present.as_ref()?.mean_dice)));
+        let dice = report
+            .classes
+            .iter()
+            .filter_map(|c| Some((taxonomy.name(c.class), c.present.as_ref()?.mean_dice)));
         self.progress.say(&Line::Scored {
             site: site.clone(),
             round: report.subject.round,

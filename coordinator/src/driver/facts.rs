@@ -8,13 +8,21 @@ use common::round::Fact;
 /// Short name and words of a round's fact; `None` for what is only noise on a screen.
 pub(super) fn of_rounds(fact: &Fact) -> Option<(&'static str, String)> {
     Some(match fact {
-        Fact::RoundOpened { round, sites } => ("round-opened", format!("round {round} is open at {}", list(sites))),
+        Fact::RoundOpened { round, sites } => {
+            ("round-opened", format!("round {round} is open at {}", list(sites)))
+        }
         Fact::SiteDeclined { site, round, reason } => {
             ("site-declined", format!("{site} does not take part in round {round}: {}", reason.code()))
         }
-        Fact::SiteSilent { site, round } => ("site-silent", format!("{site} did not answer round {round} in time")),
-        Fact::UpdateCounted { site, round, .. } => ("update-counted", format!("round {round} has the update of {site}")),
-        Fact::UpdateRefused { site, code } => ("update-refused", format!("an update of {site} does not count: {code}")),
+        Fact::SiteSilent { site, round } => {
+            ("site-silent", format!("{site} did not answer round {round} in time"))
+        }
+        Fact::UpdateCounted { site, round, .. } => {
+            ("update-counted", format!("round {round} has the update of {site}"))
+        }
+        Fact::UpdateRefused { site, code } => {
+            ("update-refused", format!("an update of {site} does not count: {code}"))
+        }
         Fact::QuorumMissing { round, have, need } => {
             ("quorum-missing", format!("round {round} has {have} of {need} updates and waits for more"))
         }
@@ -45,7 +53,8 @@ pub(super) fn of_evaluation(fact: &evaluation::Fact) -> Option<(&'static str, St
             Some(("model-forgotten", format!("reports on model {} are no longer asked for", model.short())))
         }
         evaluation::Fact::GateTimedOut { model, missing } => {
-            let words = format!("the next round opens without the reports of {} on {}", list(missing), model.short());
+            let words =
+                format!("the next round opens without the reports of {} on {}", list(missing), model.short());
             Some(("gate-timed-out", words))
         }
         evaluation::Fact::ReportRefused { site, code } => {

@@ -16,18 +16,55 @@ const COMMANDS: usize = 256;
 
 /// What the driver is asked. Those with a `reply` are answered once it is durable.
 pub(super) enum Command {
-    Connected { site: SiteId, peer: Peer, reply: oneshot::Sender<u64> },
-    Disconnected { site: SiteId, id: u64 },
+    Connected {
+        site: SiteId,
+        peer: Peer,
+        reply: oneshot::Sender<u64>,
+    },
+    Disconnected {
+        site: SiteId,
+        id: u64,
+    },
     /// A site answered a study: it may be ready now.
-    Answered { study: StudyDigest, site: SiteId },
+    Answered {
+        study: StudyDigest,
+        site: SiteId,
+    },
     /// Sites were enrolled.
     SitesChanged(Line),
-    Happened { study: StudyDigest, happening: Happening },
-    ExpectUpdate { site: SiteId, offer: UpdateOffer, reply: oneshot::Sender<Result<UpdateExpectation, Refusal>> },
-    UpdateStored { site: SiteId, offer: UpdateOffer, bytes: u64, reply: oneshot::Sender<Result<(), Refusal>> },
-    ExpectReport { study: StudyDigest, site: SiteId, model: ModelHash, report: Digest, reply: oneshot::Sender<Result<ReportExpectation, Refusal>> },
-    ReportStored { study: StudyDigest, site: SiteId, model: ModelHash, report: Digest, reply: oneshot::Sender<Result<(), Refusal>> },
-    Operate { request: operator::Request, reply: oneshot::Sender<operator::Reply> },
+    Happened {
+        study: StudyDigest,
+        happening: Happening,
+    },
+    ExpectUpdate {
+        site: SiteId,
+        offer: UpdateOffer,
+        reply: oneshot::Sender<Result<UpdateExpectation, Refusal>>,
+    },
+    UpdateStored {
+        site: SiteId,
+        offer: UpdateOffer,
+        bytes: u64,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    ExpectReport {
+        study: StudyDigest,
+        site: SiteId,
+        model: ModelHash,
+        report: Digest,
+        reply: oneshot::Sender<Result<ReportExpectation, Refusal>>,
+    },
+    ReportStored {
+        study: StudyDigest,
+        site: SiteId,
+        model: ModelHash,
+        report: Digest,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    Operate {
+        request: operator::Request,
+        reply: oneshot::Sender<operator::Reply>,
+    },
     Say(Line),
 }
 
@@ -78,7 +115,12 @@ impl DriverHandle {
     }
 
     /// The update is verified and its files are durable: count it.
-    pub(crate) async fn update_stored(&self, site: SiteId, offer: UpdateOffer, bytes: u64) -> Result<(), Refusal> {
+    pub(crate) async fn update_stored(
+        &self,
+        site: SiteId,
+        offer: UpdateOffer,
+        bytes: u64,
+    ) -> Result<(), Refusal> {
         self.ask(|reply| Command::UpdateStored { site, offer, bytes, reply }).await?
     }
 

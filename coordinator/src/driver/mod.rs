@@ -27,10 +27,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use self::aggregation::position;
 pub use self::handle::DriverHandle;
 use self::handle::{Claim, Claimant, Command, refuse_report, refuse_update};
 use self::peers::Peers;
-pub(crate) use self::aggregation::position;
 pub(crate) use self::peers::{NOTICES, Peer};
 pub(crate) use self::plan::decline;
 use self::study_run::{Happening, StudyRun, TickError};
@@ -47,7 +47,7 @@ pub struct Parts {
     /// The state folder, locked.
     pub store: Store,
     /// The certificates.
-    pub authority: Authority,
+    pub authority: std::sync::Arc<Authority>,
     /// What invites name; `None` when no address is configured and no server runs.
     pub address: Option<String>,
     /// Where lines for the operator go.
@@ -59,7 +59,7 @@ pub struct Parts {
 /// Owns all that changes.
 pub struct Driver {
     store: Store,
-    authority: Authority,
+    authority: std::sync::Arc<Authority>,
     address: Option<String>,
     progress: Progress,
     stop: CancellationToken,
@@ -192,7 +192,8 @@ impl Driver {
             Command::Happened { study, happening } => self.take(study, happening).await,
             Command::ExpectUpdate { site, offer, reply } => {
                 let run = self.studies.get(&offer.study).ok_or_else(unknown_study);
-                let answer = run.and_then(|r| r.rounds.expect_update(&site, &offer).map_err(|e| refuse_update(&e)));
+                let answer =
+                    run.and_then(|r| r.rounds.expect_update(&site, &offer).map_err(|e| refuse_update(&e)));
                 let _ = reply.send(answer);
             }
             Command::UpdateStored { site, offer, bytes, reply } => {
@@ -210,7 +211,8 @@ impl Driver {
             }
             Command::ReportStored { study, site, model, report, reply } => {
                 let claim = Claim::Report(site.clone(), model);
-                let happening = Happening::Evaluation(evaluation::Event::ReportStored { site, model, report });
+                let happening =
+                    Happening::Evaluation(evaluation::Event::ReportStored { site, model, report });
                 self.take_claim(study, happening, claim, Claimant { reply, bytes: 0 }).await;
             }
             Command::Operate { request, reply } => {
@@ -244,14 +246,23 @@ impl Driver {
     }
 
     /// As [`Driver::take`], with a site that waits for what comes of it.
-    async fn take_claim(&mut self, study: StudyDigest, happening: Happening, claim: Claim, claimant: Claimant) {
+    async fn take_claim(
+        &mut self,
+        study: StudyDigest,
+        happening: Happening,
+        claim: Claim,
+        claimant: Claimant,
+    ) {
         self.claims.insert(claim.clone(), claimant);
         let taken = self.try_take(study, happening).await;
         if let Err(TickError::Store(error)) = &taken {
             self.note_fault(error);
         }
         // Still there: the machine did not answer, or never heard of it.
-        self.settle(&claim, Err(Refusal::new(RefusalCode::Internal, "the coordinator could not keep it: try again")));
+        self.settle(
+            &claim,
+            Err(Refusal::new(RefusalCode::Internal, "the coordinator could not keep it: try again")),
+        );
     }
 
     fn settle(&mut self, claim: &Claim, answer: Result<(), Refusal>) -> Option<u64> {
@@ -277,7 +288,8 @@ impl Driver {
         }
         self.progress.say(&Line::Connected { site: site.clone(), role });
         for run in self.studies.values() {
-            let offer = Notice::StudyOffered { study: run.digest(), name: run.document.study().name.as_str().into() };
+            let offer =
+                Notice::StudyOffered { study: run.digest(), name: run.document.study().name.as_str().into() };
             self.peers.tell(&site, offer);
         }
         id
@@ -326,7 +338,8 @@ impl Driver {
     /// The label manifests of a study; their signatures were checked when they came.
     async fn manifests(&self, study: &StudyDigest) -> Result<Vec<LabelManifest>, StoreError> {
         let stored = self.store.manifests(study).await?;
-        let read = |bytes: &[u8]| LabelManifest::from_bytes(bytes).map_err(|e| StoreError::corrupt("manifest", e));
+        let read =
+            |bytes: &[u8]| LabelManifest::from_bytes(bytes).map_err(|e| StoreError::corrupt("manifest", e));
         stored.iter().map(|manifest| read(&manifest.document)).collect()
     }
 

@@ -10,8 +10,8 @@ use common::study::StudyDraft;
 use common::taxonomy::Taxonomy;
 use common::wire::{GoodbyeCode, Notice};
 
-use super::study_run::{Happening, StudyRun, TickError};
 use super::Driver;
+use super::study_run::{Happening, StudyRun, TickError};
 use crate::import::import_safetensors;
 use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, gather};
 use crate::pki::{Invite, Token};
@@ -104,14 +104,21 @@ impl Driver {
             rounds: status.rounds,
             model: status.model.to_string(),
             ready: status.ready.into_iter().collect(),
-            answers: status.answers.into_iter().map(|(site, answer)| (site, answer_word(&answer).to_owned())).collect(),
+            answers: status
+                .answers
+                .into_iter()
+                .map(|(site, answer)| (site, answer_word(&answer).to_owned()))
+                .collect(),
             uncovered: uncovered.into_iter().map(|class| taxonomy.name(class)).collect(),
         })
     }
 
     async fn invite(&mut self, site: SiteId, role: Role, hours: u32) -> Result<Reply, Failure> {
         let coordinator = self.address.clone().ok_or_else(|| {
-            Failure::new("no address to write into the invite", "set `address` in coordinator.toml, or start the coordinator")
+            Failure::new(
+                "no address to write into the invite",
+                "set `address` in coordinator.toml, or start the coordinator",
+            )
         })?;
         let (token, now) = (Token::random(), clock::now());
         let expires = now.after(Duration::from_secs(u64::from(hours) * 3600));
@@ -131,7 +138,10 @@ impl Driver {
 
     async fn revoke(&mut self, site: SiteId) -> Result<Reply, Failure> {
         if !self.store.revoke_site(&site, clock::now()).await? {
-            return Err(Failure::new(format!("no site is called `{site}`"), "`coordinator sites` lists them"));
+            return Err(Failure::new(
+                format!("no site is called `{site}`"),
+                "`coordinator sites` lists them",
+            ));
         }
         // The disconnection that follows tells the machines.
         self.peers.close(&site, GoodbyeCode::Revoked);
@@ -141,13 +151,15 @@ impl Driver {
 
     async fn add_study(&mut self, file: &Path, model: &Path, embeddings: &Path) -> Result<Reply, Failure> {
         let taxonomy = Taxonomy::standard();
-        let text = std::fs::read_to_string(file).map_err(|e| Failure { words: format!("{}: {e}", file.display()), hint: None })?;
+        let text = std::fs::read_to_string(file)
+            .map_err(|e| Failure { words: format!("{}: {e}", file.display()), hint: None })?;
         let draft = StudyDraft::parse(&file.display().to_string(), &text, &taxonomy)?;
         let model = self.import(model).await?;
         let embeddings = self.import(embeddings).await?;
         let document = draft.into_document(taxonomy, &model, &embeddings)?;
         let (digest, name) = (document.digest(), document.study().name.clone());
-        let stored = StoredStudy { digest, name, document: document.bytes().to_vec(), added_at: clock::now() };
+        let stored =
+            StoredStudy { digest, name, document: document.bytes().to_vec(), added_at: clock::now() };
         self.store.add_study(&stored).await?;
         if !self.studies.contains_key(&digest) {
             let run = StudyRun::restore(&self.store, stored).await?;
@@ -190,8 +202,10 @@ impl Driver {
         let run = self.studies.get(&digest).ok_or_else(no_study)?;
         let manifests = self.manifests(&digest).await?;
         let data =
-            gather(&self.store, self.authority.consortium(), &run.document, &run.rounds.status(), &manifests).await?;
-        files::create_private_dir(out).map_err(|e| Failure { words: format!("{}: {e}", out.display()), hint: None })?;
+            gather(&self.store, self.authority.consortium(), &run.document, &run.rounds.status(), &manifests)
+                .await?;
+        files::create_private_dir(out)
+            .map_err(|e| Failure { words: format!("{}: {e}", out.display()), hint: None })?;
         Ok(Reply::Report { page: data.write(out)? })
     }
 
@@ -204,8 +218,14 @@ impl Driver {
         let found: Vec<StudyDigest> = self.studies.values().filter(means).map(StudyRun::digest).collect();
         match found[..] {
             [digest] => Ok(digest),
-            [] => Err(Failure::new(format!("no study is called `{text}`"), "`coordinator study list` shows them")),
-            _ => Err(Failure::new(format!("several studies are called `{text}`"), "give more digits of the digest")),
+            [] => Err(Failure::new(
+                format!("no study is called `{text}`"),
+                "`coordinator study list` shows them",
+            )),
+            _ => Err(Failure::new(
+                format!("several studies are called `{text}`"),
+                "give more digits of the digest",
+            )),
         }
     }
 }

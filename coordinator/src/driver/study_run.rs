@@ -102,7 +102,8 @@ impl StudyRun {
         let unfit = |e: common::journal::RestoreError| StoreError::corrupt("journal", e);
         Ok(Self {
             rounds: RoundMachine::replay(plan::round_plan(&document), rounds, round_events).map_err(unfit)?,
-            evaluation: EvaluationMachine::replay(digest, gate, evaluation, evaluation_events).map_err(unfit)?,
+            evaluation: EvaluationMachine::replay(digest, gate, evaluation, evaluation_events)
+                .map_err(unfit)?,
             document,
             timers: BTreeMap::new(),
             since_snapshot: u32::try_from(journal.events.len()).unwrap_or(u32::MAX),
@@ -111,11 +112,6 @@ impl StudyRun {
 
     pub(super) fn digest(&self) -> StudyDigest {
         self.document.digest()
-    }
-
-    /// Finished or aborted.
-    pub(super) fn is_over(&self) -> bool {
-        matches!(self.rounds.status().phase, "finished" | "aborted")
     }
 
     /// Takes an event: journal first, then the machine.

@@ -69,7 +69,7 @@ pub async fn ask_running(state: &Path, request: &Request) -> Result<Option<Reply
 async fn ask_store(config: &Config, request: Request) -> Result<Reply, AskError> {
     let store = Store::open(&config.state).await?;
     let parts = Parts {
-        authority: Authority::open(&config.certs, &config.consortium)?,
+        authority: std::sync::Arc::new(Authority::open(&config.certs, &config.consortium)?),
         store: store.clone(),
         address: config.address.clone(),
         progress: Progress::Silent,

@@ -12,8 +12,8 @@ use common::taxonomy::{ClassKind, Taxonomy};
 
 use crate::clock;
 use crate::report::{
-    ClassScore, ClassSummary, CoverageCell, FORMAT, LossSeries, ModelScores, ReportData, RoundSummary, SiteSummary,
-    StudySummary,
+    ClassScore, ClassSummary, CoverageCell, FORMAT, LossSeries, ModelScores, ReportData, RoundSummary,
+    SiteSummary, StudySummary,
 };
 use crate::store::{LossPoint, RoundRecord, SiteRecord, Store, StoreError, StoredReport};
 
@@ -141,7 +141,9 @@ fn class_score(report: &ClassReport) -> ClassScore {
 }
 
 fn by_round(mut scores: Vec<ModelScores>) -> Vec<ModelScores> {
-    let key = |scores: &ModelScores| -> (RoundId, SiteId, ModelHash) { (scores.round, scores.site.clone(), scores.model) };
+    let key = |scores: &ModelScores| -> (RoundId, SiteId, ModelHash) {
+        (scores.round, scores.site.clone(), scores.model)
+    };
     scores.sort_by_key(key);
     scores
 }
@@ -149,7 +151,8 @@ fn by_round(mut scores: Vec<ModelScores>) -> Vec<ModelScores> {
 fn losses(points: Vec<LossPoint>) -> Vec<LossSeries> {
     let mut series: BTreeMap<SiteId, Vec<(f64, f64)>> = BTreeMap::new();
     for point in points {
-        let done = f64::from(point.round.0.saturating_sub(1)) + f64::from(point.step) / f64::from(point.steps.max(1));
+        let done = f64::from(point.round.0.saturating_sub(1))
+            + f64::from(point.step) / f64::from(point.steps.max(1));
         series.entry(point.site).or_default().push((done, f64::from(point.loss)));
     }
     series.into_iter().map(|(site, points)| LossSeries { site, points }).collect()

@@ -63,7 +63,9 @@ pub(crate) fn sample() -> ReportData {
         SiteSummary { role: Role::Evaluator, volumes: None, bytes_sent: 9_120, ..trainer('d', &[]) };
     let loss = |s: char, k: f64| LossSeries {
         site: site(s),
-        points: (1..=40).map(|i| (f64::from(i) / 5.0, thousandths(0.3 + k * (-f64::from(i) / 9.0).exp()))).collect(),
+        points: (1..=40)
+            .map(|i| (f64::from(i) / 5.0, thousandths(0.3 + k * (-f64::from(i) / 9.0).exp())))
+            .collect(),
     };
     ReportData {
         format: FORMAT,
