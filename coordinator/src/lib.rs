@@ -5,9 +5,12 @@
 //! its report. What is decided about rounds is in `common`; tensors are names, shapes and bytes here.
 
 pub mod admission;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod driver;
+pub mod error_report;
 pub mod files;
 pub mod import;
 pub mod network;
