@@ -1,2 +1,45 @@
-//! Starts the binary.
-fn main() {}
+//! Starts the binary: logging, command line, signals, one failure told once.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use coordinator::cli::{self, Cli};
+use coordinator::demo::process;
+use coordinator::error_report;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    process::die_with_parent_if_asked();
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("CONSILIUM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
+    let stop = CancellationToken::new();
+    match executed(cli, stop).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error_report::report(&error),
+    }
+}
+
+async fn executed(cli: Cli, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let asked = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        asked.cancel();
+        // Asked twice: the operator will not wait for the drain. The journal is whole at any instant.
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        std::process::exit(130);
+    });
+    cli::execute(cli, stop).await
+}

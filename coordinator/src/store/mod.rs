@@ -86,7 +86,7 @@ impl StoreError {
         }
     }
 
-    fn corrupt(what: &'static str, reason: impl ToString) -> Self {
+    pub(crate) fn corrupt(what: &'static str, reason: impl ToString) -> Self {
         Self::Corrupt { what, reason: reason.to_string() }
     }
 

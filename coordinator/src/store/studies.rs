@@ -71,16 +71,17 @@ impl Store {
     pub async fn studies(&self) -> Result<Vec<StoredStudy>, StoreError> {
         let query = "SELECT digest, name, document, added_at FROM studies ORDER BY added_at, digest";
         let rows = sqlx::query(query).fetch_all(&self.pool).await?;
-        let read = |row: &sqlx::sqlite::SqliteRow| {
-            let digest: &[u8] = row.try_get("digest")?;
-            Ok(StoredStudy {
-                digest: StudyDigest(Digest::from_bytes(array("study", digest)?)),
-                name: row.try_get("name")?,
-                document: row.try_get("document")?,
-                added_at: Timestamp(unsigned("study", row.try_get("added_at")?)?),
-            })
-        };
-        rows.iter().map(read).collect()
+        rows.iter().map(read_study).collect()
+    }
+
+    /// One study.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn study(&self, study: &StudyDigest) -> Result<Option<StoredStudy>, StoreError> {
+        let query = "SELECT digest, name, document, added_at FROM studies WHERE digest = ?";
+        let row = sqlx::query(query).bind(bytes(study)).fetch_optional(&self.pool).await?;
+        row.as_ref().map(read_study).transpose()
     }
 
     /// Records that `site` approved `study`.
@@ -219,6 +220,16 @@ impl Store {
             events: rows.iter().map(read).collect::<Result<_, StoreError>>()?,
         })
     }
+}
+
+fn read_study(row: &sqlx::sqlite::SqliteRow) -> Result<StoredStudy, StoreError> {
+    let digest: &[u8] = row.try_get("digest")?;
+    Ok(StoredStudy {
+        digest: StudyDigest(Digest::from_bytes(array("study", digest)?)),
+        name: row.try_get("name")?,
+        document: row.try_get("document")?,
+        added_at: Timestamp(unsigned("study", row.try_get("added_at")?)?),
+    })
 }
 
 pub(super) fn bytes(study: &StudyDigest) -> &[u8] {

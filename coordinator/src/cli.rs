@@ -1,0 +1,255 @@
+//! The command line. Each command is a question to the coordinator, running or not, and how its answer is shown.
+
+mod show;
+
+pub(crate) use show::line;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand};
+use common::ids::{Role, SiteId};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::error_report::Refused;
+use crate::files::{self, Access};
+use crate::operator::client::ask;
+use crate::operator::{Order, Reply, Request};
+use crate::pki::Authority;
+use crate::progress::{Line, Progress};
+use crate::service::Service;
+use crate::store::Store;
+use crate::{clock, demo};
+
+/// The consortium's server: invites hospitals, runs rounds, reports how the model generalises.
+#[derive(Debug, Parser)]
+#[command(name = "coordinator", version, max_term_width = 100)]
+pub struct Cli {
+    /// The coordinator's settings.
+    #[arg(long, global = true, default_value = "coordinator.toml", value_name = "FILE")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the consortium: settings, root and issuing certificate, state folder.
+    Init(Init),
+    /// Write an invite for a site; hand it over in person or encrypted.
+    Invite(Invite),
+    /// Run the server until interrupted; continues where it stopped.
+    Run {
+        /// One JSON object a line instead of words.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show studies and sites.
+    Status {
+        /// JSON instead of words.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the sites.
+    Sites {
+        /// JSON instead of words.
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a site's membership, and its connection with it.
+    Revoke {
+        /// The site.
+        site: SiteId,
+    },
+    /// Add and steer studies.
+    #[command(subcommand)]
+    Study(Study),
+    /// Write report.html and report.json of a study.
+    Report {
+        /// Its name or the first digits of its digest; the newest when left out.
+        study: Option<String>,
+        /// Into this folder.
+        #[arg(long, default_value = "report", value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Show everything on this machine: a consortium of processes that trains on phantoms and reports.
+    Demo(demo::Options),
+}
+
+#[derive(Debug, Args)]
+struct Init {
+    /// The consortium's name: in every certificate, never to change.
+    #[arg(long, value_name = "NAME")]
+    consortium: SiteId,
+    /// What hospitals dial, HOST:PORT; written into invites.
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Option<String>,
+    /// Where the server listens (UDP).
+    #[arg(long, default_value = "0.0.0.0:443", value_name = "IP:PORT")]
+    listen: std::net::SocketAddr,
+}
+
+#[derive(Debug, Args)]
+struct Invite {
+    /// The site's name: 1 to 40 of a-z, 0-9 and inner `-`.
+    site: SiteId,
+    /// What it is for.
+    #[arg(long)]
+    role: Role,
+    /// How long the invite counts.
+    #[arg(long, default_value_t = 72, value_parser = clap::value_parser!(u32).range(0..=8760), value_name = "HOURS")]
+    hours: u32,
+    /// The invite's file [default: SITE.invite.toml].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Study {
+    /// Add a study; prints its digest, which sites approve.
+    Add {
+        /// The study (TOML); see configs/examples/study.toml.
+        file: PathBuf,
+        /// Its initial model (safetensors), from `site-agent model init` or `import`.
+        #[arg(long, value_name = "FILE")]
+        model: PathBuf,
+        /// Its class embeddings (safetensors), from `site-agent embed`.
+        #[arg(long, value_name = "FILE")]
+        embeddings: PathBuf,
+    },
+    /// List the studies.
+    List {
+        /// JSON instead of words.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Open the first round as soon as sites are ready.
+    Start {
+        /// Its name or the first digits of its digest.
+        study: String,
+    },
+    /// Finish what is under way and begin nothing more.
+    Pause {
+        /// Its name or the first digits of its digest.
+        study: String,
+    },
+    /// Go on, or try again what failed.
+    Resume {
+        /// Its name or the first digits of its digest.
+        study: String,
+    },
+    /// End the study; its last model stands.
+    Abort {
+        /// Its name or the first digits of its digest.
+        study: String,
+    },
+}
+
+/// Does what the command line says. `stop` ends the commands that run on.
+///
+/// # Errors
+/// Whatever went wrong, for [`crate::error_report`].
+pub async fn execute(cli: Cli, stop: CancellationToken) -> anyhow::Result<()> {
+    let config = || Config::read(&cli.config);
+    match cli.command {
+        Command::Init(init) => initialise(&cli.config, &init).await,
+        Command::Invite(Invite { site, role, hours, out }) => {
+            let out = out.unwrap_or_else(|| format!("{site}.invite.toml").into());
+            let reply = ask(&config()?, Request::Invite { site, role, hours }).await?;
+            write_invite(reply, &out)
+        }
+        Command::Run { json } => run(&config()?, json, stop).await,
+        Command::Status { json } => show_status(&config()?, json, show::status).await,
+        Command::Sites { json } => show_status(&config()?, json, show::sites).await,
+        Command::Revoke { site } => done(ask(&config()?, Request::Revoke { site }).await?),
+        Command::Study(study) => steer(&config()?, study).await,
+        Command::Report { study, out } => {
+            let out = std::path::absolute(out)?;
+            done(ask(&config()?, Request::Report { study, out }).await?)
+        }
+        Command::Demo(options) => demo::run(options, stop).await,
+    }
+}
+
+async fn initialise(path: &Path, init: &Init) -> anyhow::Result<()> {
+    if path.exists() {
+        let config = Config::read(path)?;
+        if config.consortium != init.consortium.as_str() {
+            bail!("{} is of the consortium `{}`", path.display(), config.consortium);
+        }
+    } else {
+        let mut text = format!("consortium = \"{}\"\nlisten = \"{}\"\n", init.consortium, init.listen);
+        if let Some(address) = &init.address {
+            text.push_str(&format!("address = \"{address}\"\n"));
+        }
+        // Read before it is written: a wrong address is told now.
+        Config::parse(&path.display().to_string(), &text, files::parent(path))?;
+        files::write_new(path, text.as_bytes(), Access::Public)
+            .with_context(|| path.display().to_string())?;
+    }
+    let config = Config::read(path)?;
+    let authority = Authority::create(&config.certs, &config.consortium, clock::now())?;
+    Store::create(&config.state).await?.close().await;
+    let fingerprint = data_encoding::HEXLOWER.encode(&authority.root_fingerprint());
+    line(&format!("made the consortium `{}`; its root is {fingerprint}", config.consortium));
+    line(&format!("now take {} away and keep it in a safe", config.certs.join("root.key").display()));
+    Ok(())
+}
+
+async fn run(config: &Config, json: bool, stop: CancellationToken) -> anyhow::Result<()> {
+    let progress = if json { Progress::Json } else { Progress::Words };
+    Service::open(config, progress, stop).await?.run().await;
+    progress.say(&Line::Stopped);
+    Ok(())
+}
+
+async fn steer(config: &Config, study: Study) -> anyhow::Result<()> {
+    let control = |study, order| Request::Control { study, order };
+    let request = match study {
+        Study::Add { file, model, embeddings } => Request::AddStudy {
+            // The running coordinator has another working folder.
+            file: std::path::absolute(file)?,
+            model: std::path::absolute(model)?,
+            embeddings: std::path::absolute(embeddings)?,
+        },
+        Study::List { json } => return show_status(config, json, show::studies).await,
+        Study::Start { study } => control(study, Order::Start),
+        Study::Pause { study } => control(study, Order::Pause),
+        Study::Resume { study } => control(study, Order::Resume),
+        Study::Abort { study } => control(study, Order::Abort),
+    };
+    done(ask(config, request).await?)
+}
+
+async fn show_status(
+    config: &Config,
+    json: bool,
+    in_words: fn(&crate::operator::Status) -> String,
+) -> anyhow::Result<()> {
+    match ask(config, Request::Status).await? {
+        Reply::Status(status) if json => line(&serde_json::to_string_pretty(&status)?),
+        Reply::Status(status) => line(in_words(&status).trim_end()),
+        other => return done(other),
+    }
+    Ok(())
+}
+
+fn write_invite(reply: Reply, out: &Path) -> anyhow::Result<()> {
+    let Reply::Invite { text } = reply else { return done(reply) };
+    files::write_new(out, text.as_bytes(), Access::Private).with_context(|| out.display().to_string())?;
+    line(&format!("{}: hand it over in person or encrypted; it counts once", out.display()));
+    Ok(())
+}
+
+/// Shows an answer that needs no more than a line.
+fn done(reply: Reply) -> anyhow::Result<()> {
+    match reply {
+        Reply::Done { words } => line(&words),
+        Reply::Added { study } => line(&study),
+        Reply::Report { page } => line(&page.display().to_string()),
+        Reply::Failed { words, hint } => return Err(Refused { words, hint }.into()),
+        Reply::Status(_) | Reply::Invite { .. } => bail!("the coordinator answered another question"),
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Answers as a person reads them: readable without colour, one thing a line.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use crate::operator::{SiteLine, Status, StudyLine};
+
+/// Prints to standard output. A closed pipe is the reader's wish, not our failure.
+pub(crate) fn line(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Everything.
+pub(super) fn status(status: &Status) -> String {
+    let running = match (&status.address, status.running) {
+        (Some(address), true) => format!("running, sites dial {address}"),
+        (None, true) => "running".to_owned(),
+        (_, false) => "not running".to_owned(),
+    };
+    let mut text = format!("consortium {}: {running}\n", status.consortium);
+    if let Some(fault) = &status.fault {
+        let _ = writeln!(text, "the store fails: {fault}");
+    }
+    let _ = write!(text, "\n{}\n{}", studies(status), sites(status));
+    text
+}
+
+/// The studies.
+pub(super) fn studies(status: &Status) -> String {
+    if status.studies.is_empty() {
+        return "no study; add one with `coordinator study add`\n".to_owned();
+    }
+    status.studies.iter().map(study).collect()
+}
+
+/// The sites.
+pub(super) fn sites(status: &Status) -> String {
+    if status.sites.is_empty() {
+        return "no site; invite one with `coordinator invite`\n".to_owned();
+    }
+    let header =
+        format!("{:<24} {:<10} {:<9} {:<22} certificate until\n", "site", "role", "status", "connected");
+    header + &status.sites.iter().map(site).collect::<String>()
+}
+
+fn site(site: &SiteLine) -> String {
+    let connected = site.connected.as_deref().unwrap_or("-");
+    let until = site.certificate_until.as_deref().unwrap_or("-");
+    format!("{:<24} {:<10} {:<9} {connected:<22} {until}\n", site.site, site.role, site.status)
+}
+
+fn study(study: &StudyLine) -> String {
+    let state = if study.started { study.state.clone() } else { format!("{}, not started", study.state) };
+    let mut text = format!("{}: {state}, round {} of {}\n", study.name, study.round, study.rounds);
+    let _ = writeln!(text, "  digest  {}\n  model   {}", study.digest, study.model);
+    if !study.ready.is_empty() {
+        let ready: Vec<_> = study.ready.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "  ready   {}", ready.join(", "));
+    }
+    for (site, answer) in &study.answers {
+        let _ = writeln!(text, "  {site}: {answer}");
+    }
+    if !study.uncovered.is_empty() {
+        let _ = writeln!(text, "  nobody annotates: {}", study.uncovered.join(", "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use common::ids::Role;
+
+    use super::*;
+
+    #[test]
+    fn status_is_readable_without_colour() {
+        let shown = status(&Status {
+            consortium: "demo".to_owned(),
+            running: true,
+            address: Some("127.0.0.1:4433".to_owned()),
+            fault: Some("disk-full".to_owned()),
+            sites: vec![SiteLine {
+                site: "north".parse().unwrap(),
+                role: Role::Trainer,
+                status: "active".to_owned(),
+                connected: Some("10.0.0.7:50000".to_owned()),
+                certificate_until: Some("2027-01-15T08:00:00Z".to_owned()),
+            }],
+            studies: vec![StudyLine {
+                name: "abdomen".to_owned(),
+                digest: "ab".repeat(32),
+                state: "collecting".to_owned(),
+                started: true,
+                round: 3,
+                rounds: 10,
+                model: "cd".repeat(32),
+                ready: vec!["north".parse().unwrap()],
+                answers: BTreeMap::from([("north".parse().unwrap(), "training".to_owned())]),
+                uncovered: vec!["colon".to_owned()],
+            }],
+        });
+        insta::assert_snapshot!(shown);
+    }
+}

@@ -1,0 +1,120 @@
+//! What the demo trains: a small universal model at 8 mm, with settings that learn on phantoms in minutes.
+
+use super::Options;
+
+/// What may differ between runs.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) name: String,
+    pub(super) seed: u64,
+    pub(super) rounds: u32,
+    pub(super) steps: u32,
+    /// `masked` or `background`.
+    pub(super) unlabelled: &'static str,
+    /// Rounds between evaluations; 0: the last alone.
+    pub(super) evaluate_every: u32,
+}
+
+impl Settings {
+    pub(super) fn of(options: &Options) -> Self {
+        let name = if options.data.is_some() { "Abdomen on real CT" } else { "Abdomen on phantoms" };
+        Self {
+            name: name.to_owned(),
+            seed: options.seed,
+            rounds: options.rounds,
+            steps: options.steps,
+            unlabelled: "masked",
+            // Five points make a curve, and an evaluation costs as much as a round.
+            evaluate_every: options.rounds.div_ceil(5),
+        }
+    }
+
+    /// The study's TOML for `trainers` sites.
+    pub(super) fn to_toml(&self, trainers: usize) -> String {
+        let Self { name, seed, rounds, steps, unlabelled, evaluate_every } = self;
+        format!(
+            r#"name = "{name}"
+seed = {seed}
+rounds = {rounds}
+
+[model]
+backbone = "unet"
+width = 8
+
+[embeddings]
+kind = "few-hot"
+
+[preprocessing]
+spacing_mm = [8.0, 8.0, 8.0]
+window_hu = [-175.0, 250.0]
+patch = [24, 24, 24]
+
+[sampling]
+foreground_probability = 0.667
+
+[training]
+steps_per_round = {steps}
+micro_batch = 2
+optimizer_state = "keep"
+unlabelled = "{unlabelled}"
+
+[training.optimizer]
+kind = "adamw"
+base_lr = 2e-3
+weight_decay = 1e-5
+
+[aggregation]
+weights = "samples"
+
+[quorum]
+sites = {trainers}
+deadline_s = 1800
+accept_s = 60
+
+[evaluation]
+every_rounds = {evaluate_every}
+min_count = 3
+
+[evaluation.nsd_tolerance_mm]
+default = 4.0
+"#
+        )
+    }
+}
+
+/// The model's configuration, as `site-agent model init` reads it; the same as in the study.
+pub(super) const MODEL: &str = "backbone = \"unet\"\nwidth = 8\n";
+
+/// A hospital's policy in a demo: every study is welcome, nothing but the usual kinds may leave.
+pub(super) const POLICY: &str = r#"[studies]
+# A demonstration: nobody sits there to approve.
+approve = "any"
+
+[egress]
+allow = ["label-manifest", "progress", "update", "evaluation-report"]
+max_update_mib = 512
+max_mib_per_day = 65536
+progress_every_s = 1
+"#;
+
+#[cfg(test)]
+mod tests {
+    use common::study::StudyDraft;
+    use common::taxonomy::Taxonomy;
+
+    use super::*;
+
+    #[test]
+    fn the_demos_study_is_one() {
+        let settings = Settings {
+            name: "demo".to_owned(),
+            seed: 1,
+            rounds: 4,
+            steps: 2,
+            unlabelled: "background",
+            evaluate_every: 1,
+        };
+        let draft = StudyDraft::parse("study.toml", &settings.to_toml(3), &Taxonomy::standard()).unwrap();
+        assert_eq!((draft.rounds, draft.quorum.sites), (4, 3));
+    }
+}

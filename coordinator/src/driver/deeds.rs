@@ -1,0 +1,281 @@
+//! Doing what the machines ask for. Each deed is idempotent: after a restart the same may be asked again.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use common::evaluation;
+use common::ids::{ClassId, ModelHash, RoundId, SiteId, StudyDigest};
+use common::report::EvaluationReport;
+use common::round::{self, RoundOutcome, Term};
+use common::signed::SignedDocument;
+use common::taxonomy::ClassKind;
+use common::wire::Notice;
+
+use super::aggregation::{self, Job};
+use super::handle::{Claim, refuse_report, refuse_update};
+use super::study_run::{Deed, Happening, TickError, TimerKey};
+use super::{Driver, facts, plan};
+use crate::clock;
+use crate::progress::Line;
+use crate::store::{Receipt, RoundRecord, StoreError};
+
+impl Driver {
+    /// Does `deeds`, and what follows from them.
+    pub(super) async fn execute(&mut self, study: StudyDigest, deeds: Vec<Deed>) {
+        let mut queue = VecDeque::from(deeds);
+        while let Some(deed) = queue.pop_front() {
+            let follows = match deed {
+                Deed::Round(action) => self.do_round(study, action).await,
+                Deed::Evaluation(action) => self.do_evaluation(study, action).await,
+            };
+            let Some(happening) = follows else { continue };
+            let Some(run) = self.studies.get_mut(&study) else { continue };
+            match run.tick(&self.store, happening.clone(), clock::now()).await {
+                Ok(more) => queue.extend(more),
+                Err(TickError::Store(error)) => {
+                    self.note_fault(&error);
+                    self.retries.push_back((study, happening));
+                }
+                Err(TickError::Command(error)) => tracing::warn!(%study, %error, "a command changed nothing"),
+            }
+        }
+        self.shorten_journal(study, false).await;
+    }
+
+    async fn do_round(&mut self, study: StudyDigest, action: round::Action) -> Option<Happening> {
+        use round::Action;
+        match action {
+            Action::OpenRound { task, to } => {
+                let opened = self.store.open_round(&study, task.round, clock::now()).await;
+                self.note(opened);
+                let notice = Notice::RoundOpened(plan::task(&task));
+                to.iter().for_each(|site| self.peers.tell(site, notice.clone()));
+            }
+            Action::CloseRound { round, model, outcome } => {
+                self.close_round(study, round, model, outcome).await
+            }
+            Action::Acknowledge { site, round, attempt, update } => {
+                let claim = Claim::Update(site.clone(), attempt);
+                // Durable before it is given; a site that is not waiting any more asks again and finds it.
+                let bytes = self.claims.get(&claim).map(|claimant| claimant.bytes)?;
+                let receipt = Receipt { attempt, study, site, round, update, bytes, at: clock::now() };
+                let kept = self.store.put_receipt(&receipt).await;
+                if self.note(kept) {
+                    self.settle(&claim, Ok(()));
+                }
+            }
+            Action::Refuse { site, attempt, rejection } => {
+                self.settle(&Claim::Update(site, attempt), Err(refuse_update(&rejection)));
+            }
+            Action::Aggregate { round, base, terms, server_lr } => {
+                self.begin_aggregation(study, round, base, terms, server_lr).await;
+            }
+            // The model was made durable where it was computed; committing it is recording that it counts.
+            Action::Commit { round, model } => return Some(self.commit(study, round, model).await),
+            Action::Evaluate { round, model } => {
+                return Some(Happening::Evaluation(evaluation::Event::Requested { round, model }));
+            }
+            Action::AnnouncePaused { reason, to } => {
+                let notice = Notice::StudyPaused { study, reason: plan::pause_words(reason).into() };
+                to.iter().for_each(|site| self.peers.tell(site, notice.clone()));
+            }
+            Action::AnnounceFinished { model, to } => {
+                let notice = Notice::StudyFinished { study, model };
+                to.iter().for_each(|site| self.peers.tell(site, notice.clone()));
+            }
+            Action::SetTimer { timer, at } => self.set_timer(study, TimerKey::Round(timer), Some(at)),
+            Action::ClearTimer(timer) => self.set_timer(study, TimerKey::Round(timer), None),
+            Action::Report(fact) => self.say(study, facts::of_rounds(&fact)),
+        }
+        None
+    }
+
+    async fn do_evaluation(&mut self, study: StudyDigest, action: evaluation::Action) -> Option<Happening> {
+        use evaluation::Action;
+        match action {
+            Action::RequestEvaluation { to, round, model } => {
+                self.peers.tell(&to, Notice::EvaluationRequested { study, round, model });
+            }
+            Action::OpenGate { model, .. } => {
+                return Some(Happening::Round(round::Event::GateOpened { model }));
+            }
+            Action::Acknowledge { site, model, .. } => {
+                if self.settle(&Claim::Report(site.clone(), model), Ok(())).is_some() {
+                    self.say_scores(study, &site, model).await;
+                }
+            }
+            Action::Refuse { site, model, rejection } => {
+                self.settle(&Claim::Report(site, model), Err(refuse_report(&rejection)));
+            }
+            Action::SetTimer { timer, at } => self.set_timer(study, TimerKey::Evaluation(timer), Some(at)),
+            Action::ClearTimer(timer) => self.set_timer(study, TimerKey::Evaluation(timer), None),
+            Action::Report(fact) => self.say(study, facts::of_evaluation(&fact)),
+        }
+        None
+    }
+
+    fn set_timer(&mut self, study: StudyDigest, key: TimerKey, at: Option<common::time::Timestamp>) {
+        let Some(run) = self.studies.get_mut(&study) else { return };
+        match at {
+            Some(at) => run.timers.insert(key, at),
+            None => run.timers.remove(&key),
+        };
+    }
+
+    async fn begin_aggregation(
+        &mut self,
+        study: StudyDigest,
+        round: RoundId,
+        base: ModelHash,
+        terms: Vec<Term>,
+        server_lr: f64,
+    ) {
+        let class_rows = match self.class_rows(study, &terms).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                self.note_fault(&error);
+                let event = round::Event::AggregationFailed { round, fault: round::Fault::Storage };
+                return self.retries.push_back((study, Happening::Round(event)));
+            }
+        };
+        let Some(run) = self.studies.get(&study) else { return };
+        let steps = run.rounds.plan().steps;
+        let job = Job { study, round, base, terms, server_lr, steps, class_rows };
+        let (store, handle) = (self.store.clone(), self.handle.clone());
+        self.work.spawn(async move {
+            let result = tokio::task::spawn_blocking(move || aggregation::aggregate(&store, &job)).await;
+            let event = match result {
+                Ok(Ok(model)) => round::Event::Aggregated { round, model },
+                Ok(Err(error)) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "aggregation failed");
+                    round::Event::AggregationFailed { round, fault: error.fault() }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "aggregation panicked");
+                    round::Event::AggregationFailed { round, fault: round::Fault::Numbers }
+                }
+            };
+            handle.round_event(study, event).await;
+        });
+    }
+
+    /// Which sites of `terms` annotate each class, when the study trains its class table.
+    async fn class_rows(
+        &self,
+        study: StudyDigest,
+        terms: &[Term],
+    ) -> Result<Option<BTreeMap<ClassId, BTreeSet<SiteId>>>, StoreError> {
+        let trainable = self.studies.get(&study).is_some_and(|run| run.document.study().embeddings.trainable);
+        if !trainable {
+            return Ok(None);
+        }
+        let mut rows: BTreeMap<ClassId, BTreeSet<SiteId>> = BTreeMap::new();
+        for manifest in self.manifests(&study).await? {
+            if terms.iter().any(|term| term.site == manifest.site) {
+                manifest.classes.iter().for_each(|count| {
+                    rows.entry(count.class).or_default().insert(manifest.site.clone());
+                });
+            }
+        }
+        Ok(Some(rows))
+    }
+
+    async fn commit(&mut self, study: StudyDigest, round: RoundId, model: ModelHash) -> Happening {
+        let record = self.round_record(study, round, Some(model), RoundOutcome::Committed);
+        let kept = self.store.close_round(&study, &record).await;
+        let event = match kept {
+            Ok(()) => round::Event::Committed { round, model },
+            Err(error) => {
+                let fault = match error.code() {
+                    "disk-full" => round::Fault::StorageFull,
+                    _ => round::Fault::Storage,
+                };
+                self.note_fault(&error);
+                round::Event::CommitFailed { round, fault }
+            }
+        };
+        Happening::Round(event)
+    }
+
+    async fn close_round(
+        &mut self,
+        study: StudyDigest,
+        round: RoundId,
+        model: Option<ModelHash>,
+        outcome: RoundOutcome,
+    ) {
+        if model.is_none() {
+            let record = self.round_record(study, round, None, outcome);
+            let kept = self.store.close_round(&study, &record).await;
+            self.note(kept);
+        }
+        self.peers.tell_all(&Notice::RoundClosed { study, round, model, outcome: plan::outcome(outcome) });
+        self.shorten_journal(study, true).await;
+        let removed = self.store.spool().remove_round(&study, round);
+        self.note(removed);
+        self.count_traffic().await;
+    }
+
+    fn round_record(
+        &self,
+        study: StudyDigest,
+        round: RoundId,
+        model: Option<ModelHash>,
+        outcome: RoundOutcome,
+    ) -> RoundRecord {
+        let answers = self.studies.get(&study).map(|run| run.rounds.status().answers).unwrap_or_default();
+        let updated = answers.into_iter().filter(|(_, answer)| matches!(answer, round::Answer::Updated(_)));
+        let now = clock::now();
+        RoundRecord {
+            round,
+            opened_at: now,
+            closed_at: Some(now),
+            outcome: Some(plan::outcome(outcome).code().to_owned()),
+            model,
+            sites: updated.map(|(site, _)| site).collect(),
+        }
+    }
+
+    async fn shorten_journal(&mut self, study: StudyDigest, committed: bool) {
+        let Some(run) = self.studies.get_mut(&study) else { return };
+        let shortened = run.snapshot(&self.store, committed).await;
+        self.note(shortened);
+    }
+
+    /// Notes a failure of the store; whether there was none.
+    fn note(&mut self, result: Result<(), StoreError>) -> bool {
+        if let Err(error) = &result {
+            self.note_fault(error);
+        }
+        result.is_ok()
+    }
+
+    fn say(&self, study: StudyDigest, fact: Option<(&'static str, String)>) {
+        let (Some((what, detail)), Some(run)) = (fact, self.studies.get(&study)) else { return };
+        let study = run.document.study().name.clone();
+        self.progress.say(&Line::Study { study, what: what.to_owned(), detail });
+    }
+
+    /// Shows the scores of a report that has just been kept.
+    async fn say_scores(&mut self, study: StudyDigest, site: &SiteId, model: ModelHash) {
+        let reports = match self.store.reports(&study).await {
+            Ok(reports) => reports,
+            Err(error) => return self.note_fault(&error),
+        };
+        let stored = reports.iter().find(|report| report.site == *site && report.model == model);
+        let report = stored.and_then(|stored| EvaluationReport::from_bytes(&stored.document).ok());
+        let (Some(report), Some(run)) = (report, self.studies.get(&study)) else { return };
+        let taxonomy = &run.document.study().taxonomy;
+        let is_organ = |class| taxonomy.class(class).is_some_and(|class| class.kind == ClassKind::Organ);
+        let dice = report
+            .classes
+            .iter()
+            .filter_map(|c| Some((taxonomy.name(c.class), c.present.as_ref()?.mean_dice)));
+        self.progress.say(&Line::Scored {
+            site: site.clone(),
+            round: report.subject.round,
+            organs: report.mean_dice(is_organ),
+            lesions: report.mean_dice(|class| !is_organ(class)),
+            classes: dice.collect(),
+        });
+    }
+}

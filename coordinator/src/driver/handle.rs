@@ -1,0 +1,202 @@
+//! How the rest of the process talks to the driver: typed questions over one bounded channel.
+
+use common::evaluation::{self, ReportExpectation};
+use common::ids::{AttemptId, Digest, ModelHash, SiteId, StudyDigest};
+use common::round::{self, UpdateExpectation, UpdateOffer};
+use common::wire::{Refusal, RefusalCode};
+use tokio::sync::{mpsc, oneshot};
+
+use super::peers::Peer;
+use super::study_run::Happening;
+use crate::operator;
+use crate::progress::Line;
+
+/// Commands that may wait; who sends more waits with them.
+const COMMANDS: usize = 256;
+
+/// What the driver is asked. Those with a `reply` are answered once it is durable.
+pub(super) enum Command {
+    Connected {
+        site: SiteId,
+        peer: Peer,
+        reply: oneshot::Sender<u64>,
+    },
+    Disconnected {
+        site: SiteId,
+        id: u64,
+    },
+    /// A site answered a study: it may be ready now.
+    Answered {
+        study: StudyDigest,
+        site: SiteId,
+    },
+    /// Sites were enrolled.
+    SitesChanged(Line),
+    Happened {
+        study: StudyDigest,
+        happening: Happening,
+    },
+    ExpectUpdate {
+        site: SiteId,
+        offer: UpdateOffer,
+        reply: oneshot::Sender<Result<UpdateExpectation, Refusal>>,
+    },
+    UpdateStored {
+        site: SiteId,
+        offer: UpdateOffer,
+        bytes: u64,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    ExpectReport {
+        study: StudyDigest,
+        site: SiteId,
+        model: ModelHash,
+        report: Digest,
+        reply: oneshot::Sender<Result<ReportExpectation, Refusal>>,
+    },
+    ReportStored {
+        study: StudyDigest,
+        site: SiteId,
+        model: ModelHash,
+        report: Digest,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    Operate {
+        request: operator::Request,
+        reply: oneshot::Sender<operator::Reply>,
+    },
+    Say(Line),
+}
+
+/// Talks to the driver. Cheap to clone.
+#[derive(Clone)]
+pub struct DriverHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl DriverHandle {
+    pub(super) fn channel() -> (Self, mpsc::Receiver<Command>) {
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        (Self { commands }, inbox)
+    }
+
+    /// A site is connected; the number names this connection.
+    pub(crate) async fn connected(&self, site: SiteId, peer: Peer) -> Result<u64, Refusal> {
+        self.ask(|reply| Command::Connected { site, peer, reply }).await
+    }
+
+    /// Its connection ended.
+    pub(crate) async fn disconnected(&self, site: SiteId, id: u64) {
+        self.tell(Command::Disconnected { site, id }).await;
+    }
+
+    /// A site approved a study or registered its manifest; the store has it.
+    pub(crate) async fn answered(&self, study: StudyDigest, site: SiteId) {
+        self.tell(Command::Answered { study, site }).await;
+    }
+
+    /// A site was enrolled; the store has it.
+    pub(crate) async fn sites_changed(&self, line: Line) {
+        self.tell(Command::SitesChanged(line)).await;
+    }
+
+    /// A site's word on a round.
+    pub(crate) async fn round_event(&self, study: StudyDigest, event: round::Event) {
+        self.tell(Command::Happened { study, happening: Happening::Round(event) }).await;
+    }
+
+    /// Whether the update is wanted.
+    pub(crate) async fn expect_update(
+        &self,
+        site: SiteId,
+        offer: UpdateOffer,
+    ) -> Result<UpdateExpectation, Refusal> {
+        self.ask(|reply| Command::ExpectUpdate { site, offer, reply }).await?
+    }
+
+    /// The update is verified and its files are durable: count it.
+    pub(crate) async fn update_stored(
+        &self,
+        site: SiteId,
+        offer: UpdateOffer,
+        bytes: u64,
+    ) -> Result<(), Refusal> {
+        self.ask(|reply| Command::UpdateStored { site, offer, bytes, reply }).await?
+    }
+
+    /// Whether the report is wanted.
+    pub(crate) async fn expect_report(
+        &self,
+        study: StudyDigest,
+        site: SiteId,
+        model: ModelHash,
+        report: Digest,
+    ) -> Result<ReportExpectation, Refusal> {
+        self.ask(|reply| Command::ExpectReport { study, site, model, report, reply }).await?
+    }
+
+    /// The report is verified and durable: count it.
+    pub(crate) async fn report_stored(
+        &self,
+        study: StudyDigest,
+        site: SiteId,
+        model: ModelHash,
+        report: Digest,
+    ) -> Result<(), Refusal> {
+        self.ask(|reply| Command::ReportStored { study, site, model, report, reply }).await?
+    }
+
+    /// Does what the operator asks.
+    pub async fn operate(&self, request: operator::Request) -> operator::Reply {
+        match self.ask(|reply| Command::Operate { request, reply }).await {
+            Ok(reply) => reply,
+            Err(_) => operator::Reply::failed("the coordinator is stopping", None),
+        }
+    }
+
+    /// Shows the operator something.
+    pub(crate) async fn say(&self, line: Line) {
+        self.tell(Command::Say(line)).await;
+    }
+
+    /// A driver that is gone is stopping: nobody is left to tell.
+    async fn tell(&self, command: Command) {
+        let _ = self.commands.send(command).await;
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Refusal> {
+        let stopping = || Refusal::new(RefusalCode::TooBusy, "the coordinator is stopping");
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+}
+
+/// A machine's rejection as the site is told it.
+pub(super) fn refuse_update(rejection: &round::Rejection) -> Refusal {
+    refusal(rejection.code(), rejection)
+}
+
+/// As [`refuse_update`], of reports.
+pub(super) fn refuse_report(rejection: &evaluation::Rejection) -> Refusal {
+    refusal(rejection.code(), rejection)
+}
+
+fn refusal(code: &str, words: &impl std::fmt::Display) -> Refusal {
+    let code = RefusalCode::from_code(code).unwrap_or(RefusalCode::BadRequest);
+    Refusal::new(code, words.to_string())
+}
+
+/// Which waiting site an acknowledgement is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Claim {
+    Update(SiteId, AttemptId),
+    Report(SiteId, ModelHash),
+}
+
+/// A site that waits for its receipt.
+pub(super) struct Claimant {
+    pub(super) reply: oneshot::Sender<Result<(), Refusal>>,
+    /// Size of the update.
+    pub(super) bytes: u64,
+}

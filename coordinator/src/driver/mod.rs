@@ -1,0 +1,396 @@
+//! The coordinator's one loop: something happens, it is journalled, the machines say what to do, it is done.
+//!
+//! What to do is decided in [`common::round`] and [`common::evaluation`]; here nothing looks at a phase. Connections
+//! ([`crate::network`]) and operator ([`crate::operator`]) talk to the loop through [`DriverHandle`]. An event that the
+//! store does not take did not happen: a site is told to try again, and the coordinator's own results wait in a queue.
+
+mod aggregation;
+mod deeds;
+mod facts;
+mod handle;
+mod operate;
+mod peers;
+mod plan;
+mod study_run;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use common::aggregate::weights::SiteCounts;
+use common::evaluation::{self, EvaluatorKind};
+use common::ids::{Role, SiteId, StudyDigest};
+use common::manifest::LabelManifest;
+use common::round;
+use common::signed::SignedDocument;
+use common::wire::{GoodbyeCode, Notice, Refusal, RefusalCode};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use self::aggregation::position;
+pub use self::handle::DriverHandle;
+use self::handle::{Claim, Claimant, Command, refuse_report, refuse_update};
+use self::peers::Peers;
+pub(crate) use self::peers::{NOTICES, Peer};
+pub(crate) use self::plan::decline;
+use self::study_run::{Happening, StudyRun, TickError};
+use crate::clock;
+use crate::pki::Authority;
+use crate::progress::{Line, Progress};
+use crate::store::{SiteRecord, SiteStatus, Store, StoreError};
+
+/// How long our own results wait before the store is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What the driver needs of the rest.
+pub struct Parts {
+    /// The state folder, locked.
+    pub store: Store,
+    /// The certificates.
+    pub authority: std::sync::Arc<Authority>,
+    /// What invites name; `None` when no address is configured and no server runs.
+    pub address: Option<String>,
+    /// Where lines for the operator go.
+    pub progress: Progress,
+    /// Cancelled when the process is to stop.
+    pub stop: CancellationToken,
+}
+
+/// Owns all that changes.
+pub struct Driver {
+    store: Store,
+    authority: std::sync::Arc<Authority>,
+    address: Option<String>,
+    progress: Progress,
+    stop: CancellationToken,
+    studies: BTreeMap<StudyDigest, StudyRun>,
+    peers: Peers,
+    handle: DriverHandle,
+    inbox: mpsc::Receiver<Command>,
+    /// Sites that wait for a receipt.
+    claims: BTreeMap<Claim, Claimant>,
+    /// Our own results that the store did not take yet.
+    retries: VecDeque<(StudyDigest, Happening)>,
+    /// What the store's last failure is called; `None` while it works.
+    fault: Option<&'static str>,
+    work: TaskTracker,
+    /// Whether a server runs on this.
+    serving: bool,
+}
+
+impl Driver {
+    /// Rebuilds all studies from the store. Nothing is asked of anybody until [`Driver::run`].
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn open(parts: Parts) -> Result<Self, StoreError> {
+        let (handle, inbox) = DriverHandle::channel();
+        let mut studies = BTreeMap::new();
+        for stored in parts.store.studies().await? {
+            let run = StudyRun::restore(&parts.store, stored).await?;
+            studies.insert(run.digest(), run);
+        }
+        Ok(Self {
+            store: parts.store,
+            authority: parts.authority,
+            address: parts.address,
+            progress: parts.progress,
+            stop: parts.stop,
+            studies,
+            peers: Peers::default(),
+            handle,
+            inbox,
+            claims: BTreeMap::new(),
+            retries: VecDeque::new(),
+            fault: None,
+            work: TaskTracker::new(),
+            serving: false,
+        })
+    }
+
+    /// To talk to it.
+    pub fn handle(&self) -> DriverHandle {
+        self.handle.clone()
+    }
+
+    /// Runs until told to stop; then ends all connections and waits for the work under way.
+    pub async fn run(mut self) {
+        self.serving = true;
+        for study in self.studies.keys().copied().collect::<Vec<_>>() {
+            self.take(study, Happening::Round(round::Event::Restarted)).await;
+            self.take(study, Happening::Evaluation(evaluation::Event::Restarted)).await;
+        }
+        self.expect_trainers().await;
+        let stop = self.stop.clone();
+        while !stop.is_cancelled() {
+            let wait = self.next_wake_up();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(wait) => self.wake_up().await,
+                command = self.inbox.recv() => match command {
+                    Some(command) => self.obey(command).await,
+                    None => break,
+                },
+            }
+        }
+        self.drain().await;
+    }
+
+    async fn drain(&mut self) {
+        self.peers.close_all(GoodbyeCode::Stopping);
+        self.count_traffic().await;
+        self.work.close();
+        let (work, mut finished) = (self.work.clone(), Vec::new());
+        // What work ends with is journalled, so that it need not be done again; the inbox is emptied meanwhile, or
+        // work would wait for room in it.
+        let mut waiting = std::pin::pin!(work.wait());
+        loop {
+            tokio::select! {
+                () = &mut waiting => break,
+                command = self.inbox.recv() => finished.extend(command),
+            }
+        }
+        finished.extend(std::iter::from_fn(|| self.inbox.try_recv().ok()));
+        for command in finished {
+            if let Command::Happened { study, happening } = command {
+                self.take(study, happening).await;
+            }
+        }
+    }
+
+    fn next_wake_up(&self) -> Duration {
+        let now = clock::now();
+        let timers = self.studies.values().flat_map(|run| run.timers.values());
+        let soonest = timers.min().map_or(Duration::from_secs(3600), |at| at.since(now));
+        if self.retries.is_empty() { soonest } else { soonest.min(RETRY) }
+    }
+
+    async fn wake_up(&mut self) {
+        let now = clock::now();
+        let mut due = Vec::new();
+        for (study, run) in &mut self.studies {
+            due.extend(run.timers.extract_if(.., |_, at| *at <= now).map(|(key, _)| (*study, key.fired())));
+        }
+        let retries = std::mem::take(&mut self.retries);
+        for (study, happening) in retries.into_iter().chain(due) {
+            self.take(study, happening).await;
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Connected { site, peer, reply } => {
+                let id = self.connect(site, peer).await;
+                let _ = reply.send(id);
+            }
+            Command::Disconnected { site, id } => self.disconnect(site, id).await,
+            Command::Answered { study, site } => self.greet(study, site).await,
+            Command::SitesChanged(line) => {
+                self.progress.say(&line);
+                self.expect_trainers().await;
+            }
+            Command::Happened { study, happening } => self.take(study, happening).await,
+            Command::ExpectUpdate { site, offer, reply } => {
+                let run = self.studies.get(&offer.study).ok_or_else(unknown_study);
+                let answer =
+                    run.and_then(|r| r.rounds.expect_update(&site, &offer).map_err(|e| refuse_update(&e)));
+                let _ = reply.send(answer);
+            }
+            Command::UpdateStored { site, offer, bytes, reply } => {
+                let claim = Claim::Update(site.clone(), offer.attempt);
+                let study = offer.study;
+                let happening = Happening::Round(round::Event::UpdateStored { site, offer });
+                self.take_claim(study, happening, claim, Claimant { reply, bytes }).await;
+            }
+            Command::ExpectReport { study, site, model, report, reply } => {
+                let run = self.studies.get(&study).ok_or_else(unknown_study);
+                let answer = run.and_then(|r| {
+                    r.evaluation.expect_report(&site, &model, &report).map_err(|e| refuse_report(&e))
+                });
+                let _ = reply.send(answer);
+            }
+            Command::ReportStored { study, site, model, report, reply } => {
+                let claim = Claim::Report(site.clone(), model);
+                let happening =
+                    Happening::Evaluation(evaluation::Event::ReportStored { site, model, report });
+                self.take_claim(study, happening, claim, Claimant { reply, bytes: 0 }).await;
+            }
+            Command::Operate { request, reply } => {
+                let answer = self.operate(request).await;
+                let _ = reply.send(answer);
+            }
+            Command::Say(line) => self.progress.say(&line),
+        }
+    }
+
+    /// Takes an event and does what follows. One that the store does not take waits, if it is our own.
+    async fn take(&mut self, study: StudyDigest, happening: Happening) {
+        match self.try_take(study, happening.clone()).await {
+            Ok(()) => {}
+            Err(TickError::Store(error)) => {
+                self.note_fault(&error);
+                if is_ours(&happening) {
+                    self.retries.push_back((study, happening));
+                }
+            }
+            Err(TickError::Command(error)) => tracing::warn!(%study, %error, "a command changed nothing"),
+        }
+    }
+
+    async fn try_take(&mut self, study: StudyDigest, happening: Happening) -> Result<(), TickError> {
+        let Some(run) = self.studies.get_mut(&study) else { return Ok(()) };
+        let deeds = run.tick(&self.store, happening, clock::now()).await?;
+        self.fault = None;
+        self.execute(study, deeds).await;
+        Ok(())
+    }
+
+    /// As [`Driver::take`], with a site that waits for what comes of it.
+    async fn take_claim(
+        &mut self,
+        study: StudyDigest,
+        happening: Happening,
+        claim: Claim,
+        claimant: Claimant,
+    ) {
+        self.claims.insert(claim.clone(), claimant);
+        let taken = self.try_take(study, happening).await;
+        if let Err(TickError::Store(error)) = &taken {
+            self.note_fault(error);
+        }
+        // Still there: the machine did not answer, or never heard of it.
+        self.settle(
+            &claim,
+            Err(Refusal::new(RefusalCode::Internal, "the coordinator could not keep it: try again")),
+        );
+    }
+
+    fn settle(&mut self, claim: &Claim, answer: Result<(), Refusal>) -> Option<u64> {
+        let claimant = self.claims.remove(claim)?;
+        let _ = claimant.reply.send(answer);
+        Some(claimant.bytes)
+    }
+
+    fn note_fault(&mut self, error: &StoreError) {
+        let code = error.code();
+        if self.fault != Some(code) {
+            self.progress.say(&Line::Fault { code: code.to_owned(), detail: error.to_string() });
+        }
+        tracing::error!(code, error = error as &dyn std::error::Error, "the store fails");
+        self.fault = Some(code);
+    }
+
+    async fn connect(&mut self, site: SiteId, peer: Peer) -> u64 {
+        let role = peer.role;
+        let (id, replaced) = self.peers.add(site.clone(), peer);
+        if let Some(traffic) = replaced {
+            self.add_traffic(&site, traffic).await;
+        }
+        self.progress.say(&Line::Connected { site: site.clone(), role });
+        for run in self.studies.values() {
+            let offer =
+                Notice::StudyOffered { study: run.digest(), name: run.document.study().name.as_str().into() };
+            self.peers.tell(&site, offer);
+        }
+        id
+    }
+
+    async fn disconnect(&mut self, site: SiteId, id: u64) {
+        let Some((role, traffic)) = self.peers.remove(&site, id) else { return };
+        self.add_traffic(&site, traffic).await;
+        self.progress.say(&Line::Gone { site: site.clone() });
+        for study in self.studies.keys().copied().collect::<Vec<_>>() {
+            let site = site.clone();
+            let gone = match role {
+                Role::Trainer => Happening::Round(round::Event::SiteGone { site }),
+                Role::Evaluator => Happening::Evaluation(evaluation::Event::EvaluatorGone { site }),
+            };
+            self.take(study, gone).await;
+        }
+    }
+
+    /// Tells the machines that a connected site is ready, once it has approved (and, to train, registered).
+    async fn greet(&mut self, study: StudyDigest, site: SiteId) {
+        match self.readiness(study, &site).await {
+            Ok(Some(happening)) => self.take(study, happening).await,
+            Ok(None) => {}
+            Err(error) => self.note_fault(&error),
+        }
+    }
+
+    async fn readiness(&self, study: StudyDigest, site: &SiteId) -> Result<Option<Happening>, StoreError> {
+        let Some(SiteRecord { role, status: SiteStatus::Active, .. }) = self.store.site(site).await? else {
+            return Ok(None);
+        };
+        if !self.store.approvals(&study).await?.contains(site) {
+            return Ok(None);
+        }
+        let site = site.clone();
+        if role == Role::Evaluator {
+            let kind = EvaluatorKind::Validation;
+            return Ok(Some(Happening::Evaluation(evaluation::Event::EvaluatorReady { site, kind })));
+        }
+        let manifests = self.manifests(&study).await?;
+        let counts = manifests.iter().find(|manifest| manifest.site == site).map(counts);
+        Ok(counts.map(|counts| Happening::Round(round::Event::SiteReady { site, counts })))
+    }
+
+    /// The label manifests of a study; their signatures were checked when they came.
+    async fn manifests(&self, study: &StudyDigest) -> Result<Vec<LabelManifest>, StoreError> {
+        let stored = self.store.manifests(study).await?;
+        let read =
+            |bytes: &[u8]| LabelManifest::from_bytes(bytes).map_err(|e| StoreError::corrupt("manifest", e));
+        stored.iter().map(|manifest| read(&manifest.document)).collect()
+    }
+
+    async fn expect_trainers(&mut self) {
+        let sites = match self.store.sites().await {
+            Ok(sites) => sites,
+            Err(error) => return self.note_fault(&error),
+        };
+        let trains = |site: &&SiteRecord| site.role == Role::Trainer && site.status == SiteStatus::Active;
+        let sites: std::collections::BTreeSet<SiteId> =
+            sites.iter().filter(trains).map(|site| site.site.clone()).collect();
+        for study in self.studies.keys().copied().collect::<Vec<_>>() {
+            let event = round::Event::TrainersExpected { sites: sites.clone() };
+            self.take(study, Happening::Round(event)).await;
+        }
+    }
+
+    async fn count_traffic(&mut self) {
+        for (site, traffic) in self.peers.take_traffic() {
+            self.add_traffic(&site, traffic).await;
+        }
+    }
+
+    async fn add_traffic(&mut self, site: &SiteId, traffic: link::quic::Traffic) {
+        if let Err(error) = self.store.add_traffic(site, traffic.received, traffic.sent).await {
+            self.note_fault(&error);
+        }
+    }
+}
+
+/// What the machines need of a manifest.
+fn counts(manifest: &LabelManifest) -> SiteCounts {
+    let annotated = manifest.classes.iter().map(|count| (count.class, count.annotated));
+    SiteCounts { volumes: manifest.volumes, annotated: annotated.collect() }
+}
+
+/// Whether nobody else would tell us again: sites repeat themselves, our own results do not.
+fn is_ours(happening: &Happening) -> bool {
+    match happening {
+        Happening::Round(event) => !matches!(
+            event,
+            round::Event::UpdateStored { .. }
+                | round::Event::Start
+                | round::Event::Pause
+                | round::Event::Resume
+                | round::Event::Abort
+        ),
+        Happening::Evaluation(event) => !matches!(event, evaluation::Event::ReportStored { .. }),
+    }
+}
+
+fn unknown_study() -> Refusal {
+    Refusal::new(RefusalCode::UnknownStudy, "the coordinator has no such study")
+}

@@ -1,0 +1,245 @@
+//! Doing what the operator asks. Works without a server too: then nobody is connected, and the next start goes on.
+
+use std::path::Path;
+use std::time::Duration;
+
+use common::coverage::Coverage;
+use common::ids::{Role, SiteId, StudyDigest};
+use common::round::{self, Answer};
+use common::study::StudyDraft;
+use common::taxonomy::Taxonomy;
+use common::wire::{GoodbyeCode, Notice};
+
+use super::Driver;
+use super::study_run::{Happening, StudyRun, TickError};
+use crate::import::import_safetensors;
+use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, gather};
+use crate::pki::{Invite, Token};
+use crate::store::{InviteTerms, SiteRecord, StoreError, StoredStudy};
+use crate::{clock, files};
+
+/// What went wrong, in words for the operator.
+struct Failure {
+    words: String,
+    hint: Option<&'static str>,
+}
+
+impl Failure {
+    fn new(words: impl Into<String>, hint: &'static str) -> Self {
+        Self { words: words.into(), hint: Some(hint) }
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let mut words = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            words.push_str(&format!("\n  caused by: {cause}"));
+            source = cause.source();
+        }
+        Self { words, hint: None }
+    }
+}
+
+impl Driver {
+    /// Does what the operator asks, without a server.
+    pub async fn operate_offline(mut self, request: Request) -> Reply {
+        self.operate(request).await
+    }
+
+    pub(super) async fn operate(&mut self, request: Request) -> Reply {
+        let done = match request {
+            Request::Status => self.status().await.map(Reply::Status),
+            Request::Invite { site, role, hours } => self.invite(site, role, hours).await,
+            Request::Revoke { site } => self.revoke(site).await,
+            Request::AddStudy { file, model, embeddings } => self.add_study(&file, &model, &embeddings).await,
+            Request::Control { study, order } => self.control(&study, order).await,
+            Request::Report { study, out } => self.report(study.as_deref(), &out).await,
+        };
+        done.unwrap_or_else(|Failure { words, hint }| Reply::failed(words, hint))
+    }
+
+    async fn status(&mut self) -> Result<Status, Failure> {
+        let addresses = self.peers.addresses();
+        let line = |record: SiteRecord| SiteLine {
+            connected: addresses.get(&record.site).cloned(),
+            site: record.site,
+            role: record.role,
+            status: record.status.to_string(),
+            certificate_until: record.certificate_until.map(clock::rfc3339),
+        };
+        let mut studies = Vec::new();
+        for stored in self.store.studies().await? {
+            if let Some(run) = self.studies.get(&stored.digest) {
+                studies.push(self.study_line(run).await?);
+            }
+        }
+        Ok(Status {
+            consortium: self.authority.consortium().to_owned(),
+            running: self.serving,
+            address: self.address.clone(),
+            fault: self.fault.map(str::to_owned),
+            sites: self.store.sites().await?.into_iter().map(line).collect(),
+            studies,
+        })
+    }
+
+    async fn study_line(&self, run: &StudyRun) -> Result<StudyLine, StoreError> {
+        let status = run.rounds.status();
+        let manifests = self.manifests(&run.digest()).await?;
+        let coverage = Coverage::of(&manifests);
+        let taxonomy = &run.document.study().taxonomy;
+        let uncovered = coverage.uncovered(taxonomy.classes().iter().map(|class| class.id));
+        let state = match status.paused {
+            Some(reason) => format!("paused ({}): {}", super::plan::pause_words(reason), status.phase),
+            None => status.phase.to_owned(),
+        };
+        Ok(StudyLine {
+            name: run.document.study().name.clone(),
+            digest: run.digest().to_string(),
+            state,
+            started: status.started,
+            round: status.round.0,
+            rounds: status.rounds,
+            model: status.model.to_string(),
+            ready: status.ready.into_iter().collect(),
+            answers: status
+                .answers
+                .into_iter()
+                .map(|(site, answer)| (site, answer_word(&answer).to_owned()))
+                .collect(),
+            uncovered: uncovered.into_iter().map(|class| taxonomy.name(class)).collect(),
+        })
+    }
+
+    async fn invite(&mut self, site: SiteId, role: Role, hours: u32) -> Result<Reply, Failure> {
+        let coordinator = self.address.clone().ok_or_else(|| {
+            Failure::new(
+                "no address to write into the invite",
+                "set `address` in coordinator.toml, or start the coordinator",
+            )
+        })?;
+        let (token, now) = (Token::random(), clock::now());
+        let expires = now.after(Duration::from_secs(u64::from(hours) * 3600));
+        let terms = InviteTerms { site: site.clone(), role };
+        self.store.add_invite(token.hash(), &terms, now, expires).await?;
+        let invite = Invite {
+            consortium: self.authority.consortium().to_owned(),
+            coordinator,
+            root_sha256: data_encoding::HEXLOWER.encode(&self.authority.root_fingerprint()),
+            site,
+            role,
+            expires: clock::rfc3339(expires),
+            token: token.to_text(),
+        };
+        Ok(Reply::Invite { text: invite.to_toml()? })
+    }
+
+    async fn revoke(&mut self, site: SiteId) -> Result<Reply, Failure> {
+        if !self.store.revoke_site(&site, clock::now()).await? {
+            return Err(Failure::new(
+                format!("no site is called `{site}`"),
+                "`coordinator sites` lists them",
+            ));
+        }
+        // The disconnection that follows tells the machines.
+        self.peers.close(&site, GoodbyeCode::Revoked);
+        self.expect_trainers().await;
+        Ok(Reply::Done { words: format!("{site} is revoked: its certificates no longer count") })
+    }
+
+    async fn add_study(&mut self, file: &Path, model: &Path, embeddings: &Path) -> Result<Reply, Failure> {
+        let taxonomy = Taxonomy::standard();
+        let text = std::fs::read_to_string(file)
+            .map_err(|e| Failure { words: format!("{}: {e}", file.display()), hint: None })?;
+        let draft = StudyDraft::parse(&file.display().to_string(), &text, &taxonomy)?;
+        let model = self.import(model).await?;
+        let embeddings = self.import(embeddings).await?;
+        let document = draft.into_document(taxonomy, &model, &embeddings)?;
+        let (digest, name) = (document.digest(), document.study().name.clone());
+        let stored =
+            StoredStudy { digest, name, document: document.bytes().to_vec(), added_at: clock::now() };
+        self.store.add_study(&stored).await?;
+        if !self.studies.contains_key(&digest) {
+            let run = StudyRun::restore(&self.store, stored).await?;
+            let name = run.document.study().name.as_str().into();
+            self.studies.insert(digest, run);
+            self.expect_trainers().await;
+            self.peers.tell_all(&Notice::StudyOffered { study: digest, name });
+        }
+        Ok(Reply::Added { study: digest.to_string() })
+    }
+
+    async fn import(&self, path: &Path) -> Result<common::artifact::ArtifactManifest, Failure> {
+        let (artifacts, path) = (self.store.artifacts().clone(), path.to_owned());
+        Ok(tokio::task::spawn_blocking(move || import_safetensors(&path, &artifacts)).await??)
+    }
+
+    async fn control(&mut self, study: &str, order: Order) -> Result<Reply, Failure> {
+        let digest = self.find(study)?;
+        let event = match order {
+            Order::Start => round::Event::Start,
+            Order::Pause => round::Event::Pause,
+            Order::Resume => round::Event::Resume,
+            Order::Abort => round::Event::Abort,
+        };
+        match self.try_take(digest, Happening::Round(event)).await {
+            Ok(()) => {}
+            Err(TickError::Store(error)) => return Err(error.into()),
+            Err(TickError::Command(error)) => return Err(error.into()),
+        }
+        let state = self.studies.get(&digest).map_or("", |run| run.rounds.status().phase);
+        Ok(Reply::Done { words: format!("the study is {state}") })
+    }
+
+    async fn report(&mut self, study: Option<&str>, out: &Path) -> Result<Reply, Failure> {
+        let digest = match study {
+            Some(study) => self.find(study)?,
+            None => self.store.studies().await?.last().map(|study| study.digest).ok_or_else(no_study)?,
+        };
+        self.count_traffic().await;
+        let run = self.studies.get(&digest).ok_or_else(no_study)?;
+        let manifests = self.manifests(&digest).await?;
+        let data =
+            gather(&self.store, self.authority.consortium(), &run.document, &run.rounds.status(), &manifests)
+                .await?;
+        files::create_private_dir(out)
+            .map_err(|e| Failure { words: format!("{}: {e}", out.display()), hint: None })?;
+        Ok(Reply::Report { page: data.write(out)? })
+    }
+
+    /// The one study that `text` means.
+    fn find(&self, text: &str) -> Result<StudyDigest, Failure> {
+        let means = |run: &&StudyRun| {
+            let digest = run.digest().to_string();
+            run.document.study().name == text || (text.len() >= 4 && digest.starts_with(text))
+        };
+        let found: Vec<StudyDigest> = self.studies.values().filter(means).map(StudyRun::digest).collect();
+        match found[..] {
+            [digest] => Ok(digest),
+            [] => Err(Failure::new(
+                format!("no study is called `{text}`"),
+                "`coordinator study list` shows them",
+            )),
+            _ => Err(Failure::new(
+                format!("several studies are called `{text}`"),
+                "give more digits of the digest",
+            )),
+        }
+    }
+}
+
+fn no_study() -> Failure {
+    Failure::new("there is no study", "add one with `coordinator study add`")
+}
+
+fn answer_word(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Invited => "asked",
+        Answer::Accepted => "training",
+        Answer::Silent => "silent",
+        Answer::Declined { .. } => "declined",
+        Answer::Updated(_) => "updated",
+    }
+}

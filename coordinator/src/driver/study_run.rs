@@ -1,0 +1,159 @@
+//! One study at work: its two machines, their journal, and their timers.
+//!
+//! Every event is in the journal, durable, before a machine sees it; so what the machines then ask for may be done and
+//! announced. After a restart snapshot and journal give back the same machines.
+
+use std::collections::BTreeMap;
+
+use common::evaluation::{self, EvaluationMachine};
+use common::ids::StudyDigest;
+use common::journal::Entry;
+use common::round::{self, RoundMachine};
+use common::study::StudyDocument;
+use common::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::plan;
+use crate::store::{JournalEntry, Store, StoreError, StoredStudy};
+
+/// Events after which a snapshot is worth its writing, wherever the round stands.
+const SNAPSHOT_EVERY: u32 = 500;
+
+/// An event as the journal keeps it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Happening {
+    Round(round::Event),
+    Evaluation(evaluation::Event),
+}
+
+/// Something that a machine asks for.
+#[derive(Debug)]
+pub(super) enum Deed {
+    Round(round::Action),
+    Evaluation(evaluation::Action),
+}
+
+/// Which machine's which timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum TimerKey {
+    Round(round::Timer),
+    Evaluation(evaluation::Timer),
+}
+
+impl TimerKey {
+    /// The event of its ringing.
+    pub(super) fn fired(self) -> Happening {
+        match self {
+            Self::Round(timer) => Happening::Round(round::Event::TimerFired(timer)),
+            Self::Evaluation(timer) => Happening::Evaluation(evaluation::Event::TimerFired(timer)),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Snapshots {
+    rounds: round::Snapshot,
+    evaluation: evaluation::Snapshot,
+}
+
+/// An event that could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TickError {
+    /// It is not in the journal, so it did not happen.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The operator's command makes no sense now.
+    #[error(transparent)]
+    Command(#[from] round::CommandError),
+}
+
+/// A study and all that is known of its progress.
+#[derive(Debug)]
+pub(super) struct StudyRun {
+    pub(super) document: StudyDocument,
+    pub(super) rounds: RoundMachine,
+    pub(super) evaluation: EvaluationMachine,
+    pub(super) timers: BTreeMap<TimerKey, Timestamp>,
+    since_snapshot: u32,
+}
+
+impl StudyRun {
+    /// Rebuilds a study from the store.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when what is kept does not fit together.
+    pub(super) async fn restore(store: &Store, stored: StoredStudy) -> Result<Self, StoreError> {
+        let digest = stored.digest;
+        let document = StudyDocument::parse(stored.document).map_err(|e| StoreError::corrupt("study", e))?;
+        let journal = store.journal(&digest).await?;
+        let snapshots: Option<Snapshots> = journal.snapshot.as_deref().map(read_json).transpose()?;
+        let (rounds, evaluation) = snapshots.map(|s| (s.rounds, s.evaluation)).unzip();
+        let mut round_events = Vec::new();
+        let mut evaluation_events = Vec::new();
+        for JournalEntry { at, event } in &journal.events {
+            match read_json(event)? {
+                Happening::Round(event) => round_events.push(Entry { at: *at, event }),
+                Happening::Evaluation(event) => evaluation_events.push(Entry { at: *at, event }),
+            }
+        }
+        let gate = plan::gate(&document);
+        let unfit = |e: common::journal::RestoreError| StoreError::corrupt("journal", e);
+        Ok(Self {
+            rounds: RoundMachine::replay(plan::round_plan(&document), rounds, round_events).map_err(unfit)?,
+            evaluation: EvaluationMachine::replay(digest, gate, evaluation, evaluation_events)
+                .map_err(unfit)?,
+            document,
+            timers: BTreeMap::new(),
+            since_snapshot: u32::try_from(journal.events.len()).unwrap_or(u32::MAX),
+        })
+    }
+
+    pub(super) fn digest(&self) -> StudyDigest {
+        self.document.digest()
+    }
+
+    /// Takes an event: journal first, then the machine.
+    ///
+    /// # Errors
+    /// [`TickError`]; the machine is as it was.
+    pub(super) async fn tick(
+        &mut self,
+        store: &Store,
+        happening: Happening,
+        now: Timestamp,
+    ) -> Result<Vec<Deed>, TickError> {
+        let event = serde_json::to_string(&happening).map_err(|e| StoreError::corrupt("event", e))?;
+        store.append_event(&self.digest(), &JournalEntry { at: now, event }).await?;
+        self.since_snapshot = self.since_snapshot.saturating_add(1);
+        match happening {
+            Happening::Round(event) => {
+                let actions = self.rounds.tick(event, now)?;
+                Ok(actions.into_iter().map(Deed::Round).collect())
+            }
+            Happening::Evaluation(event) => {
+                Ok(self.evaluation.tick(event, now).into_iter().map(Deed::Evaluation).collect())
+            }
+        }
+    }
+
+    /// Shortens the journal: after each commit, and when it has grown long.
+    ///
+    /// # Errors
+    /// The store; the journal is whole then, only longer than need be.
+    pub(super) async fn snapshot(&mut self, store: &Store, committed: bool) -> Result<(), StoreError> {
+        if !committed && self.since_snapshot < SNAPSHOT_EVERY {
+            return Ok(());
+        }
+        let snapshots = Snapshots { rounds: self.rounds.snapshot(), evaluation: self.evaluation.snapshot() };
+        let state = serde_json::to_string(&snapshots).map_err(|e| StoreError::corrupt("snapshot", e))?;
+        store.put_snapshot(&self.digest(), &state).await?;
+        self.since_snapshot = 0;
+        Ok(())
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|e| StoreError::corrupt("journal", e))
+}

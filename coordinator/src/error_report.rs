@@ -1,0 +1,149 @@
+//! How a failure is told: once, with its causes, a hint that can be acted on, and an exit code that scripts can read.
+//!
+//! | code | meaning |
+//! | --- | --- |
+//! | 1 | it failed |
+//! | 2 | the command line is wrong (from `clap`) |
+//! | 75 | another process has the state folder: try again later |
+//! | 78 | a configuration, study or invite has mistakes, all of them listed |
+
+use std::process::ExitCode;
+
+use common::config::Diagnostics;
+
+use crate::operator::SocketError;
+use crate::operator::client::AskError;
+use crate::pki::PkiError;
+use crate::service::ServiceError;
+use crate::store::StoreError;
+
+const FAILED: u8 = 1;
+const IN_USE: u8 = 75;
+const CONFIGURATION: u8 = 78;
+
+/// A request that the coordinator refused, with its own hint.
+#[derive(Debug, thiserror::Error)]
+#[error("{words}")]
+pub struct Refused {
+    /// Why.
+    pub words: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// Tells `error` on standard error and gives the exit code.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    #[expect(clippy::print_stderr, reason = "the one place that tells a failure")]
+    {
+        eprint!("{}", render(error));
+    }
+    ExitCode::from(exit_code(error))
+}
+
+/// The text: `error: …`, its causes, and after a blank line the hint.
+fn render(error: &anyhow::Error) -> String {
+    let mut text = format!("error: {error}\n");
+    for cause in error.chain().skip(1) {
+        // A transparent error says the same as its cause.
+        if !text.contains(&cause.to_string()) {
+            text.push_str(&format!("  caused by: {cause}\n"));
+        }
+    }
+    if let Some(hint) = error.chain().find_map(hint) {
+        text.push_str(&format!("\nhint: {hint}\n"));
+    }
+    text
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.chain().any(|cause| cause.is::<Diagnostics>()) {
+        return CONFIGURATION;
+    }
+    let locked = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(find_store(cause), Some(StoreError::Locked { .. }))
+    };
+    if error.chain().any(locked) { IN_USE } else { FAILED }
+}
+
+fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(refused) = cause.downcast_ref::<Refused>() {
+        return refused.hint.clone();
+    }
+    if let Some(store) = find_store(cause) {
+        return store_hint(store).map(str::to_owned);
+    }
+    let pki = cause.downcast_ref::<PkiError>().or_else(|| match cause.downcast_ref() {
+        Some(ServiceError::Pki(pki)) => Some(pki),
+        _ => match cause.downcast_ref() {
+            Some(AskError::Pki(pki)) => Some(pki),
+            _ => None,
+        },
+    });
+    match pki {
+        Some(PkiError::Missing { .. }) => return Some("run `coordinator init` first".to_owned()),
+        Some(PkiError::Exists { .. }) => {
+            return Some("there is nothing to do; for another consortium use another folder".to_owned());
+        }
+        _ => {}
+    }
+    let socket = cause.downcast_ref::<SocketError>();
+    if let Some(SocketError::TooLong(_)) = socket {
+        return Some("set `state` in coordinator.toml to a folder with a shorter path".to_owned());
+    }
+    match cause.downcast_ref() {
+        Some(ServiceError::Listen { .. }) => {
+            Some("is the port free, and may this user open it? Ports below 1024 need the right to".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn find_store<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e StoreError> {
+    cause.downcast_ref::<StoreError>().or_else(|| match cause.downcast_ref() {
+        Some(ServiceError::Store(store)) => Some(store),
+        _ => match cause.downcast_ref() {
+            Some(AskError::Store(store)) => Some(store),
+            _ => None,
+        },
+    })
+}
+
+fn store_hint(error: &StoreError) -> Option<&'static str> {
+    match error.code() {
+        "store-locked" => {
+            Some("another coordinator, or a command of it, is at work here: wait for it or stop it")
+        }
+        "store-newer" => Some("install the newer program again, or restore the backup that it made"),
+        "store-missing" => Some("run `coordinator init` first, or name the right file with `--config`"),
+        "disk-full" => Some("free some space: everything acknowledged is safe, and the study goes on"),
+        "store-corrupt" => {
+            Some("restore the state folder from a backup; models are content-addressed and can be compared")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_once_with_its_hint() {
+        let error = anyhow::Error::from(ServiceError::from(StoreError::Locked { path: "/srv/state".into() }))
+            .context("starting the coordinator");
+        insta::assert_snapshot!(render(&error), @r"
+        error: starting the coordinator
+          caused by: /srv/state is in use by another process
+
+        hint: another coordinator, or a command of it, is at work here: wait for it or stop it
+        ");
+        assert_eq!(exit_code(&error), IN_USE);
+    }
+
+    #[test]
+    fn mistakes_in_a_file_have_their_own_code() {
+        let error = anyhow::Error::from(Diagnostics::whole_file("coordinator.toml", "is not TOML"));
+        assert_eq!(exit_code(&error), CONFIGURATION);
+        assert_eq!(exit_code(&anyhow::anyhow!("other")), FAILED);
+    }
+}

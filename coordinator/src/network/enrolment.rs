@@ -1,0 +1,95 @@
+//! Enrolment: one exchange with a stranger who holds an invite. 16 KiB, 10 seconds, one try a connection.
+
+use std::time::Duration;
+
+use common::signed::VerifyingKey;
+use common::wire::{EnrollReply, EnrollRequest, Enrolled, Refusal, RefusalCode};
+use link::quic::Connection;
+use link::{CloseCode, LinkError};
+
+use super::{Context, say_refused};
+use crate::clock;
+use crate::pki::{PkiError, Serial, TokenHash, Validity};
+use crate::progress::Line;
+use crate::store::{InviteRefusal, InviteTerms, StoreError};
+
+/// From the connection to the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Enrols whoever is at the other end of `connection`, or says why not.
+pub(super) async fn serve(connection: Connection, context: &Context) {
+    match tokio::time::timeout(PATIENCE, exchange(&connection, context)).await {
+        Ok(Ok(())) => {
+            // The site closes once it has read the answer: closing here first could overtake it.
+            let _ = tokio::time::timeout(PATIENCE, connection.closed()).await;
+            connection.close(CloseCode::Done, &"".into());
+        }
+        Ok(Err(error)) => {
+            let detail = format!("enrolment from {}: {error}", connection.remote_address());
+            context.driver.say(Line::Refused { site: None, code: error.code().to_owned(), detail }).await;
+            connection.close(CloseCode::ProtocolViolation, &CloseCode::ProtocolViolation.words().into());
+        }
+        Err(_) => say_refused(context, &connection, CloseCode::TooSlow, "no enrolment request in time").await,
+    }
+}
+
+async fn exchange(connection: &Connection, context: &Context) -> Result<(), LinkError> {
+    let mut exchange = connection.accept().await?;
+    let request: EnrollRequest = exchange.reader.read().await?;
+    let reply = match enrol(&request, context).await {
+        Ok(enrolled) => EnrollReply::Enrolled(enrolled),
+        Err(refusal) => {
+            let detail = format!("enrolment from {}: {}", connection.remote_address(), refusal.detail);
+            let code = refusal.code.code().to_owned();
+            context.driver.say(Line::Refused { site: None, code, detail }).await;
+            EnrollReply::Refused(refusal)
+        }
+    };
+    exchange.writer.write(&reply).await?;
+    exchange.writer.finish().await
+}
+
+async fn enrol(request: &EnrollRequest, context: &Context) -> Result<Enrolled, Refusal> {
+    let token = TokenHash::of(&request.token.0);
+    let now = clock::now();
+    let InviteTerms { site, role } =
+        context.store.check_invite(token, now).await.map_err(internal)?.map_err(refuse)?;
+    if VerifyingKey::from_bytes(&request.signing_key).is_err() {
+        return Err(Refusal::new(RefusalCode::BadCertificateRequest, "the signing key is no Ed25519 key"));
+    }
+    let validity = Validity::starting(now, context.site_certificate_life);
+    let serial = Serial::random();
+    let certified = context.authority.certify_site(&request.csr_der, &site, role, serial, validity);
+    let issued = certified.map_err(|error| bad_request(&error))?;
+    // Recorded before it leaves: a certificate that we do not know does not count.
+    let enrolled = context.store.enrol(token, &request.signing_key, serial, validity.not_after(), now).await;
+    enrolled.map_err(internal)?.map_err(refuse)?;
+    context.driver.sites_changed(Line::Enrolled { site: site.clone(), role }).await;
+    let mut chain: Vec<Vec<u8>> = issued.chain.iter().map(|certificate| certificate.to_vec()).collect();
+    let root_der = chain.pop().unwrap_or_default();
+    Ok(Enrolled { chain_der: chain, root_der, site, role, consortium: context.authority.consortium().into() })
+}
+
+fn refuse(refusal: InviteRefusal) -> Refusal {
+    let code = match refusal {
+        InviteRefusal::Unknown => RefusalCode::InviteUnknown,
+        InviteRefusal::Used { .. } => RefusalCode::InviteUsed,
+        InviteRefusal::Expired { .. } => RefusalCode::InviteExpired,
+    };
+    Refusal::new(code, refusal.to_string())
+}
+
+fn bad_request(error: &PkiError) -> Refusal {
+    match error {
+        PkiError::Request(_) => Refusal::new(RefusalCode::BadCertificateRequest, error.to_string()),
+        _ => {
+            tracing::error!(error = error as &dyn std::error::Error, "cannot certify");
+            Refusal::new(RefusalCode::Internal, "the coordinator could not make a certificate")
+        }
+    }
+}
+
+fn internal(error: StoreError) -> Refusal {
+    tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "the store fails");
+    Refusal::new(RefusalCode::Internal, "the coordinator's store fails: try again later")
+}

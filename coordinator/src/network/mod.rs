@@ -1,0 +1,135 @@
+//! The network's side of the coordinator: who knocks is let in or turned away, and what is asked is answered.
+//!
+//! [`enrolment`] speaks with strangers who hold an invite, [`session`] with one connected site, [`requests`] answers
+//! each exchange, [`upload`] takes updates in. No decision about rounds is made here: that is asked of the driver.
+
+mod enrolment;
+mod requests;
+mod session;
+mod upload;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::wire::RefusalCode;
+use link::CloseCode;
+use link::quic::{Admitted, Connection, Knock, Listener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admission::Admission;
+use crate::driver::DriverHandle;
+use crate::pki::Authority;
+use crate::progress::Line;
+use crate::store::Store;
+
+/// What every connection needs.
+pub struct Context {
+    /// The store.
+    pub store: Store,
+    /// The driver.
+    pub driver: DriverHandle,
+    /// Who may speak.
+    pub admission: Admission,
+    /// Signs certificates.
+    pub authority: Arc<Authority>,
+    /// Life of a site's certificate.
+    pub site_certificate_life: Duration,
+    /// Longest life of a connection.
+    pub connection_age: Duration,
+    /// Most enrolment attempts in a minute.
+    pub enrolments_per_minute: u32,
+    /// Cancelled when the process is to stop.
+    pub stop: CancellationToken,
+}
+
+/// Takes connections until told to stop, then waits for those under way.
+pub async fn serve(listener: Listener, context: Arc<Context>, connections: usize) {
+    let places = Arc::new(Semaphore::new(connections));
+    let strangers = Arc::new(RateLimit::new(context.enrolments_per_minute));
+    let tasks = TaskTracker::new();
+    while let Some(Some(knock)) = context.stop.run_until_cancelled(listener.next()).await {
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            tracing::warn!(remote = %knock.remote_address(), "too many connections: refused");
+            knock.refuse();
+            continue;
+        };
+        let (context, strangers) = (context.clone(), strangers.clone());
+        tasks.spawn(async move {
+            answer_knock(knock, context, &strangers).await;
+            drop(place);
+        });
+    }
+    tasks.close();
+    listener.close(CloseCode::Stopping).await;
+    tasks.wait().await;
+}
+
+async fn answer_knock(knock: Knock, context: Arc<Context>, strangers: &RateLimit) {
+    let remote = knock.remote_address();
+    match knock.admit().await {
+        Ok(Admitted::Site(connection, identity)) => session::serve(connection, identity, context).await,
+        Ok(Admitted::Stranger(connection)) if strangers.allow(Instant::now()) => {
+            enrolment::serve(connection, &context).await;
+        }
+        Ok(Admitted::Stranger(connection)) => {
+            say_refused(&context, &connection, CloseCode::TooBusy, "too many enrolments in this minute")
+                .await;
+        }
+        Err(error) => {
+            let detail = format!("{remote}: {error}");
+            context.driver.say(Line::Refused { site: None, code: error.code().to_owned(), detail }).await;
+        }
+    }
+}
+
+async fn say_refused(context: &Context, connection: &Connection, code: CloseCode, words: &str) {
+    let detail = format!("{}: {words}", connection.remote_address());
+    context.driver.say(Line::Refused { site: None, code: code.code().to_owned(), detail }).await;
+    connection.close(code, &words.into());
+}
+
+/// How a connection ends whose site may not speak.
+fn close_code(code: RefusalCode) -> CloseCode {
+    match code {
+        RefusalCode::SiteRevoked => CloseCode::Revoked,
+        RefusalCode::CertificateExpired => CloseCode::CertificateExpired,
+        RefusalCode::Internal => CloseCode::TooBusy,
+        _ => CloseCode::UnknownSite,
+    }
+}
+
+/// So many in each minute that begins with the first of them.
+struct RateLimit {
+    limit: u32,
+    window: std::sync::Mutex<Option<(Instant, u32)>>,
+}
+
+impl RateLimit {
+    fn new(limit: u32) -> Self {
+        Self { limit, window: std::sync::Mutex::new(None) }
+    }
+
+    fn allow(&self, now: Instant) -> bool {
+        // A poisoned lock guards two numbers: they are still good.
+        let mut window = self.window.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (start, count) =
+            window.filter(|(start, _)| now - *start < Duration::from_secs(60)).unwrap_or((now, 0));
+        *window = Some((start, count.saturating_add(1)));
+        count < self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_minute_has_new_places() {
+        let limit = RateLimit::new(2);
+        let start = Instant::now();
+        assert_eq!([0, 1, 2].map(|s| limit.allow(start + Duration::from_secs(s))), [true, true, false]);
+        assert!(limit.allow(start + Duration::from_secs(60)));
+    }
+}

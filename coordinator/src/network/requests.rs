@@ -1,0 +1,333 @@
+//! One request, one answer. Everything a site says is checked here or by the types that it is parsed into.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::evaluation::ReportExpectation;
+use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId, StudyDigest};
+use common::manifest::LabelManifest;
+use common::report::{EvaluationReport, METRIC_VERSION};
+use common::round::{self, UpdateExpectation};
+use common::signed::{Signed, SignedDocument, SignedError, VerifyingKey};
+use common::study::StudyDocument;
+use common::update::UpdateOffer;
+use common::wire::{Manifest, OfferedUpdate, Receipt, Refusal, RefusalCode, Reply, Request, SignedBytes};
+use link::LinkError;
+use link::quic::Exchange;
+use link::transfer::{self, ChunkSource};
+
+use super::session::Session;
+use super::upload::Upload;
+use crate::clock;
+use crate::driver::{decline, position};
+use crate::progress::Line;
+use crate::store::{self, ArtifactFile, LossPoint, StoreError, StoredManifest, StoredReport};
+
+/// How long a chunk may take.
+const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Answers `request` on its exchange. A refusal comes back as [`LinkError::Refused`], still to be told.
+pub(super) async fn answer(
+    session: &Session,
+    request: Request,
+    exchange: &mut Exchange,
+) -> Result<(), LinkError> {
+    let reply = match request {
+        Request::GetChunks { artifact, indices } => {
+            return serve_chunks(session, artifact, &indices, exchange).await;
+        }
+        Request::PutChunks { attempt, count } => take_chunks(session, attempt, count, exchange).await?,
+        other => session.reply_to(other).await.map_err(LinkError::Refused)?,
+    };
+    exchange.writer.write(&reply).await?;
+    exchange.writer.finish().await
+}
+
+/// A failure of the store, as a site is told it.
+pub(super) fn internal(error: StoreError) -> Refusal {
+    tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "the store fails");
+    Refusal::new(RefusalCode::Internal, "the coordinator's store fails: try again later")
+}
+
+fn refusal(code: RefusalCode, words: impl AsRef<str>) -> Refusal {
+    Refusal::new(code, words.as_ref())
+}
+
+/// Everything in it is the site's own: it may be told.
+fn words(error: &SignedError) -> String {
+    match error {
+        SignedError::Document(problems) => format!("{error}: {problems}"),
+        SignedError::Signature => error.to_string(),
+    }
+}
+
+impl Session {
+    async fn reply_to(&self, request: Request) -> Result<Reply, Refusal> {
+        match request {
+            Request::GetStudy { study } => {
+                Ok(Reply::Study { bytes: self.study(study).await?.bytes().to_vec() })
+            }
+            Request::RegisterManifest { study, manifest } => self.register(study, manifest).await,
+            Request::ApproveStudy { study } => self.approve(study).await,
+            Request::GetArtifact { artifact } => {
+                let file = open_artifact(self, artifact).await?;
+                Ok(Reply::Artifact { manifest: Manifest::from(file.manifest()) })
+            }
+            Request::AcceptRound { study, round, .. } => {
+                let site = self.identity.site.clone();
+                self.round_event(study, round::Event::RoundAccepted { site, round }).await
+            }
+            Request::DeclineRound { study, round, reason } => {
+                let (site, reason) = (self.identity.site.clone(), decline(reason));
+                self.round_event(study, round::Event::RoundDeclined { site, round, reason }).await
+            }
+            Request::Progress { study, round, step, steps, loss } => {
+                self.progress(study, LossPoint { site: self.identity.site.clone(), round, step, steps, loss })
+                    .await
+            }
+            Request::OfferUpdate(offer) => self.offer(offer).await,
+            Request::CommitUpdate { attempt } => self.commit(attempt).await,
+            Request::PutReport { study, report } => self.put_report(study, report).await,
+            Request::Hello(_) | Request::GetChunks { .. } | Request::PutChunks { .. } => {
+                Err(refusal(RefusalCode::BadRequest, "not expected here"))
+            }
+        }
+    }
+
+    async fn study(&self, digest: StudyDigest) -> Result<StudyDocument, Refusal> {
+        let stored = self.context.store.study(&digest).await.map_err(internal)?;
+        let stored =
+            stored.ok_or_else(|| refusal(RefusalCode::UnknownStudy, "the coordinator has no such study"))?;
+        StudyDocument::parse(stored.document).map_err(|e| internal(StoreError::corrupt("study", e)))
+    }
+
+    /// Checks signature and form of a document that this site signed.
+    async fn verify<T: SignedDocument>(
+        &self,
+        signed: SignedBytes,
+        bad: RefusalCode,
+    ) -> Result<(T, Signed<T>), Refusal> {
+        let record = self.context.store.site(&self.identity.site).await.map_err(internal)?;
+        let record = record.ok_or_else(|| refusal(RefusalCode::UnknownSite, "the site is not enrolled"))?;
+        let signed = Signed::from_parts(signed.bytes, signed.signature);
+        let key = VerifyingKey::from_bytes(&record.signing_key)
+            .map_err(|e| internal(StoreError::corrupt("signing key", e)))?;
+        let document = signed.verify(&key).map_err(|error| refusal(bad, words(&error)))?;
+        Ok((document, signed))
+    }
+
+    async fn register(&self, study: StudyDigest, manifest: SignedBytes) -> Result<Reply, Refusal> {
+        let document = self.study(study).await?;
+        let (manifest, signed): (LabelManifest, _) = self.verify(manifest, RefusalCode::BadManifest).await?;
+        let site = self.identity.site.clone();
+        if manifest.site != site || manifest.taxonomy != document.study().taxonomy.digest() {
+            return Err(refusal(RefusalCode::BadManifest, "the manifest is of another site or taxonomy"));
+        }
+        let stored = StoredManifest {
+            site: site.clone(),
+            document: signed.bytes().to_vec(),
+            signature: signed.signature().to_vec(),
+        };
+        self.context.store.put_manifest(&study, &stored, clock::now()).await.map_err(internal)?;
+        self.context.driver.answered(study, site).await;
+        Ok(Reply::Done)
+    }
+
+    async fn approve(&self, study: StudyDigest) -> Result<Reply, Refusal> {
+        self.study(study).await?;
+        let site = self.identity.site.clone();
+        self.context.store.approve_study(&study, &site, clock::now()).await.map_err(internal)?;
+        self.context.driver.answered(study, site).await;
+        Ok(Reply::Done)
+    }
+
+    async fn round_event(&self, study: StudyDigest, event: round::Event) -> Result<Reply, Refusal> {
+        self.context.driver.round_event(study, event).await;
+        Ok(Reply::Done)
+    }
+
+    async fn progress(&self, study: StudyDigest, point: LossPoint) -> Result<Reply, Refusal> {
+        if point.step > point.steps || point.round == RoundId(0) {
+            return Err(refusal(RefusalCode::BadRequest, "a step beyond the round's"));
+        }
+        self.study(study).await?;
+        let loss = point.loss.is_finite().then_some(point.loss);
+        if loss.is_some() {
+            self.context.store.put_loss(&study, &point).await.map_err(internal)?;
+        }
+        let LossPoint { site, round, step, steps, .. } = point;
+        self.context.driver.say(Line::Training { site, round, step, steps, loss }).await;
+        Ok(Reply::Done)
+    }
+
+    async fn offer(&self, offered: OfferedUpdate) -> Result<Reply, Refusal> {
+        let offer = UpdateOffer::try_from(offered).map_err(|rejection| rejection.refusal())?;
+        let site = self.identity.site.clone();
+        let receipt =
+            Receipt { study: offer.study, round: offer.round, attempt: offer.attempt, update: offer.hash() };
+        let base = match self.context.driver.expect_update(site.clone(), brief(&offer)).await? {
+            UpdateExpectation::AlreadyCounted => return Ok(Reply::Receipt(receipt)),
+            UpdateExpectation::Wanted { base } => base,
+        };
+        let max_norm = self.study(offer.study).await?.study().aggregation.max_update_norm;
+        // Dropped before a new one is begun: both would write to the same files.
+        let mut slot = self.upload.lock().await;
+        *slot = None;
+        let upload = Upload::begin(&self.context.store, site, offer, base, max_norm).await?;
+        let missing = upload.missing();
+        *slot = Some(upload);
+        Ok(Reply::UpdateWanted { missing })
+    }
+
+    async fn commit(&self, attempt: AttemptId) -> Result<Reply, Refusal> {
+        let site = self.identity.site.clone();
+        let mut slot = self.upload.lock().await;
+        let Some(upload) = slot.take_if(|upload| upload.attempt() == attempt) else {
+            return self.receipt_again(attempt).await;
+        };
+        let missing = upload.missing().len();
+        if missing > 0 {
+            let words = format!("{missing} chunks are missing");
+            *slot = Some(upload);
+            return Err(refusal(RefusalCode::Incomplete, words));
+        }
+        let bytes = upload.manifest().layout().bytes();
+        let verified = upload.keep().await?;
+        let offer = round::UpdateOffer {
+            study: verified.study(),
+            round: verified.round(),
+            base: verified.base(),
+            attempt,
+            steps: verified.steps(),
+            update: verified.hash(),
+        };
+        let receipt = Receipt { study: offer.study, round: offer.round, attempt, update: offer.update };
+        self.context.driver.update_stored(site, offer, bytes).await?;
+        Ok(Reply::Receipt(receipt))
+    }
+
+    /// A commit whose answer was lost: the receipt is in the store.
+    async fn receipt_again(&self, attempt: AttemptId) -> Result<Reply, Refusal> {
+        let kept = self.context.store.receipt(&attempt, &self.identity.site).await.map_err(internal)?;
+        let store::Receipt { study, round, update, .. } = kept
+            .ok_or_else(|| refusal(RefusalCode::UnknownAttempt, "no update is offered under this attempt"))?;
+        Ok(Reply::Receipt(Receipt { study, round, attempt, update }))
+    }
+
+    async fn put_report(&self, study: StudyDigest, report: SignedBytes) -> Result<Reply, Refusal> {
+        let document = self.study(study).await?;
+        let (report, signed): (EvaluationReport, _) = self.verify(report, RefusalCode::BadReport).await?;
+        self.check_report(&report, &document)?;
+        let (model, digest) = (report.subject.model, signed.digest());
+        let site: SiteId = self.identity.site.clone();
+        let expected = self.context.driver.expect_report(study, site.clone(), model, digest).await?;
+        if expected == ReportExpectation::Wanted {
+            let stored = StoredReport {
+                site: site.clone(),
+                model,
+                document: signed.bytes().to_vec(),
+                signature: signed.signature().to_vec(),
+            };
+            self.context.store.put_report(&study, &stored, clock::now()).await.map_err(internal)?;
+            self.context.driver.report_stored(study, site, model, digest).await?;
+        }
+        Ok(Reply::ReportReceipt { report: digest })
+    }
+
+    fn check_report(&self, report: &EvaluationReport, document: &StudyDocument) -> Result<(), Refusal> {
+        let subject = &report.subject;
+        let of_this_study =
+            subject.study == document.digest() && subject.taxonomy == document.study().taxonomy.digest();
+        if subject.site != self.identity.site || !of_this_study || report.metric_version != METRIC_VERSION {
+            return Err(refusal(
+                RefusalCode::BadReport,
+                "the report is of another site, study, taxonomy or metric",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// An offer without its manifest, as the round machine looks at it.
+fn brief(offer: &UpdateOffer) -> round::UpdateOffer {
+    let UpdateOffer { study, round, base, attempt, steps, .. } = *offer;
+    round::UpdateOffer { study, round, base, attempt, steps, update: offer.hash() }
+}
+
+async fn open_artifact(session: &Session, artifact: ModelHash) -> Result<ArtifactFile, Refusal> {
+    let artifacts = session.context.store.artifacts().clone();
+    let opened = tokio::task::spawn_blocking(move || artifacts.read(&artifact)).await;
+    let opened = opened.map_err(|e| internal(StoreError::corrupt("artifact", e)))?.map_err(internal)?;
+    opened.ok_or_else(|| refusal(RefusalCode::UnknownArtifact, "the coordinator has no such artifact"))
+}
+
+async fn serve_chunks(
+    session: &Session,
+    artifact: ArtifactHash,
+    indices: &[u32],
+    exchange: &mut Exchange,
+) -> Result<(), LinkError> {
+    let file = open_artifact(session, artifact).await.map_err(LinkError::Refused)?;
+    let manifest = file.manifest().clone();
+    let served =
+        transfer::serve_chunks(&mut exchange.writer, &manifest, indices, &mut OnDisk(Arc::new(file))).await;
+    match served {
+        Err(LinkError::Chunk(error)) => {
+            Err(LinkError::Refused(refusal(RefusalCode::UnknownChunk, error.to_string())))
+        }
+        other => other,
+    }
+}
+
+/// An artifact's chunks, read off the async threads.
+struct OnDisk(Arc<ArtifactFile>);
+
+impl ChunkSource for OnDisk {
+    async fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let file = self.0.clone();
+        let read = tokio::task::spawn_blocking(move || file.read_chunk(position(index))).await?;
+        *buffer = read.map_err(io::Error::other)?;
+        Ok(())
+    }
+}
+
+async fn take_chunks(
+    session: &Session,
+    attempt: AttemptId,
+    count: u32,
+    exchange: &mut Exchange,
+) -> Result<Reply, LinkError> {
+    let mut slot = session.upload.lock().await;
+    let unknown = || {
+        LinkError::Refused(refusal(RefusalCode::UnknownAttempt, "no update is offered under this attempt"))
+    };
+    let mut upload = slot.take_if(|upload| upload.attempt() == attempt).ok_or_else(unknown)?;
+    let mut buffer = Vec::new();
+    for _ in 0..count {
+        let manifest = upload.manifest();
+        let received =
+            transfer::receive_chunk(&mut exchange.reader, manifest, &mut buffer, CHUNK_PATIENCE).await;
+        let index = match received {
+            Ok(index) => index,
+            // What came before stays: the site offers again and sends the rest.
+            Err(error) => {
+                *slot = Some(upload);
+                return Err(match error {
+                    LinkError::Chunk(error) => {
+                        LinkError::Refused(refusal(RefusalCode::BadChunk, error.to_string()))
+                    }
+                    other => other,
+                });
+            }
+        };
+        let (back, bytes, kept) = upload.keep_chunk(index, std::mem::take(&mut buffer)).await;
+        (upload, buffer) = (back, bytes);
+        if let Err(refusal) = kept {
+            *slot = Some(upload);
+            return Err(LinkError::Refused(refusal));
+        }
+    }
+    *slot = Some(upload);
+    Ok(Reply::Stored { chunks: count })
+}

@@ -1,0 +1,160 @@
+//! One connection of one site: admitted, served exchange by exchange, ended by age, expiry or the driver.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::wire::{self, Hello, Notice, Refusal, RefusalCode, Reply, Request, Welcome};
+use link::quic::{Connection, Exchange};
+use link::{CloseCode, LinkError, PeerIdentity};
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+use super::upload::UploadSlot;
+use super::{Context, close_code, requests};
+use crate::admission::check_role;
+use crate::clock;
+use crate::driver::{NOTICES, Peer};
+use crate::progress::Line;
+
+/// How long a site may take from opening an exchange to its request.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the exchanges of one connection share.
+pub(super) struct Session {
+    pub(super) context: Arc<Context>,
+    pub(super) identity: PeerIdentity,
+    pub(super) connection: Connection,
+    /// The one update that may be arriving.
+    pub(super) upload: UploadSlot,
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(connection: Connection, identity: PeerIdentity, context: Arc<Context>) {
+    let session = Arc::new(Session { context, identity, connection, upload: UploadSlot::default() });
+    if let Err(refusal) = session.admit().await {
+        session.say_refused("connection", &refusal).await;
+        let words = refusal.detail.as_str().into();
+        return session.connection.close(close_code(refusal.code), &words);
+    }
+    let tasks = TaskTracker::new();
+    let ends = tokio::time::sleep(session.life());
+    tokio::pin!(ends);
+    loop {
+        tokio::select! {
+            exchange = session.connection.accept() => match exchange {
+                Ok(exchange) => drop(tasks.spawn(session.clone().answer(exchange))),
+                Err(_) => break,
+            },
+            () = &mut ends => session.end(),
+        }
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+impl Session {
+    /// Whether the site may speak now.
+    async fn admit(&self) -> Result<(), Refusal> {
+        self.context.admission.check(&self.identity, clock::now()).await.map_err(requests::internal)?
+    }
+
+    /// How long this connection may last: to its greatest age or the certificate's end.
+    fn life(&self) -> Duration {
+        self.identity.not_after.since(clock::now()).min(self.context.connection_age)
+    }
+
+    fn end(&self) {
+        let expired = !self.identity.is_valid_at(clock::now());
+        let code = if expired { CloseCode::CertificateExpired } else { CloseCode::Done };
+        self.connection.close(code, &code.words().into());
+    }
+
+    /// Answers one exchange. Errors of the stream end the exchange, not the connection.
+    async fn answer(self: Arc<Self>, mut exchange: Exchange) {
+        let request = match exchange.reader.read_within::<Request>(PATIENCE).await {
+            Ok(request) => request,
+            Err(error) => return self.give_up("request", &error).await,
+        };
+        let name = request.name();
+        let answered = match self.permit(&request).await {
+            Ok(()) => match request {
+                Request::Hello(hello) => self.watch(hello, &mut exchange).await,
+                request => requests::answer(&self, request, &mut exchange).await,
+            },
+            Err(refusal) => Err(LinkError::Refused(refusal)),
+        };
+        match answered {
+            Ok(()) => {}
+            Err(LinkError::Refused(refusal)) => self.refuse(name, refusal, &mut exchange).await,
+            Err(error) => self.give_up(name, &error).await,
+        }
+    }
+
+    /// Status, dates and role, again for every request.
+    async fn permit(&self, request: &Request) -> Result<(), Refusal> {
+        self.admit().await?;
+        check_role(self.identity.role, request)
+    }
+
+    async fn refuse(&self, name: &str, refusal: Refusal, exchange: &mut Exchange) {
+        self.say_refused(name, &refusal).await;
+        // The site may have gone meanwhile; then nobody is left to tell.
+        let written = exchange.writer.write(&Reply::Refused(refusal)).await;
+        if written.is_ok() {
+            let _ = exchange.writer.finish().await;
+        }
+    }
+
+    async fn say_refused(&self, name: &str, refusal: &Refusal) {
+        let detail = format!("{name}: {}", refusal.detail);
+        let (site, code) = (Some(self.identity.site.clone()), refusal.code.code().to_owned());
+        self.context.driver.say(Line::Refused { site, code, detail }).await;
+    }
+
+    async fn give_up(&self, name: &str, error: &LinkError) {
+        let site = &self.identity.site;
+        if matches!(error, LinkError::Codec(_) | LinkError::Unexpected { .. }) {
+            tracing::warn!(%site, name, code = error.code(), "breaks the protocol: {error}");
+            return self.connection.close(CloseCode::ProtocolViolation, &error.to_string().into());
+        }
+        tracing::debug!(%site, name, code = error.code(), "an exchange ended early: {error}");
+    }
+
+    /// The watch stream: Welcome, then notices for the life of the connection.
+    async fn watch(&self, hello: Hello, exchange: &mut Exchange) -> Result<(), LinkError> {
+        let ours = (wire::MINOR_MIN, wire::MINOR_MAX);
+        let minor = wire::agree_minor(ours, (hello.minor_min, hello.minor_max)).ok_or_else(|| {
+            let words = format!("the coordinator speaks 1.{} to 1.{}", ours.0, ours.1);
+            LinkError::Refused(Refusal::new(RefusalCode::UnsupportedVersion, words))
+        })?;
+        let PeerIdentity { site, role, .. } = self.identity.clone();
+        let consortium = self.context.authority.consortium().into();
+        exchange
+            .writer
+            .write(&Reply::Welcome(Welcome { site: site.clone(), role, consortium, minor }))
+            .await?;
+
+        let (notices, mut queue) = mpsc::channel(NOTICES);
+        let peer = Peer { role, connection: self.connection.clone(), notices };
+        let id = self.context.driver.connected(site.clone(), peer).await.map_err(LinkError::Refused)?;
+        let ended = self.forward(&mut queue, exchange).await;
+        self.context.driver.disconnected(site, id).await;
+        ended
+    }
+
+    async fn forward(
+        &self,
+        queue: &mut mpsc::Receiver<Notice>,
+        exchange: &mut Exchange,
+    ) -> Result<(), LinkError> {
+        loop {
+            // Both are cancel-safe; a notice that was taken is written before the next turn.
+            let notice = tokio::select! {
+                notice = queue.recv() => notice,
+                error = self.connection.closed() => return Err(error),
+            };
+            let Some(notice) = notice else { return Ok(()) };
+            exchange.writer.write(&notice).await?;
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Everything the report says, out of the store.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId};
+use common::manifest::LabelManifest;
+use common::report::{ClassReport, EvaluationReport, METRIC_VERSION};
+use common::round;
+use common::signed::SignedDocument;
+use common::study::StudyDocument;
+use common::taxonomy::{ClassKind, Taxonomy};
+
+use crate::clock;
+use crate::report::{
+    ClassScore, ClassSummary, CoverageCell, FORMAT, LossSeries, ModelScores, ReportData, RoundSummary,
+    SiteSummary, StudySummary,
+};
+use crate::store::{LossPoint, RoundRecord, SiteRecord, Store, StoreError, StoredReport};
+
+/// Gathers the report of one study.
+pub(crate) async fn gather(
+    store: &Store,
+    consortium: &str,
+    document: &StudyDocument,
+    status: &round::Status,
+    manifests: &[LabelManifest],
+) -> Result<ReportData, StoreError> {
+    let digest = document.digest();
+    let taxonomy = &document.study().taxonomy;
+    let rounds = store.rounds(&digest).await?;
+    let reports = store.reports(&digest).await?;
+    let reports = reports.iter().map(read_report).collect::<Result<Vec<_>, _>>()?;
+    let scores: Vec<ModelScores> = reports.iter().map(model_scores).collect();
+    let coverage = coverage(manifests);
+    Ok(ReportData {
+        format: FORMAT,
+        generated_at: clock::rfc3339(clock::now()),
+        consortium: consortium.to_owned(),
+        study: study_summary(document, status, &rounds),
+        classes: classes(taxonomy, &coverage, &scores),
+        sites: sites(store, manifests).await?,
+        coverage,
+        scores: by_round(scores),
+        losses: losses(store.losses(&digest).await?),
+        rounds: rounds.iter().map(round_summary).collect(),
+        overlays: Vec::new(),
+    })
+}
+
+fn study_summary(document: &StudyDocument, status: &round::Status, rounds: &[RoundRecord]) -> StudySummary {
+    let study = document.study();
+    let weights = serde_json::to_value(study.aggregation.weights).ok();
+    let committed = rounds.iter().filter(|round| round.model.is_some()).count();
+    StudySummary {
+        name: study.name.clone(),
+        digest: document.digest(),
+        taxonomy: study.taxonomy.digest(),
+        state: status.paused.map_or(status.phase.to_owned(), |_| format!("paused, {}", status.phase)),
+        rounds: study.rounds,
+        rounds_committed: u32::try_from(committed).unwrap_or(u32::MAX),
+        seed: study.seed,
+        embedding: study.embeddings.kind.to_string(),
+        weights: weights.and_then(|w| w.as_str().map(str::to_owned)).unwrap_or_default(),
+        metric_version: METRIC_VERSION,
+        model: status.model,
+    }
+}
+
+fn classes(taxonomy: &Taxonomy, coverage: &[CoverageCell], scores: &[ModelScores]) -> Vec<ClassSummary> {
+    let annotated = coverage.iter().map(|cell| cell.class);
+    let scored = scores.iter().flat_map(|scores| scores.classes.iter().map(|score| score.class));
+    let seen: BTreeSet<ClassId> = annotated.chain(scored).collect();
+    let summary = |class: ClassId| ClassSummary {
+        class,
+        name: taxonomy.name(class).replace('_', " "),
+        lesion: taxonomy.class(class).is_some_and(|class| class.kind != ClassKind::Organ),
+    };
+    seen.into_iter().map(summary).collect()
+}
+
+async fn sites(store: &Store, manifests: &[LabelManifest]) -> Result<Vec<SiteSummary>, StoreError> {
+    let traffic: BTreeMap<SiteId, _> =
+        store.traffic().await?.into_iter().map(|traffic| (traffic.site.clone(), traffic)).collect();
+    let summary = |record: SiteRecord| {
+        let trains = record.role == Role::Trainer;
+        let manifest = manifests.iter().find(|manifest| manifest.site == record.site).filter(|_| trains);
+        let datasets = manifest.into_iter().flat_map(|manifest| &manifest.datasets);
+        let moved = traffic.get(&record.site);
+        SiteSummary {
+            volumes: manifest.map(|manifest| manifest.volumes),
+            datasets: datasets.map(|dataset| dataset.name.clone()).collect(),
+            bytes_sent: moved.map_or(0, |traffic| traffic.received),
+            bytes_received: moved.map_or(0, |traffic| traffic.sent),
+            site: record.site,
+            role: record.role,
+        }
+    };
+    Ok(store.sites().await?.into_iter().map(summary).collect())
+}
+
+fn coverage(manifests: &[LabelManifest]) -> Vec<CoverageCell> {
+    let cells = |manifest: &LabelManifest| {
+        let site = manifest.site.clone();
+        let cell = move |count: &common::manifest::ClassCount| CoverageCell {
+            site: site.clone(),
+            class: count.class,
+            annotated: count.annotated,
+            present: count.present,
+        };
+        manifest.classes.iter().map(cell).collect::<Vec<_>>()
+    };
+    manifests.iter().flat_map(cells).collect()
+}
+
+fn read_report(stored: &StoredReport) -> Result<EvaluationReport, StoreError> {
+    EvaluationReport::from_bytes(&stored.document).map_err(|e| StoreError::corrupt("report", e))
+}
+
+fn model_scores(report: &EvaluationReport) -> ModelScores {
+    ModelScores {
+        site: report.subject.site.clone(),
+        round: report.subject.round,
+        model: report.subject.model,
+        classes: report.classes.iter().map(class_score).collect(),
+    }
+}
+
+fn class_score(report: &ClassReport) -> ClassScore {
+    let present = report.present.as_ref();
+    let absent = report.absent.as_ref();
+    ClassScore {
+        class: report.class,
+        n: present.map(|p| p.n),
+        mean_dice: present.map(|p| p.mean_dice),
+        interval: present.map(|p| [p.ci_low, p.ci_high]),
+        mean_nsd: present.map(|p| p.mean_nsd),
+        tau_mm: Some(report.tau_mm),
+        n_absent: absent.map(|a| a.n),
+        false_positive_ml: absent.map(|a| a.false_positive_volume_ml),
+    }
+}
+
+fn by_round(mut scores: Vec<ModelScores>) -> Vec<ModelScores> {
+    let key = |scores: &ModelScores| -> (RoundId, SiteId, ModelHash) {
+        (scores.round, scores.site.clone(), scores.model)
+    };
+    scores.sort_by_key(key);
+    scores
+}
+
+fn losses(points: Vec<LossPoint>) -> Vec<LossSeries> {
+    let mut series: BTreeMap<SiteId, Vec<(f64, f64)>> = BTreeMap::new();
+    for point in points {
+        let done = f64::from(point.round.0.saturating_sub(1))
+            + f64::from(point.step) / f64::from(point.steps.max(1));
+        series.entry(point.site).or_default().push((done, f64::from(point.loss)));
+    }
+    series.into_iter().map(|(site, points)| LossSeries { site, points }).collect()
+}
+
+fn round_summary(record: &RoundRecord) -> RoundSummary {
+    let seconds = record.closed_at.map(|closed| closed.since(record.opened_at).as_secs_f64());
+    RoundSummary {
+        round: record.round,
+        outcome: record.outcome.clone().unwrap_or_else(|| "open".to_owned()),
+        seconds,
+        sites: record.sites.clone(),
+        model: record.model,
+    }
+}

@@ -1,0 +1,175 @@
+//! What the operator can ask, and the answers: the same over the socket of a running coordinator and without one.
+//!
+//! The socket speaks one JSON object a line, request and reply. It lies in the state folder with mode 0600: whoever can
+//! open it owns the coordinator's files anyway. [`socket`] serves, [`client`] asks; the work is the driver's.
+
+pub mod client;
+mod gather;
+mod socket;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use common::ids::{Role, SiteId};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use gather::gather;
+pub use socket::{MAX_SOCKET_PATH, OperatorSocket, SocketError, socket_path};
+
+/// A request of the operator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Everything at a glance.
+    Status,
+    /// Invites a site; the invite's text comes back and is kept nowhere.
+    Invite {
+        /// Whom.
+        site: SiteId,
+        /// For what.
+        role: Role,
+        /// How long the invite counts.
+        hours: u32,
+    },
+    /// Ends a site's membership, and its connection with it.
+    Revoke {
+        /// Which.
+        site: SiteId,
+    },
+    /// Adds a study.
+    AddStudy {
+        /// The study's TOML.
+        file: PathBuf,
+        /// Its initial model, safetensors.
+        model: PathBuf,
+        /// Its class embeddings, safetensors.
+        embeddings: PathBuf,
+    },
+    /// Starts, pauses, resumes or ends a study.
+    Control {
+        /// Its digest, the first digits of it, or its name.
+        study: String,
+        /// What.
+        order: Order,
+    },
+    /// Writes the report of a study.
+    Report {
+        /// Its digest, the first digits of it, or its name; the newest when absent.
+        study: Option<String>,
+        /// Into which folder.
+        out: PathBuf,
+    },
+}
+
+/// What can be done with a study.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Open its first round when sites are ready.
+    Start,
+    /// Finish what is under way, begin nothing.
+    Pause,
+    /// Go on.
+    Resume,
+    /// End it; its last model stands.
+    Abort,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done.
+    Done {
+        /// In words.
+        words: String,
+    },
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Invite`]: the text of the file.
+    Invite {
+        /// TOML.
+        text: String,
+    },
+    /// To [`Request::AddStudy`].
+    Added {
+        /// The study's digest.
+        study: String,
+    },
+    /// To [`Request::Report`].
+    Report {
+        /// The page.
+        page: PathBuf,
+    },
+    /// It was not done.
+    Failed {
+        /// Why.
+        words: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+}
+
+impl Reply {
+    /// A refusal.
+    pub fn failed(words: impl Into<String>, hint: Option<&str>) -> Self {
+        Self::Failed { words: words.into(), hint: hint.map(str::to_owned) }
+    }
+}
+
+/// Everything at a glance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The consortium.
+    pub consortium: String,
+    /// Whether a server runs; without one nobody can be connected.
+    pub running: bool,
+    /// What sites dial.
+    pub address: Option<String>,
+    /// What the store's failure is called, while it fails.
+    pub fault: Option<String>,
+    /// The sites, by name.
+    pub sites: Vec<SiteLine>,
+    /// The studies, oldest first.
+    pub studies: Vec<StudyLine>,
+}
+
+/// One site of [`Status`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SiteLine {
+    /// Its name.
+    pub site: SiteId,
+    /// Its role.
+    pub role: Role,
+    /// `active` or `revoked`.
+    pub status: String,
+    /// Its address, while it is connected.
+    pub connected: Option<String>,
+    /// End of its certificate, RFC 3339.
+    pub certificate_until: Option<String>,
+}
+
+/// One study of [`Status`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StudyLine {
+    /// Its name.
+    pub name: String,
+    /// Its digest.
+    pub digest: String,
+    /// Where it stands, in the machine's word; `paused: …` in front of it while paused.
+    pub state: String,
+    /// Whether it was started.
+    pub started: bool,
+    /// The round that it is at.
+    pub round: u32,
+    /// Of so many.
+    pub rounds: u32,
+    /// The last durable model.
+    pub model: String,
+    /// Trainers that are ready.
+    pub ready: Vec<SiteId>,
+    /// What came of asking each site of the open round.
+    pub answers: BTreeMap<SiteId, String>,
+    /// Classes that nobody who registered annotates.
+    pub uncovered: Vec<String>,
+}
