@@ -62,3 +62,33 @@ impl Coverage {
         classes.into_iter().filter(|class| !covered.contains(class)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Digest, TaxonomyDigest};
+    use crate::manifest::CaseLabels;
+
+    fn class(id: u8) -> ClassId {
+        ClassId::new(id).unwrap()
+    }
+
+    fn manifest(site: &str, annotated: &[u8], volumes: usize) -> LabelManifest {
+        let annotated: BTreeSet<_> = annotated.iter().map(|&id| class(id)).collect();
+        let case = CaseLabels { dataset: "mine", annotated: &annotated, present: &annotated };
+        let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
+        LabelManifest::count(site.parse().unwrap(), taxonomy, vec![case; volumes], 1)
+    }
+
+    #[test]
+    fn the_matrix_says_who_annotates_what_and_what_nobody_does() {
+        let manifests = [manifest("b", &[2, 6], 4), manifest("a", &[1, 6], 3)];
+        let coverage = Coverage::of(&manifests);
+        assert_eq!(coverage.rows().map(|(site, _)| site.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(coverage.annotated(&"a".parse().unwrap(), class(6)), 3);
+        assert_eq!(coverage.annotated(&"a".parse().unwrap(), class(2)), 0);
+        assert_eq!(coverage.total(class(6)), 7);
+        assert_eq!(coverage.sites_of(class(2)).map(SiteId::as_str).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(coverage.uncovered([1, 2, 3, 6].map(class)), [class(3)]);
+    }
+}

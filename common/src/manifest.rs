@@ -170,3 +170,87 @@ impl SignedDocument for LabelManifest {
         Ok(manifest)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Digest;
+    use crate::signed::{Signed, SignedError, SigningKey};
+
+    fn classes(ids: &[u8]) -> BTreeSet<ClassId> {
+        ids.iter().filter_map(|&id| ClassId::new(id)).collect()
+    }
+
+    fn manifest(min_count: u32) -> LabelManifest {
+        let (liver, both) = (classes(&[6]), classes(&[6, 27]));
+        let case = |dataset, annotated, present| CaseLabels { dataset, annotated, present };
+        let cases = [case("lits", &both, &both), case("lits", &both, &liver), case("chaos", &liver, &liver)];
+        let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
+        LabelManifest::count("site-a".parse().unwrap(), taxonomy, cases, min_count)
+    }
+
+    #[test]
+    fn annotated_is_exact_and_present_is_left_out_below_the_smallest_count() {
+        let counts = |min_count| {
+            let manifest = manifest(min_count);
+            manifest.classes.iter().map(|c| (c.class.get(), c.annotated, c.present)).collect::<Vec<_>>()
+        };
+        assert_eq!(counts(1), [(6, 3, Some(3)), (27, 2, Some(1))]);
+        assert_eq!(counts(2), [(6, 3, Some(3)), (27, 2, None)]);
+        assert_eq!(counts(5), [(6, 3, None), (27, 2, None)]);
+        assert_eq!((manifest(5).volumes, manifest(5).datasets.len()), (3, 2));
+    }
+
+    #[test]
+    fn a_finding_that_no_patient_has_is_left_out_too() {
+        let annotated = classes(&[27]);
+        let case = CaseLabels { dataset: "lits", annotated: &annotated, present: &BTreeSet::new() };
+        let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
+        let manifest = LabelManifest::count("a".parse().unwrap(), taxonomy, [case], 0);
+        assert_eq!(manifest.classes[0].present, None);
+    }
+
+    #[test]
+    fn a_signed_manifest_reads_back_under_its_key_alone() {
+        let (key, other) = (SigningKey::from_bytes(&[1; 32]), SigningKey::from_bytes(&[2; 32]));
+        let signed = Signed::sign(&manifest(1), &key);
+        assert_eq!(signed.verify(&key.verifying_key()).unwrap(), manifest(1));
+        assert!(matches!(signed.verify(&other.verifying_key()), Err(SignedError::Signature)));
+        for at in 0..signed.bytes().len() {
+            let mut bytes = signed.bytes().to_vec();
+            bytes[at] ^= 1;
+            let damaged = Signed::<LabelManifest>::from_parts(bytes, *signed.signature());
+            assert!(matches!(damaged.verify(&key.verifying_key()), Err(SignedError::Signature)));
+        }
+    }
+
+    #[test]
+    fn a_signature_for_another_kind_of_document_is_worthless() {
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let signed = Signed::sign(&manifest(1), &key);
+        let as_report = Signed::<crate::report::EvaluationReport>::from_parts(
+            signed.bytes().to_vec(),
+            *signed.signature(),
+        );
+        assert!(matches!(as_report.verify(&key.verifying_key()), Err(SignedError::Document(_))));
+    }
+
+    #[test]
+    fn a_manifest_that_contradicts_itself_is_refused() {
+        let text = String::from_utf8(manifest(1).to_bytes()).unwrap();
+        let damage = [
+            ("\"present\":3", "\"present\":4"),
+            ("\"annotated\":2", "\"annotated\":0"),
+            ("\"volumes\":3", "\"volumes\":2"),
+            ("\"class\":27", "\"class\":6"),
+            ("label manifest 1", "label manifest 2"),
+            ("\"name\":\"lits\"", "\"name\":\"Meier, Anna\""),
+            ("{\"format\"", "{\"patients\":[],\"format\""),
+        ];
+        for (from, to) in damage {
+            let changed = text.replacen(from, to, 1);
+            assert_ne!(changed, text, "{from}");
+            assert!(LabelManifest::from_bytes(changed.as_bytes()).is_err(), "{to}");
+        }
+    }
+}

@@ -135,6 +135,9 @@ impl EvaluationReport {
     ) -> Self {
         let scans: BTreeSet<u32> = scores.iter().map(|score| score.scan).collect();
         let mut by_class: BTreeMap<ClassId, Vec<&CaseScore>> = BTreeMap::new();
+        // Sums of floats depend on their order: the scans' own makes the report independent of who finished first.
+        let mut scores: Vec<&CaseScore> = scores.iter().collect();
+        scores.sort_by_key(|score| (score.class, score.patient, score.scan));
         for score in scores {
             by_class.entry(score.class).or_default().push(score);
         }
@@ -260,4 +263,97 @@ fn mean(values: &[f64]) -> f64 {
 
 fn count(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::{ArtifactHash, Digest};
+
+    fn subject() -> ReportSubject {
+        ReportSubject {
+            site: "held-out".parse().unwrap(),
+            model: ArtifactHash(Digest::of(b"model")),
+            round: RoundId(3),
+            study: StudyDigest(Digest::of(b"study")),
+            taxonomy: TaxonomyDigest(Digest::of(b"taxonomy")),
+        }
+    }
+
+    fn present(patient: u32, class: u8, dice: f64) -> CaseScore {
+        let outcome = CaseOutcome::Present { dice, nsd: dice / 2.0 };
+        CaseScore { patient, scan: patient, class: ClassId::new(class).unwrap(), outcome }
+    }
+
+    fn absent(patient: u32, class: u8, false_positive_volume_ml: f64) -> CaseScore {
+        let outcome = CaseOutcome::Absent { false_positive_volume_ml };
+        CaseScore { patient, scan: patient, class: ClassId::new(class).unwrap(), outcome }
+    }
+
+    fn summarise(scores: &[CaseScore], min_count: u32) -> EvaluationReport {
+        EvaluationReport::summarise(subject(), scores, |_| 3.0, min_count, 1)
+    }
+
+    #[test]
+    fn scans_with_and_without_the_class_are_summarised_apart() {
+        let scores = [present(1, 6, 0.9), present(2, 6, 0.7), absent(3, 6, 4.0), absent(4, 6, 2.0)];
+        let report = summarise(&scores, 2);
+        let liver = &report.classes[0];
+        let found = liver.present.as_ref().unwrap();
+        assert_eq!((found.n, found.patients), (2, 2));
+        assert!((found.mean_dice - 0.8).abs() < 1e-12 && (found.mean_nsd - 0.4).abs() < 1e-12);
+        assert_eq!((found.ci_low, found.ci_high), (0.7, 0.9));
+        assert_eq!(liver.absent.as_ref().unwrap().false_positive_volume_ml, 3.0);
+        assert_eq!((report.volumes, report.mean_dice(|_| true)), (4, Some(found.mean_dice)));
+    }
+
+    #[test]
+    fn numbers_over_too_few_patients_are_left_out() {
+        let two_scans_of_one = [present(1, 6, 0.9), CaseScore { scan: 9, ..present(1, 6, 0.5) }];
+        assert_eq!(summarise(&two_scans_of_one, 2).classes[0].present, None);
+        assert_eq!(summarise(&two_scans_of_one, 2).mean_dice(|_| true), None);
+        assert!(summarise(&two_scans_of_one, 1).classes[0].present.is_some());
+    }
+
+    #[test]
+    fn a_report_that_contradicts_itself_is_refused() {
+        let text =
+            String::from_utf8(summarise(&[present(1, 6, 0.9), present(2, 6, 0.7)], 1).to_bytes()).unwrap();
+        let damage = [
+            ("\"ci_low\":0.7", "\"ci_low\":0.95"),
+            ("\"n\":2", "\"n\":3"),
+            ("\"patients\":2", "\"patients\":0"),
+            ("\"mean_nsd\":0.4", "\"mean_nsd\":1.4"),
+            ("\"absent\":null", "\"absent\":null,\"cases\":[]"),
+            ("report 1", "report 2"),
+        ];
+        for (from, to) in damage {
+            let changed = text.replacen(from, to, 1);
+            assert_ne!(changed, text, "{from}");
+            assert!(EvaluationReport::from_bytes(changed.as_bytes()).is_err(), "{to}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_summary_reads_back_whatever_the_order_of_scores(
+            scores in proptest::collection::vec((0u32..6, 0u32..9, 1u8..33, 0.0..=1.0f64, any::<bool>()), 0..40),
+            min_count in 0u32..4,
+        ) {
+            let score = |&(patient, scan, class, value, is_present): &(u32, u32, u8, f64, bool)| {
+                let score = if is_present { present(patient, class, value) } else { absent(patient, class, value) };
+                // A scan has one score per class: number it by both.
+                CaseScore { scan: patient * 100 + scan, ..score }
+            };
+            let mut seen = BTreeSet::new();
+            let mut scores: Vec<CaseScore> = scores.iter().map(score).collect();
+            scores.retain(|score| seen.insert((score.scan, score.class)));
+            let report = summarise(&scores, min_count);
+            prop_assert_eq!(&EvaluationReport::from_bytes(&report.to_bytes()).unwrap(), &report);
+            scores.reverse();
+            prop_assert_eq!(summarise(&scores, min_count), report);
+        }
+    }
 }

@@ -14,6 +14,10 @@ pub const EXAMPLE_STUDY: &str = include_str!("../../configs/examples/study.toml"
 /// # Panics
 /// When it is absent and `CONSILIUM_REQUIRE_SHARED=1`.
 #[expect(clippy::print_stderr, reason = "a skipped check must not look like a passed one")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the test script says by environment whether fixtures are required"
+)]
 pub fn shared_dir() -> Option<PathBuf> {
     let beside = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared"));
     if beside.is_dir() {
@@ -29,6 +33,7 @@ pub fn shared_dir() -> Option<PathBuf> {
 ///
 /// # Panics
 /// When the folder is there and the file is not.
+#[expect(clippy::disallowed_methods, reason = "fixtures are files")]
 pub fn shared_file(path: &str) -> Option<Vec<u8>> {
     let file = shared_dir()?.join(path);
     Some(std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())))

@@ -1,1 +1,249 @@
-//! (tests)
+//! Bit-equality, conservation, class rows, and refusals.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::artifact::{Dtype, TensorLayout, TensorSpec};
+use crate::ids::AttemptId;
+use crate::update::{UpdateExpectation, UpdateOffer, UpdateVerifier};
+
+fn layout(tensors: &[(&str, &[u32])]) -> TensorLayout {
+    let spec = |(name, shape): &(&str, &[u32])| TensorSpec {
+        name: (*name).to_owned(),
+        dtype: Dtype::F32,
+        shape: shape.to_vec(),
+    };
+    TensorLayout::new(tensors.iter().map(spec).collect()).unwrap()
+}
+
+fn bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn numbers(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|&le| f32::from_le_bytes(le)).collect()
+}
+
+fn verified(site: &str, base: &ArtifactManifest, delta: &[f32], round: u32) -> VerifiedUpdate {
+    let (study, round) = (StudyDigest(Digest::of(b"study")), RoundId(round));
+    let data = bytes(delta);
+    let manifest = ArtifactManifest::of(base.layout().clone(), &data);
+    let attempt = AttemptId::from_bytes([1; 16]);
+    let offer = UpdateOffer { study, round, base: base.hash(), attempt, steps: 1, manifest };
+    let expectation = UpdateExpectation {
+        site: site.parse().unwrap(),
+        study,
+        round,
+        base: base.hash(),
+        layout: base.layout().clone(),
+        max_norm: None,
+    };
+    let mut verifier = UpdateVerifier::new(expectation, offer).unwrap();
+    for (index, span) in (0..).zip(base.layout().spans()) {
+        let start = span.offset as usize;
+        verifier.push_chunk(index, &data[start..start + span.len as usize]).unwrap();
+    }
+    verifier.finish().unwrap()
+}
+
+#[derive(Debug)]
+struct Sites {
+    base: ArtifactManifest,
+    global: Vec<f32>,
+    deltas: Vec<(String, f64, Vec<f32>)>,
+}
+
+impl Sites {
+    fn new(layout: TensorLayout, global: Vec<f32>, deltas: Vec<(String, f64, Vec<f32>)>) -> Self {
+        let base = ArtifactManifest::of(layout, &bytes(&global));
+        Self { base, global, deltas }
+    }
+
+    fn updates(&self) -> Vec<WeightedUpdate> {
+        let update = |(site, weight, delta): &(String, f64, Vec<f32>)| WeightedUpdate {
+            update: verified(site, &self.base, delta, 1),
+            weight: *weight,
+        };
+        self.deltas.iter().map(update).collect()
+    }
+
+    fn aggregate(&self, aggregator: &Aggregator) -> (Vec<f32>, AggregatedModel) {
+        let (mut out, mut data, mut chunks) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, span) in (0..).zip(self.base.layout().spans()) {
+            let range = span.offset as usize..span.offset as usize + span.len as usize;
+            let chunk_of = |site: &SiteId| {
+                let (_, _, delta) = self.deltas.iter().find(|(name, ..)| name == site.as_str()).unwrap();
+                bytes(delta)[range.clone()].to_vec()
+            };
+            let deltas: Vec<_> = aggregator.updates().iter().map(|u| chunk_of(u.update.site())).collect();
+            let deltas: Vec<&[u8]> = deltas.iter().map(Vec::as_slice).collect();
+            let base = &bytes(&self.global)[range];
+            chunks.push(aggregator.aggregate_chunk(index, base, &deltas, &mut out).unwrap());
+            data.extend_from_slice(&out);
+        }
+        let model = aggregator.seal(chunks).unwrap();
+        assert_eq!(model.manifest(), &ArtifactManifest::of(self.base.layout().clone(), &data));
+        (numbers(&data), model)
+    }
+
+    fn run(&self, eta: f64) -> Vec<f32> {
+        self.aggregate(&Aggregator::new(self.base.clone(), self.updates(), eta).unwrap()).0
+    }
+}
+
+/// Some sites with deltas over two small tensors.
+fn some_sites() -> impl Strategy<Value = Sites> {
+    let values = |n| proptest::collection::vec(-1e3f32..1e3, n);
+    let site = (0.01f64..50.0, values(13));
+    (values(13), proptest::collection::vec(site, 1..6)).prop_map(|(global, sites)| {
+        let named = (0..).zip(sites).map(|(k, (weight, delta))| (format!("site-{k}"), weight, delta));
+        Sites::new(layout(&[("a", &[4]), ("b", &[3, 3])]), global, named.collect())
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_arrival_does_not_change_a_bit(mut sites in some_sites(), turn in 0usize..6, flip: bool) {
+        let first = sites.run(1.0);
+        let turn = turn % sites.deltas.len();
+        sites.deltas.rotate_left(turn);
+        if flip {
+            sites.deltas.reverse();
+        }
+        let second = sites.run(1.0);
+        prop_assert_eq!(bytes(&first), bytes(&second));
+    }
+
+    #[test]
+    fn weights_are_conserved(mut sites in some_sites()) {
+        // The same delta everywhere: whatever the weights, the mean is that delta.
+        let delta = sites.deltas[0].2.clone();
+        sites.deltas.iter_mut().for_each(|site| site.2.clone_from(&delta));
+        for ((new, global), delta) in sites.run(1.0).iter().zip(&sites.global).zip(&delta) {
+            let expected = f64::from(*global) + f64::from(*delta);
+            prop_assert!((f64::from(*new) - expected).abs() <= expected.abs() * 1e-6 + 1e-9);
+        }
+    }
+
+    #[test]
+    fn the_aggregate_is_the_naive_mean(sites in some_sites(), eta in 0.0f64..2.0) {
+        let total: f64 = sites.deltas.iter().map(|site| site.1).sum();
+        for (k, new) in sites.run(eta).iter().enumerate() {
+            let mean: f64 = sites.deltas.iter().map(|(_, w, delta)| w / total * f64::from(delta[k])).sum();
+            let expected = f64::from(sites.global[k]) + eta * mean;
+            prop_assert!((f64::from(*new) - expected).abs() <= expected.abs() * 1e-6 + 1e-9, "{new} {expected}");
+        }
+    }
+}
+
+fn set(names: &[&str]) -> BTreeSet<SiteId> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+#[test]
+fn class_rows_average_over_the_sites_that_annotate_the_class() {
+    let sites = Sites::new(
+        layout(&[("bias", &[1]), ("organ_embedding.weight", &[3, 2])]),
+        vec![0.1; 7],
+        vec![("north".to_owned(), 1.0, vec![1.0; 7]), ("south".to_owned(), 3.0, vec![5.0; 7])],
+    );
+    let class = |id| ClassId::new(id).unwrap();
+    // Class 1 at both sites, class 2 in the north alone, class 3 nowhere.
+    let annotating = BTreeMap::from([(class(1), set(&["north", "south"])), (class(2), set(&["north"]))]);
+    let aggregator = Aggregator::new(sites.base.clone(), sites.updates(), 1.0).unwrap();
+    let aggregator = aggregator.with_class_rows("organ_embedding.weight", &annotating).unwrap();
+    let (new, _) = sites.aggregate(&aggregator);
+    assert_eq!(new, [4.1, 4.1, 4.1, 1.1, 1.1, 0.1, 0.1]);
+}
+
+#[test]
+fn a_class_table_over_several_chunks_keeps_its_rows() {
+    // 3 rows of 200,000 numbers: rows and chunks of 262,144 numbers do not coincide.
+    let row = 200_000;
+    let delta = |value: f32| vec![value; 3 * row];
+    let sites = Sites::new(
+        layout(&[("table", &[3, row as u32])]),
+        delta(0.0),
+        vec![("a".to_owned(), 1.0, delta(1.0)), ("b".to_owned(), 1.0, delta(3.0))],
+    );
+    let class = |id| ClassId::new(id).unwrap();
+    let annotating =
+        BTreeMap::from([(class(1), set(&["a"])), (class(2), set(&["b"])), (class(3), set(&["a", "b"]))]);
+    let aggregator = Aggregator::new(sites.base.clone(), sites.updates(), 1.0).unwrap();
+    let (new, _) = sites.aggregate(&aggregator.with_class_rows("table", &annotating).unwrap());
+    assert_eq!(new, [vec![1.0; row], vec![3.0; row], vec![2.0; row]].concat());
+}
+
+#[test]
+fn a_class_without_a_row_is_an_error() {
+    let sites =
+        Sites::new(layout(&[("table", &[1, 2])]), vec![0.0; 2], vec![("a".to_owned(), 1.0, vec![0.0; 2])]);
+    let annotating = BTreeMap::from([(ClassId::new(2).unwrap(), set(&["a"]))]);
+    for (tensor, rows) in [("table", 1), ("other", 0)] {
+        let aggregator = Aggregator::new(sites.base.clone(), sites.updates(), 1.0).unwrap();
+        let error = aggregator.with_class_rows(tensor, &annotating).unwrap_err();
+        assert_eq!(error, AggregateError::ClassTable { tensor: tensor.to_owned(), classes: 2, rows });
+    }
+}
+
+fn two_sites() -> Sites {
+    let deltas = vec![("a".to_owned(), 1.0, vec![1.0; 4]), ("b".to_owned(), 1.0, vec![2.0; 4])];
+    Sites::new(layout(&[("w", &[4])]), vec![0.0; 4], deltas)
+}
+
+#[test]
+fn updates_that_do_not_belong_together_are_refused() {
+    let sites = two_sites();
+    let new = |updates| Aggregator::new(sites.base.clone(), updates, 1.0).map(|_| ());
+    let site = |name: &str| name.parse::<SiteId>().unwrap();
+    let weighted = |update| WeightedUpdate { update, weight: 1.0 };
+
+    assert_eq!(new(vec![]), Err(AggregateError::NoWeight));
+    let twice = [sites.updates(), sites.updates()].concat();
+    assert_eq!(new(twice), Err(AggregateError::TwoUpdates { site: site("a") }));
+    let late = weighted(verified("c", &sites.base, &[0.0; 4], 2));
+    assert_eq!(new([sites.updates(), vec![late]].concat()), Err(AggregateError::Foreign { site: site("c") }));
+    let other_base = ArtifactManifest::of(sites.base.layout().clone(), &[1; 16]);
+    let stale = weighted(verified("c", &other_base, &[0.0; 4], 1));
+    assert_eq!(
+        new([sites.updates(), vec![stale]].concat()),
+        Err(AggregateError::Foreign { site: site("c") })
+    );
+    let mut weightless = sites.updates();
+    weightless.iter_mut().for_each(|update| update.weight = 0.0);
+    assert_eq!(new(weightless), Err(AggregateError::NoWeight));
+    let mut negative = sites.updates();
+    negative[0].weight = -1.0;
+    assert!(matches!(new(negative), Err(AggregateError::Factor { .. })));
+}
+
+#[test]
+fn bytes_that_changed_on_disk_are_noticed() {
+    let sites = two_sites();
+    let aggregator = Aggregator::new(sites.base.clone(), sites.updates(), 1.0).unwrap();
+    let mut out = Vec::new();
+    let (good, bad) = (bytes(&[1.0; 4]), bytes(&[1.5; 4]));
+    let mut sum = aggregator.chunk(0).unwrap();
+    assert!(matches!(sum.add(&bad), Err(AggregateError::Chunk { .. })));
+    sum.add(&good).unwrap();
+    assert_eq!(
+        sum.finish(&bytes(&[0.0; 4]), &mut out),
+        Err(AggregateError::Sites { index: 0, expected: 2, got: 1 })
+    );
+    let deltas = [good, bytes(&[2.0; 4])];
+    let deltas = [deltas[0].as_slice(), &deltas[1]];
+    let wrong_base = aggregator.aggregate_chunk(0, &bytes(&[9.0; 4]), &deltas, &mut out);
+    assert!(matches!(wrong_base, Err(AggregateError::Chunk { .. })));
+    assert!(aggregator.aggregate_chunk(1, &[], &deltas, &mut out).is_err());
+    assert!(matches!(aggregator.seal(vec![]), Err(AggregateError::Incomplete(_))));
+}
+
+#[test]
+fn a_value_beyond_f32_is_an_error() {
+    let sites =
+        Sites::new(layout(&[("w", &[1])]), vec![f32::MAX], vec![("a".to_owned(), 1.0, vec![f32::MAX])]);
+    let aggregator = Aggregator::new(sites.base.clone(), sites.updates(), 1.0).unwrap();
+    let max = bytes(&[f32::MAX]);
+    let error = aggregator.aggregate_chunk(0, &max, &[&max], &mut Vec::new()).unwrap_err();
+    assert_eq!(error, AggregateError::NotFinite { tensor: "w".to_owned() });
+}

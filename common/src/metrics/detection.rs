@@ -53,3 +53,39 @@ impl Detection {
 fn harmonic(a: f64, b: f64) -> f64 {
     if a + b == 0.0 { 0.0 } else { 2.0 * a * b / (a + b) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_harmonic_means_are_the_published_ones() {
+        for (sensitivity, specificity, mean) in [
+            (88.89, 95.0, 91.84349339278917),
+            (91.67, 95.0, 93.30529811967642),
+            (93.98, 91.25, 92.59488203854667),
+        ] {
+            assert!((harmonic(sensitivity, specificity) - mean).abs() < 1e-9);
+        }
+        assert_eq!(harmonic(0.0, 0.0), 0.0);
+    }
+
+    #[test]
+    fn a_scan_below_the_smallest_volume_is_negative() {
+        let mut detection = Detection::new(0.5);
+        detection.add(0.6, true);
+        detection.add(0.4, true);
+        detection.add(0.4, false);
+        assert_eq!((detection.sensitivity(), detection.specificity()), (Some(0.5), Some(1.0)));
+        assert_eq!(detection.harmonic_mean(), Some(2.0 / 3.0));
+    }
+
+    #[test]
+    fn without_a_smallest_volume_one_voxel_counts_and_none_does_not() {
+        let mut detection = Detection::new(0.0);
+        detection.add(0.0, false);
+        detection.add(0.001, true);
+        assert_eq!((detection.sensitivity(), detection.specificity()), (Some(1.0), Some(1.0)));
+        assert_eq!(Detection::new(0.0).harmonic_mean(), None);
+    }
+}

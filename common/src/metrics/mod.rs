@@ -12,3 +12,6 @@ pub use detection::Detection;
 pub use interval::bootstrap_interval;
 pub use overlap::Overlap;
 pub use surface::{Grid, normalised_surface_distance};
+
+#[cfg(test)]
+mod golden;

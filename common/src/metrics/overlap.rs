@@ -63,3 +63,29 @@ impl Overlap {
 fn ratio(numerator: u64, denominator: u64) -> Option<f64> {
     (denominator > 0).then(|| numerator as f64 / denominator as f64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identical_masks_reach_a_dice_of_one() {
+        let mask = [true, false, true];
+        assert_eq!(Overlap::of(mask, mask).dice(), Some(1.0));
+    }
+
+    #[test]
+    fn what_has_no_voxels_has_no_score() {
+        let nothing = Overlap::of([false; 4], [false; 4]);
+        assert_eq!((nothing.dice(), nothing.recall(), nothing.precision()), (None, None, None));
+        assert!(!nothing.truth_is_present());
+        let missed = Overlap::of([false; 4], [true, false, false, false]);
+        assert_eq!((missed.dice(), missed.precision()), (Some(0.0), None));
+    }
+
+    #[test]
+    fn false_positives_are_measured_in_millilitres() {
+        let overlap = Overlap { false_positive: 100, ..Overlap::default() };
+        assert!((overlap.false_positive_volume_ml([1.0, 2.0, 5.0]) - 1.0).abs() < 1e-12);
+    }
+}

@@ -75,12 +75,11 @@ fn surface(mask: &[bool], grid: &Grid) -> Vec<bool> {
 fn squared_distances(targets: &[bool], grid: &Grid) -> Vec<f64> {
     let mut squared: Vec<f64> =
         targets.iter().map(|&target| if target { 0.0 } else { f64::INFINITY }).collect();
-    let strides = grid.strides();
-    for axis in 0..3 {
-        let mut envelope = Envelope::new(grid.shape[axis], grid.spacing_mm[axis]);
-        let starts = (0..grid.len()).filter(|index| index / strides[axis] % grid.shape[axis] == 0);
-        for start in starts {
-            envelope.transform_line(&mut squared, start, strides[axis]);
+    for (axis, stride) in grid.strides().into_iter().enumerate() {
+        let len = grid.shape[axis];
+        let mut envelope = Envelope::new(len, grid.spacing_mm[axis]);
+        for start in (0..grid.len()).filter(|index| (index / stride).is_multiple_of(len)) {
+            envelope.transform_line(&mut squared, start, stride);
         }
     }
     squared
@@ -148,5 +147,57 @@ impl Envelope {
         let (x_left, x_right) = (left as f64 * self.spacing, right as f64 * self.spacing);
         let rise = (self.heights[right] + x_right * x_right) - (self.heights[left] + x_left * x_left);
         rise / (2.0 * (x_right - x_left))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn brute_force(targets: &[bool], grid: &Grid) -> Vec<f64> {
+        let strides = grid.strides();
+        let at = |index: usize| [0, 1, 2].map(|axis| (index / strides[axis] % grid.shape[axis]) as f64);
+        let squared = |a: usize, b: usize| {
+            (0..3).map(|axis| ((at(a)[axis] - at(b)[axis]) * grid.spacing_mm[axis]).powi(2)).sum::<f64>()
+        };
+        let targets: Vec<usize> = (0..grid.len()).filter(|&index| targets[index]).collect();
+        let nearest = |index| targets.iter().map(|&t| squared(index, t)).fold(f64::INFINITY, f64::min);
+        (0..grid.len()).map(nearest).collect()
+    }
+
+    #[test]
+    fn only_voxels_beside_the_outside_are_surface() {
+        let grid = Grid { shape: [5, 5, 5], spacing_mm: [1.0; 3] };
+        let inner = |index: usize| [25, 5, 1].iter().all(|stride| (1..4).contains(&(index / stride % 5)));
+        let cube: Vec<bool> = (0..125).map(inner).collect();
+        assert_eq!(count(&surface(&cube, &grid)), 26);
+        // The border of the grid is outside.
+        assert_eq!(count(&surface(&[true; 125], &grid)), 98);
+    }
+
+    #[test]
+    fn an_empty_mask_is_at_no_distance() {
+        let grid = Grid { shape: [2, 1, 1], spacing_mm: [1.0; 3] };
+        assert_eq!(normalised_surface_distance(&[false; 2], &[false; 2], &grid, 1.0), None);
+        assert_eq!(normalised_surface_distance(&[true, false], &[false; 2], &grid, 9.0), Some(0.0));
+        assert_eq!(normalised_surface_distance(&[true, false], &[false, true], &grid, 1.0), Some(1.0));
+        assert_eq!(normalised_surface_distance(&[true, false], &[false, true], &grid, 0.9), Some(0.0));
+    }
+
+    proptest! {
+        #[test]
+        fn the_distance_transform_is_exact(
+            shape in [1usize..7, 1usize..6, 1usize..8],
+            spacing_mm in [0.3..4.0f64, 0.3..4.0f64, 0.3..4.0f64],
+            bits in proptest::collection::vec(proptest::bool::weighted(0.1), 6 * 5 * 7),
+        ) {
+            let grid = Grid { shape, spacing_mm };
+            let targets = &bits[..grid.len()];
+            for (fast, slow) in squared_distances(targets, &grid).into_iter().zip(brute_force(targets, &grid)) {
+                prop_assert!(fast == slow || (fast - slow).abs() <= 1e-9 * slow.max(1.0), "{fast} {slow}");
+            }
+        }
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn draft(draft: &StudyDraft, taxonomy: &Taxonomy) -> Problems {
     // TOML integers are signed: a larger seed could not be written in a study file.
     problems.in_range("seed", draft.seed, 0..=i64::MAX as u64);
     problems.in_range("rounds", draft.rounds, 1..=100_000);
-    model(&draft.model, &mut problems);
+    model("model.", &draft.model, &mut problems);
     preprocessing(&draft.preprocessing, &mut problems);
     problems.in_range("sampling.foreground_probability", draft.sampling.foreground_probability, 0.0..=1.0);
     augmentation(&draft.sampling.augmentation, &mut problems);
@@ -47,10 +47,15 @@ pub(super) fn draft(draft: &StudyDraft, taxonomy: &Taxonomy) -> Problems {
     problems
 }
 
-fn model(model: &ModelConfig, problems: &mut Problems) {
+/// `prefix` is where the section stands: a model file has no section around it.
+pub(super) fn model(prefix: &str, model: &ModelConfig, problems: &mut Problems) {
     // The head's group norm has 16 groups over 2 · width channels.
-    if !(8..=256).contains(&model.width) || model.width % 8 != 0 {
-        problems.add_allowed("model.width", model.width.to_string(), "a multiple of 8 from 8 to 256");
+    if !(8..=256).contains(&model.width) || !model.width.is_multiple_of(8) {
+        problems.add_allowed(
+            format!("{prefix}width"),
+            model.width.to_string(),
+            "a multiple of 8 from 8 to 256",
+        );
     }
 }
 
@@ -67,7 +72,7 @@ fn preprocessing(preprocessing: &Preprocessing, problems: &mut Problems) {
     }
     for (axis, voxels) in preprocessing.patch.into_iter().enumerate() {
         // Three poolings halve the patch; below 16 the bottleneck would be one voxel, which batch norm cannot take.
-        if !(16..=512).contains(&voxels) || voxels % 8 != 0 {
+        if !(16..=512).contains(&voxels) || !voxels.is_multiple_of(8) {
             let key = format!("preprocessing.patch[{axis}]");
             problems.add_allowed(key, voxels.to_string(), "a multiple of 8 from 16 to 512");
         }
@@ -100,8 +105,7 @@ fn training(training: &Training, rounds: u32, problems: &mut Problems) {
     problems.in_range("training.accumulation", training.accumulation, 1..=1024);
     problems.in_range("training.warmup_rounds", training.warmup_rounds, 0..=rounds);
     let optimizer = &training.optimizer;
-    let key = "training.optimizer.base_lr";
-    problems.in_range(key, optimizer.base_lr, f64::MIN_POSITIVE..=10.0);
+    positive("training.optimizer.base_lr", optimizer.base_lr, 10.0, problems);
     problems.in_range("training.optimizer.weight_decay", optimizer.weight_decay, 0.0..=1.0);
     problems.in_range("training.optimizer.momentum", optimizer.momentum, 0.0..=0.9999);
     if optimizer.kind == OptimizerKind::AdamW && optimizer.momentum != 0.0 {
@@ -114,10 +118,10 @@ fn training(training: &Training, rounds: u32, problems: &mut Problems) {
 }
 
 fn aggregation(aggregation: &Aggregation, problems: &mut Problems) {
-    problems.in_range("aggregation.server_lr", aggregation.server_lr, f64::MIN_POSITIVE..=10.0);
+    positive("aggregation.server_lr", aggregation.server_lr, 10.0, problems);
     problems.in_range("aggregation.max_site_weight", aggregation.max_site_weight, 0.01..=1.0);
     if let Some(norm) = aggregation.max_update_norm {
-        problems.in_range("aggregation.max_update_norm", norm, f64::MIN_POSITIVE..=1e9);
+        positive("aggregation.max_update_norm", norm, 1e9, problems);
     }
 }
 
@@ -160,4 +164,11 @@ fn embeddings(embeddings: &Embeddings, taxonomy: &Taxonomy, problems: &mut Probl
         problems.add_allowed("embeddings.rows", embeddings.rows.to_string(), allowed);
     }
     problems.in_range("embeddings.width", embeddings.width, 1..=8192);
+}
+
+/// Notes a value that is not above 0, or above `most` (a NaN is neither).
+fn positive(key: &str, value: f64, most: f64, problems: &mut Problems) {
+    if !(value > 0.0 && value <= most) {
+        problems.add_allowed(key, format!("{value} is out of range"), format!("above 0, at most {most}"));
+    }
 }

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Diagnostics, Document, Problems};
 use crate::ids::{ArtifactHash, ClassId, SiteId};
 
 /// The network.
@@ -15,6 +16,21 @@ pub struct ModelConfig {
     pub backbone: Backbone,
     /// Channels of the first convolution; 32 is the paper's.
     pub width: u32,
+}
+
+impl ModelConfig {
+    /// Parses the text of a model file, `configs/models/*.toml`; `file` is the name shown in messages.
+    ///
+    /// # Errors
+    /// All mistakes, each with its line.
+    pub fn parse(file: &str, text: &str) -> Result<Self, Diagnostics> {
+        let document = Document::parse(file, text)?;
+        let model = document.read()?;
+        let mut problems = Problems::new();
+        super::check::model("", &model, &mut problems);
+        document.locate(problems)?;
+        Ok(model)
+    }
 }
 
 /// The backbones that a study may name.

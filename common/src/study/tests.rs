@@ -12,6 +12,20 @@ fn the_example_becomes_a_document_that_reads_back() {
 }
 
 #[test]
+fn every_model_file_parses() {
+    let files = [
+        ("unet.toml", include_str!("../../../configs/models/unet.toml"), 32),
+        ("unet-small.toml", include_str!("../../../configs/models/unet-small.toml"), 8),
+    ];
+    for (file, text, width) in files {
+        assert_eq!(ModelConfig::parse(file, text).unwrap().width, width, "{file}");
+        let refused =
+            ModelConfig::parse(file, &text.replace(&format!("width = {width}"), "width = 9")).unwrap_err();
+        assert_eq!(refused.items()[0].line, Some(3), "{file}");
+    }
+}
+
+#[test]
 fn every_mistake_is_reported_at_once() {
     let text = EXAMPLE_STUDY
         .replace("rounds = 100", "rounds = 0")

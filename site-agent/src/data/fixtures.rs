@@ -1,18 +1,15 @@
 //! Reference files for the tests of this folder.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// The reference files beside the project, or `None`, said loudly, where they are absent.
+use common::testing::shared_dir;
+
+/// A reference file or folder, or `None`, said loudly, where there are none.
 ///
 /// # Panics
-/// When they are absent and `CONSILIUM_REQUIRE_SHARED=1` says that they must not be.
+/// When they are absent and `CONSILIUM_REQUIRE_SHARED=1`, and when they are there without this one.
 pub(super) fn shared(part: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(part);
-    if path.exists() {
-        return Some(path);
-    }
-    let required = std::env::var_os("CONSILIUM_REQUIRE_SHARED").is_some_and(|value| value == "1");
-    assert!(!required, "reference files are absent: {}", path.display());
-    println!("SKIPPED: no reference files at {}", path.display());
-    None
+    let path = shared_dir()?.join(part);
+    assert!(path.exists(), "{} is missing among the reference files", path.display());
+    Some(path)
 }

@@ -5,8 +5,8 @@
 //! their thickness in millimetres, as vessels do. Later organs overwrite earlier ones.
 
 use common::ids::ClassId;
+use common::rng::Rng;
 use nalgebra::{Rotation3, Vector3};
-use rand::Rng;
 
 use super::shape::Solid;
 

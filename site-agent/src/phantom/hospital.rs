@@ -33,7 +33,7 @@ pub struct Hospital {
     /// How they lie.
     pub pose: PoseSpread,
     /// Every how many cases an organ is missing.
-    pub missing_every: Option<usize>,
+    pub missing_every: Option<u32>,
     /// Its data sets; case `i` belongs to data set `i` modulo their number.
     pub datasets: &'static [PhantomDataset],
 }
@@ -56,12 +56,10 @@ pub struct RawLabel {
     pub name: &'static str,
     /// The classes whose voxels carry it; two where the data set does not tell right from left.
     pub classes: &'static [u8],
-    /// For a tumour: the organ class whose tumour voxels carry it, where the data set tells them apart.
-    pub within: Option<u8>,
 }
 
 const fn label(value: u8, name: &'static str, classes: &'static [u8]) -> RawLabel {
-    RawLabel { value, name, classes, within: None }
+    RawLabel { value, name, classes }
 }
 
 const TRAINERS_SIZE: SizeSpread =
@@ -157,14 +155,12 @@ pub const HOSPITALS: [Hospital; 4] = [
                 label(5, "spleen", &[1]),
                 label(6, "pancreas", &[11]),
                 label(7, "stomach", &[7]),
-                label(8, "right kidney", &[2]),
-                label(9, "left kidney", &[3]),
-                label(10, "aorta", &[8]),
-                label(11, "inferior vena cava", &[9]),
-                label(12, "urinary bladder", &[21]),
-                label(13, "liver tumour", &[27]),
-                RawLabel { value: 14, name: "tumour of the right kidney", classes: &[26], within: Some(2) },
-                RawLabel { value: 15, name: "tumour of the left kidney", classes: &[26], within: Some(3) },
+                label(8, "kidney", &[2, 3]),
+                label(9, "aorta", &[8]),
+                label(10, "inferior vena cava", &[9]),
+                label(11, "urinary bladder", &[21]),
+                label(12, "liver tumour", &[27]),
+                label(13, "kidney tumour", &[26]),
             ],
         }],
     },

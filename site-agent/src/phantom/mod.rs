@@ -19,10 +19,9 @@ pub use scanner::Scanner;
 
 use anatomy::{Body, Tissue};
 use common::ids::ClassId;
+use common::rng::{KeyedRng, Rng};
 use nalgebra::{Point3, Vector3};
 use pose::Pose;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha12Rng;
 use rayon::prelude::*;
 
 use crate::data::volume::{Grid, Volume};
@@ -43,8 +42,9 @@ pub struct Phantom {
 }
 
 /// Phantom number `case` of `hospital`. `spacing_mm` replaces the hospital's own voxel size.
-pub fn generate(hospital: &Hospital, seed: u64, case: usize, spacing_mm: Option<[f64; 3]>) -> Phantom {
-    let stream = |purpose| stream(seed, hospital.name, case, purpose);
+pub fn generate(hospital: &Hospital, seed: u64, case: u32, spacing_mm: Option<[f64; 3]>) -> Phantom {
+    let key = KeyedRng::new(seed).purpose("phantom").purpose(hospital.name).sample(case);
+    let stream = |purpose| key.clone().purpose(purpose).rng();
     let missing = missing_organ(hospital, case, &mut stream("missing organ"));
     let contrast = hospital.scanner.contrast_hu;
     let body = Body::sample(hospital.size, contrast, missing, &mut stream("body"));
@@ -80,7 +80,7 @@ fn world(grid: &Grid, index: [usize; 3]) -> Vector3<f64> {
     grid.affine.matrix().transform_point(&index).coords
 }
 
-fn missing_organ(hospital: &Hospital, case: usize, rng: &mut impl Rng) -> Option<ClassId> {
+fn missing_organ(hospital: &Hospital, case: u32, rng: &mut impl Rng) -> Option<ClassId> {
     let every = hospital.missing_every?;
     let organ = REMOVABLE[rng.random_range(0..REMOVABLE.len())];
     (case % every == every - 1).then(|| ClassId::new(organ))?
@@ -89,17 +89,6 @@ fn missing_organ(hospital: &Hospital, case: usize, rng: &mut impl Rng) -> Option
 /// Where the scanner's coordinates put the middle of the volume, mm: nowhere special.
 fn sample_table(rng: &mut impl Rng) -> Vector3<f64> {
     Vector3::from_fn(|_, _| rng.random_range(-200.0_f64..200.0).round())
-}
-
-/// The random draws of one purpose: no purpose shifts another's, and no case another case.
-fn stream(seed: u64, hospital: &str, case: usize, purpose: &str) -> ChaCha12Rng {
-    let mut hasher = blake3::Hasher::new_derive_key("consilium phantom 1");
-    hasher.update(&seed.to_le_bytes());
-    hasher.update(&(case as u64).to_le_bytes());
-    hasher.update(hospital.as_bytes());
-    hasher.update(&[0]);
-    hasher.update(purpose.as_bytes());
-    ChaCha12Rng::from_seed(*hasher.finalize().as_bytes())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! How a body lies in the scanner: shifted, turned about its long axis, and smoothly bent.
 
+use common::rng::Rng;
 use nalgebra::{Rotation3, Vector3};
-use rand::Rng;
 
 /// How widely poses of a group of patients differ.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! Tumours: round, inside their organ, of another attenuation.
 
+use common::rng::Rng;
 use nalgebra::Vector3;
-use rand::Rng;
 
 use super::world;
 use crate::data::volume::Volume;

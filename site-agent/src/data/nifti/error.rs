@@ -39,7 +39,7 @@ pub enum Fault {
     CorruptGzip(io::Error),
     #[error("not a NIfTI file: it starts with {found:?}, not with the size of a header (348 or 540)")]
     NotNifti { found: [u8; 4] },
-    #[error("not a NIfTI file: the magic word is {found:?}, expected {expected}")]
+    #[error("not a NIfTI file: the magic word is `{found}`, expected {expected}")]
     BadMagic { expected: &'static str, found: String },
     #[error("the header is damaged: {field} is {found}, expected {expected}")]
     BadHeader { field: &'static str, expected: &'static str, found: String },

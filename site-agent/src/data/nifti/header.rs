@@ -339,14 +339,14 @@ impl Raw {
     }
 }
 
-/// Voxels of a millionth of a metre up to a decimetre: all that a scanner makes. Anything else is a wrong unit, and
+/// Voxels of a tenth of a micrometre up to a decimetre: all that a scanner makes. Anything else is a wrong unit, and
 /// would make a grid of absurd size when resampled.
 fn check_spacing(affine: &Affine) -> Result<(), Fault> {
     let spacing = affine.spacing();
-    if spacing.iter().all(|size| (1e-3..=100.0).contains(size)) {
+    if spacing.iter().all(|size| (1e-4..=100.0).contains(size)) {
         return Ok(());
     }
     Err(Fault::BadAffine {
-        why: format!("voxels of {spacing:.3?} mm, expected 0.001 to 100; is the unit of length wrong?"),
+        why: format!("voxels of {spacing:?} mm, expected 0.0001 to 100; is the unit of length wrong?"),
     })
 }

@@ -1,0 +1,68 @@
+//! The metrics against the reference's own numbers (golden set k).
+
+use serde_json::Value;
+
+use super::*;
+use crate::testing::shared_file;
+
+const SHAPE: [usize; 3] = [20, 16, 14];
+
+/// A mask of the golden file, which is safetensors: header length, JSON header, data.
+fn mask(file: &[u8], name: &str) -> Vec<bool> {
+    let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let entries: Value = serde_json::from_slice(&file[8..8 + header]).unwrap();
+    let offset = |end: usize| 8 + header + entries[name]["data_offsets"][end].as_u64().unwrap() as usize;
+    assert_eq!(entries[name]["shape"], serde_json::json!(SHAPE));
+    file[offset(0)..offset(1)].iter().map(|&voxel| voxel != 0).collect()
+}
+
+fn masks_and_numbers() -> Option<(Vec<bool>, Vec<bool>, Value)> {
+    let file = shared_file("golden/k_postprocess.safetensors")?;
+    let numbers: Value = serde_json::from_slice(&shared_file("golden/k_postprocess.json")?).unwrap();
+    Some((mask(&file, "metric.a"), mask(&file, "metric.b"), numbers["metrics"].clone()))
+}
+
+/// The reference adds 1 to the denominator of Dice; ours does not, so its formula is applied to our counts.
+fn reference_row(overlap: &Overlap) -> [Option<f64>; 4] {
+    let Overlap { true_positive: tp, false_positive: fp, false_negative: fn_, .. } = *overlap;
+    let smoothed = (2 * tp) as f64 / (2 * tp + fp + fn_ + 1) as f64;
+    [Some(smoothed), overlap.recall(), overlap.precision(), overlap.specificity()]
+}
+
+fn assert_row(overlap: &Overlap, expected: &Value, name: &str) {
+    for (index, ours) in reference_row(overlap).into_iter().enumerate() {
+        match (ours, expected[index].as_f64()) {
+            (Some(ours), Some(theirs)) => {
+                assert!((ours - theirs).abs() < 1e-6, "{name}[{index}]: {ours} {theirs}")
+            }
+            (None, None) => {}
+            (ours, theirs) => panic!("{name}[{index}]: {ours:?} {theirs:?}"),
+        }
+    }
+}
+
+#[test]
+fn overlap_counts_give_the_reference_numbers() {
+    let Some((a, b, numbers)) = masks_and_numbers() else { return };
+    let none = vec![false; a.len()];
+    let pairs =
+        [("overlap", &a, &b), ("identical", &a, &a), ("pred_empty", &none, &b), ("label_empty", &a, &none)];
+    for (name, prediction, truth) in pairs {
+        let overlap = Overlap::of(prediction.iter().copied(), truth.iter().copied());
+        assert_row(&overlap, &numbers[format!("dice_{name}")], name);
+    }
+}
+
+#[test]
+fn surface_distances_are_the_reference_numbers() {
+    let Some((a, b, numbers)) = masks_and_numbers() else { return };
+    for (spacing, spacing_mm) in [("1.5", [1.5; 3]), ("_1_0.8_3", [1.0, 0.8, 3.0])] {
+        let grid = Grid { shape: SHAPE, spacing_mm };
+        for tau_mm in [0.0, 1.0, 1.5, 2.0, 3.0, 5.0] {
+            let name = format!("nsd_tol{tau_mm:.1}_spacing{spacing}");
+            let expected = numbers[&name].as_f64().unwrap_or_else(|| panic!("no {name}"));
+            let ours = normalised_surface_distance(&a, &b, &grid, tau_mm).unwrap();
+            assert!((ours - expected).abs() < 1e-6, "{name}: {ours} {expected}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The generalisation report: one `ReportData`, written as `report.json` and as a page that needs nothing else.
+//!
+//! Only numbers that sites chose to send are in it; there is no picture of a scan and no way to put one in.
+//! [`page`] says how it looks, [`chart`] draws; gathering the data from the store is in [`crate::operator`].
+
+mod chart;
+mod page;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest, TaxonomyDigest};
+use serde::{Deserialize, Serialize};
+
+use crate::files::{self, Access};
+
+/// Version of `report.json`.
+pub const FORMAT: u32 = 1;
+
+/// Everything that the report says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportData {
+    /// [`FORMAT`] of the program that wrote it.
+    pub format: u32,
+    /// When it was made, RFC 3339.
+    pub generated_at: String,
+    /// The consortium's name.
+    pub consortium: String,
+    /// What was trained.
+    pub study: StudySummary,
+    /// The classes that somebody annotated or scored, by id.
+    pub classes: Vec<ClassSummary>,
+    /// The sites, by name.
+    pub sites: Vec<SiteSummary>,
+    /// What each site annotated; a pair that is absent is not annotated.
+    pub coverage: Vec<CoverageCell>,
+    /// Scores of each published model by each evaluator, by round.
+    pub scores: Vec<ModelScores>,
+    /// Training losses, by site, in order of time.
+    pub losses: Vec<LossSeries>,
+    /// The rounds, in order.
+    pub rounds: Vec<RoundSummary>,
+    /// Pictures in sites' own folders. Never made or held by a coordinator: a demo, which owns both sides, lists them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overlays: Vec<Overlay>,
+}
+
+/// The study in a few words.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StudySummary {
+    /// Its name.
+    pub name: String,
+    /// Its digest.
+    pub digest: StudyDigest,
+    /// The taxonomy that all parties pinned.
+    pub taxonomy: TaxonomyDigest,
+    /// Where it stands, in one word.
+    pub state: String,
+    /// Rounds asked for.
+    pub rounds: u32,
+    /// Rounds that made a model.
+    pub rounds_committed: u32,
+    /// The seed of every random draw.
+    pub seed: u64,
+    /// Kind of class embeddings.
+    pub embedding: String,
+    /// How updates were weighted.
+    pub weights: String,
+    /// Version of the metrics' definitions.
+    pub metric_version: u32,
+    /// The last global model.
+    pub model: ModelHash,
+}
+
+/// One class.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassSummary {
+    /// Its id.
+    pub class: ClassId,
+    /// Its name, for people.
+    pub name: String,
+    /// Whether it is a lesion, which headline means leave out.
+    pub lesion: bool,
+}
+
+/// One site.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SiteSummary {
+    /// Its name.
+    pub site: SiteId,
+    /// Its role.
+    pub role: Role,
+    /// Training volumes by its manifest; evaluators have none.
+    pub volumes: Option<u32>,
+    /// Names of its data sets by its manifest.
+    pub datasets: Vec<String>,
+    /// Payload bytes that it sent to the coordinator.
+    pub bytes_sent: u64,
+    /// Payload bytes that the coordinator sent to it.
+    pub bytes_received: u64,
+}
+
+/// Site × class.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CoverageCell {
+    /// The site.
+    pub site: SiteId,
+    /// The class.
+    pub class: ClassId,
+    /// Training volumes in which it is annotated.
+    pub annotated: u32,
+    /// Of these, volumes that show it; absent when the site suppresses so small a number.
+    pub present: Option<u32>,
+}
+
+/// What one evaluator says about one model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelScores {
+    /// The evaluator.
+    pub site: SiteId,
+    /// The round that made the model.
+    pub round: RoundId,
+    /// The model.
+    pub model: ModelHash,
+    /// Its scores, by class.
+    pub classes: Vec<ClassScore>,
+}
+
+/// One class of one model on one evaluator's held-out scans.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassScore {
+    /// The class.
+    pub class: ClassId,
+    /// Scans in which it is present; absent, with all scores, when the site suppresses so small a number.
+    pub n: Option<u32>,
+    /// Mean Dice over these, 0 to 1.
+    pub mean_dice: Option<f64>,
+    /// Interval of the mean, from resampling patients at the site.
+    pub interval: Option<[f64; 2]>,
+    /// Mean normalised surface Dice.
+    pub mean_nsd: Option<f64>,
+    /// Its tolerance, millimetres.
+    pub tau_mm: Option<f64>,
+    /// Scans in which it is absent.
+    pub n_absent: Option<u32>,
+    /// Mean volume predicted in those, millilitres.
+    pub false_positive_ml: Option<f64>,
+}
+
+/// Loss of one trainer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossSeries {
+    /// The site.
+    pub site: SiteId,
+    /// `(rounds done, loss)`: 2.5 is the middle of round 3.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// One round.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoundSummary {
+    /// Which.
+    pub round: RoundId,
+    /// How it ended, or `open`.
+    pub outcome: String,
+    /// From opening to commit, seconds.
+    pub seconds: Option<f64>,
+    /// Sites whose updates were averaged.
+    pub sites: Vec<SiteId>,
+    /// The model that it made.
+    pub model: Option<ModelHash>,
+}
+
+/// A picture that lies in a site's own folder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overlay {
+    /// Whose folder.
+    pub site: SiteId,
+    /// Where, as a link from the page.
+    pub path: String,
+}
+
+/// The report could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The page.
+    #[error("making the page")]
+    Page(#[from] askama::Error),
+    /// The JSON.
+    #[error("making report.json")]
+    Json(#[from] serde_json::Error),
+    /// A file.
+    #[error("{}", .path.display())]
+    File {
+        /// Where.
+        path: PathBuf,
+        /// What the file system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ReportData {
+    /// The page, whole: no script, no link to another host.
+    ///
+    /// # Errors
+    /// [`ReportError::Page`].
+    pub fn to_html(&self) -> Result<String, ReportError> {
+        page::render(self)
+    }
+
+    /// Writes `report.json` and `report.html` into `dir`, and gives the page's path.
+    ///
+    /// # Errors
+    /// [`ReportError`].
+    pub fn write(&self, dir: &Path) -> Result<PathBuf, ReportError> {
+        files::create_private_dir(dir)
+            .map_err(|source| ReportError::File { path: dir.to_owned(), source })?;
+        let mut json = serde_json::to_vec_pretty(self)?;
+        json.push(b'\n');
+        let page = dir.join("report.html");
+        for (path, bytes) in [(dir.join("report.json"), json), (page.clone(), self.to_html()?.into_bytes())] {
+            files::write_atomic(&path, &bytes, Access::Public)
+                .map_err(|source| ReportError::File { path, source })?;
+        }
+        Ok(page)
+    }
+
+    /// The last scores of each evaluator, by site.
+    pub fn final_scores(&self) -> Vec<&ModelScores> {
+        let mut last: std::collections::BTreeMap<&SiteId, &ModelScores> = std::collections::BTreeMap::new();
+        for scores in &self.scores {
+            let newer = last.get(&scores.site).is_none_or(|before| before.round <= scores.round);
+            if newer {
+                last.insert(&scores.site, scores);
+            }
+        }
+        last.into_values().collect()
+    }
+
+    /// Mean of the classes' mean Dice in `scores`, over lesions or over all else; `None` when none is known.
+    pub fn mean_dice(&self, scores: &ModelScores, lesions: bool) -> Option<f64> {
+        let of_kind = |class: ClassId| self.classes.iter().any(|c| c.class == class && c.lesion == lesions);
+        let values: Vec<f64> =
+            scores.classes.iter().filter(|s| of_kind(s.class)).filter_map(|s| s.mean_dice).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

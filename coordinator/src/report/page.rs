@@ -1,0 +1,357 @@
+//! The page: `ReportData` turned into what `templates/report.html` shows, every number formatted here.
+
+use std::collections::BTreeMap;
+
+use askama::Template;
+use common::ids::{ClassId, Role, SiteId};
+
+use super::chart::{self, Frame, Line};
+use super::{ClassScore, ClassSummary, CoverageCell, ModelScores, ReportData, ReportError};
+
+/// Makes the page.
+pub(super) fn render(data: &ReportData) -> Result<String, ReportError> {
+    Ok(Page::of(data).render()?)
+}
+
+#[derive(Template)]
+#[template(path = "report.html")]
+struct Page<'a> {
+    data: &'a ReportData,
+    figures: Vec<Figure>,
+    coverage: Coverage,
+    evaluators: Vec<Legend>,
+    mean_chart: Option<String>,
+    panels: Vec<Panel>,
+    tables: Vec<ScoreTable>,
+    trainers: Vec<Legend>,
+    loss_chart: Option<String>,
+    sites: Vec<SiteRow>,
+    rounds: Vec<RoundRow>,
+}
+
+/// A headline number.
+struct Figure {
+    value: String,
+    label: String,
+}
+
+/// A colour and whose it is.
+struct Legend {
+    colour: usize,
+    name: String,
+}
+
+struct Coverage {
+    names: Vec<ClassName>,
+    rows: Vec<CoverageRow>,
+    totals: Vec<u32>,
+}
+
+struct ClassName {
+    name: String,
+    lesion: bool,
+}
+
+struct CoverageRow {
+    site: String,
+    volumes: String,
+    cells: Vec<Cell>,
+}
+
+/// One square of the heat map.
+struct Cell {
+    /// 0 to 100.
+    shade: u32,
+    annotated: u32,
+    title: String,
+}
+
+/// A small chart of one class.
+struct Panel {
+    name: String,
+    lesion: bool,
+    last: String,
+    svg: String,
+}
+
+/// The last scores of one evaluator.
+struct ScoreTable {
+    site: String,
+    round: u32,
+    model: String,
+    organs: String,
+    lesions: String,
+    rows: Vec<ScoreRow>,
+}
+
+struct ScoreRow {
+    name: String,
+    lesion: bool,
+    trainers: usize,
+    n: String,
+    dice: String,
+    interval: String,
+    mark: String,
+    nsd: String,
+    absent: String,
+}
+
+struct SiteRow {
+    site: String,
+    role: Role,
+    volumes: String,
+    datasets: String,
+    sent: String,
+    received: String,
+}
+
+struct RoundRow {
+    round: u32,
+    outcome: String,
+    seconds: String,
+    sites: String,
+    model: String,
+}
+
+impl<'a> Page<'a> {
+    fn of(data: &'a ReportData) -> Self {
+        let evaluators: Vec<&SiteId> = data.final_scores().iter().map(|scores| &scores.site).collect();
+        Self {
+            data,
+            figures: figures(data),
+            coverage: coverage(data),
+            evaluators: legend(evaluators.iter().copied()),
+            mean_chart: mean_chart(data, &evaluators),
+            panels: data.classes.iter().filter_map(|class| panel(data, class, &evaluators)).collect(),
+            tables: data.final_scores().into_iter().map(|scores| score_table(data, scores)).collect(),
+            trainers: legend(data.losses.iter().map(|series| &series.site)),
+            loss_chart: loss_chart(data),
+            sites: data.sites.iter().map(site_row).collect(),
+            rounds: data.rounds.iter().map(round_row).collect(),
+        }
+    }
+}
+
+fn figures(data: &ReportData) -> Vec<Figure> {
+    let figure = |value: String, label: &str| Figure { value, label: label.to_owned() };
+    let last = data.final_scores();
+    let mean = last.first().and_then(|scores| data.mean_dice(scores, false));
+    let count = |role| data.sites.iter().filter(|site| site.role == role).count();
+    let moved = data.sites.iter().map(|site| site.bytes_sent + site.bytes_received).sum();
+    let seconds = data.rounds.iter().filter_map(|round| round.seconds).sum();
+    vec![
+        figure(optional(mean, 3), "mean held-out Dice, organs"),
+        figure(format!("{} of {}", data.study.rounds_committed, data.study.rounds), "rounds"),
+        figure(format!("{} + {}", count(Role::Trainer), count(Role::Evaluator)), "trainers + evaluators"),
+        figure(bytes(moved), "moved, all of it weights and numbers"),
+        figure(duration(seconds), "in rounds"),
+        figure(data.study.embedding.clone(), "class embeddings"),
+    ]
+}
+
+fn coverage(data: &ReportData) -> Coverage {
+    let most = data.coverage.iter().map(|cell| cell.annotated).max().unwrap_or(1).max(1);
+    let trainers = data.sites.iter().filter(|site| site.role == Role::Trainer);
+    let rows = trainers.map(|site| CoverageRow {
+        site: site.site.to_string(),
+        volumes: site.volumes.map_or(String::new(), |n| n.to_string()),
+        cells: data
+            .classes
+            .iter()
+            .map(|class| cell(find_cell(data, &site.site, class.class), class, most))
+            .collect(),
+    });
+    let count = |class: &ClassSummary| {
+        data.coverage.iter().filter(|c| c.class == class.class && c.annotated > 0).count()
+    };
+    Coverage {
+        names: data.classes.iter().map(|c| ClassName { name: c.name.clone(), lesion: c.lesion }).collect(),
+        rows: rows.collect(),
+        totals: data.classes.iter().map(|class| u32::try_from(count(class)).unwrap_or(u32::MAX)).collect(),
+    }
+}
+
+fn find_cell<'a>(data: &'a ReportData, site: &SiteId, class: ClassId) -> Option<&'a CoverageCell> {
+    data.coverage.iter().find(|cell| cell.site == *site && cell.class == class)
+}
+
+fn cell(cell: Option<&CoverageCell>, class: &ClassSummary, most: u32) -> Cell {
+    let Some(cell) = cell.filter(|cell| cell.annotated > 0) else {
+        return Cell { shade: 0, annotated: 0, title: format!("{}: not annotated", class.name) };
+    };
+    let present = cell.present.map_or("too few to say".to_owned(), |n| n.to_string());
+    Cell {
+        // From 15: one volume of a hundred must still be seen.
+        shade: 15 + 75 * cell.annotated / most,
+        annotated: cell.annotated,
+        title: format!("{}: annotated in {}, present in {present}", class.name, cell.annotated),
+    }
+}
+
+fn legend<'s>(sites: impl Iterator<Item = &'s SiteId>) -> Vec<Legend> {
+    sites.enumerate().map(|(i, site)| Legend { colour: i % chart::COLOURS, name: site.to_string() }).collect()
+}
+
+/// Rounds that were scored: the x axis of all Dice charts.
+fn last_round(data: &ReportData) -> u32 {
+    data.scores.iter().map(|scores| scores.round.0).max().unwrap_or(0).max(1)
+}
+
+fn mean_chart(data: &ReportData, evaluators: &[&SiteId]) -> Option<String> {
+    let line = |(colour, site): (usize, &&SiteId), lesions: bool| {
+        let points =
+            scores_of(data, site).filter_map(|s| Some((f64::from(s.round.0), data.mean_dice(s, lesions)?)));
+        let title = format!("{site}, mean of {}", if lesions { "lesions" } else { "organs" });
+        Line { colour, points: points.collect(), band: Vec::new(), title }
+    };
+    let lines: Vec<Line> = evaluators.iter().enumerate().map(|pair| line(pair, false)).collect();
+    if lines.iter().all(|line| line.points.is_empty()) {
+        return None;
+    }
+    let frame = dice_frame(data, 720.0, 200.0, 34.0, vec![0.0, 0.2, 0.4, 0.6, 0.8, 1.0], 12);
+    Some(frame.draw(&lines, "mean held-out Dice over the organs, by round"))
+}
+
+fn panel(data: &ReportData, class: &ClassSummary, evaluators: &[&SiteId]) -> Option<Panel> {
+    let lines: Vec<Line> =
+        evaluators.iter().enumerate().map(|(i, site)| class_line(data, class, i, site)).collect();
+    let last = lines.iter().find_map(|line| line.points.last())?.1;
+    let frame = dice_frame(data, 180.0, 96.0, 24.0, vec![0.0, 0.5, 1.0], 3);
+    let label = format!("held-out Dice of {} by round, last {last:.2}", class.name);
+    Some(Panel {
+        name: class.name.clone(),
+        lesion: class.lesion,
+        last: format!("{last:.2}"),
+        svg: frame.draw(&lines, &label),
+    })
+}
+
+fn class_line(data: &ReportData, class: &ClassSummary, colour: usize, site: &SiteId) -> Line {
+    let scores: Vec<(f64, &ClassScore)> = scores_of(data, site)
+        .filter_map(|s| Some((f64::from(s.round.0), s.classes.iter().find(|c| c.class == class.class)?)))
+        .collect();
+    Line {
+        colour,
+        points: scores.iter().filter_map(|(x, s)| Some((*x, s.mean_dice?))).collect(),
+        band: scores.iter().filter_map(|(x, s)| s.interval.map(|[low, high]| (*x, low, high))).collect(),
+        title: format!("{site}: {}", class.name),
+    }
+}
+
+fn dice_frame(data: &ReportData, width: f64, height: f64, left: f64, y_ticks: Vec<f64>, most: u32) -> Frame {
+    let first = data.scores.iter().map(|scores| scores.round.0).min().unwrap_or(0);
+    let last = last_round(data).max(first + 1);
+    Frame {
+        width,
+        height,
+        x_min: f64::from(first),
+        x_max: f64::from(last),
+        y_max: 1.0,
+        y_ticks,
+        x_ticks: chart::whole_ticks(first, last, most),
+        left,
+    }
+}
+
+fn scores_of<'a>(data: &'a ReportData, site: &'a SiteId) -> impl Iterator<Item = &'a ModelScores> {
+    data.scores.iter().filter(move |scores| scores.site == *site)
+}
+
+fn loss_chart(data: &ReportData) -> Option<String> {
+    let lines = data.losses.iter().enumerate().map(|(colour, series)| Line {
+        colour,
+        points: series.points.clone(),
+        band: Vec::new(),
+        title: series.site.to_string(),
+    });
+    let lines: Vec<Line> = lines.filter(|line| !line.points.is_empty()).collect();
+    let all = || lines.iter().flat_map(|line| &line.points);
+    let x_max = all().map(|&(x, _)| x).fold(1.0, f64::max).ceil();
+    let y_ticks = chart::ticks(all().map(|&(_, y)| y).fold(0.0, f64::max));
+    let y_max = y_ticks.last().copied().unwrap_or(1.0);
+    // Rounds are counted in 32 bits, and points come from rounds.
+    let x_ticks = chart::whole_ticks(0, x_max as u32, 12);
+    let frame = Frame { width: 720.0, height: 200.0, x_min: 0.0, x_max, y_max, y_ticks, x_ticks, left: 34.0 };
+    (!lines.is_empty()).then(|| frame.draw(&lines, "training loss of each site, by round"))
+}
+
+fn score_table(data: &ReportData, scores: &ModelScores) -> ScoreTable {
+    let by_class: BTreeMap<ClassId, &ClassScore> = scores.classes.iter().map(|s| (s.class, s)).collect();
+    let rows =
+        data.classes.iter().filter_map(|class| Some(score_row(data, class, by_class.get(&class.class)?)));
+    ScoreTable {
+        site: scores.site.to_string(),
+        round: scores.round.0,
+        model: scores.model.short(),
+        organs: optional(data.mean_dice(scores, false), 3),
+        lesions: optional(data.mean_dice(scores, true), 3),
+        rows: rows.collect(),
+    }
+}
+
+fn score_row(data: &ReportData, class: &ClassSummary, score: &ClassScore) -> ScoreRow {
+    let annotates = |cell: &&CoverageCell| cell.class == class.class && cell.annotated > 0;
+    let nsd = match (score.mean_nsd, score.tau_mm) {
+        (Some(nsd), Some(tau)) => format!("{nsd:.3} at {tau} mm"),
+        _ => DASH.to_owned(),
+    };
+    let absent = match (score.n_absent, score.false_positive_ml) {
+        (Some(n), Some(ml)) if n > 0 => format!("{ml:.1} ml in {n}"),
+        _ => DASH.to_owned(),
+    };
+    ScoreRow {
+        name: class.name.clone(),
+        lesion: class.lesion,
+        trainers: data.coverage.iter().filter(annotates).count(),
+        n: score.n.map_or("too few".to_owned(), |n| n.to_string()),
+        dice: optional(score.mean_dice, 3),
+        interval: score.interval.map_or(DASH.to_owned(), |[low, high]| format!("{low:.2} – {high:.2}")),
+        mark: score.mean_dice.map_or(String::new(), |dice| chart::interval_mark(dice, score.interval)),
+        nsd,
+        absent,
+    }
+}
+
+fn site_row(site: &super::SiteSummary) -> SiteRow {
+    SiteRow {
+        site: site.site.to_string(),
+        role: site.role,
+        volumes: site.volumes.map_or(DASH.to_owned(), |n| n.to_string()),
+        datasets: if site.datasets.is_empty() { DASH.to_owned() } else { site.datasets.join(", ") },
+        sent: bytes(site.bytes_sent),
+        received: bytes(site.bytes_received),
+    }
+}
+
+fn round_row(round: &super::RoundSummary) -> RoundRow {
+    RoundRow {
+        round: round.round.0,
+        outcome: round.outcome.clone(),
+        seconds: round.seconds.map_or(DASH.to_owned(), |s| format!("{s:.1} s")),
+        sites: round.sites.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        model: round.model.map_or(DASH.to_owned(), |model| model.short()),
+    }
+}
+
+const DASH: &str = "–";
+
+fn optional(value: Option<f64>, decimals: usize) -> String {
+    value.map_or(DASH.to_owned(), |value| format!("{value:.decimals$}"))
+}
+
+/// `n` bytes with three figures or so, in powers of ten.
+fn bytes(n: u64) -> String {
+    let units = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    let n = n as f64;
+    let unit = units.iter().find(|(size, _)| n >= *size);
+    unit.map_or(format!("{n} B"), |(size, name)| format!("{:.1} {name}", n / size))
+}
+
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match (whole / 3600, whole / 60 % 60, whole % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s:02} s"),
+        (h, m, _) => format!("{h} h {m:02} min"),
+    }
+}

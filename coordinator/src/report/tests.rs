@@ -1,0 +1,168 @@
+use common::ids::{ArtifactHash, Digest};
+
+use super::*;
+
+/// A small, finished study: three trainers, one evaluator, a dozen organs, two lesions.
+pub(crate) fn sample() -> ReportData {
+    let names = [
+        (1, "spleen", "ac"),
+        (2, "right kidney", "bc"),
+        (3, "left kidney", "bc"),
+        (4, "gall bladder", "a"),
+        (6, "liver", "ac"),
+        (7, "stomach", "c"),
+        (8, "aorta", "b"),
+        (9, "postcava", "b"),
+        (11, "pancreas", "c"),
+        (16, "right lung", "a"),
+        (17, "left lung", "a"),
+        (21, "bladder", "b"),
+        (26, "kidney tumour", "b"),
+        (27, "liver tumour", "a"),
+    ];
+    let class = |id| ClassId::new(id).unwrap();
+    let site = |letter: char| format!("site-{letter}").parse::<SiteId>().unwrap();
+    let model = |round: u32| ArtifactHash(Digest::of(&round.to_le_bytes()));
+    let classes =
+        names.map(|(id, name, _)| ClassSummary { class: class(id), name: name.to_owned(), lesion: id > 25 });
+    let cells = names.iter().flat_map(|&(id, _, sites)| sites.chars().map(move |s| (id, s)));
+    let coverage = cells.map(|(id, s)| CoverageCell {
+        site: site(s),
+        class: class(id),
+        annotated: if s == 'c' { 8 } else { 16 },
+        present: (id != 27).then_some(12),
+    });
+    let score = |round: u32, id: u8| {
+        let dice = thousandths((1.0 - (-f64::from(round) / 3.0).exp()) * (0.97 - 0.013 * f64::from(id)));
+        ClassScore {
+            class: class(id),
+            n: (id != 26).then_some(8),
+            mean_dice: (id != 26).then_some(dice),
+            interval: (id != 26).then_some([(dice - 0.06).max(0.0), (dice + 0.04).min(1.0)]),
+            mean_nsd: (id != 26).then_some(dice * 0.96),
+            tau_mm: Some(2.0),
+            n_absent: Some(u32::from(id == 4)),
+            false_positive_ml: (id == 4).then_some(1.25),
+        }
+    };
+    let scores = |round| ModelScores {
+        site: site('d'),
+        round: RoundId(round),
+        model: model(round),
+        classes: names.iter().map(|&(id, ..)| score(round, id)).collect(),
+    };
+    let trainer = |letter, datasets: &[&str]| SiteSummary {
+        site: site(letter),
+        role: Role::Trainer,
+        volumes: Some(16),
+        datasets: datasets.iter().map(ToString::to_string).collect(),
+        bytes_sent: 42_000_000,
+        bytes_received: 47_300_000,
+    };
+    let evaluator =
+        SiteSummary { role: Role::Evaluator, volumes: None, bytes_sent: 9_120, ..trainer('d', &[]) };
+    let loss = |s: char, k: f64| LossSeries {
+        site: site(s),
+        points: (1..=40)
+            .map(|i| (f64::from(i) / 5.0, thousandths(0.3 + k * (-f64::from(i) / 9.0).exp())))
+            .collect(),
+    };
+    ReportData {
+        format: FORMAT,
+        generated_at: "2027-01-15T08:00:00Z".to_owned(),
+        consortium: "demo".to_owned(),
+        study: StudySummary {
+            name: "Abdomen on phantoms".to_owned(),
+            digest: StudyDigest(Digest::of(b"study")),
+            taxonomy: TaxonomyDigest(Digest::of(b"taxonomy")),
+            state: "finished".to_owned(),
+            rounds: 8,
+            rounds_committed: 8,
+            seed: 7,
+            embedding: "few-hot".to_owned(),
+            weights: "samples".to_owned(),
+            metric_version: 1,
+            model: model(8),
+        },
+        classes: classes.to_vec(),
+        sites: vec![
+            trainer('a', &["phantom-a"]),
+            trainer('b', &["phantom-b"]),
+            trainer('c', &["one", "two"]),
+            evaluator,
+        ],
+        coverage: coverage.collect(),
+        scores: (0..=8).map(scores).collect(),
+        losses: vec![loss('a', 1.4), loss('b', 1.1), loss('c', 1.7)],
+        rounds: (1..=8)
+            .map(|round| RoundSummary {
+                round: RoundId(round),
+                outcome: "committed".to_owned(),
+                seconds: Some(21.4),
+                sites: ['a', 'b', 'c'].map(site).to_vec(),
+                model: Some(model(round)),
+            })
+            .collect(),
+        overlays: Vec::new(),
+    }
+}
+
+/// JSON gives three decimals back to the bit.
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+#[test]
+fn the_page_of_a_finished_study_stays_as_it_was_looked_at() {
+    insta::assert_snapshot!(sample().to_html().unwrap());
+}
+
+#[test]
+fn the_page_needs_nothing_from_elsewhere() {
+    let page = sample().to_html().unwrap();
+    for forbidden in ["http://", "https://", "<script", "<img", "@import", "url(", "<link"] {
+        assert!(!page.contains(forbidden), "{forbidden}");
+    }
+}
+
+#[test]
+fn names_are_escaped() {
+    let mut data = sample();
+    data.study.name = "<b>&".to_owned();
+    data.classes[0].name = "\"><script>".to_owned();
+    let page = data.to_html().unwrap();
+    assert!(!page.contains("<script") && !page.contains("<b>&\""));
+}
+
+#[test]
+fn a_study_without_any_result_still_has_a_page() {
+    let data = ReportData {
+        sites: vec![],
+        coverage: vec![],
+        scores: vec![],
+        losses: vec![],
+        rounds: vec![],
+        classes: vec![],
+        ..sample()
+    };
+    assert!(data.to_html().unwrap().contains("No evaluator has reported yet"));
+}
+
+#[test]
+fn the_json_reads_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = sample().write(dir.path()).unwrap();
+    assert!(page.ends_with("report.html"));
+    let back: ReportData =
+        serde_json::from_slice(&std::fs::read(dir.path().join("report.json")).unwrap()).unwrap();
+    assert_eq!(serde_json::to_value(back).unwrap(), serde_json::to_value(sample()).unwrap());
+}
+
+#[test]
+fn headline_means_leave_lesions_out() {
+    let data = sample();
+    let last = data.final_scores()[0];
+    assert_eq!(last.round, RoundId(8));
+    assert!(data.mean_dice(last, false).unwrap() > 0.75);
+    assert!(data.mean_dice(last, true).unwrap() < 0.65);
+}

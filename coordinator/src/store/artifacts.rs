@@ -1,0 +1,244 @@
+//! Artifacts as files: one folder each, named by its hash, holding `manifest.json` and `data`.
+//!
+//! A folder appears under its name only when it is whole and synced; what a crash leaves is a folder with another name,
+//! removed at the next start. All calls block: run them off the async threads.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::artifact::{ArtifactManifest, TensorLayout, TensorSpec};
+use common::ids::{ArtifactHash, ChunkHash, Digest};
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use crate::files::{self, Access};
+
+const MANIFEST: &str = "manifest.json";
+const DATA: &str = "data";
+/// Prefix of folders that are being written.
+const UNFINISHED: &str = "new-";
+
+/// The folder of all artifacts. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Artifacts {
+    dir: PathBuf,
+}
+
+/// The manifest as it lies on disk; the hash in the folder's name guards it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ManifestFile {
+    tensors: Vec<TensorSpec>,
+    chunks: Vec<ChunkHash>,
+}
+
+impl Artifacts {
+    /// Opens `dir`, making it if need be, and removes what a crash left unfinished.
+    ///
+    /// # Errors
+    /// The disk.
+    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        files::create_private_dir(dir).map_err(StoreError::file(dir))?;
+        for entry in fs::read_dir(dir).map_err(StoreError::file(dir))? {
+            let entry = entry.map_err(StoreError::file(dir))?;
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                fs::remove_dir_all(entry.path()).map_err(StoreError::file(&entry.path()))?;
+            }
+        }
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// Whether the artifact is here, whole.
+    pub fn contains(&self, hash: &ArtifactHash) -> bool {
+        self.folder(hash).is_dir()
+    }
+
+    /// Opens an artifact for reading; `None` when it is not here.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when its files are not what its name says; the disk.
+    pub fn read(&self, hash: &ArtifactHash) -> Result<Option<ArtifactFile>, StoreError> {
+        if !self.contains(hash) {
+            return Ok(None);
+        }
+        ArtifactFile::open(&self.folder(hash), hash).map(Some)
+    }
+
+    /// Starts a new artifact of this layout.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn write(&self, layout: TensorLayout) -> Result<ArtifactWriter, StoreError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let folder = self.dir.join(format!("{UNFINISHED}{number}"));
+        files::create_private_dir(&folder).map_err(StoreError::file(&folder))?;
+        let path = folder.join(DATA);
+        let data = File::create_new(&path).map_err(StoreError::file(&path))?;
+        Ok(ArtifactWriter {
+            artifacts: self.clone(),
+            folder,
+            data,
+            layout,
+            chunks: Vec::new(),
+            finished: false,
+        })
+    }
+
+    fn folder(&self, hash: &ArtifactHash) -> PathBuf {
+        self.dir.join(hash.to_string())
+    }
+}
+
+/// Takes the chunks of a new artifact, in order. Dropped before [`ArtifactWriter::finish`], it leaves nothing.
+#[derive(Debug)]
+pub struct ArtifactWriter {
+    artifacts: Artifacts,
+    folder: PathBuf,
+    data: File,
+    layout: TensorLayout,
+    chunks: Vec<ChunkHash>,
+    finished: bool,
+}
+
+impl ArtifactWriter {
+    /// Appends the next chunk.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when it is not as long as the layout says, or one too many; the disk.
+    pub fn push_chunk(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let span = self.layout.spans().get(self.chunks.len());
+        if span.is_none_or(|span| span.len as usize != bytes.len()) {
+            let reason =
+                format!("chunk {} of {} bytes does not fit the layout", self.chunks.len(), bytes.len());
+            return Err(StoreError::corrupt("artifact", reason));
+        }
+        self.data.write_all(bytes).map_err(StoreError::file(&self.folder))?;
+        self.chunks.push(ChunkHash(Digest::of(bytes)));
+        Ok(())
+    }
+
+    /// Makes the artifact durable under its name, which is returned. One that is there already is kept.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when chunks are missing; the disk.
+    pub fn finish(mut self) -> Result<ArtifactHash, StoreError> {
+        let manifest = ArtifactManifest::new(self.layout.clone(), std::mem::take(&mut self.chunks))
+            .map_err(|e| StoreError::corrupt("artifact", e))?;
+        let hash = manifest.hash();
+        let to = self.artifacts.folder(&hash);
+        if !to.is_dir() {
+            self.data.sync_all().map_err(StoreError::file(&self.folder))?;
+            write_manifest(&self.folder, &manifest)?;
+            fs::rename(&self.folder, &to).map_err(StoreError::file(&to))?;
+            self.finished = true;
+            files::sync_dir(&self.artifacts.dir).map_err(StoreError::file(&self.artifacts.dir))?;
+        }
+        Ok(hash)
+    }
+}
+
+impl Drop for ArtifactWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Best effort: the next start removes it too.
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+/// An artifact on disk, read chunk by chunk.
+#[derive(Debug)]
+pub struct ArtifactFile {
+    manifest: ArtifactManifest,
+    data: File,
+    path: PathBuf,
+}
+
+impl ArtifactFile {
+    /// Opens the artifact that lies in `folder`.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when it is not the one called `hash`.
+    pub(super) fn open(folder: &Path, hash: &ArtifactHash) -> Result<Self, StoreError> {
+        let manifest = read_manifest(folder)?;
+        let path = folder.join(DATA);
+        let data = File::open(&path).map_err(StoreError::file(&path))?;
+        let size = data.metadata().map_err(StoreError::file(&path))?.len();
+        if manifest.hash() != *hash || size != manifest.layout().bytes() {
+            return Err(StoreError::corrupt(
+                "artifact",
+                format!("{} is not what its name says", folder.display()),
+            ));
+        }
+        Ok(Self { manifest, data, path })
+    }
+
+    /// What it consists of.
+    pub fn manifest(&self) -> &ArtifactManifest {
+        &self.manifest
+    }
+
+    /// Reads chunk `index` and checks it against the manifest: a disk may have changed its mind.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when there is no such chunk or its bytes changed; the disk.
+    pub fn read_chunk(&self, index: usize) -> Result<Vec<u8>, StoreError> {
+        let (span, hash) = chunk(&self.manifest, index)?;
+        let mut bytes = vec![0; span.len as usize];
+        self.data.read_exact_at(&mut bytes, span.offset).map_err(StoreError::file(&self.path))?;
+        if ChunkHash(Digest::of(&bytes)) != hash {
+            let reason = format!("chunk {index} of {} has changed", self.path.display());
+            return Err(StoreError::corrupt("artifact", reason));
+        }
+        Ok(bytes)
+    }
+}
+
+/// Span and hash of chunk `index`.
+pub(super) fn chunk(
+    manifest: &ArtifactManifest,
+    index: usize,
+) -> Result<(common::artifact::ChunkSpan, ChunkHash), StoreError> {
+    let span = manifest.layout().spans().get(index).copied();
+    span.zip(manifest.chunks().get(index).copied())
+        .ok_or_else(|| StoreError::corrupt("artifact", format!("there is no chunk {index}")))
+}
+
+/// Writes `manifest` into `folder` and syncs both.
+pub(super) fn write_manifest(folder: &Path, manifest: &ArtifactManifest) -> Result<(), StoreError> {
+    let file =
+        ManifestFile { tensors: manifest.layout().tensors().to_vec(), chunks: manifest.chunks().to_vec() };
+    let json = serde_json::to_vec(&file).map_err(|e| StoreError::corrupt("artifact", e))?;
+    let path = folder.join(MANIFEST);
+    files::write_atomic(&path, &json, Access::Private).map_err(StoreError::file(&path))
+}
+
+/// Reads the manifest in `folder`.
+pub(super) fn read_manifest(folder: &Path) -> Result<ArtifactManifest, StoreError> {
+    let path = folder.join(MANIFEST);
+    let bytes = fs::read(&path).map_err(StoreError::file(&path))?;
+    let corrupt = |reason: String| StoreError::corrupt("artifact", format!("{}: {reason}", path.display()));
+    let file: ManifestFile = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+    let layout = TensorLayout::new(file.tensors).map_err(|e| corrupt(e.to_string()))?;
+    ArtifactManifest::new(layout, file.chunks).map_err(|e| corrupt(e.to_string()))
+}
+
+/// Size and name of an unfinished data file: sparse, so that chunks may arrive in any order.
+pub(super) fn create_data(folder: &Path, manifest: &ArtifactManifest) -> Result<(), StoreError> {
+    let path = folder.join(DATA);
+    let create = || -> io::Result<()> {
+        let file = File::create_new(&path)?;
+        file.set_len(manifest.layout().bytes())
+    };
+    create().map_err(StoreError::file(&path))
+}
+
+/// Opens the data file in `folder` for reading and writing.
+pub(super) fn open_data(folder: &Path) -> Result<File, StoreError> {
+    let path = folder.join(DATA);
+    File::options().read(true).write(true).open(&path).map_err(StoreError::file(&path))
+}

@@ -1,0 +1,111 @@
+//! The database's schema and its versions.
+//!
+//! The version is SQLite's `user_version`. An older database is copied beside itself, then brought up step by step, each
+//! step in one transaction; a newer one is refused: an old binary must not guess at what a new one wrote.
+
+use std::path::{Path, PathBuf};
+
+use sqlx::{Connection, Row, SqliteConnection};
+
+use super::StoreError;
+
+/// Step `n` brings version `n` to `n + 1`; steps are never edited once released.
+pub(super) const STEPS: &[&str] = &[include_str!("schema_1.sql")];
+
+/// Brings the database at `path`, open as `connection`, to the last version of `steps`.
+///
+/// # Errors
+/// [`StoreError::Newer`], or what SQLite says; a failed step leaves the version before it.
+pub(super) async fn migrate(
+    connection: &mut SqliteConnection,
+    path: &Path,
+    steps: &[&str],
+) -> Result<(), StoreError> {
+    let found = version(connection).await?;
+    let known = steps.len();
+    if found > known {
+        return Err(StoreError::Newer { path: path.to_owned(), found, known });
+    }
+    if found > 0 && found < known {
+        back_up(connection, &backup_path(path, found)).await?;
+    }
+    for (from, step) in steps.iter().enumerate().skip(found) {
+        let mut transaction = connection.begin().await?;
+        sqlx::raw_sql(step).execute(&mut *transaction).await?;
+        // A pragma takes no parameters; the number is ours.
+        sqlx::raw_sql(&format!("PRAGMA user_version = {}", from + 1)).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+    }
+    Ok(())
+}
+
+fn backup_path(path: &Path, version: usize) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".version-{version}"));
+    path.with_file_name(name)
+}
+
+async fn version(connection: &mut SqliteConnection) -> Result<usize, StoreError> {
+    let row = sqlx::query("PRAGMA user_version").fetch_one(connection).await?;
+    let version: i64 = row.try_get(0)?;
+    Ok(usize::try_from(version).unwrap_or(usize::MAX))
+}
+
+async fn back_up(connection: &mut SqliteConnection, to: &Path) -> Result<(), StoreError> {
+    if to.exists() {
+        return Ok(()); // An earlier, interrupted migration made it, from the same version.
+    }
+    let to = to.to_string_lossy();
+    sqlx::query("VACUUM INTO ?").bind(to.as_ref()).execute(connection).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::ConnectOptions;
+    use sqlx::sqlite::SqliteConnectOptions;
+
+    use super::*;
+
+    async fn open(path: &Path) -> SqliteConnection {
+        SqliteConnectOptions::new().filename(path).create_if_missing(true).connect().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_older_database_is_backed_up_and_brought_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let mut connection = open(&path).await;
+        let first = "CREATE TABLE t (a INTEGER); INSERT INTO t VALUES (7);";
+        migrate(&mut connection, &path, &[first]).await.unwrap();
+        migrate(&mut connection, &path, &[first, "ALTER TABLE t ADD COLUMN b INTEGER"]).await.unwrap();
+
+        assert_eq!(version(&mut connection).await.unwrap(), 2);
+        let mut backup = open(&backup_path(&path, 1)).await;
+        assert_eq!(version(&mut backup).await.unwrap(), 1);
+        let row = sqlx::query("SELECT * FROM t").fetch_one(&mut backup).await.unwrap();
+        assert_eq!((row.len(), row.get::<i64, _>("a")), (1, 7));
+    }
+
+    #[tokio::test]
+    async fn a_newer_database_is_refused_untouched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let mut connection = open(&path).await;
+        migrate(&mut connection, &path, &["CREATE TABLE a (x)", "CREATE TABLE b (x)"]).await.unwrap();
+        let refused = migrate(&mut connection, &path, &["CREATE TABLE a (x)"]).await;
+        assert!(matches!(refused, Err(StoreError::Newer { found: 2, known: 1, .. })));
+        assert_eq!(version(&mut connection).await.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_step_that_fails_leaves_the_version_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let mut connection = open(&path).await;
+        let steps = ["CREATE TABLE a (x)", "CREATE TABLE b (x); CREATE TABLE a (x)"];
+        assert!(migrate(&mut connection, &path, &steps).await.is_err());
+        assert_eq!(version(&mut connection).await.unwrap(), 1);
+        assert!(sqlx::query("SELECT * FROM b").fetch_optional(&mut connection).await.is_err());
+    }
+}

@@ -1,0 +1,185 @@
+//! Updates on their way in, and those that wait for their round to be aggregated.
+//!
+//! `spool/<study>-<round>/` holds `<site>.part` while an update arrives and `<site>.<hash>` once it is whole, checked
+//! and synced. Each site has one unfinished update a round: a new attempt replaces the one before. After a crash the
+//! chunks on disk are hashed again: those that are right need not be sent twice. All calls block.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use common::artifact::ArtifactManifest;
+use common::ids::{ArtifactHash, ChunkHash, Digest, RoundId, SiteId, StudyDigest};
+
+use super::StoreError;
+use super::artifacts::{ArtifactFile, chunk, create_data, open_data, read_manifest, write_manifest};
+use crate::files;
+
+/// The folder of all updates. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Spool {
+    dir: PathBuf,
+}
+
+impl Spool {
+    /// Opens `dir`, making it if need be.
+    ///
+    /// # Errors
+    /// The disk.
+    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        files::create_private_dir(dir).map_err(StoreError::file(dir))?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// Begins or resumes the update that `manifest` describes.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn receive(
+        &self,
+        study: &StudyDigest,
+        round: RoundId,
+        site: &SiteId,
+        manifest: ArtifactManifest,
+    ) -> Result<SpooledUpdate, StoreError> {
+        let round_folder = self.round_folder(study, round);
+        let folder = round_folder.join(format!("{site}.part"));
+        let resumable = folder.is_dir() && read_manifest(&folder).is_ok_and(|found| found == manifest);
+        if !resumable {
+            remove_if_there(&folder)?;
+            files::create_private_dir(&folder).map_err(StoreError::file(&folder))?;
+            create_data(&folder, &manifest)?;
+            // Last: a manifest says that the data file beside it has its full length.
+            write_manifest(&folder, &manifest)?;
+        }
+        let data = open_data(&folder)?;
+        let present = rehash(&data, &manifest, resumable);
+        Ok(SpooledUpdate { folder, round_folder, site: site.clone(), data, manifest, present })
+    }
+
+    /// Opens an update that was kept; `None` when it is not here.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`], or the disk.
+    pub fn read(
+        &self,
+        study: &StudyDigest,
+        round: RoundId,
+        site: &SiteId,
+        update: &ArtifactHash,
+    ) -> Result<Option<ArtifactFile>, StoreError> {
+        let folder = kept(&self.round_folder(study, round), site, update);
+        if !folder.is_dir() {
+            return Ok(None);
+        }
+        ArtifactFile::open(&folder, update).map(Some)
+    }
+
+    /// Removes all updates of a round that is over.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn remove_round(&self, study: &StudyDigest, round: RoundId) -> Result<(), StoreError> {
+        remove_if_there(&self.round_folder(study, round))
+    }
+
+    fn round_folder(&self, study: &StudyDigest, round: RoundId) -> PathBuf {
+        self.dir.join(format!("{study}-{round}"))
+    }
+}
+
+/// An update that is arriving. Nothing about it is trusted but the hashes of the chunks that it has.
+#[derive(Debug)]
+pub struct SpooledUpdate {
+    folder: PathBuf,
+    round_folder: PathBuf,
+    site: SiteId,
+    data: File,
+    manifest: ArtifactManifest,
+    present: Vec<bool>,
+}
+
+impl SpooledUpdate {
+    /// What it will consist of.
+    pub fn manifest(&self) -> &ArtifactManifest {
+        &self.manifest
+    }
+
+    /// Indices of the chunks still to come, ascending.
+    pub fn missing(&self) -> impl Iterator<Item = usize> + '_ {
+        self.present.iter().enumerate().filter(|(_, present)| !**present).map(|(index, _)| index)
+    }
+
+    /// Writes a chunk whose bytes are right; `false`, and nothing written, when they are not.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when there is no such chunk; the disk.
+    pub fn write_chunk(&mut self, index: usize, bytes: &[u8]) -> Result<bool, StoreError> {
+        let (span, hash) = chunk(&self.manifest, index)?;
+        if ChunkHash(Digest::of(bytes)) != hash {
+            return Ok(false);
+        }
+        self.data.write_all_at(bytes, span.offset).map_err(StoreError::file(&self.folder))?;
+        if let Some(present) = self.present.get_mut(index) {
+            *present = true;
+        }
+        Ok(true)
+    }
+
+    /// Reads back a chunk that was written.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when there is no such chunk or its bytes changed; the disk.
+    pub fn read_chunk(&self, index: usize) -> Result<Vec<u8>, StoreError> {
+        let (span, hash) = chunk(&self.manifest, index)?;
+        let mut bytes = vec![0; span.len as usize];
+        self.data.read_exact_at(&mut bytes, span.offset).map_err(StoreError::file(&self.folder))?;
+        if ChunkHash(Digest::of(&bytes)) != hash {
+            return Err(StoreError::corrupt("update", format!("chunk {index} is not what was sent")));
+        }
+        Ok(bytes)
+    }
+
+    /// Makes the whole update durable, so that a receipt may be given for it.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when chunks are missing; the disk.
+    pub fn keep(self) -> Result<ArtifactHash, StoreError> {
+        if let Some(index) = self.missing().next() {
+            return Err(StoreError::corrupt("update", format!("chunk {index} is missing")));
+        }
+        let hash = self.manifest.hash();
+        self.data.sync_all().map_err(StoreError::file(&self.folder))?;
+        files::sync_dir(&self.folder).map_err(StoreError::file(&self.folder))?;
+        let to = kept(&self.round_folder, &self.site, &hash);
+        remove_if_there(&to)?;
+        fs::rename(&self.folder, &to).map_err(StoreError::file(&to))?;
+        for folder in [self.round_folder.as_path(), files::parent(&self.round_folder)] {
+            files::sync_dir(folder).map_err(StoreError::file(folder))?;
+        }
+        Ok(hash)
+    }
+}
+
+fn kept(round_folder: &Path, site: &SiteId, update: &ArtifactHash) -> PathBuf {
+    round_folder.join(format!("{site}.{update}"))
+}
+
+/// Which chunks of a file are right. A new file has none: its zeros are not looked at.
+fn rehash(data: &File, manifest: &ArtifactManifest, resumed: bool) -> Vec<bool> {
+    let mut buffer = vec![0; usize::try_from(common::artifact::CHUNK_BYTES).unwrap_or(0)];
+    let spans = manifest.layout().spans().iter().zip(manifest.chunks());
+    spans
+        .map(|(span, hash)| {
+            let Some(bytes) = buffer.get_mut(..span.len as usize).filter(|_| resumed) else { return false };
+            data.read_exact_at(bytes, span.offset).is_ok() && ChunkHash(Digest::of(bytes)) == *hash
+        })
+        .collect()
+}
+
+fn remove_if_there(folder: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::file(folder)(error)),
+        _ => Ok(()),
+    }
+}

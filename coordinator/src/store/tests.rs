@@ -1,0 +1,275 @@
+use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
+use common::ids::{Digest, Role, RoundId, SiteId, StudyDigest};
+use common::time::Timestamp;
+
+use super::*;
+use crate::pki::{Serial, Token, TokenHash};
+
+const NOW: Timestamp = Timestamp(1_000_000);
+const LATER: Timestamp = Timestamp(2_000_000);
+
+async fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path()).await.unwrap();
+    (dir, store)
+}
+
+fn site(name: &str) -> SiteId {
+    name.parse().unwrap()
+}
+
+async fn invite(store: &Store, name: &str, role: Role) -> TokenHash {
+    let token = Token::random().hash();
+    store.add_invite(token, &InviteTerms { site: site(name), role }, NOW, LATER).await.unwrap();
+    token
+}
+
+async fn enrol(store: &Store, name: &str) -> Serial {
+    let token = invite(store, name, Role::Trainer).await;
+    let serial = Serial::random();
+    store.enrol(token, &[1; 32], serial, LATER, NOW).await.unwrap().unwrap();
+    serial
+}
+
+async fn study(store: &Store) -> StudyDigest {
+    let document = b"{}".to_vec();
+    let digest = StudyDigest(Digest::of(&document));
+    store.add_study(&StoredStudy { digest, name: "s".to_owned(), document, added_at: NOW }).await.unwrap();
+    digest
+}
+
+/// An update of three chunks.
+fn update(fill: u8) -> (ArtifactManifest, Vec<u8>) {
+    let spec = |name: &str, len| TensorSpec { name: name.to_owned(), dtype: Dtype::F32, shape: vec![len] };
+    let layout = TensorLayout::new(vec![spec("a", 5), spec("b", 300_000)]).unwrap();
+    let data: Vec<u8> = (0..layout.bytes()).map(|i| (i as u8).wrapping_mul(31) ^ fill).collect();
+    (ArtifactManifest::of(layout, &data), data)
+}
+
+fn chunk_of<'a>(manifest: &ArtifactManifest, data: &'a [u8], index: usize) -> &'a [u8] {
+    let span = manifest.layout().spans()[index];
+    &data[span.offset as usize..][..span.len as usize]
+}
+
+#[tokio::test]
+async fn a_second_process_is_told_that_the_store_is_in_use() {
+    let (dir, store) = store().await;
+    let second = Store::open(dir.path()).await;
+    assert_eq!(second.err().map(|e| e.code()), Some("store-locked"));
+    store.close().await;
+    assert!(Store::open(dir.path()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_folder_without_a_store_is_not_made_into_one_by_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(Store::open(dir.path()).await, Err(StoreError::Missing { .. })));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn an_invite_enrols_once() {
+    let (_dir, store) = store().await;
+    let token = invite(&store, "a", Role::Trainer).await;
+    let first = store.enrol(token, &[1; 32], Serial::random(), LATER, NOW).await.unwrap();
+    assert_eq!(first, Ok(InviteTerms { site: site("a"), role: Role::Trainer }));
+    let second = store.enrol(token, &[2; 32], Serial::random(), LATER, NOW).await.unwrap();
+    assert_eq!(second, Err(InviteRefusal::Used { site: site("a") }));
+    assert_eq!(store.site(&site("a")).await.unwrap().unwrap().signing_key, [1; 32]);
+}
+
+#[tokio::test]
+async fn expired_unknown_and_replaced_invites_enrol_nobody() {
+    let (_dir, store) = store().await;
+    let first = invite(&store, "a", Role::Trainer).await;
+    let second = invite(&store, "a", Role::Evaluator).await;
+    let enrol = |token, now| store.enrol(token, &[1; 32], Serial::random(), LATER, now);
+    assert_eq!(enrol(first, NOW).await.unwrap(), Err(InviteRefusal::Unknown), "replaced by the second");
+    assert_eq!(enrol(second, LATER).await.unwrap(), Err(InviteRefusal::Expired { site: site("a") }));
+    assert_eq!(enrol(Token::random().hash(), NOW).await.unwrap(), Err(InviteRefusal::Unknown));
+    assert!(store.sites().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn revoking_a_site_ends_its_certificates_and_open_invites() {
+    let (_dir, store) = store().await;
+    let serial = enrol(&store, "a").await;
+    let before = store.certificate(&serial, &site("a")).await.unwrap().unwrap();
+    assert!(!before.revoked && before.status == SiteStatus::Active);
+    let open = invite(&store, "a", Role::Trainer).await;
+
+    assert!(store.revoke_site(&site("a"), NOW).await.unwrap());
+    let after = store.certificate(&serial, &site("a")).await.unwrap().unwrap();
+    assert!(after.revoked && after.status == SiteStatus::Revoked);
+    assert_eq!(store.check_invite(open, NOW).await.unwrap(), Err(InviteRefusal::Unknown));
+    assert!(!store.revoke_site(&site("b"), NOW).await.unwrap());
+}
+
+#[tokio::test]
+async fn enrolling_again_ends_the_certificate_before() {
+    let (_dir, store) = store().await;
+    let first = enrol(&store, "a").await;
+    let second = enrol(&store, "a").await;
+    assert!(store.certificate(&first, &site("a")).await.unwrap().unwrap().revoked);
+    assert!(!store.certificate(&second, &site("a")).await.unwrap().unwrap().revoked);
+}
+
+#[tokio::test]
+async fn a_certificate_belongs_to_one_site() {
+    let (_dir, store) = store().await;
+    let serial = enrol(&store, "a").await;
+    enrol(&store, "b").await;
+    assert_eq!(store.certificate(&serial, &site("b")).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn the_journal_is_the_snapshot_and_the_events_since() {
+    let (dir, store) = store().await;
+    let study = study(&store).await;
+    let entry = |at, event: &str| JournalEntry { at: Timestamp(at), event: event.to_owned() };
+    store.append_event(&study, &entry(1, "one")).await.unwrap();
+    store.put_snapshot(&study, "after one").await.unwrap();
+    store.append_event(&study, &entry(2, "two")).await.unwrap();
+    store.append_event(&study, &entry(3, "three")).await.unwrap();
+    store.close().await;
+
+    let store = Store::open(dir.path()).await.unwrap();
+    let journal = store.journal(&study).await.unwrap();
+    assert_eq!(journal.snapshot.as_deref(), Some("after one"));
+    assert_eq!(journal.events, [entry(2, "two"), entry(3, "three")]);
+}
+
+#[tokio::test]
+async fn a_receipt_is_given_to_its_own_site_only() {
+    let (_dir, store) = store().await;
+    let study = study(&store).await;
+    enrol(&store, "a").await;
+    enrol(&store, "b").await;
+    let receipt = Receipt {
+        attempt: common::ids::AttemptId::from_bytes([7; 16]),
+        study,
+        site: site("a"),
+        round: RoundId(1),
+        update: update(0).0.hash(),
+        bytes: 12,
+        at: NOW,
+    };
+    store.put_receipt(&receipt).await.unwrap();
+    assert_eq!(store.receipt(&receipt.attempt, &site("a")).await.unwrap(), Some(receipt.clone()));
+    assert_eq!(store.receipt(&receipt.attempt, &site("b")).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn the_first_report_on_a_model_stays() {
+    let (_dir, store) = store().await;
+    let study = study(&store).await;
+    enrol(&store, "e").await;
+    let report = |document: &[u8]| StoredReport {
+        site: site("e"),
+        model: update(0).0.hash(),
+        document: document.to_vec(),
+        signature: vec![0; 64],
+    };
+    assert!(store.put_report(&study, &report(b"1"), NOW).await.unwrap());
+    assert!(!store.put_report(&study, &report(b"2"), NOW).await.unwrap());
+    assert_eq!(store.reports(&study).await.unwrap(), [report(b"1")]);
+}
+
+#[tokio::test]
+async fn an_artifact_dropped_half_way_leaves_nothing() {
+    let (dir, store) = store().await;
+    let (manifest, data) = update(1);
+    let mut writer = store.artifacts().write(manifest.layout().clone()).unwrap();
+    writer.push_chunk(chunk_of(&manifest, &data, 0)).unwrap();
+    assert!(writer.push_chunk(b"wrong length").is_err());
+    drop(writer);
+    assert_eq!(std::fs::read_dir(dir.path().join("artifacts")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn what_a_crash_left_of_an_artifact_is_removed_at_the_next_start() {
+    let (dir, store) = store().await;
+    let (manifest, data) = update(1);
+    let mut writer = store.artifacts().write(manifest.layout().clone()).unwrap();
+    writer.push_chunk(chunk_of(&manifest, &data, 0)).unwrap();
+    std::mem::forget(writer); // as `kill -9` would
+    store.close().await;
+
+    let store = Store::open(dir.path()).await.unwrap();
+    assert_eq!(std::fs::read_dir(dir.path().join("artifacts")).unwrap().count(), 0);
+    let mut writer = store.artifacts().write(manifest.layout().clone()).unwrap();
+    for index in 0..3 {
+        writer.push_chunk(chunk_of(&manifest, &data, index)).unwrap();
+    }
+    assert_eq!(writer.finish().unwrap(), manifest.hash());
+    let read = store.artifacts().read(&manifest.hash()).unwrap().unwrap();
+    assert_eq!(read.read_chunk(2).unwrap(), chunk_of(&manifest, &data, 2));
+    assert!(read.read_chunk(3).is_err());
+}
+
+#[tokio::test]
+async fn a_changed_byte_on_disk_is_noticed() {
+    let (dir, store) = store().await;
+    let (manifest, data) = update(1);
+    let mut writer = store.artifacts().write(manifest.layout().clone()).unwrap();
+    for index in 0..3 {
+        writer.push_chunk(chunk_of(&manifest, &data, index)).unwrap();
+    }
+    let hash = writer.finish().unwrap();
+    let path = dir.path().join("artifacts").join(hash.to_string()).join("data");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[0] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let read = store.artifacts().read(&hash).unwrap().unwrap();
+    assert!(matches!(read.read_chunk(0), Err(StoreError::Corrupt { .. })));
+    assert!(read.read_chunk(1).is_ok());
+}
+
+#[tokio::test]
+async fn an_update_resumes_with_the_chunks_that_are_right() {
+    let (dir, store) = store().await;
+    let study = study(&store).await;
+    let (manifest, data) = update(2);
+    let receive =
+        |store: &Store| store.spool().receive(&study, RoundId(1), &site("a"), manifest.clone()).unwrap();
+    let mut spooled = receive(&store);
+    assert_eq!(spooled.missing().collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(spooled.write_chunk(1, chunk_of(&manifest, &data, 1)).unwrap());
+    assert!(!spooled.write_chunk(0, b"other bytes").unwrap());
+    drop(spooled);
+    store.close().await;
+
+    let store = Store::open(dir.path()).await.unwrap();
+    let mut spooled = receive(&store);
+    assert_eq!(spooled.missing().collect::<Vec<_>>(), [0, 2]);
+    for index in [2, 0] {
+        assert!(spooled.write_chunk(index, chunk_of(&manifest, &data, index)).unwrap());
+    }
+    let hash = spooled.keep().unwrap();
+    let kept = store.spool().read(&study, RoundId(1), &site("a"), &hash).unwrap().unwrap();
+    assert_eq!(kept.read_chunk(0).unwrap(), chunk_of(&manifest, &data, 0));
+    store.spool().remove_round(&study, RoundId(1)).unwrap();
+    assert!(store.spool().read(&study, RoundId(1), &site("a"), &hash).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_incomplete_update_is_not_kept_and_a_new_attempt_replaces_it() {
+    let (_dir, store) = store().await;
+    let study = study(&store).await;
+    let (first, data) = update(3);
+    let mut spooled = store.spool().receive(&study, RoundId(1), &site("a"), first.clone()).unwrap();
+    spooled.write_chunk(0, chunk_of(&first, &data, 0)).unwrap();
+    assert!(spooled.keep().is_err());
+
+    let (second, _) = update(4);
+    let spooled = store.spool().receive(&study, RoundId(1), &site("a"), second).unwrap();
+    assert_eq!(spooled.missing().count(), 3);
+}
+
+#[test]
+fn a_full_disk_has_its_own_name() {
+    let full = StoreError::file(Path::new("x"))(io::Error::from(io::ErrorKind::StorageFull));
+    assert_eq!(full.code(), "disk-full");
+    let other = StoreError::file(Path::new("x"))(io::Error::from(io::ErrorKind::PermissionDenied));
+    assert_eq!(other.code(), "disk-error");
+}
