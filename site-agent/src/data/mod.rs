@@ -17,6 +17,7 @@ pub mod intensity;
 pub mod labels;
 pub mod nifti;
 pub mod orientation;
+pub mod pooled;
 pub mod prefetch;
 pub mod prepared;
 pub mod preprocess;

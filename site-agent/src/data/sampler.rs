@@ -118,3 +118,144 @@ fn pools(case: &PreparedCase, foreground: Foreground, place: f64) -> (Pool, Pool
         Foreground::AnyVoxel => (Pool::Labelled, Pool::BodyWithoutLabel),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use common::ids::RoundId;
+    use common::study::sections::Augmentation as AugmentSettings;
+    use nalgebra::Matrix4;
+
+    use super::*;
+    use crate::data::geometry::Affine;
+    use crate::data::labels::{LabelledCase, MaskSource};
+    use crate::data::volume::{Grid, Volume};
+
+    const SHAPE: [usize; 3] = [20, 16, 12];
+    const PATCH: [usize; 3] = [8; 3];
+
+    fn class(id: u8) -> ClassId {
+        ClassId::new(id).unwrap()
+    }
+
+    /// Class 1 is one voxel, class 6 a slab, class 2 annotated and absent; class 9 is there and not annotated.
+    fn case() -> PreparedCase {
+        let grid = Grid { shape: SHAPE, affine: Affine::new(Matrix4::identity()).unwrap() };
+        let mapped = Volume::from_fn(grid.clone(), |[i, j, k]| match (i, j, k) {
+            (15, 4, 9) => 1,
+            (0..5, ..) => 6,
+            (_, 15, _) => 9,
+            _ => 0,
+        });
+        let image = Volume::from_fn(grid, |[i, j, k]| (i * 1000 + j * 30 + k) as f32);
+        let masks: BTreeMap<_, _> = [1, 2, 6].map(|id| (class(id), MaskSource::Mapped)).into();
+        let raw = mapped.map(|&id| i32::from(id));
+        PreparedCase::new(image, LabelledCase::new(mapped, raw, masks))
+    }
+
+    fn settings(foreground_probability: f64, foreground: Foreground) -> SamplerSettings {
+        let augmentation = AugmentSettings::default();
+        SamplerSettings {
+            patch: PATCH,
+            micro_batch: 2,
+            sampling: Sampling { foreground_probability, foreground, augmentation },
+            unlabelled: Unlabelled::Masked,
+        }
+    }
+
+    fn sampler(settings: SamplerSettings) -> Sampler {
+        Sampler::new(Arc::new(CaseStore::in_memory([case()])), settings, KeyedRng::new(3)).unwrap()
+    }
+
+    fn address(round: u32, step: u32, micro: u32) -> BatchAddress {
+        BatchAddress { round: RoundId(round), step, micro }
+    }
+
+    #[test]
+    fn a_batch_is_a_function_of_its_address() {
+        let settings = settings(2.0 / 3.0, Foreground::EachClass);
+        let (one, two) = (sampler(settings.clone()), sampler(settings));
+        let first = one.batch(address(1, 2, 0)).unwrap();
+        for other in [address(1, 2, 1), address(1, 3, 0), address(2, 2, 0)] {
+            assert_ne!(one.batch(other).unwrap().images, first.images);
+        }
+        assert_eq!(two.batch(address(1, 2, 0)).unwrap(), first);
+    }
+
+    #[test]
+    fn micro_batches_only_group_the_samples_of_a_step() {
+        let whole = SamplerSettings { micro_batch: 4, ..settings(0.5, Foreground::EachClass) };
+        let halves = sampler(settings(0.5, Foreground::EachClass));
+        let mut images = halves.batch(address(1, 0, 0)).unwrap().images;
+        images.extend(halves.batch(address(1, 0, 1)).unwrap().images);
+        assert_eq!(sampler(whole).batch(address(1, 0, 0)).unwrap().images, images);
+    }
+
+    #[test]
+    fn foreground_is_shared_among_the_classes_that_the_case_shows() {
+        let case = case();
+        let sampling = settings(0.6, Foreground::EachClass).sampling;
+        let mut counts = [0; 3];
+        for sample in 0..3000 {
+            let centre = draw_centre(&case, &sampling, &mut KeyedRng::new(1).sample(sample).rng());
+            match case.labels.mapped().at(centre) {
+                1 => counts[0] += 1,
+                6 => counts[1] += 1,
+                _ => counts[2] += 1,
+            }
+        }
+        // 0.3 each, and of the 0.4 anywhere a quarter falls into the slab.
+        let expected = [900.0, 900.0 + 300.0, 900.0];
+        for (got, expected) in counts.into_iter().zip(expected) {
+            assert!((f64::from(got) - expected).abs() < 120.0, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_references_foreground_is_any_raw_label_and_its_background_is_inside_the_body() {
+        let case = case();
+        for (probability, labelled) in [(1.0, true), (0.0, false)] {
+            let sampling = settings(probability, Foreground::AnyVoxel).sampling;
+            for sample in 0..200 {
+                let centre = draw_centre(&case, &sampling, &mut KeyedRng::new(2).sample(sample).rng());
+                assert_eq!(case.labels.raw().at(centre) != 0, labelled);
+                assert!(labelled || case.image.at(centre) > 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn targets_follow_the_image_and_unannotated_pairs_do_not_count() {
+        let batch = sampler(settings(1.0, Foreground::EachClass)).batch(address(1, 0, 0)).unwrap();
+        let ids: Vec<u8> = batch.classes.iter().map(|class| class.get()).collect();
+        assert_eq!(ids, [1, 2, 6]);
+        assert_eq!(batch.annotated, [true; 6]);
+        let voxels: usize = PATCH.iter().product();
+        let slab = &batch.targets[2 * voxels..3 * voxels];
+        for (image, target) in batch.images.iter().zip(slab) {
+            assert_eq!(*target == 1.0, *image < 5000.0, "the slab is where the image says so");
+        }
+    }
+
+    #[test]
+    fn taking_unlabelled_for_background_makes_every_pair_count() {
+        let classes = [1, 2, 6, 9].map(class).into();
+        let settings = SamplerSettings {
+            unlabelled: Unlabelled::Background(classes),
+            ..settings(0.0, Foreground::EachClass)
+        };
+        let batch = sampler(settings).batch(address(1, 0, 0)).unwrap();
+        assert_eq!(batch.classes.len(), 4);
+        assert_eq!(batch.annotated, [true; 8]);
+        let voxels: usize = PATCH.iter().product();
+        assert!(batch.targets[3 * voxels..4 * voxels].iter().all(|&t| t == 0.0), "class 9 is not annotated");
+    }
+
+    #[test]
+    fn a_site_without_cases_is_told_so() {
+        let empty = Arc::new(CaseStore::in_memory([]));
+        let made = Sampler::new(empty, settings(0.5, Foreground::EachClass), KeyedRng::new(1));
+        assert!(matches!(made, Err(DataError::NoCases)));
+    }
+}

@@ -166,9 +166,9 @@ impl Organ {
             Form::Ellipsoids(parts) => {
                 let shift = Vector3::from_fn(|_, _| rng.random_range(-6.0..=6.0));
                 let stretch: [f64; 3] = std::array::from_fn(|_| rng.random_range(0.88..=1.12));
-                let tilt = |rng: &mut dyn rand::RngCore| rng.random_range(-12.0..=12.0_f64).to_radians();
-                let to_own = Rotation3::from_axis_angle(&Vector3::z_axis(), tilt(rng))
-                    * Rotation3::from_axis_angle(&Vector3::y_axis(), tilt(rng));
+                let mut tilt = || rng.random_range(-12.0..=12.0_f64).to_radians();
+                let to_own = Rotation3::from_axis_angle(&Vector3::z_axis(), tilt())
+                    * Rotation3::from_axis_angle(&Vector3::y_axis(), tilt());
                 let part = |&(centre, radii): &([f64; 3], [f64; 3])| {
                     let radii = std::array::from_fn(|axis| radii[axis] * stretch[axis]);
                     ellipsoid(half_axes, centre, radii, shift, to_own)

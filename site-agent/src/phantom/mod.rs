@@ -1,7 +1,7 @@
 //! CT-like phantoms with known labels, for demos and tests: no scan of a person is needed to see Consilium learn.
 //!
 //! A phantom is a [`Body`](anatomy) of smooth solids in a [`Pose`](pose), seen by a [`Scanner`] on the grid of a
-//! [`Hospital`]. It is a function of (seed, hospital, case) alone. [`write`] makes the files of a hospital. Phantoms
+//! [`Hospital`]. It is a function of (seed, hospital, case) alone. [`write_hospital`] makes the files of a hospital. Phantoms
 //! show that training, masking and federation work; they say nothing about accuracy on patients.
 
 mod anatomy;
@@ -11,11 +11,13 @@ mod pose;
 mod scanner;
 mod shape;
 mod tumour;
+mod write;
 
 pub use anatomy::SizeSpread;
 pub use hospital::{HOSPITALS, Hospital, PhantomDataset, RawLabel, StoredAxis};
 pub use pose::PoseSpread;
 pub use scanner::Scanner;
+pub use write::write_hospital;
 
 use anatomy::{Body, Tissue};
 use common::ids::ClassId;

@@ -1,5 +1,14 @@
 //! Local training with masked back-propagation.
+//!
+//! [`trainer`] is the seam: a global model in, the change of one round out. [`burn_trainer`] computes it with [`loss`],
+//! [`optimizer`] and [`schedule`]; [`fake_trainer`] stands in for it wherever the network does not matter. [`tensors`] turns
+//! named tensors into updates and artifacts, [`state`] keeps what the optimiser remembers.
 
+pub mod burn_trainer;
+pub mod fake_trainer;
 pub mod loss;
 pub mod optimizer;
 pub mod schedule;
+pub mod state;
+pub mod tensors;
+pub mod trainer;

@@ -1,1 +1,118 @@
+use super::*;
 
+fn touch(path: &Path) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, b"").unwrap();
+}
+
+fn config(label_map: &str) -> DatasetConfig {
+    toml::from_str(&format!("name = \"own\"\nfolder = \"data\"\nlabel_map = \"{label_map}\"")).unwrap()
+}
+
+fn read(base: &Path, config: &DatasetConfig) -> Result<Vec<Case>, DataError> {
+    read_datasets(std::slice::from_ref(config), base, &Taxonomy::standard())
+}
+
+fn case_folders(names: &[&str]) -> tempfile::TempDir {
+    let base = tempfile::tempdir().unwrap();
+    for name in names {
+        touch(&base.path().join("data").join(name).join("ct.nii.gz"));
+        touch(&base.path().join("data").join(name).join("labels.nii.gz"));
+    }
+    base
+}
+
+#[test]
+fn case_folders_are_cases_by_the_folders_name() {
+    let base = case_folders(&["case-2", "case-1"]);
+    touch(&base.path().join("data/notes/readme.txt"));
+    let cases = read(base.path(), &config("lits")).unwrap();
+    let names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+    assert_eq!(names, ["own/case-1", "own/case-2"]);
+    assert!(cases[0].image.ends_with("case-1/ct.nii.gz") && cases[0].labels.ends_with("case-1/labels.nii.gz"));
+    let ids: Vec<u8> = cases[0].annotated.iter().map(|class| class.get()).collect();
+    assert_eq!(ids, [6, 27]);
+    assert_eq!(cases[0].split, Split::Training);
+}
+
+#[test]
+fn images_and_labels_are_paired_by_name() {
+    let base = tempfile::tempdir().unwrap();
+    touch(&base.path().join("data/imagesTr/liver_1_0000.nii.gz"));
+    touch(&base.path().join("data/imagesTr/liver_2.nii"));
+    touch(&base.path().join("data/labelsTr/liver_1.nii.gz"));
+    touch(&base.path().join("data/labelsTr/liver_2.nii.gz"));
+    let cases = read(base.path(), &config("lits")).unwrap();
+    assert_eq!(cases.iter().map(|case| case.name.as_str()).collect::<Vec<_>>(), ["own/liver_1", "own/liver_2"]);
+
+    touch(&base.path().join("data/labelsTr/liver_3.nii.gz"));
+    touch(&base.path().join("data/imagesTr/liver_4.nii.gz"));
+    let Err(DataError::Dataset { mistakes, .. }) = read(base.path(), &config("lits")) else {
+        panic!("half a pair was accepted");
+    };
+    assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+}
+
+#[test]
+fn the_case_table_overrides_what_the_data_set_says() {
+    let base = case_folders(&["a", "b"]);
+    let table = "[a]\npatient = \"p\"\nsplit = \"validation\"\nannotated = [\"liver\"]\nhounsfield = \"assume\"\n";
+    fs::write(base.path().join("data/cases.toml"), table).unwrap();
+    let cases = read(base.path(), &config("lits")).unwrap();
+    assert_eq!((cases[0].patient.as_str(), cases[0].split), ("p", Split::Validation));
+    assert_eq!((cases[0].annotated.len(), cases[0].assume_hounsfield), (1, true));
+    assert_eq!((cases[1].annotated.len(), cases[1].assume_hounsfield), (2, false));
+}
+
+#[test]
+fn mistakes_in_the_case_table_are_all_reported_with_their_lines() {
+    let base = case_folders(&["a"]);
+    let table = "[b]\npatient = \"p\"\n[a]\nannotated = [\"livre\"]\n";
+    fs::write(base.path().join("data/cases.toml"), table).unwrap();
+    let Err(DataError::Config(mistakes)) = read(base.path(), &config("lits")) else {
+        panic!("mistakes were accepted");
+    };
+    let lines: Vec<_> = mistakes.items().iter().map(|item| item.line).collect();
+    assert_eq!(lines, [Some(1), Some(4)], "{mistakes}");
+}
+
+#[test]
+fn a_patient_is_on_one_side_of_the_split_only() {
+    let base = case_folders(&["a", "b"]);
+    let table = "[a]\npatient = \"p\"\n[b]\npatient = \"p\"\nsplit = \"validation\"\n";
+    fs::write(base.path().join("data/cases.toml"), table).unwrap();
+    let refused = read(base.path(), &config("lits"));
+    assert!(matches!(refused, Err(DataError::PatientInTwoSplits { patient }) if patient == "p"));
+}
+
+#[test]
+fn a_share_of_patients_is_kept_for_validation_and_stays_when_others_come() {
+    let names: Vec<String> = (0..200).map(|i| format!("case-{i:03}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let share = DatasetConfig { validation_share: 0.25, ..config("lits") };
+    let split = |names: &[&str]| {
+        let cases = read(case_folders(names).path(), &share).unwrap();
+        cases.into_iter().map(|case| (case.name, case.split)).collect::<BTreeMap<_, _>>()
+    };
+    let all = split(&names);
+    let kept = all.values().filter(|split| **split == Split::Validation).count();
+    assert!((35..=65).contains(&kept), "{kept}");
+    assert!(split(&names[..50]).iter().all(|(name, split)| all[name] == *split));
+}
+
+#[test]
+fn a_label_map_that_leaves_annotations_open_needs_them_from_the_site() {
+    let base = case_folders(&["a"]);
+    assert!(matches!(read(base.path(), &config("universal")), Err(DataError::Case { .. })));
+    let stated = DatasetConfig { annotated: Some(vec!["aorta".to_owned()]), ..config("universal") };
+    assert_eq!(read(base.path(), &stated).unwrap()[0].annotated.len(), 1);
+}
+
+#[test]
+fn an_unknown_label_map_is_answered_with_the_known_ones() {
+    let base = case_folders(&["a"]);
+    let Err(DataError::Dataset { mistakes, .. }) = read(base.path(), &config("totalseg")) else {
+        panic!("an unknown label map was accepted");
+    };
+    assert!(mistakes[0].contains("kits"), "{mistakes:?}");
+}

@@ -1,1 +1,109 @@
+use std::collections::BTreeMap;
 
+use common::testing::shared_file;
+use nalgebra::Matrix4;
+use safetensors::SafeTensors;
+
+use super::*;
+use crate::data::geometry::Affine;
+
+const FILE: &str = "labels.nii.gz";
+
+fn grid(shape: [usize; 3]) -> Grid {
+    Grid { shape, affine: Affine::new(Matrix4::identity()).unwrap() }
+}
+
+fn class(id: u8) -> ClassId {
+    ClassId::new(id).unwrap()
+}
+
+fn transfer(values: &[i32], map: &LabelMap, annotated: &[u8]) -> Result<LabelledCase, LabelError> {
+    let raw = Volume::new(grid([values.len(), 1, 1]), values.to_vec());
+    let annotated = annotated.iter().map(|&id| class(id)).collect();
+    LabelledCase::transfer(raw, map, &annotated, &Taxonomy::standard(), FILE)
+}
+
+/// Golden (j): the case's name there, and our label map.
+const GOLDEN: [(&str, &str); 21] = [
+    ("btcv", "btcv"),
+    // Stored masks never use the shorter list of late BTCV cases; only the loss does.
+    ("btcv_ge60_label0061", "btcv"),
+    ("pancreasct", "pancreas-ct"),
+    ("chaos_extra_value", "chaos"),
+    ("lits", "lits"),
+    ("kits_two_kidneys", "kits"),
+    ("kits_one_kidney_low_x", "kits"),
+    ("kits_tumour_bridges", "kits"),
+    ("word", "word"),
+    ("abdomen1k_three_components", "abdomenct-1k"),
+    ("abdomen1k_four_components", "abdomenct-1k"),
+    ("amos", "amos"),
+    ("msd_liver", "msd-liver"),
+    ("msd_lung", "msd-lung"),
+    ("msd_pancreas", "msd-pancreas"),
+    ("msd_hepaticvessel", "msd-hepatic-vessel"),
+    ("msd_spleen", "msd-spleen"),
+    ("msd_colon", "msd-colon"),
+    ("ctorg", "ct-org"),
+    ("abd12", "abdomenct-12organ"),
+    ("felix14_patched", "private-pancreas"),
+];
+
+/// The u8 tensor `name` and its last three axes.
+fn tensor<'a>(file: &SafeTensors<'a>, name: &str) -> (&'a [u8], [usize; 3]) {
+    let view = file.tensor(name).unwrap();
+    let shape = view.shape();
+    (view.data(), shape[shape.len() - 3..].try_into().unwrap())
+}
+
+#[test]
+fn label_transfer_equals_the_reference_in_all_21_cases() {
+    let Some(bytes) = shared_file("golden/j_label_transfer.safetensors") else { return };
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.len(), 3 * GOLDEN.len(), "every case of the file is compared");
+    let taxonomy = Taxonomy::standard();
+    for (case, map) in GOLDEN {
+        let mut map = LabelMap::standard(map).unwrap();
+        // The reference drops values beyond its list; we ask for `drop` in so many words.
+        (0..=6).for_each(|value| drop(map.values.entry(value).or_insert(Target::Drop)));
+        let (raw, shape) = tensor(&file, &format!("{case}.raw"));
+        let raw = Volume::new(grid(shape), raw.iter().map(|&v| i32::from(v)).collect());
+        let annotated = map.annotated_in_case(None, &taxonomy).unwrap();
+        let labels = LabelledCase::transfer(raw, &map, &annotated, &taxonomy, FILE).unwrap();
+
+        assert_eq!(labels.mapped().voxels(), tensor(&file, &format!("{case}.universal")).0, "{case}");
+        let (masks, _) = tensor(&file, &format!("{case}.masks"));
+        for (channel, expected) in masks.chunks(labels.grid().len()).enumerate() {
+            let mask = labels.mask(ClassId::from_channel(channel).unwrap());
+            let stored = mask.map_or(vec![255; expected.len()], |m| m.into_iter().map(u8::from).collect());
+            assert!(stored == expected, "{case}: class {}", channel + 1);
+        }
+    }
+}
+
+#[test]
+fn an_unlisted_value_is_an_error_that_names_value_count_and_file() {
+    let map = LabelMap::standard("chaos").unwrap();
+    let error = transfer(&[0, 1, 7, 7, -3], &map, &[6]).unwrap_err();
+    let unlisted = BTreeMap::from([(-3, 1), (7, 2)]);
+    assert_eq!(error, LabelError::Unlisted { file: FILE.to_owned(), unlisted });
+    let text = error.to_string();
+    assert!(text.contains("value 7 (2 voxels)") && text.contains(FILE), "{text}");
+}
+
+#[test]
+fn a_class_that_is_not_annotated_has_no_mask_at_all() {
+    let map = LabelMap::standard("universal").unwrap();
+    let labels = transfer(&[6, 1, 0], &map, &[1]).unwrap();
+    assert_eq!(labels.mask(class(1)), Some(vec![false, true, false]));
+    assert_eq!(labels.mask(class(6)), None);
+    assert!(!labels.contains(class(6), 0));
+}
+
+#[test]
+fn a_lesion_belongs_to_its_organ_and_to_itself() {
+    let map = LabelMap::standard("lits").unwrap();
+    let labels = transfer(&[0, 1, 2], &map, &[6, 27]).unwrap();
+    assert_eq!(labels.mask(class(6)), Some(vec![false, true, true]));
+    assert_eq!(labels.mask(class(27)), Some(vec![false, false, true]));
+}

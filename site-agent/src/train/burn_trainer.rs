@@ -1,0 +1,231 @@
+//! The trainer that trains: the universal model on the batches of a site.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use common::study::sections::{
+    DiceTerm, Loss, Optimizer as OptimizerSettings, OptimizerKind, OptimizerState as BetweenRounds, Training,
+};
+
+use super::loss::{DiceKind, masked_loss};
+use super::optimizer::{AdamW, AdamWConfig, OptimizerState, sgd_step};
+use super::tensors::delta;
+use super::trainer::{Cancel, LocalTrainer, RoundOutcome, RoundPlan, StepReport, TrainError};
+use crate::data::DataError;
+use crate::data::batch::{Batch, BatchAddress, BatchSource};
+use crate::data::prefetch::with_batches;
+use crate::model::{Gradients, NamedTensors, UniversalModel};
+
+/// Trains a [`UniversalModel`] by masked back-propagation.
+pub struct BurnTrainer {
+    model: UniversalModel,
+    device: Device,
+    source: Arc<dyn BatchSource>,
+    optimizer: Optimizer,
+    settings: TrainerSettings,
+    global: Option<NamedTensors>,
+}
+
+/// What a study and a site say about local work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainerSettings {
+    /// The study's section; micro-batches come from the source.
+    pub training: Training,
+    /// Batches prepared ahead, on a thread of their own.
+    pub prefetch: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Optimizer {
+    AdamW(AdamW),
+    Sgd,
+}
+
+/// The batches of one step, in order.
+type Batches<'a> = dyn Iterator<Item = Result<Batch, DataError>> + 'a;
+
+impl BurnTrainer {
+    /// A trainer of `model`, which lives on `device` (with autodiff), on the batches of `source`.
+    ///
+    /// # Errors
+    /// [`TrainError::Unsupported`] for momentum.
+    pub fn new(
+        model: UniversalModel,
+        device: Device,
+        source: Arc<dyn BatchSource>,
+        settings: TrainerSettings,
+    ) -> Result<Self, TrainError> {
+        let optimizer = Optimizer::new(&settings.training.optimizer)?;
+        Ok(Self { model, device, source, optimizer, settings, global: None })
+    }
+
+    /// The model as the last round left it.
+    pub fn model(&self) -> &UniversalModel {
+        &self.model
+    }
+
+    fn run(
+        &mut self,
+        plan: &RoundPlan,
+        batches: &mut Batches<'_>,
+        progress: &mut dyn FnMut(StepReport),
+        cancel: &Cancel,
+    ) -> Result<f64, TrainError> {
+        let mut sum = 0.0;
+        for step in 1..=plan.steps {
+            if cancel.is_cancelled() {
+                return Err(TrainError::Cancelled { steps: step - 1 });
+            }
+            let started = Instant::now();
+            let loss = self.step(plan.learning_rate, batches)?;
+            if !loss.is_finite() {
+                return Err(TrainError::Diverged { step, loss });
+            }
+            sum += loss;
+            let (round, steps) = (plan.round, plan.steps);
+            progress(StepReport { round, step, steps, loss, duration: started.elapsed() });
+        }
+        Ok(sum / f64::from(plan.steps.max(1)))
+    }
+
+    /// One optimiser step over the next micro-batches; returns their loss.
+    fn step(&mut self, learning_rate: f64, batches: &mut Batches<'_>) -> Result<f64, TrainError> {
+        let mut step = StepGradients::default();
+        for batch in batches.take(self.settings.training.accumulation as usize) {
+            let batch = batch?;
+            // A micro-batch without any annotated pair teaches nothing.
+            if batch.annotated.contains(&true) {
+                step.add(self.micro_batch(&batch)?);
+            }
+        }
+        if let Some(gradients) = &step.mean {
+            self.optimizer.step(&mut self.model, gradients, learning_rate);
+        }
+        Ok(step.mean_loss)
+    }
+
+    /// Forward and backward pass. The head runs only for the classes that some sample of the batch annotates.
+    fn micro_batch(&self, batch: &Batch) -> Result<MicroBatch, TrainError> {
+        let [x, y, z] = batch.patch;
+        let tensor = |values: &[f32], channels: usize| {
+            let shape = [batch.samples, channels, x, y, z];
+            Tensor::<5>::from_data(TensorData::new(values.to_vec(), shape), &self.device)
+        };
+        let logits = self.model.forward(tensor(&batch.images, 1), &batch.classes)?;
+        let target = tensor(&batch.targets, batch.classes.len());
+        let Loss { bce, dice } = self.settings.training.loss;
+        let kind = if dice == DiceTerm::Slice { DiceKind::Slice } else { DiceKind::Volume };
+        let parts = masked_loss(logits, target, &batch.annotated, kind)?;
+        let mut objective = parts.bce.clone() * bce;
+        if dice != DiceTerm::None {
+            objective = objective + parts.dice.clone();
+        }
+        Ok(MicroBatch {
+            gradients: self.model.gradients(&objective),
+            loss: f64::from(objective.into_scalar::<f32>()),
+            pairs: parts.pairs,
+        })
+    }
+}
+
+impl LocalTrainer for BurnTrainer {
+    fn load_global(&mut self, tensors: &NamedTensors) -> Result<(), TrainError> {
+        self.model.load(tensors)?;
+        self.global = Some(tensors.clone());
+        Ok(())
+    }
+
+    fn train_round(
+        &mut self,
+        plan: &RoundPlan,
+        progress: &mut dyn FnMut(StepReport),
+        cancel: &Cancel,
+    ) -> Result<RoundOutcome, TrainError> {
+        let global = self.global.take().ok_or(TrainError::NoGlobalModel)?;
+        let before = self.optimizer.clone();
+        if self.settings.training.optimizer_state == BetweenRounds::Reset {
+            self.optimizer = Optimizer::new(&self.settings.training.optimizer)?;
+        }
+        let (source, ahead) = (Arc::clone(&self.source), self.settings.prefetch);
+        let micro_batches = self.settings.training.accumulation;
+        let round = plan.round;
+        let addresses = (0..plan.steps).flat_map(move |step| {
+            (0..micro_batches).map(move |micro| BatchAddress { round, step, micro })
+        });
+        let trained = with_batches(source.as_ref(), addresses, ahead, |batches| {
+            self.run(plan, batches, progress, cancel)
+        });
+        let mean_loss = trained.inspect_err(|_| self.optimizer = before)?;
+        Ok(RoundOutcome { delta: delta(&self.model.export(), &global)?, steps: plan.steps, mean_loss })
+    }
+
+    fn optimizer_state(&self) -> OptimizerState {
+        match &self.optimizer {
+            Optimizer::AdamW(adamw) => adamw.export(&self.model),
+            Optimizer::Sgd => OptimizerState { steps: 0, moments: NamedTensors::new() },
+        }
+    }
+
+    fn restore_optimizer(&mut self, state: &OptimizerState) -> Result<(), TrainError> {
+        if let Optimizer::AdamW(_) = self.optimizer {
+            let config = adamw_config(&self.settings.training.optimizer);
+            self.optimizer = Optimizer::AdamW(AdamW::restore(config, state, &self.model, &self.device)?);
+        }
+        Ok(())
+    }
+}
+
+impl Optimizer {
+    fn new(settings: &OptimizerSettings) -> Result<Self, TrainError> {
+        match settings.kind {
+            OptimizerKind::AdamW => Ok(Self::AdamW(AdamW::new(adamw_config(settings)))),
+            OptimizerKind::Sgd if settings.momentum == 0.0 && settings.weight_decay == 0.0 => Ok(Self::Sgd),
+            OptimizerKind::Sgd => {
+                Err(TrainError::Unsupported("momentum or weight decay in gradient descent".to_owned()))
+            }
+        }
+    }
+
+    fn step(&mut self, model: &mut UniversalModel, gradients: &Gradients, learning_rate: f64) {
+        match self {
+            Self::AdamW(adamw) => adamw.step(model, gradients, learning_rate),
+            Self::Sgd => sgd_step(model, gradients, learning_rate),
+        }
+    }
+}
+
+fn adamw_config(settings: &OptimizerSettings) -> AdamWConfig {
+    AdamWConfig { weight_decay: settings.weight_decay, ..AdamWConfig::default() }
+}
+
+/// What one forward and backward pass gave: means over its annotated pairs.
+struct MicroBatch {
+    gradients: Gradients,
+    loss: f64,
+    pairs: usize,
+}
+
+/// Gradients of one step: the mean over all annotated pairs of its micro-batches, whichever micro-batch they are in.
+#[derive(Default)]
+struct StepGradients {
+    mean: Option<Gradients>,
+    mean_loss: f64,
+    pairs: usize,
+}
+
+impl StepGradients {
+    /// Moves the mean towards that of one more micro-batch. The first one is taken as it is, bit for bit.
+    fn add(&mut self, MicroBatch { gradients, loss, pairs }: MicroBatch) {
+        self.pairs += pairs;
+        let share = pairs as f64 / self.pairs.max(1) as f64;
+        self.mean_loss += (loss - self.mean_loss) * share;
+        match &mut self.mean {
+            Some(mean) => {
+                mean.scale(1.0 - share);
+                mean.add_scaled(&gradients, share);
+            }
+            None => self.mean = Some(gradients),
+        }
+    }
+}

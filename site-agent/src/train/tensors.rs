@@ -1,0 +1,134 @@
+//! Named tensors as updates and as artifacts: differences, and the bytes that travel.
+
+use common::artifact::{ArtifactManifest, Dtype, LayoutError, TensorLayout, TensorSpec};
+
+use crate::model::{HostTensor, ModelError, NamedTensors, tensors::TensorMismatch};
+
+/// Tensors that are no artifact, or bytes that are no tensors.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorError {
+    /// Names or shapes that an artifact cannot have.
+    #[error("these tensors are no artifact: {0}")]
+    Layout(#[from] LayoutError),
+    /// An axis longer than the wire format can say.
+    #[error("tensor `{name}` has an axis of {axis}, beyond 32 bits")]
+    Axis {
+        /// The tensor.
+        name: String,
+        /// Length of its axis.
+        axis: usize,
+    },
+    /// Data that does not fill its layout.
+    #[error("{got} bytes of tensors, the layout has {expected}")]
+    Bytes {
+        /// Bytes of the layout.
+        expected: u64,
+        /// Bytes given.
+        got: u64,
+    },
+    /// Two sets of tensors of which one is not like the other.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// `local − global`, tensor by tensor.
+///
+/// # Errors
+/// [`ModelError::Mismatch`] unless both have the same names and shapes.
+pub fn delta(local: &NamedTensors, global: &NamedTensors) -> Result<NamedTensors, ModelError> {
+    combine(local, global, |local, global| local - global)
+}
+
+/// `global + delta`, tensor by tensor.
+///
+/// # Errors
+/// As [`delta`].
+pub fn apply(global: &NamedTensors, delta: &NamedTensors) -> Result<NamedTensors, ModelError> {
+    combine(global, delta, |global, delta| global + delta)
+}
+
+fn combine(
+    one: &NamedTensors,
+    other: &NamedTensors,
+    f: impl Fn(f32, f32) -> f32,
+) -> Result<NamedTensors, ModelError> {
+    let shapes = one.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+    TensorMismatch::check(&shapes, other)?;
+    // Equal names in equal order: the two maps can be walked together.
+    let pairs = one.iter().zip(other.values());
+    let combined = pairs.map(|((name, one), other)| {
+        let values = one.values().iter().zip(other.values()).map(|(&a, &b)| f(a, b)).collect();
+        Ok((name.clone(), HostTensor::new(one.shape().to_vec(), values)?))
+    });
+    combined.collect()
+}
+
+/// Manifest and data of these tensors as an artifact.
+///
+/// # Errors
+/// [`TensorError`] for names or shapes that an artifact cannot have.
+pub fn to_artifact(tensors: &NamedTensors) -> Result<(ArtifactManifest, Vec<u8>), TensorError> {
+    let axis = |name: &str, axis: usize| {
+        u32::try_from(axis).map_err(|_| TensorError::Axis { name: name.to_owned(), axis })
+    };
+    let spec = |(name, tensor): (&String, &HostTensor)| {
+        let shape = tensor.shape().iter().map(|&length| axis(name, length)).collect::<Result<_, _>>()?;
+        Ok(TensorSpec { name: name.clone(), dtype: Dtype::F32, shape })
+    };
+    let layout = TensorLayout::new(tensors.iter().map(spec).collect::<Result<_, TensorError>>()?)?;
+    let data: Vec<u8> =
+        tensors.values().flat_map(HostTensor::values).flat_map(|value| value.to_le_bytes()).collect();
+    Ok((ArtifactManifest::of(layout, &data), data))
+}
+
+/// The tensors of an artifact's data.
+///
+/// # Errors
+/// [`TensorError::Bytes`] unless `data` fills the layout exactly.
+pub fn from_artifact(layout: &TensorLayout, data: &[u8]) -> Result<NamedTensors, TensorError> {
+    let (expected, got) = (layout.bytes(), data.len() as u64);
+    if expected != got {
+        return Err(TensorError::Bytes { expected, got });
+    }
+    let mut numbers = data.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
+    let tensor = |spec: &TensorSpec| {
+        let Dtype::F32 = spec.dtype;
+        let shape: Vec<usize> = spec.shape.iter().map(|&axis| axis as usize).collect();
+        let values = numbers.by_ref().take(shape.iter().product()).collect();
+        Ok((spec.name.clone(), HostTensor::new(shape, values)?))
+    };
+    layout.tensors().iter().map(tensor).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensors(offset: f32) -> NamedTensors {
+        let ramp = |shape: &[usize]| HostTensor::from_fn(shape.to_vec(), |i| i as f32 + offset);
+        NamedTensors::from([("b.weight".to_owned(), ramp(&[2, 3])), ("a".to_owned(), ramp(&[300_000]))])
+    }
+
+    #[test]
+    fn an_artifact_gives_back_its_tensors() {
+        let (manifest, data) = to_artifact(&tensors(0.5)).unwrap();
+        assert_eq!(manifest.layout().tensors()[0].name, "a");
+        assert_eq!(from_artifact(manifest.layout(), &data).unwrap(), tensors(0.5));
+        let short = from_artifact(manifest.layout(), &data[4..]);
+        assert!(matches!(short, Err(TensorError::Bytes { .. })));
+    }
+
+    #[test]
+    fn a_global_model_and_its_delta_give_the_local_model() {
+        let difference = delta(&tensors(2.0), &tensors(0.5)).unwrap();
+        assert!(difference.values().flat_map(|t| t.values()).all(|&v| v == 1.5));
+        assert_eq!(apply(&tensors(0.5), &difference).unwrap(), tensors(2.0));
+    }
+
+    #[test]
+    fn tensors_of_another_model_have_no_delta() {
+        let mut other = tensors(0.0);
+        other.remove("a");
+        assert!(matches!(delta(&tensors(0.0), &other), Err(ModelError::Mismatch(_))));
+    }
+}

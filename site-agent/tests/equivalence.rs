@@ -1,0 +1,343 @@
+//! Federated training against pooled training, where they must be the same; and masks, where nothing may get through.
+//!
+//! The oracle: with one step of gradient descent and `annotations` weights, the aggregate of sites with disjoint classes
+//! is the step on their pooled data. It holds for any grouping of samples whose batch statistics are the same, hence
+//! micro-batches of one sample. Deltas go the whole way of an update: artifact, verification, aggregation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use common::aggregate::weights::{SiteCounts, Weighting, site_weights};
+use common::aggregate::{Aggregator, WeightedUpdate};
+use common::artifact::ArtifactManifest;
+use common::ids::{AttemptId, ClassId, Digest, RoundId, SiteId, StudyDigest};
+use common::study::sections::{
+    Foreground, Loss, Optimizer, OptimizerKind, OptimizerState, Sampling, Training, Unlabelled,
+};
+use common::update::{UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate};
+use nalgebra::Matrix4;
+use proptest::prelude::*;
+use site_agent::data::DataError;
+use site_agent::data::batch::{Batch, BatchAddress, BatchSource, Crop};
+use site_agent::data::geometry::Affine;
+use site_agent::data::labels::{LabelledCase, MaskSource};
+use site_agent::data::prepared::{CaseStore, PreparedCase};
+use site_agent::data::sampler::{Sampler, SamplerSettings};
+use site_agent::data::volume::{Grid, Volume};
+use site_agent::data::{augment::Augmentation, batch};
+use site_agent::model::{
+    Backbone, ClassEmbeddings, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors, UniversalModel,
+};
+use site_agent::train::burn_trainer::{BurnTrainer, TrainerSettings};
+use site_agent::train::tensors::{apply, from_artifact, to_artifact};
+use site_agent::train::trainer::{Cancel, LocalTrainer, RoundOutcome, RoundPlan, TrainError};
+
+const SIDE: usize = 16;
+const PATCH: [usize; 3] = [SIDE; 3];
+const CLASSES: usize = 6;
+const ROUND: RoundId = RoundId(1);
+
+// ---- a small world --------------------------------------------------------------------------------------------------
+
+fn class(id: usize) -> ClassId {
+    ClassId::new(u8::try_from(id).unwrap()).unwrap()
+}
+
+/// A case that fills one patch: class k is a slab of its own, brighter than the others.
+fn case(seed: usize, annotated: &[usize]) -> PreparedCase {
+    let grid = Grid { shape: PATCH, affine: Affine::new(Matrix4::identity()).unwrap() };
+    let slab = move |i: usize, j: usize| (i / 4 + j / 8 + seed) % (CLASSES + 1);
+    let mapped = Volume::from_fn(grid.clone(), |[i, j, _]| slab(i, j) as u8);
+    let image = Volume::from_fn(grid, |[i, j, k]| {
+        let noise = (i * 7 + j * 13 + k * 29 + seed * 31) % 17;
+        0.1 * slab(i, j) as f32 + 0.01 * noise as f32
+    });
+    labelled(image, mapped, annotated)
+}
+
+fn labelled(image: Volume<f32>, mapped: Volume<u8>, annotated: &[usize]) -> PreparedCase {
+    let masks = annotated.iter().map(|&id| (class(id), MaskSource::Mapped)).collect();
+    let raw = mapped.map(|&id| i32::from(id));
+    PreparedCase::new(image, LabelledCase::new(mapped, raw, masks))
+}
+
+/// Every case once, whole, in order: micro-batch i of a step is case i.
+struct EachOnce(Vec<PreparedCase>);
+
+impl BatchSource for EachOnce {
+    fn batch(&self, address: BatchAddress) -> Result<Batch, DataError> {
+        let case = &self.0[address.micro as usize];
+        let unchanged = Augmentation { zoom: 1.0, quarter_turns: 0, shift: 0.0 };
+        let crop = Crop::cut(case, [SIDE / 2; 3], PATCH, &unchanged);
+        Ok(Batch::of(PATCH, [(&crop, &case.labels)], &batch::Unlabelled::Masked))
+    }
+}
+
+fn model(seed: u64) -> UniversalModel {
+    let embeddings = ClassEmbeddings::one_hot(CLASSES, 4.0).unwrap();
+    let embedding = EmbeddingConfig { kind: EmbeddingKind::OneHot, rows: CLASSES, width: CLASSES };
+    let config = ModelConfig { backbone: Backbone::Unet, width: 8, embedding };
+    UniversalModel::new(&config, Some(&embeddings), seed, &device()).unwrap()
+}
+
+fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+fn settings(kind: OptimizerKind, accumulation: u32, prefetch: usize) -> TrainerSettings {
+    let training = Training {
+        steps_per_round: 1,
+        micro_batch: 1,
+        accumulation,
+        warmup_rounds: 0,
+        optimizer_state: OptimizerState::Keep,
+        unlabelled: Unlabelled::Masked,
+        optimizer: Optimizer { kind, base_lr: 0.1, weight_decay: 0.0, momentum: 0.0 },
+        loss: Loss::default(),
+    };
+    TrainerSettings { training, prefetch }
+}
+
+fn train(source: Arc<dyn BatchSource>, settings: TrainerSettings, steps: u32) -> RoundOutcome {
+    let mut trainer = BurnTrainer::new(model(5), device(), source, settings).unwrap();
+    trainer.load_global(&model(1).export()).unwrap();
+    let plan = RoundPlan { round: ROUND, steps, learning_rate: 0.1 };
+    trainer.train_round(&plan, &mut |_| {}, &Cancel::default()).unwrap()
+}
+
+fn sgd_step_on(cases: Vec<PreparedCase>) -> NamedTensors {
+    let accumulation = u32::try_from(cases.len()).unwrap();
+    train(Arc::new(EachOnce(cases)), settings(OptimizerKind::Sgd, accumulation, 0), 1).delta
+}
+
+// ---- the oracle -----------------------------------------------------------------------------------------------------
+
+fn study() -> StudyDigest {
+    StudyDigest(Digest::of(b"study"))
+}
+
+fn verified(site: &SiteId, base: &ArtifactManifest, manifest: ArtifactManifest, data: &[u8]) -> VerifiedUpdate {
+    let expectation = UpdateExpectation {
+        site: site.clone(),
+        study: study(),
+        round: ROUND,
+        base: base.hash(),
+        layout: base.layout().clone(),
+        max_norm: None,
+    };
+    let offer = UpdateOffer {
+        study: study(),
+        round: ROUND,
+        base: base.hash(),
+        attempt: AttemptId::from_bytes([7; 16]),
+        steps: 1,
+        manifest: manifest.clone(),
+    };
+    let mut verifier = UpdateVerifier::new(expectation, offer).unwrap();
+    for (index, span) in (0..).zip(manifest.layout().spans()) {
+        let start = span.offset as usize;
+        verifier.push_chunk(index, &data[start..start + span.len as usize]).unwrap();
+    }
+    verifier.finish().unwrap()
+}
+
+/// The new global model after `deltas`, weighted by annotations.
+fn aggregate(global: &NamedTensors, deltas: &BTreeMap<SiteId, (NamedTensors, SiteCounts)>) -> NamedTensors {
+    let (base, base_data) = to_artifact(global).unwrap();
+    let counts = deltas.iter().map(|(site, (_, counts))| (site.clone(), counts.clone())).collect();
+    let shares = site_weights(Weighting::Annotations, &counts, 1.0).shares;
+    let artifacts: BTreeMap<&SiteId, _> =
+        deltas.iter().map(|(site, (delta, _))| (site, to_artifact(delta).unwrap())).collect();
+    let update = |(site, (manifest, data)): (&&SiteId, &(ArtifactManifest, Vec<u8>))| WeightedUpdate {
+        update: verified(site, &base, manifest.clone(), data),
+        weight: shares[*site],
+    };
+    let updates = artifacts.iter().map(update).collect();
+    let aggregator = Aggregator::new(base.clone(), updates, 1.0).unwrap();
+    let (mut new, mut out) = (Vec::new(), Vec::new());
+    for (index, span) in (0..).zip(base.layout().spans()) {
+        let chunk = span.offset as usize..span.offset as usize + span.len as usize;
+        let parts: Vec<&[u8]> = artifacts.values().map(|(_, data)| &data[chunk.clone()]).collect();
+        aggregator.aggregate_chunk(index, &base_data[chunk.clone()], &parts, &mut out).unwrap();
+        new.extend_from_slice(&out);
+    }
+    from_artifact(base.layout(), &new).unwrap()
+}
+
+/// Three sites of unequal size, no class at two of them. `ids[k]` is the class that stands in place k.
+fn sites(ids: [usize; CLASSES]) -> BTreeMap<SiteId, (Vec<PreparedCase>, SiteCounts)> {
+    let plan: [(&str, &[usize], usize); 3] =
+        [("site-a", &[0, 1, 2], 2), ("site-b", &[3], 3), ("site-c", &[4, 5], 1)];
+    let site = |(name, places, volumes): (&str, &[usize], usize)| {
+        let classes: Vec<usize> = places.iter().map(|&place| ids[place]).collect();
+        let first = name.len() + places[0] * 10;
+        let cases = (0..volumes).map(|n| case(first + n, &classes)).collect();
+        let annotated = classes.iter().map(|&id| (class(id), volumes as u32)).collect();
+        (name.parse().unwrap(), (cases, SiteCounts { volumes: volumes as u32, annotated }))
+    };
+    plan.into_iter().map(site).collect()
+}
+
+fn assert_equivalent(ids: [usize; CLASSES]) {
+    let global = model(1).export();
+    let sites = sites(ids);
+    let pooled = sites.values().flat_map(|(cases, _)| cases.clone()).collect();
+    let expected = apply(&global, &sgd_step_on(pooled)).unwrap();
+    let federated = sites.into_iter().map(|(site, (cases, counts))| (site, (sgd_step_on(cases), counts)));
+    let got = aggregate(&global, &federated.collect());
+
+    let moved = largest_difference(&expected, &global);
+    let apart = largest_difference(&expected, &got);
+    assert!(moved > 1e-3, "the step must be seen: {moved}");
+    assert!(apart <= 1e-6, "classes {ids:?}: {apart} apart, of a step of {moved}");
+}
+
+fn largest_difference(one: &NamedTensors, other: &NamedTensors) -> f32 {
+    let pairs = one.values().zip(other.values()).flat_map(|(a, b)| a.values().iter().zip(b.values()));
+    pairs.fold(0.0, |largest, (a, b)| largest.max((a - b).abs()))
+}
+
+#[test]
+fn one_federated_step_over_disjoint_classes_is_the_pooled_step() {
+    assert_equivalent([1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn the_equivalence_does_not_depend_on_which_class_is_where() {
+    assert_equivalent([5, 3, 6, 1, 4, 2]);
+}
+
+#[test]
+fn other_weights_than_annotations_break_the_equivalence() {
+    // The oracle must be able to fail: equal weights are wrong for sites of unequal size.
+    let global = model(1).export();
+    let sites = sites([1, 2, 3, 4, 5, 6]);
+    let pooled = sites.values().flat_map(|(cases, _)| cases.clone()).collect();
+    let expected = apply(&global, &sgd_step_on(pooled)).unwrap();
+    let equal = SiteCounts { volumes: 1, annotated: BTreeMap::from([(class(1), 1)]) };
+    let federated = sites.into_iter().map(|(site, (cases, _))| (site, (sgd_step_on(cases), equal.clone())));
+    let got = aggregate(&global, &federated.collect());
+    assert!(largest_difference(&expected, &got) > 1e-5);
+}
+
+// ---- masks ----------------------------------------------------------------------------------------------------------
+
+fn bits(tensors: &NamedTensors) -> Vec<u32> {
+    tensors.values().flat_map(|tensor| tensor.values()).map(|value| value.to_bits()).collect()
+}
+
+/// Two cases: one annotates classes 1 and 2, the other 2 and 3. The head is asked for all three.
+struct Pair([PreparedCase; 2]);
+
+impl BatchSource for Pair {
+    fn batch(&self, _: BatchAddress) -> Result<Batch, DataError> {
+        let unchanged = Augmentation { zoom: 1.0, quarter_turns: 0, shift: 0.0 };
+        let crops = self.0.each_ref().map(|case| Crop::cut(case, [SIDE / 2; 3], PATCH, &unchanged));
+        let samples = crops.iter().zip(&self.0).map(|(crop, case)| (crop, &case.labels));
+        Ok(Batch::of(PATCH, samples, &batch::Unlabelled::Masked))
+    }
+}
+
+/// The gradient of one step, as the change under gradient descent, with a change of the first case's labels.
+fn step_with(change: impl Fn(usize, u8) -> u8) -> Vec<u32> {
+    let first = case(1, &[1, 2]);
+    let mut mapped = first.labels.mapped().clone();
+    mapped.voxels_mut().iter_mut().enumerate().for_each(|(offset, id)| *id = change(offset, *id));
+    let pair = Pair([labelled(first.image, mapped, &[1, 2]), case(2, &[2, 3])]);
+    bits(&train(Arc::new(pair), settings(OptimizerKind::Sgd, 1, 0), 1).delta)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
+
+    #[test]
+    fn changing_voxels_of_an_unannotated_class_changes_no_gradient_bit(seed in 0usize..1000) {
+        // Class 3 is asked of the head for the other sample's sake; 4 to 6 by nobody.
+        let scrambled = step_with(|offset, id| match id {
+            0 | 3..=6 => [0, 3, 4, 5, 6][(offset * 31 + seed) % 5],
+            annotated => annotated,
+        });
+        prop_assert!(scrambled == step_with(|_, id| id));
+    }
+}
+
+#[test]
+fn changing_voxels_of_an_annotated_class_changes_the_gradient() {
+    assert_ne!(step_with(|offset, id| if offset == 0 { 1 } else { id }), step_with(|_, id| id));
+}
+
+// ---- determinism ----------------------------------------------------------------------------------------------------
+
+fn sampler(unlabelled: batch::Unlabelled) -> Arc<Sampler> {
+    let cases = CaseStore::in_memory([case(1, &[1, 2]), case(2, &[2, 3]), case(3, &[4])]);
+    let sampling = Sampling {
+        foreground_probability: 2.0 / 3.0,
+        foreground: Foreground::EachClass,
+        augmentation: common::study::sections::Augmentation {
+            intensity_shift_probability: 0.5,
+            intensity_shift_max: 0.1,
+            ..Default::default()
+        },
+    };
+    let settings = SamplerSettings { patch: PATCH, micro_batch: 2, sampling, unlabelled };
+    let key = common::rng::KeyedRng::new(9).site(&"site-a".parse().unwrap());
+    Arc::new(Sampler::new(Arc::new(cases), settings, key).unwrap())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_with_and_without_prefetch() {
+    let masked = || sampler(batch::Unlabelled::Masked);
+    let first = train(masked(), settings(OptimizerKind::AdamW, 2, 0), 3);
+    assert_eq!(bits(&first.delta), bits(&train(masked(), settings(OptimizerKind::AdamW, 2, 0), 3).delta));
+    let prefetched = train(masked(), settings(OptimizerKind::AdamW, 2, 3), 3);
+    assert_eq!(bits(&first.delta), bits(&prefetched.delta));
+    assert_eq!(first.mean_loss, prefetched.mean_loss);
+}
+
+#[test]
+fn taking_unlabelled_for_background_trains_something_else() {
+    let all = (1..=CLASSES).map(class).collect::<BTreeSet<_>>();
+    let masked = train(sampler(batch::Unlabelled::Masked), settings(OptimizerKind::AdamW, 1, 0), 1);
+    let background =
+        train(sampler(batch::Unlabelled::Background(all)), settings(OptimizerKind::AdamW, 1, 0), 1);
+    assert_ne!(bits(&masked.delta), bits(&background.delta));
+}
+
+#[test]
+fn a_cancelled_round_leaves_the_optimizer_as_it_was() {
+    let (plan, cancel) = (RoundPlan { round: ROUND, steps: 4, learning_rate: 0.01 }, Cancel::default());
+    let source = sampler(batch::Unlabelled::Masked);
+    let mut trainer =
+        BurnTrainer::new(model(5), device(), source, settings(OptimizerKind::AdamW, 1, 2)).unwrap();
+    let global = model(1).export();
+    trainer.load_global(&global).unwrap();
+    trainer.train_round(&plan, &mut |_| {}, &cancel).unwrap();
+    let before = trainer.optimizer_state();
+
+    trainer.load_global(&global).unwrap();
+    let stopped = trainer.train_round(&plan, &mut |_| cancel.cancel(), &cancel);
+    assert!(matches!(stopped, Err(TrainError::Cancelled { steps: 1 })));
+    assert_eq!(trainer.optimizer_state(), before);
+}
+
+#[test]
+fn a_restored_trainer_goes_on_as_the_one_that_was_stopped() {
+    let plan = |round| RoundPlan { round: RoundId(round), steps: 2, learning_rate: 0.01 };
+    let new = || {
+        let source = sampler(batch::Unlabelled::Masked);
+        BurnTrainer::new(model(5), device(), source, settings(OptimizerKind::AdamW, 1, 0)).unwrap()
+    };
+    let global = model(1).export();
+    let mut whole = new();
+    whole.load_global(&global).unwrap();
+    whole.train_round(&plan(1), &mut |_| {}, &Cancel::default()).unwrap();
+    let mut resumed = new();
+    resumed.restore_optimizer(&whole.optimizer_state()).unwrap();
+
+    let mut second = |trainer: &mut BurnTrainer| {
+        trainer.load_global(&global).unwrap();
+        trainer.train_round(&plan(2), &mut |_| {}, &Cancel::default()).unwrap()
+    };
+    assert_eq!(bits(&second(&mut whole).delta), bits(&second(&mut resumed).delta));
+}
