@@ -67,7 +67,9 @@ impl ArtifactFolder {
     /// # Errors
     /// [`FileError`].
     pub fn manifest(&self, hash: ArtifactHash) -> Result<Option<ArtifactManifest>, FileError> {
-        let Some(Stored { tensors, chunks }) = files::read_json(&self.manifest_path(hash))? else { return Ok(None) };
+        let Some(Stored { tensors, chunks }) = files::read_json(&self.manifest_path(hash))? else {
+            return Ok(None);
+        };
         let manifest = TensorLayout::new(tensors).and_then(|layout| ArtifactManifest::new(layout, chunks));
         Ok(manifest.ok().filter(|manifest| manifest.hash() == hash))
     }
@@ -258,7 +260,8 @@ mod tests {
     #[tokio::test]
     async fn a_fetch_goes_on_where_it_stopped_even_after_a_crash() {
         let (source_folder, sink_folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (from, to) = (ArtifactFolder::open(source_folder.path()), ArtifactFolder::open(sink_folder.path()));
+        let (from, to) =
+            (ArtifactFolder::open(source_folder.path()), ArtifactFolder::open(sink_folder.path()));
         let (from, to) = (from.unwrap(), to.unwrap());
         let manifest = from.store(&tensors()).unwrap();
         let (_, mut chunks) = from.source(manifest.hash()).unwrap();

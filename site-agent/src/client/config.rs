@@ -141,7 +141,11 @@ fn check_names(datasets: &[DatasetConfig], problems: &mut Problems) {
         let key = format!("dataset[{index}].name");
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if dataset.name.is_empty() || dataset.name.len() > 60 || !dataset.name.chars().all(plain) {
-            problems.add_allowed(&key, format!("`{}`", dataset.name), "1 to 60 of letters, digits, `-`, `_`, `.`");
+            problems.add_allowed(
+                &key,
+                format!("`{}`", dataset.name),
+                "1 to 60 of letters, digits, `-`, `_`, `.`",
+            );
         }
         if datasets[..index].iter().any(|earlier| earlier.name == dataset.name) {
             problems.add(&key, format!("`{}` is there twice", dataset.name));
@@ -173,7 +177,8 @@ mod tests {
         let error = SiteConfig::parse(Path::new("site.toml"), text).unwrap_err();
         let lines: Vec<_> = error.items().iter().map(|item| item.line).collect();
         assert_eq!(lines, [Some(1), Some(5), Some(6)]);
-        let unknown = SiteConfig::parse(Path::new("site.toml"), "role = \"trainer\"\n").unwrap_err().to_string();
+        let unknown =
+            SiteConfig::parse(Path::new("site.toml"), "role = \"trainer\"\n").unwrap_err().to_string();
         assert!(unknown.contains("role"), "{unknown}");
     }
 }

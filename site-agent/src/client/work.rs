@@ -5,13 +5,14 @@
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 
-use common::ids::{AttemptId, ModelHash, RoundId};
+use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId};
 use common::manifest::LabelManifest;
 use common::report::EvaluationReport;
 use common::round::RoundTask;
 use common::study::StudyDocument;
 use tokio::sync::mpsc;
 
+use super::artifacts::ArtifactFolder;
 use crate::train::trainer::{Cancel, RoundOutcome, StepReport};
 
 /// What a site can do with its data. Errors are for the site's own eyes and log.
@@ -64,8 +65,8 @@ pub enum Outcome {
     Counted(Box<StudyDocument>, anyhow::Result<LabelManifest>),
     /// One optimiser step is done.
     Step(RoundTask, StepReport),
-    /// A round was trained, or not.
-    Trained(RoundTask, AttemptId, anyhow::Result<RoundOutcome>),
+    /// A round was trained and its update is durable in the outbox (its name and the steps done), or not.
+    Trained(AttemptId, anyhow::Result<(ArtifactHash, u32)>),
     /// A model was scored, or not.
     Evaluated(Box<StudyDocument>, ModelHash, anyhow::Result<EvaluationReport>),
 }
@@ -77,14 +78,18 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread; outcomes go to `out`.
+    /// Starts the thread; updates go to `outbox`, outcomes to `out`.
     ///
     /// # Errors
     /// What the system says about a new thread.
-    pub fn start(work: Box<dyn Work>, out: mpsc::Sender<Outcome>) -> std::io::Result<Self> {
+    pub fn start(
+        work: Box<dyn Work>,
+        outbox: ArtifactFolder,
+        out: mpsc::Sender<Outcome>,
+    ) -> std::io::Result<Self> {
         let (jobs, queue) = std_mpsc::channel();
-        let thread =
-            std::thread::Builder::new().name("work".to_owned()).spawn(move || run(work, &queue, &out))?;
+        let thread = std::thread::Builder::new().name("work".to_owned());
+        let thread = thread.spawn(move || run(work, &outbox, &queue, &out))?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
@@ -103,7 +108,12 @@ impl Worker {
     }
 }
 
-fn run(mut work: Box<dyn Work>, queue: &std_mpsc::Receiver<Job>, out: &mpsc::Sender<Outcome>) {
+fn run(
+    mut work: Box<dyn Work>,
+    outbox: &ArtifactFolder,
+    queue: &std_mpsc::Receiver<Job>,
+    out: &mpsc::Sender<Outcome>,
+) {
     for job in queue {
         let outcome = match job {
             Job::CountLabels(study) => {
@@ -114,7 +124,8 @@ fn run(mut work: Box<dyn Work>, queue: &std_mpsc::Receiver<Job>, out: &mpsc::Sen
                 // Steps are news, not state: when the agent is behind, they are dropped.
                 let mut progress = |step| drop(out.try_send(Outcome::Step(task.clone(), step)));
                 let trained = work.train(&study, &task, attempt, &mut progress, &cancel);
-                Outcome::Trained(task, attempt, trained)
+                let kept = trained.and_then(|done| Ok((outbox.store(&done.delta)?.hash(), done.steps)));
+                Outcome::Trained(attempt, kept)
             }
             Job::Evaluate(study, round, model, cancel) => {
                 let evaluated = work.evaluate(&study, round, model, &cancel);

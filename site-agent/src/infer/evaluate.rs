@@ -19,8 +19,8 @@ use super::overlay::{self, Overlay};
 use super::predict::{InferenceSettings, paint, painting_order, segment};
 use super::{InferError, Predictor};
 use crate::data::DataError;
-use crate::data::error::CaseFault;
 use crate::data::dataset::Case;
+use crate::data::error::CaseFault;
 use crate::data::geometry::geometry_matches;
 use crate::data::intensity::check_hounsfield;
 use crate::data::labels::LabelledCase;
@@ -61,7 +61,12 @@ impl Evaluation<'_> {
             let patient = *patients.entry(&case.patient).or_insert(next);
             let of_scan = self.score_case(case, network)?;
             scored(case, &of_scan);
-            scores.extend(of_scan.iter().map(|(&class, &outcome)| CaseScore { patient, scan, class, outcome }));
+            scores.extend(of_scan.iter().map(|(&class, &outcome)| CaseScore {
+                patient,
+                scan,
+                class,
+                outcome,
+            }));
         }
         Ok(scores)
     }
@@ -122,7 +127,11 @@ fn in_case<F: Into<CaseFault>>(case: &Case) -> impl Fn(F) -> DataError + '_ {
 }
 
 /// Scores each annotated class of a scan; truth and prediction lie on the same voxels.
-fn score(truth: &LabelledCase, prediction: &ClassMasks, tau_mm: &(dyn Fn(ClassId) -> f64 + Sync)) -> ScanScores {
+fn score(
+    truth: &LabelledCase,
+    prediction: &ClassMasks,
+    tau_mm: &(dyn Fn(ClassId) -> f64 + Sync),
+) -> ScanScores {
     let classes: Vec<ClassId> = truth.annotated().collect();
     let outcome = |&class: &ClassId| {
         let (predicted, true_) = (prediction.mask(class), truth.mask(class).unwrap_or_default());
@@ -135,7 +144,9 @@ fn outcome(predicted: &[bool], truth: &[bool], grid: &Grid, tau_mm: f64) -> Case
     let overlap = Overlap::of(predicted.iter().copied(), truth.iter().copied());
     let spacing_mm = grid.affine.spacing();
     if !overlap.truth_is_present() {
-        return CaseOutcome::Absent { false_positive_volume_ml: overlap.false_positive_volume_ml(spacing_mm) };
+        return CaseOutcome::Absent {
+            false_positive_volume_ml: overlap.false_positive_volume_ml(spacing_mm),
+        };
     }
     let (predicted, truth, shape) = cut_to_content(predicted, truth, grid.shape);
     let cut = metrics::Grid { shape, spacing_mm };
@@ -148,7 +159,8 @@ fn outcome(predicted: &[bool], truth: &[bool], grid: &Grid, tau_mm: f64) -> Case
 /// organ in a large scan costs little.
 fn cut_to_content(a: &[bool], b: &[bool], shape: [usize; 3]) -> (Vec<bool>, Vec<bool>, [usize; 3]) {
     let (mut low, mut high) = (shape, [0; 3]);
-    let index = |offset: usize| [offset / (shape[1] * shape[2]), offset / shape[2] % shape[1], offset % shape[2]];
+    let index =
+        |offset: usize| [offset / (shape[1] * shape[2]), offset / shape[2] % shape[1], offset % shape[2]];
     for (offset, _) in a.iter().zip(b).enumerate().filter(|(_, (a, b))| **a || **b) {
         for (axis, i) in index(offset).into_iter().enumerate() {
             low[axis] = low[axis].min(i);
@@ -156,7 +168,8 @@ fn cut_to_content(a: &[bool], b: &[bool], shape: [usize; 3]) -> (Vec<bool>, Vec<
         }
     }
     let start = low.map(|i| i.saturating_sub(1));
-    let size: [usize; 3] = std::array::from_fn(|axis| ((high[axis] + 2).min(shape[axis])).saturating_sub(start[axis]));
+    let size: [usize; 3] =
+        std::array::from_fn(|axis| ((high[axis] + 2).min(shape[axis])).saturating_sub(start[axis]));
     let cut = |mask: &[bool]| {
         let mut part = Vec::with_capacity(size.iter().product());
         for i in start[0]..start[0] + size[0] {
@@ -198,10 +211,14 @@ mod tests {
         let (shape, grid) = ([12, 10, 9], grid([12, 10, 9], [1.0, 1.0, 2.0]));
         let truth = cube(shape, [2, 2, 2], [6, 6, 6]);
         let shifted = cube(shape, [3, 2, 2], [7, 6, 6]);
-        let CaseOutcome::Present { dice, nsd } = outcome(&shifted, &truth, &grid, 1.0) else { panic!("present") };
+        let CaseOutcome::Present { dice, nsd } = outcome(&shifted, &truth, &grid, 1.0) else {
+            panic!("present")
+        };
         assert!((dice - 0.75).abs() < 1e-12);
         assert!((nsd - 1.0).abs() < 1e-6);
-        let CaseOutcome::Present { nsd, .. } = outcome(&shifted, &truth, &grid, 0.5) else { panic!("present") };
+        let CaseOutcome::Present { nsd, .. } = outcome(&shifted, &truth, &grid, 0.5) else {
+            panic!("present")
+        };
         assert!(nsd < 1.0);
         let nothing = vec![false; truth.len()];
         let missed = outcome(&nothing, &truth, &grid, 1.0);

@@ -8,6 +8,7 @@
 
 pub mod evaluate;
 pub mod masks;
+pub mod network;
 pub mod overlay;
 pub mod predict;
 pub mod sliding_window;

@@ -105,7 +105,9 @@ impl Overlay<'_> {
         let pixels = |axis: usize| ((mm(axis) * scale).round() as usize).max(1);
         let (width, height) = (pixels(plane.across), pixels(plane.down));
         // Nearest voxel; both axes run against their growth.
-        let voxel = |pixel: usize, of: usize, axis: usize| shape[axis] - 1 - (pixel * shape[axis] / of).min(shape[axis] - 1);
+        let voxel = |pixel: usize, of: usize, axis: usize| {
+            shape[axis] - 1 - (pixel * shape[axis] / of).min(shape[axis] - 1)
+        };
         let offset = |px: usize, py: usize| {
             let mut index = centre;
             index[plane.across] = voxel(px, width, plane.across);
@@ -187,7 +189,8 @@ impl Picture {
 
     fn letters(&mut self, plane: Plane) {
         let (right, bottom) = (self.width.saturating_sub(14), self.height.saturating_sub(18));
-        let (middle_x, middle_y) = (self.width / 2 - 5.min(self.width / 2), self.height / 2 - 7.min(self.height / 2));
+        let (middle_x, middle_y) =
+            (self.width / 2 - 5.min(self.width / 2), self.height / 2 - 7.min(self.height / 2));
         self.glyph(TOWARDS[plane.across], [4, middle_y], LETTER);
         self.glyph(AWAY[plane.across], [right, middle_y], LETTER);
         self.glyph(TOWARDS[plane.down], [middle_x, 4], LETTER);
@@ -328,7 +331,8 @@ mod tests {
     fn a_written_picture_is_a_png_of_the_size_drawn() {
         let image = image();
         let nothing = vec![0; image.grid().len()];
-        let overlay = Overlay { image: &image, truth: &nothing, prediction: &nothing, window_hu: (-175.0, 250.0) };
+        let overlay =
+            Overlay { image: &image, truth: &nothing, prediction: &nothing, window_hu: (-175.0, 250.0) };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("case.png");
         write(&path, &overlay).unwrap();

@@ -80,7 +80,8 @@ pub fn merge_labels(masks: &ClassMasks, taxonomy: &Taxonomy) -> Volume<u8> {
 /// Organs first, then what may lie in them; each kind in order of id.
 pub(super) fn painting_order(taxonomy: &Taxonomy) -> impl Iterator<Item = ClassId> + '_ {
     let of = |organs: bool| {
-        let chosen = taxonomy.classes().iter().filter(move |class| (class.kind == ClassKind::Organ) == organs);
+        let chosen =
+            taxonomy.classes().iter().filter(move |class| (class.kind == ClassKind::Organ) == organs);
         chosen.map(|class| class.id)
     };
     of(true).chain(of(false))
@@ -156,11 +157,17 @@ mod tests {
 
     #[test]
     fn a_prediction_lies_on_the_grid_of_its_file_whatever_the_orientation() {
-        let ras = grid([44, 46, 42], [[1.2, 0.0, 0.0], [0.0, 1.2, 0.0], [0.0, 0.0, 1.2]], [-20.0, -30.0, 5.0]);
-        let lps = grid([40, 38, 36], [[-1.3, 0.0, 0.0], [0.0, -1.3, 0.0], [0.0, 0.0, 1.5]], [25.0, 30.0, -9.0]);
-        let thick = grid([52, 50, 11], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 5.0]], [-20.0, 3.0, 8.0]);
-        let turned = grid([30, 48, 44], [[0.0, 0.0, -1.5], [1.1, 0.0, 0.0], [0.0, 1.2, 0.0]], [4.0, 5.0, 6.0]);
-        for (name, grid) in [("RAS", ras), ("LPS", lps), ("thick", thick), ("turned", turned), ("oblique", oblique())] {
+        let ras =
+            grid([44, 46, 42], [[1.2, 0.0, 0.0], [0.0, 1.2, 0.0], [0.0, 0.0, 1.2]], [-20.0, -30.0, 5.0]);
+        let lps =
+            grid([40, 38, 36], [[-1.3, 0.0, 0.0], [0.0, -1.3, 0.0], [0.0, 0.0, 1.5]], [25.0, 30.0, -9.0]);
+        let thick =
+            grid([52, 50, 11], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 5.0]], [-20.0, 3.0, 8.0]);
+        let turned =
+            grid([30, 48, 44], [[0.0, 0.0, -1.5], [1.1, 0.0, 0.0], [0.0, 1.2, 0.0]], [4.0, 5.0, 6.0]);
+        for (name, grid) in
+            [("RAS", ras), ("LPS", lps), ("thick", thick), ("turned", turned), ("oblique", oblique())]
+        {
             let folder = tempfile::tempdir().unwrap();
             let ct = folder.path().join("ct.nii.gz");
             write_image_i16(&ct, &scan(&grid)).unwrap();
@@ -174,14 +181,18 @@ mod tests {
             assert_eq!(labels.shape(), stored.shape, "{name}");
             let moved = (labels.grid().affine.matrix() - stored.affine.matrix()).amax();
             assert!(moved < 1e-4, "{name}: the affine moved by {moved}");
-            assert_eq!(Orientation::of(&labels.grid().affine).to_string(), Orientation::of(&stored.affine).to_string());
+            assert_eq!(
+                Orientation::of(&labels.grid().affine).to_string(),
+                Orientation::of(&stored.affine).to_string()
+            );
 
             let truth = scan(&grid);
             let agree = |wanted: bool, got: bool| {
                 let both = truth.voxels().iter().zip(labels.voxels());
                 both.filter(|(hu, label)| (**hu == 200) == wanted && (**label == 6) == got).count() as f64
             };
-            let dice = 2.0 * agree(true, true) / (2.0 * agree(true, true) + agree(true, false) + agree(false, true));
+            let dice =
+                2.0 * agree(true, true) / (2.0 * agree(true, true) + agree(true, false) + agree(false, true));
             assert!(dice > 0.8, "{name}: Dice {dice}");
             assert!(labels.voxels().iter().all(|&label| label == 0 || label == 6), "{name}");
         }
