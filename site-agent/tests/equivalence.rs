@@ -117,7 +117,12 @@ fn study() -> StudyDigest {
     StudyDigest(Digest::of(b"study"))
 }
 
-fn verified(site: &SiteId, base: &ArtifactManifest, manifest: ArtifactManifest, data: &[u8]) -> VerifiedUpdate {
+fn verified(
+    site: &SiteId,
+    base: &ArtifactManifest,
+    manifest: ArtifactManifest,
+    data: &[u8],
+) -> VerifiedUpdate {
     let expectation = UpdateExpectation {
         site: site.clone(),
         study: study(),

@@ -1,1 +1,133 @@
-//! The commands of `site-agent`.
+//! The commands of `site-agent`: arguments, and which function does what. Data goes to stdout, logs to stderr.
+//!
+//! ```text
+//! enroll → check → run            once, whenever something changed, for ever
+//! study show|approve, status      while it runs
+//! evaluate, predict               the site's own use of a model
+//! model, embed, phantom, egress   tools
+//! ```
+//! Exit codes are in [`error_report::Exit`].
+
+mod check;
+mod egress;
+mod enroll;
+pub mod error_report;
+mod evaluate;
+mod model;
+mod phantom;
+mod predict;
+mod run;
+mod status;
+mod study;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use self::error_report::{CliError, Exit};
+use crate::client::config::SiteConfig;
+
+/// Train and evaluate the universal segmentation model on this hospital's own scans. Only weights and numbers leave.
+#[derive(Debug, Parser)]
+#[command(name = "site-agent", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong command line; 64 wrong configuration; 65 unusable \
+                          data; 69 coordinator unreachable; 77 refused by the coordinator or by the policy.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make this site's keys and exchange an invite for a certificate.
+    Enroll(enroll::EnrollArgs),
+    /// Look at configuration, scans and link, and say in words what is wrong and what to do.
+    Check(check::CheckArgs),
+    /// Take part: stay connected, train or evaluate when asked, until stopped.
+    Run(ConfigArgs),
+    /// Say what the running agent does.
+    Status(status::StatusArgs),
+    /// Look at offered studies and approve them.
+    #[command(subcommand)]
+    Study(study::StudyCommand),
+    /// Score a model on this site's own labelled scans; nothing leaves.
+    Evaluate(evaluate::EvaluateArgs),
+    /// Label scans with a model, each on the grid of its own file.
+    Predict(predict::PredictArgs),
+    /// Make CT-like phantoms with known labels.
+    Phantom(phantom::PhantomArgs),
+    /// Make and look at model files.
+    #[command(subcommand)]
+    Model(model::ModelCommand),
+    /// Make class embeddings.
+    #[command(subcommand)]
+    Embed(model::EmbedCommand),
+    /// Look at what has left this site.
+    #[command(subcommand)]
+    Egress(egress::EgressCommand),
+}
+
+/// Which configuration.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The site's configuration.
+    #[arg(long, default_value = "site.toml", value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl ConfigArgs {
+    fn read(&self) -> Result<SiteConfig, CliError> {
+        let hint = "`site-agent enroll` writes a site.toml into the site's folder: name it with --config";
+        SiteConfig::read(&self.config).map_err(|error| CliError::new(error).exit(Exit::Config).or_hint(hint))
+    }
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// What to tell the user, and the exit code.
+pub fn run(cli: Cli) -> Result<(), CliError> {
+    match cli.command {
+        Command::Enroll(args) => enroll::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Study(command) => study::run(&command),
+        Command::Evaluate(args) => evaluate::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Phantom(args) => phantom::run(&args),
+        Command::Model(command) => model::run(&command),
+        Command::Embed(command) => model::embed(&command),
+        Command::Egress(command) => egress::run(&command),
+    }
+}
+
+/// The async runtime of commands that use the link: two threads are enough, the heavy work has its own.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    Ok(built.map_err(anyhow::Error::from)?)
+}
+
+/// Bounds the threads of all parallel work in this process. Called once, before any of it.
+fn limit_threads(threads: Option<usize>) -> Result<(), CliError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0));
+    Ok(pool.build_global().map_err(anyhow::Error::from)?)
+}
+
+/// One line of data on stdout. A reader that went away (`| head`) is no error.
+fn line(text: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// A value as JSON on stdout.
+fn json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    line(serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?);
+    Ok(())
+}
+
+/// The path's last part, for lines about files.
+fn shown(path: &Path) -> std::path::Display<'_> {
+    path.file_name().map_or(path, Path::new).display()
+}

@@ -1,6 +1,23 @@
-//! The site side of the protocol: one loop around `ParticipantMachine`.
+//! The site side of the protocol: one loop around [`ParticipantMachine`](common::participant::ParticipantMachine).
+//!
+//! [`driver`] is the loop; [`connection`] keeps the link up, [`work`] is the thread that trains and evaluates (through
+//! [`site_work`]), and the other files are this site's state on disk. What leaves goes through [`crate::egress`]. No
+//! phase is decided here: that is the machine's.
 
+mod actions;
 pub mod address;
+pub mod artifacts;
+pub mod config;
+pub mod connection;
+pub mod driver;
 pub mod enroll;
+mod errands;
 pub mod files;
 pub mod identity;
+pub mod journal;
+pub mod site_work;
+pub mod state;
+pub mod studies;
+pub mod translate;
+mod words;
+pub mod work;

@@ -3,9 +3,18 @@
 //! Nothing here knows the network: it is a [`Predictor`], a patch in and logits out, so that every test of geometry,
 //! blending and metrics runs with a predictor written in a line. Nothing here sends anything either; what an evaluation
 //! finds leaves the site through `egress`.
+//!
+//! [`predict`] makes masks and label files, [`evaluate`] compares them with the truth, [`overlay`] draws both.
 
-//pub mod masks;
+pub mod evaluate;
+pub mod masks;
+pub mod network;
+pub mod overlay;
+pub mod predict;
 pub mod sliding_window;
+
+use crate::data::DataError;
+use crate::data::resample::ResampleError;
 
 /// A network as inference sees it.
 pub trait Predictor {
@@ -15,7 +24,7 @@ pub trait Predictor {
     /// Logits `[classes, x, y, z]` of one patch `[1, x, y, z]` of windowed intensities (0 to 1), C order.
     ///
     /// # Errors
-    /// [`InferError::Cancelled`] when the caller asked to stop.
+    /// [`InferError::Cancelled`] when the caller asked to stop, [`InferError::Network`] when the network cannot.
     fn logits(&self, patch: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, InferError>;
 }
 
@@ -33,4 +42,16 @@ pub enum InferError {
         /// Numbers returned.
         got: usize,
     },
+    /// The network refused the patch.
+    #[error("the network")]
+    Network(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A scan or its labels cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A scan too large for the study's grid.
+    #[error(transparent)]
+    Resample(#[from] ResampleError),
+    /// A result could not be written.
+    #[error(transparent)]
+    File(#[from] crate::client::files::FileError),
 }

@@ -18,6 +18,7 @@ pub mod parameters;
 pub mod record;
 pub mod tensors;
 mod unet;
+mod window;
 
 use burn::{
     module::Module,
@@ -33,6 +34,7 @@ pub use self::{
     parameters::Gradients,
     tensors::{HostTensor, NamedTensors},
     unet::Features,
+    window::WindowNetwork,
 };
 use self::{
     head::{ClassSource, Head},

@@ -150,9 +150,8 @@ impl LocalTrainer for BurnTrainer {
         let (source, ahead) = (Arc::clone(&self.source), self.settings.prefetch);
         let micro_batches = self.settings.training.accumulation;
         let round = plan.round;
-        let addresses = (0..plan.steps).flat_map(move |step| {
-            (0..micro_batches).map(move |micro| BatchAddress { round, step, micro })
-        });
+        let addresses = (0..plan.steps)
+            .flat_map(move |step| (0..micro_batches).map(move |micro| BatchAddress { round, step, micro }));
         let trained = with_batches(source.as_ref(), addresses, ahead, |batches| {
             self.run(plan, batches, progress, cancel)
         });

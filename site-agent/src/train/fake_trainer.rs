@@ -146,7 +146,9 @@ mod tests {
             cancel.cancel();
             running.join().unwrap()
         });
-        assert!(matches!(outcome, Err(TrainError::Cancelled { steps: done }) if done as usize == steps.len()));
+        assert!(
+            matches!(outcome, Err(TrainError::Cancelled { steps: done }) if done as usize == steps.len())
+        );
         assert!(steps.len() <= 2);
     }
 

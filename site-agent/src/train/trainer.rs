@@ -4,8 +4,8 @@
 //! network nor protocol. Randomness is keyed by study, site, round and step, so that a round trained twice from the same
 //! state gives the same update.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::ids::RoundId;

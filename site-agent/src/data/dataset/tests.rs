@@ -29,7 +29,9 @@ fn case_folders_are_cases_by_the_folders_name() {
     let cases = read(base.path(), &config("lits")).unwrap();
     let names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
     assert_eq!(names, ["own/case-1", "own/case-2"]);
-    assert!(cases[0].image.ends_with("case-1/ct.nii.gz") && cases[0].labels.ends_with("case-1/labels.nii.gz"));
+    assert!(
+        cases[0].image.ends_with("case-1/ct.nii.gz") && cases[0].labels.ends_with("case-1/labels.nii.gz")
+    );
     let ids: Vec<u8> = cases[0].annotated.iter().map(|class| class.get()).collect();
     assert_eq!(ids, [6, 27]);
     assert_eq!(cases[0].split, Split::Training);
@@ -43,7 +45,10 @@ fn images_and_labels_are_paired_by_name() {
     touch(&base.path().join("data/labelsTr/liver_1.nii.gz"));
     touch(&base.path().join("data/labelsTr/liver_2.nii.gz"));
     let cases = read(base.path(), &config("lits")).unwrap();
-    assert_eq!(cases.iter().map(|case| case.name.as_str()).collect::<Vec<_>>(), ["own/liver_1", "own/liver_2"]);
+    assert_eq!(
+        cases.iter().map(|case| case.name.as_str()).collect::<Vec<_>>(),
+        ["own/liver_1", "own/liver_2"]
+    );
 
     touch(&base.path().join("data/labelsTr/liver_3.nii.gz"));
     touch(&base.path().join("data/imagesTr/liver_4.nii.gz"));
@@ -56,7 +61,8 @@ fn images_and_labels_are_paired_by_name() {
 #[test]
 fn the_case_table_overrides_what_the_data_set_says() {
     let base = case_folders(&["a", "b"]);
-    let table = "[a]\npatient = \"p\"\nsplit = \"validation\"\nannotated = [\"liver\"]\nhounsfield = \"assume\"\n";
+    let table =
+        "[a]\npatient = \"p\"\nsplit = \"validation\"\nannotated = [\"liver\"]\nhounsfield = \"assume\"\n";
     fs::write(base.path().join("data/cases.toml"), table).unwrap();
     let cases = read(base.path(), &config("lits")).unwrap();
     assert_eq!((cases[0].patient.as_str(), cases[0].split), ("p", Split::Validation));

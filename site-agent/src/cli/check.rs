@@ -1,0 +1,184 @@
+//! `site-agent check`: configuration, identity, policy, scans and link, each in a line of words.
+//!
+//! It changes nothing and sends nothing but a greeting. It goes on after a mistake, so that one run shows them all.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use common::taxonomy::Taxonomy;
+use link::quic::QuicSettings;
+use serde::Serialize;
+
+use super::error_report::{CliError, Exit};
+use super::{ConfigArgs, json, limit_threads, line, runtime};
+use crate::client::config::SiteConfig;
+use crate::client::connection::Dial;
+use crate::client::identity::Identity;
+use crate::data::dataset::{Case, read_dataset};
+use crate::data::prepared::PreparedCase;
+use crate::data::preprocess::Preprocessing;
+use crate::model::device;
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Do not look at the scans, which takes a second or more for each.
+    #[arg(long)]
+    skip_scans: bool,
+    /// Do not call the coordinator.
+    #[arg(long)]
+    offline: bool,
+    /// For machines.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One line of the check.
+#[derive(Debug, Serialize)]
+struct Finding {
+    /// What was looked at.
+    what: String,
+    /// Whether it is as it must be.
+    ok: bool,
+    /// What was found.
+    found: String,
+    /// What to do, when something is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    todo: Option<String>,
+}
+
+/// Findings so far; each is shown as it comes.
+struct Findings {
+    all: Vec<Finding>,
+    quiet: bool,
+}
+
+impl Findings {
+    fn add(&mut self, what: &str, result: Result<String, CliError>) {
+        let finding = match result {
+            Ok(found) => Finding { what: what.to_owned(), ok: true, found, todo: None },
+            Err(error) => {
+                let text = error.text();
+                let (found, todo) = text.split_once("\n\nhint: ").unwrap_or((&text, ""));
+                let found = found.trim_start_matches("error: ").to_owned();
+                let todo = Some(todo.to_owned()).filter(|todo| !todo.is_empty());
+                Finding { what: what.to_owned(), ok: false, found, todo }
+            }
+        };
+        if !self.quiet {
+            let mark = if finding.ok { "ok   " } else { "WRONG" };
+            line(format!("{mark} {:<14} {}", finding.what, finding.found.replace('\n', "\n                     ")));
+            if let Some(todo) = &finding.todo {
+                line(format!("      → {todo}"));
+            }
+        }
+        self.all.push(finding);
+    }
+}
+
+pub(super) fn run(args: &CheckArgs) -> Result<(), CliError> {
+    let mut findings = Findings { all: Vec::new(), quiet: args.json };
+    match args.config.read() {
+        Err(error) => findings.add("configuration", Err(error)),
+        Ok(config) => {
+            limit_threads(config.threads)?;
+            findings.add("configuration", Ok(format!("coordinator at {}", config.coordinator)));
+            check_site(&config, args, &mut findings)?;
+        }
+    }
+    if args.json {
+        json(&findings.all)?;
+    }
+    let wrong = findings.all.iter().filter(|finding| !finding.ok).count();
+    if wrong > 0 {
+        return Err(CliError::new(anyhow::anyhow!("{wrong} of {} checks failed", findings.all.len()))
+            .exit(Exit::Config)
+            .hint("mend what is marked WRONG and check again"));
+    }
+    Ok(())
+}
+
+fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) -> Result<(), CliError> {
+    findings.add("policy", config.read_policy().map(|_| "readable".to_owned()).map_err(CliError::new));
+    let device = device(config.device).map(|_| config.device.to_string());
+    findings.add("device", device.map_err(CliError::new));
+    let identity = config.identity.load();
+    let identity = match identity {
+        Ok(identity) => {
+            let member = &identity.membership;
+            let expiry = expiry(&identity);
+            findings.add("identity", Ok(format!("{} `{}` of `{}`{expiry}", member.role, member.site, member.consortium)));
+            Some(identity)
+        }
+        Err(error) => {
+            findings.add("identity", Err(CliError::new(error)));
+            None
+        }
+    };
+    check_datasets(config, args, findings);
+    if let Some(identity) = identity.filter(|_| !args.offline) {
+        findings.add("link", runtime()?.block_on(check_link(config, &identity)));
+    }
+    Ok(())
+}
+
+/// Until when the certificate is valid.
+fn expiry(identity: &Identity) -> String {
+    let own = identity.credentials.chain.first();
+    let peer = own.and_then(|certificate| link::PeerIdentity::from_certificate(certificate).ok());
+    let until = peer.and_then(|peer| jiff::Timestamp::from_millisecond(i64::try_from(peer.not_after.0).ok()?).ok());
+    until.map_or_else(String::new, |until| format!(", certificate valid until {until}"))
+}
+
+async fn check_link(config: &SiteConfig, identity: &Identity) -> Result<String, CliError> {
+    let settings = QuicSettings { congestion: config.congestion, ..QuicSettings::site() };
+    let dial = Dial::new(config.coordinator.clone(), identity, settings);
+    let (dialer, _, welcome, _) = dial.connect().await?;
+    dialer.close().await;
+    Ok(format!("welcomed by `{}` as {} `{}`", welcome.consortium, welcome.role, welcome.site))
+}
+
+fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) {
+    if config.datasets.is_empty() {
+        let none = anyhow::anyhow!("site.toml names none");
+        findings.add("data sets", Err(CliError::new(none).hint("add a [[dataset]] with name, folder and label_map")));
+    }
+    let taxonomy = Taxonomy::standard();
+    for dataset in &config.datasets {
+        let what = format!("data `{}`", dataset.name);
+        match read_dataset(dataset, &config.base, &taxonomy) {
+            Err(error) => findings.add(&what, Err(CliError::new(error))),
+            Ok(cases) => {
+                findings.add(&what, Ok(summary(&cases, &taxonomy)));
+                if !args.skip_scans {
+                    check_cases(&what, &cases, &taxonomy, findings);
+                }
+            }
+        }
+    }
+}
+
+fn summary(cases: &[Case], taxonomy: &Taxonomy) -> String {
+    let mut annotated = BTreeMap::new();
+    for class in cases.iter().flat_map(|case| &case.annotated) {
+        *annotated.entry(*class).or_insert(0) += 1;
+    }
+    let names: Vec<_> = annotated.into_iter().map(|(class, n)| format!("{} ({n})", taxonomy.name(class))).collect();
+    format!("{} scans; annotated: {}", cases.len(), names.join(", "))
+}
+
+/// Reads every scan as training would; scans that are fine get one line together.
+fn check_cases(what: &str, cases: &[Case], taxonomy: &Taxonomy, findings: &mut Findings) {
+    let mut fine = 0;
+    for case in cases {
+        match PreparedCase::read(case, &Preprocessing::default(), taxonomy) {
+            Ok(_) => fine += 1,
+            Err(error) => findings.add(what, Err(CliError::new(error))),
+        }
+    }
+    if fine > 0 {
+        findings.add(what, Ok(format!("{fine} scans are readable: geometry, intensities and labels agree")));
+    }
+}

@@ -1,0 +1,183 @@
+//! How errors reach the user: what, caused by what, and what to do; and the exit codes.
+
+use std::process::ExitCode;
+
+use common::config::Diagnostics;
+use link::LinkError;
+
+use crate::client::enroll::EnrollError;
+use crate::client::identity::IdentityError;
+use crate::client::state::InUse;
+use crate::data::DataError;
+use crate::egress::{EgressError, PolicyRefusal};
+use crate::infer::InferError;
+
+/// Exit codes of `site-agent`; clap's own is 2, for a wrong command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Something failed.
+    Failed = 1,
+    /// The configuration is wrong.
+    Config = 64,
+    /// Scans, labels or other input cannot be used.
+    Data = 65,
+    /// The coordinator cannot be reached.
+    Unreachable = 69,
+    /// The coordinator or this site's policy says no.
+    Refused = 77,
+}
+
+/// An error on its way to the user.
+#[derive(Debug)]
+pub struct CliError {
+    error: anyhow::Error,
+    hint: Option<String>,
+    exit: Exit,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for CliError {
+    fn from(error: E) -> Self {
+        Self::new(error.into())
+    }
+}
+
+impl CliError {
+    /// Finds exit code and hint among the causes.
+    pub fn new(error: impl Into<anyhow::Error>) -> Self {
+        let error = error.into();
+        let hint = error.chain().find_map(hint_of).map(str::to_owned);
+        let exit = error.chain().find_map(exit_of).unwrap_or(Exit::Failed);
+        Self { error, hint, exit }
+    }
+
+    /// With this exit code.
+    #[must_use]
+    pub fn exit(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    /// With this hint, whatever the causes know.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// With this hint, unless a cause knows a better one.
+    #[must_use]
+    pub fn or_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+
+    /// The text for stderr. Causes that a message repeats already are left out.
+    pub fn text(&self) -> String {
+        let mut said = self.error.to_string();
+        let mut text = format!("error: {said}");
+        for cause in self.error.chain().skip(1) {
+            let cause = cause.to_string();
+            if !said.contains(&cause) {
+                text.push_str(&format!("\n  caused by: {cause}"));
+                said = cause;
+            }
+        }
+        match &self.hint {
+            // Messages of the data path bring their own hint.
+            Some(hint) if !text.contains("\nhint: ") => format!("{text}\n\nhint: {hint}"),
+            _ => text,
+        }
+    }
+
+    /// Tells the user, and gives the exit code.
+    #[expect(clippy::print_stderr, reason = "the one reporter of errors")]
+    pub fn report(&self) -> ExitCode {
+        eprintln!("{}", self.text());
+        ExitCode::from(self.exit as u8)
+    }
+}
+
+type Cause<'a> = &'a (dyn std::error::Error + 'static);
+
+fn hint_of(cause: Cause<'_>) -> Option<&'static str> {
+    if let Some(error) = cause.downcast_ref::<EnrollError>() {
+        return error.hint();
+    }
+    if let Some(error) = cause.downcast_ref::<LinkError>() {
+        return error.hint();
+    }
+    if let Some(EgressError::Refused(refusal)) = cause.downcast_ref() {
+        return Some(refusal.code.hint());
+    }
+    if let Some(IdentityError::NotEnrolled { .. }) = cause.downcast_ref() {
+        return Some("ask the coordinator's operator for an invite and run `site-agent enroll INVITE --dir FOLDER`");
+    }
+    if cause.is::<InUse>() {
+        return Some("stop the other one, or wait for it; `site-agent status` shows what it does");
+    }
+    cause.is::<DataError>().then_some("`site-agent check` looks at every scan and says what is wrong with each")
+}
+
+fn exit_of(cause: Cause<'_>) -> Option<Exit> {
+    if let Some(error) = cause.downcast_ref::<EnrollError>() {
+        return match error {
+            EnrollError::Invite(_) | EnrollError::AlreadyEnrolled { .. } => Some(Exit::Config),
+            EnrollError::Expired { .. } | EnrollError::Answer(_) => Some(Exit::Refused),
+            EnrollError::Resolve { .. } => Some(Exit::Unreachable),
+            // The cause knows.
+            EnrollError::Connect { .. } | EnrollError::Request(_) | EnrollError::Identity(_) | EnrollError::Keys(_) => None,
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<LinkError>() {
+        let refused = matches!(
+            error,
+            LinkError::Refused(_) | LinkError::RefusedByPeer { .. } | LinkError::RefusedPeer { .. } | LinkError::Closed { .. }
+        );
+        return Some(if refused { Exit::Refused } else { Exit::Unreachable });
+    }
+    if cause.is::<PolicyRefusal>() || matches!(cause.downcast_ref(), Some(EgressError::Refused(_))) {
+        return Some(Exit::Refused);
+    }
+    if cause.is::<Diagnostics>() || matches!(cause.downcast_ref(), Some(IdentityError::NotEnrolled { .. })) {
+        return Some(Exit::Config);
+    }
+    (cause.is::<DataError>() || cause.is::<InferError>()).then_some(Exit::Data)
+}
+
+#[cfg(test)]
+mod tests {
+    use common::wire::{Refusal, RefusalCode};
+
+    use super::*;
+
+    #[test]
+    fn an_error_shows_its_causes_once_and_what_to_do() {
+        let refused = EgressError::Refused(Refusal::new(RefusalCode::InviteUsed, "the invite was used on Monday"));
+        let error = CliError::new(EnrollError::Request(refused));
+        assert_eq!(error.exit, Exit::Refused);
+        insta::assert_snapshot!(error.text(), @r"
+        error: the enrolment request
+          caused by: the coordinator refused: the invite was used on Monday (invite-used)
+
+        hint: ask the coordinator's operator for a new invite
+        ");
+    }
+
+    #[test]
+    fn an_unreachable_coordinator_has_a_code_and_a_hint_of_its_own() {
+        let error = EnrollError::Connect { address: "c.example.org:443".to_owned(), source: LinkError::TimedOut };
+        let error = CliError::new(error);
+        assert_eq!(error.exit, Exit::Unreachable);
+        assert!(error.text().contains("firewall"), "{}", error.text());
+    }
+
+    #[test]
+    fn somebody_else_at_the_address_is_no_network_problem() {
+        let alert = link::Alert::UnknownIssuer;
+        let source = LinkError::RefusedPeer { alert, detail: "unknown issuer".into() };
+        let error = CliError::new(EnrollError::Connect { address: "c.example.org:443".to_owned(), source });
+        assert_eq!(error.exit, Exit::Refused);
+        assert!(error.text().contains("fingerprint"), "{}", error.text());
+    }
+}

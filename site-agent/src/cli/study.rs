@@ -1,0 +1,128 @@
+//! `site-agent study`: what the consortium wants to train here, and the hospital's word on it.
+
+use clap::{Args, Subcommand};
+use common::study::{Study, StudyDocument};
+
+use super::error_report::{CliError, Exit};
+use super::{ConfigArgs, line};
+use crate::client::state::StateFolder;
+use crate::client::studies::{StudyFolder, terms_of};
+
+/// Commands about studies.
+#[derive(Debug, Subcommand)]
+pub(super) enum StudyCommand {
+    /// List the offered studies, or show one in words.
+    Show(ShowArgs),
+    /// Take part in a study. Any change of it asks again.
+    Approve(DecideArgs),
+    /// Take no part in a study.
+    Refuse(DecideArgs),
+}
+
+/// Arguments of `study show`.
+#[derive(Debug, Args)]
+pub(super) struct ShowArgs {
+    /// The study's digest, or its first digits.
+    digest: Option<String>,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The exact document whose digest is approved.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `study approve` and `study refuse`.
+#[derive(Debug, Args)]
+pub(super) struct DecideArgs {
+    /// The study's digest, or its first digits.
+    digest: String,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub(super) fn run(command: &StudyCommand) -> Result<(), CliError> {
+    match command {
+        StudyCommand::Show(args) => show(args),
+        StudyCommand::Approve(args) => decide(args, true),
+        StudyCommand::Refuse(args) => decide(args, false),
+    }
+}
+
+fn folder(config: &ConfigArgs) -> Result<StudyFolder, CliError> {
+    Ok(StateFolder::open(&config.read()?.state)?.studies()?)
+}
+
+/// The study that the user means.
+fn find(studies: &StudyFolder, prefix: &str) -> Result<StudyDocument, CliError> {
+    let hint = "`site-agent study show` lists the studies that were offered; a running agent fetches them";
+    let found = studies.find(prefix).and_then(|digest| studies.document(digest));
+    let found = found.map_err(|error| CliError::new(error).or_hint(hint))?;
+    found.ok_or_else(|| CliError::new(anyhow::anyhow!("study {prefix} is not here")).hint(hint))
+}
+
+fn show(args: &ShowArgs) -> Result<(), CliError> {
+    let studies = folder(&args.config)?;
+    let Some(prefix) = &args.digest else { return list(&studies) };
+    let document = find(&studies, prefix)?;
+    if args.json {
+        line(String::from_utf8_lossy(document.bytes()));
+        return Ok(());
+    }
+    describe(&document).into_iter().for_each(line);
+    line(decision(&studies, &document)?);
+    Ok(())
+}
+
+fn list(studies: &StudyFolder) -> Result<(), CliError> {
+    let digests = studies.list()?;
+    if digests.is_empty() {
+        line("no study was offered yet");
+    }
+    for digest in digests {
+        if let Some(document) = studies.document(digest)? {
+            line(format!("{}  {}  {}", digest.short(), document.study().name, decision(studies, &document)?));
+        }
+    }
+    Ok(())
+}
+
+fn decision(studies: &StudyFolder, document: &StudyDocument) -> Result<String, CliError> {
+    Ok(match studies.decision(document.digest())? {
+        Some(decision) => {
+            let word = if decision.approved { "approved" } else { "refused" };
+            format!("{word} by the {} at {}", decision.by, decision.at)
+        }
+        None => format!("undecided: `site-agent study approve {}`", document.digest().short()),
+    })
+}
+
+/// What a data-protection officer wants to know.
+fn describe(document: &StudyDocument) -> Vec<String> {
+    let Study { name, rounds, training, quorum, aggregation, evaluation, preprocessing, model, .. } = document.study();
+    let bound = aggregation.max_update_norm.map_or("no bound".to_owned(), |norm| format!("at most {norm}"));
+    let tumours = document.study().taxonomy.classes().len();
+    vec![
+        format!("study      {name}"),
+        format!("digest     {}", document.digest()),
+        format!("trains     {rounds} rounds of {} steps; {tumours} classes", training.steps_per_round),
+        format!("network    {:?}, width {}; scans at {:?} mm", model.backbone, model.width, preprocessing.spacing_mm),
+        format!("averages   at least {} sites; norm of an update: {bound}", quorum.sites),
+        format!("evaluates  every {} rounds; numbers below {} patients stay here", evaluation.every_rounds, evaluation.min_count),
+        "leaves     label counts, loss, weights, metrics; no scan, no mask, no picture".to_owned(),
+    ]
+}
+
+fn decide(args: &DecideArgs, approved: bool) -> Result<(), CliError> {
+    let config = args.config.read()?;
+    let studies = StateFolder::open(&config.state)?.studies()?;
+    let document = find(&studies, &args.digest)?;
+    if approved {
+        let permitted = config.read_policy()?.permit_study(&terms_of(&document));
+        let hint = "this rule is your hospital's own: whoever keeps policy.toml can change it";
+        permitted.map_err(|refusal| CliError::new(refusal).exit(Exit::Refused).hint(hint))?;
+    }
+    studies.decide(document.digest(), approved, "operator")?;
+    let word = if approved { "approved" } else { "refused" };
+    line(format!("{word}: {} ({})", document.study().name, document.digest()));
+    Ok(())
+}

@@ -1,0 +1,335 @@
+//! What the agent does when the machine says so, and what it makes of what came of it.
+
+use std::sync::Arc;
+
+use common::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
+use common::manifest::LabelManifest;
+use common::participant::{Action, Event};
+use common::report::EvaluationReport;
+use common::round::RoundTask;
+use common::signed::Signed;
+use common::study::StudyDocument;
+use common::wire::SignedBytes;
+use link::quic::Connection;
+use tokio_util::sync::CancellationToken;
+
+use super::driver::{Agent, Errand, News};
+use super::errands::{self, StoredReport};
+use super::files;
+use super::site_work::needed_artifacts;
+use super::studies::terms_of;
+use super::translate::decline_reason;
+use super::work::{Job, Outcome};
+use crate::egress::{Egress, Outbound, Verdict};
+use crate::train::trainer::{Cancel, StepReport, TrainError};
+
+/// Models kept beyond those in use: a coordinator that comes back may ask for a recent one.
+const SPARE_ARTIFACTS: usize = 6;
+
+impl Agent {
+    /// Begins an action, or finishes it at once; an event is what came of it.
+    pub(super) fn execute(&mut self, action: Action) -> anyhow::Result<Option<Event>> {
+        match action {
+            Action::AskApproval { study } => return self.ask_approval(study),
+            Action::RegisterManifest { study } => self.register(study)?,
+            Action::AcceptRound { task } => {
+                self.say(Outbound::Acceptance { study: task.study, round: task.round, base: task.base });
+            }
+            Action::DeclineRound { study, round, reason } => {
+                self.say(Outbound::Decline { study, round, reason: decline_reason(reason) });
+            }
+            Action::FetchArtifact { artifact } => {
+                if self.artifacts.has(artifact) {
+                    return Ok(Some(Event::ModelStored { artifact }));
+                }
+                let folder = self.artifacts.clone();
+                self.begin(Errand::Fetch(artifact), move |connection, _| async move {
+                    Some(errands::fetch(&connection, &folder, artifact).await)
+                });
+            }
+            Action::CancelFetch { artifact } => self.cancel(Errand::Fetch(artifact)),
+            Action::Train { task, attempt } => return self.train(task, attempt),
+            Action::CancelTraining { attempt } => {
+                if let Some((_, cancel)) = self.training.take_if(|(under_way, _)| *under_way == attempt) {
+                    cancel.cancel();
+                }
+            }
+            Action::OfferUpdate { offer } => {
+                self.state.promote_optimizer(offer.study, offer.attempt)?;
+                let outbox = self.outbox.clone();
+                self.begin(Errand::Offer(offer.attempt), move |connection, egress| async move {
+                    Some(errands::offer_update(&connection, &egress, &outbox, &offer).await)
+                });
+            }
+            Action::DropUpdate { attempt, .. } => {
+                self.cancel(Errand::Offer(attempt));
+                files::remove(&self.state.optimizer_after(attempt))?;
+                self.outbox.prune(&Default::default(), 0)?;
+                self.artifacts.prune(&Default::default(), SPARE_ARTIFACTS)?;
+            }
+            Action::Evaluate { study, round, model } => return self.evaluate(study, round, model),
+            Action::CancelEvaluation { model } => {
+                if let Some((_, cancel)) = self.evaluating.take_if(|(under_way, _)| *under_way == model) {
+                    cancel.cancel();
+                }
+            }
+            Action::SendReport { model, .. } => {
+                let state = self.state.clone();
+                self.begin(Errand::Report(model), move |connection, egress| async move {
+                    Some(errands::send_report(&connection, &egress, &state, model).await)
+                });
+            }
+            Action::SetTimer { timer, at } => drop(self.timers.insert(timer, at)),
+            Action::ClearTimer(timer) => drop(self.timers.remove(&timer)),
+            Action::Report(fact) => Self::report(&fact),
+        }
+        Ok(None)
+    }
+
+    /// Runs an errand in a task of its own, unless one like it is under way or there is no connection: the machine asks
+    /// again when there is one.
+    fn begin<F>(&mut self, errand: Errand, work: impl FnOnce(Connection, Arc<Egress>) -> F + Send + 'static)
+    where
+        F: Future<Output = Option<Event>> + Send,
+    {
+        let Some(connection) = self.connection.clone() else { return };
+        if self.errands.contains_key(&errand) {
+            return;
+        }
+        let cancel = CancellationToken::new();
+        self.errands.insert(errand, cancel.clone());
+        let (news, egress) = (self.news.clone(), self.egress.clone());
+        self.tasks.spawn(async move {
+            let event = tokio::select! {
+                event = work(connection, egress) => event,
+                () = cancel.cancelled() => None,
+            };
+            // Fails only when the agent is gone.
+            let _ = news.send(News::Done(errand, event)).await;
+        });
+    }
+
+    fn cancel(&mut self, errand: Errand) {
+        if let Some(cancel) = self.errands.get(&errand) {
+            cancel.cancel();
+        }
+    }
+
+    /// Sends a message whose answer changes nothing here.
+    fn say(&mut self, outbound: Outbound) {
+        if let Some(connection) = self.connection.clone() {
+            self.tasks.spawn(errands::say_owned(connection, self.egress.clone(), outbound));
+        }
+    }
+
+    fn ask_approval(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
+        self.undecided.insert(study);
+        if self.studies.document(study)?.is_some() {
+            return self.judge(study);
+        }
+        let (studies, news) = (self.studies.clone(), self.news.clone());
+        self.begin(Errand::Study(study), move |connection, _| async move {
+            match errands::fetch_study(&connection, &studies, study).await {
+                Ok(_) => drop(news.send(News::StudyHere(study)).await),
+                Err(error) => tracing::warn!("study {}: {error:#}", study.short()),
+            }
+            None
+        });
+        Ok(None)
+    }
+
+    /// Asks the decisions so far, then the policy; without an answer a person has to decide.
+    pub(super) fn judge(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
+        if let Some(event) = self.decided(study)? {
+            return Ok(Some(event));
+        }
+        let Some(document) = self.studies.document(study)? else { return Ok(None) };
+        match self.egress.policy().judge(&terms_of(&document)) {
+            Verdict::Approved => self.decided(study),
+            Verdict::Refused(refusal) => {
+                tracing::error!("study `{}` is refused by the policy: {refusal}", document.study().name);
+                Ok(Some(Event::StudyRefused { study }))
+            }
+            Verdict::Ask => {
+                let short = study.short();
+                tracing::warn!(
+                    "study `{}` waits for you: `site-agent study show {short}`, then `site-agent study approve {short}`",
+                    document.study().name
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    /// What the operator or the policy decided, as an event; `None` while nobody did.
+    pub(super) fn decided(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
+        let Some(document) = self.studies.document(study)? else { return Ok(None) };
+        let decision = self.studies.decision(study)?;
+        let verdict = self.egress.policy().judge(&terms_of(&document));
+        let event = match (decision, verdict) {
+            // A policy that was tightened since binds the operator too.
+            (Some(_), Verdict::Refused(refusal)) => {
+                tracing::error!("study `{}` is refused by the policy: {refusal}", document.study().name);
+                Event::StudyRefused { study }
+            }
+            (None, Verdict::Refused(_)) => return Ok(None),
+            (Some(decision), _) if !decision.approved => Event::StudyRefused { study },
+            (Some(_), _) => Event::StudyApproved { study, needs: needed_artifacts(document.study()) },
+            (None, Verdict::Approved) => {
+                self.studies.decide(study, true, "policy")?;
+                tracing::info!("study `{}` is approved by the policy", document.study().name);
+                Event::StudyApproved { study, needs: needed_artifacts(document.study()) }
+            }
+            (None, Verdict::Ask) => return Ok(None),
+        };
+        self.undecided.remove(&study);
+        Ok(Some(event))
+    }
+
+    /// Says that the study is approved; a trainer says too what it has, once that is counted.
+    fn register(&mut self, study: StudyDigest) -> anyhow::Result<()> {
+        let manifest = self.manifests.get(&study).cloned();
+        if self.role == common::ids::Role::Trainer && manifest.is_none() {
+            if let Some(document) = self.studies.document(study)?
+                && self.counting.insert(study)
+            {
+                self.worker.submit(Job::CountLabels(Box::new(document)));
+            }
+            return Ok(());
+        }
+        self.begin(Errand::Register(study), move |connection, egress| async move {
+            errands::register(&connection, &egress, study, manifest).await;
+            None
+        });
+        Ok(())
+    }
+
+    fn train(&mut self, task: RoundTask, attempt: AttemptId) -> anyhow::Result<Option<Event>> {
+        if self.training.as_ref().is_some_and(|(under_way, _)| *under_way == attempt) {
+            return Ok(None);
+        }
+        let Some(document) = self.studies.document(task.study)? else {
+            return Ok(Some(Event::TrainingFailed { attempt }));
+        };
+        let cancel = Cancel::default();
+        self.training = Some((attempt, cancel.clone()));
+        self.worker.submit(Job::Train(Box::new(document), task, attempt, cancel));
+        Ok(None)
+    }
+
+    fn evaluate(
+        &mut self,
+        study: StudyDigest,
+        round: RoundId,
+        model: ModelHash,
+    ) -> anyhow::Result<Option<Event>> {
+        if self.evaluating.as_ref().is_some_and(|(under_way, _)| *under_way == model) {
+            return Ok(None);
+        }
+        let Some(document) = self.studies.document(study)? else {
+            return Ok(Some(Event::EvaluationFailed { model }));
+        };
+        tracing::info!("evaluating the model of round {round}");
+        let cancel = Cancel::default();
+        self.evaluating = Some((model, cancel.clone()));
+        self.worker.submit(Job::Evaluate(Box::new(document), round, model, cancel));
+        Ok(None)
+    }
+
+    /// Takes what the worker did.
+    pub(super) fn worked(&mut self, outcome: Outcome) -> anyhow::Result<()> {
+        match outcome {
+            Outcome::Counted(study, counted) => self.counted(&study, counted),
+            Outcome::Step(task, step) => self.stepped(&task, step),
+            Outcome::Trained(attempt, trained) => {
+                self.training.take_if(|(under_way, _)| *under_way == attempt);
+                self.status.steps = None;
+                match trained {
+                    Ok((update, steps)) => self.feed(Event::Trained { attempt, update, steps }),
+                    Err(error) if was_cancelled(&error) => Ok(()),
+                    Err(error) => {
+                        tracing::error!("training failed: {error:#}");
+                        self.feed(Event::TrainingFailed { attempt })
+                    }
+                }
+            }
+            Outcome::Evaluated(study, model, evaluated) => {
+                self.evaluating.take_if(|(under_way, _)| *under_way == model);
+                match evaluated {
+                    Ok(report) => self.keep_report(&study, model, &report),
+                    Err(error) if was_cancelled(&error) => Ok(()),
+                    Err(error) => {
+                        tracing::error!("evaluation failed: {error:#}");
+                        self.feed(Event::EvaluationFailed { model })
+                    }
+                }
+            }
+        }
+    }
+
+    fn counted(
+        &mut self,
+        study: &StudyDocument,
+        counted: anyhow::Result<LabelManifest>,
+    ) -> anyhow::Result<()> {
+        self.counting.remove(&study.digest());
+        match counted {
+            Ok(manifest) => {
+                tracing::info!(
+                    scans = manifest.volumes,
+                    classes = manifest.classes.len(),
+                    "counted the labels"
+                );
+                let signed = Signed::sign(&manifest, &self.signing);
+                let signed = SignedBytes { bytes: signed.bytes().to_vec(), signature: *signed.signature() };
+                self.manifests.insert(study.digest(), signed);
+                self.register(study.digest())
+            }
+            Err(error) => {
+                tracing::error!("the training scans cannot be used: {error:#}");
+                tracing::error!("hint: `site-agent check` looks at every scan; then start the agent again");
+                self.status.problem =
+                    Some("the training scans cannot be used: run `site-agent check`".to_owned());
+                self.write_status()
+            }
+        }
+    }
+
+    fn stepped(&mut self, task: &RoundTask, step: StepReport) -> anyhow::Result<()> {
+        self.status.steps = Some((step.step, step.steps));
+        let now = jiff::Timestamp::now();
+        let every = i64::try_from(self.egress.policy().quota().progress_every_s).unwrap_or(i64::MAX);
+        let due = self.progress_said.is_none_or(|said| now.duration_since(said).as_secs() >= every);
+        if due {
+            self.progress_said = Some(now);
+            let RoundTask { study, round, .. } = *task;
+            tracing::info!("round {round}: step {} of {}, loss {:.4}", step.step, step.steps, step.loss);
+            let loss = step.loss as f32;
+            self.say(Outbound::Progress { study, round, step: step.step, steps: step.steps, loss });
+            self.write_status()?;
+        }
+        Ok(())
+    }
+
+    fn keep_report(
+        &mut self,
+        study: &StudyDocument,
+        model: ModelHash,
+        report: &EvaluationReport,
+    ) -> anyhow::Result<()> {
+        let signed = Signed::sign(report, &self.signing);
+        let stored = StoredReport {
+            study: study.digest(),
+            // A report is JSON, which is UTF-8.
+            document: String::from_utf8_lossy(signed.bytes()).into_owned(),
+            signature: data_encoding::HEXLOWER.encode(signed.signature()),
+        };
+        files::write_json(&self.state.report(model), &stored)?;
+        self.feed(Event::Evaluated { model, report: stored.digest() })
+    }
+}
+
+fn was_cancelled(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(TrainError::Cancelled { .. }))
+        || matches!(error.downcast_ref(), Some(crate::infer::InferError::Cancelled))
+}

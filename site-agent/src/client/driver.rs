@@ -1,0 +1,320 @@
+//! The agent: one loop that feeds the participant machine and executes what it says.
+//!
+//! ```text
+//! link, worker, errands, timers, decisions ──► event ──► journal (synced) ──► tick ──► actions ──► execute
+//! ```
+//! Nothing is decided here. An event is in the journal before its actions begin; all actions are idempotent, so a crash
+//! between the two costs at most the work under way. What the actions do is in `actions`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, StudyDigest};
+use common::participant::{self, Event, ParticipantMachine, Timer};
+use common::signed::SigningKey;
+use common::time::Timestamp;
+use common::wire::{Notice, SignedBytes};
+use link::quic::{Connection, QuicSettings};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::artifacts::ArtifactFolder;
+use super::config::SiteConfig;
+use super::connection::{Dial, LinkEvent};
+use super::files;
+use super::identity::Identity;
+use super::journal::Journal;
+use super::state::{AgentStatus, StateFolder};
+use super::studies::StudyFolder;
+use super::translate::event_of;
+use super::words;
+use super::work::{Outcome, Work, Worker};
+use crate::egress::Egress;
+use crate::train::trainer::Cancel;
+
+/// How often decisions of `site-agent study approve` are looked for.
+const LOOK_FOR_DECISIONS: Duration = Duration::from_secs(1);
+/// How long work under way may take to stop at the end.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Something done over the link; at most one of each is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Errand {
+    /// Fetching an artifact.
+    Fetch(ArtifactHash),
+    /// Fetching a study document.
+    Study(StudyDigest),
+    /// Approving and registering.
+    Register(StudyDigest),
+    /// Sending an update.
+    Offer(AttemptId),
+    /// Sending a report.
+    Report(ModelHash),
+}
+
+/// What an errand came to.
+pub(super) enum News {
+    /// It is over; the event tells the machine, if it must know.
+    Done(Errand, Option<Event>),
+    /// A study document is here: it can be judged.
+    StudyHere(StudyDigest),
+}
+
+/// A running site.
+pub struct Agent {
+    pub(super) role: Role,
+    pub(super) signing: SigningKey,
+    pub(super) state: StateFolder,
+    pub(super) studies: StudyFolder,
+    pub(super) artifacts: ArtifactFolder,
+    pub(super) outbox: ArtifactFolder,
+    pub(super) egress: Arc<Egress>,
+    pub(super) worker: Worker,
+    pub(super) connection: Option<Connection>,
+    pub(super) timers: BTreeMap<Timer, Timestamp>,
+    pub(super) errands: BTreeMap<Errand, CancellationToken>,
+    pub(super) tasks: JoinSet<()>,
+    pub(super) news: mpsc::Sender<News>,
+    pub(super) undecided: BTreeSet<StudyDigest>,
+    pub(super) manifests: BTreeMap<StudyDigest, SignedBytes>,
+    pub(super) counting: BTreeSet<StudyDigest>,
+    pub(super) training: Option<(AttemptId, Cancel)>,
+    pub(super) evaluating: Option<(ModelHash, Cancel)>,
+    pub(super) progress_said: Option<jiff::Timestamp>,
+    pub(super) status: AgentStatus,
+    machine: ParticipantMachine,
+    journal: Journal,
+    dial: Option<Dial>,
+    inbox: mpsc::Receiver<News>,
+    outcomes: mpsc::Receiver<Outcome>,
+}
+
+impl Agent {
+    /// Opens the site's state and starts its worker. Nothing is dialled yet.
+    ///
+    /// # Errors
+    /// A state folder, ledger or journal that cannot be used.
+    pub fn open(
+        config: &SiteConfig,
+        identity: &Identity,
+        egress: Egress,
+        state: StateFolder,
+        work: Box<dyn Work>,
+    ) -> anyhow::Result<Self> {
+        let membership = &identity.membership;
+        let installation = state.installation()?;
+        let (site, role) = (membership.site.clone(), membership.role);
+        let who = participant::Identity { site, role, installation };
+        let (journal, machine) = Journal::open(&state.journal(), &who)?;
+        let (news, inbox) = mpsc::channel(64);
+        let (out, outcomes) = mpsc::channel(64);
+        let settings = QuicSettings { congestion: config.congestion, ..QuicSettings::site() };
+        let outbox = state.outbox()?;
+        Ok(Self {
+            role,
+            signing: identity.signing.clone(),
+            studies: state.studies()?,
+            artifacts: state.artifacts()?,
+            worker: Worker::start(work, outbox.clone(), out)?,
+            outbox,
+            egress: Arc::new(egress),
+            connection: None,
+            timers: BTreeMap::new(),
+            errands: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            news,
+            undecided: BTreeSet::new(),
+            manifests: BTreeMap::new(),
+            counting: BTreeSet::new(),
+            training: None,
+            evaluating: None,
+            progress_said: None,
+            status: AgentStatus::of(&machine.status()),
+            machine,
+            journal,
+            dial: Some(Dial::new(config.coordinator.clone(), identity, settings)),
+            inbox,
+            outcomes,
+            state,
+        })
+    }
+
+    /// Runs until `stop`; then lets go of what is under way and returns.
+    ///
+    /// # Errors
+    /// A disk that cannot be written: an agent that cannot remember must not act.
+    pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let (out, mut link) = mpsc::channel(64);
+        let link_stop = CancellationToken::new();
+        let mut linking = JoinSet::new();
+        if let Some(dial) = self.dial.take() {
+            linking.spawn(dial.keep_connected(out, link_stop.clone()));
+        }
+        let mut look = tokio::time::interval(LOOK_FOR_DECISIONS);
+        let ended = self.start();
+        let ended = match ended {
+            Ok(()) => self.serve(&mut link, &mut look, &stop).await,
+            failed => failed,
+        };
+        link_stop.cancel();
+        self.drain(linking).await;
+        ended
+    }
+
+    async fn serve(
+        &mut self,
+        link: &mut mpsc::Receiver<LinkEvent>,
+        look: &mut tokio::time::Interval,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        loop {
+            let due = self.timers.iter().map(|(timer, at)| (*at, *timer)).min();
+            let wait = due.map_or(Duration::MAX, |(at, _)| at.since(now()));
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(event) = link.recv() => self.heard(event)?,
+                Some(news) = self.inbox.recv() => self.learnt(news)?,
+                Some(outcome) = self.outcomes.recv() => self.worked(outcome)?,
+                () = tokio::time::sleep(wait.min(Duration::from_secs(3600))), if due.is_some() => {
+                    if let Some((at, timer)) = due && at <= now() {
+                        self.timers.remove(&timer);
+                        self.feed(Event::TimerFired(timer))?;
+                    }
+                }
+                _ = look.tick() => self.look_for_decisions()?,
+                // Ended tasks are let go; each has told its news already.
+                Some(_) = self.tasks.join_next() => {}
+            }
+        }
+    }
+
+    /// Takes up what was under way when the agent stopped.
+    fn start(&mut self) -> anyhow::Result<()> {
+        self.undecided.extend(self.studies.list()?);
+        self.feed(Event::Restarted)
+    }
+
+    /// Journals an event, ticks, executes; and so on with what the actions gave at once.
+    pub(super) fn feed(&mut self, event: Event) -> anyhow::Result<()> {
+        let mut queue = VecDeque::from([event]);
+        while let Some(event) = queue.pop_front() {
+            let now = now();
+            self.journal.record(&event, now)?;
+            for action in self.machine.tick(event, now) {
+                queue.extend(self.execute(action)?);
+            }
+            self.journal.compact(&self.machine)?;
+        }
+        self.write_status()
+    }
+
+    fn heard(&mut self, event: LinkEvent) -> anyhow::Result<()> {
+        match event {
+            LinkEvent::Up(connection, welcome) => {
+                tracing::info!(
+                    "connected to `{}` as {} `{}`",
+                    welcome.consortium,
+                    welcome.role,
+                    welcome.site
+                );
+                self.connection = Some(connection);
+                self.status.problem = None;
+                self.feed(Event::Connected)
+            }
+            LinkEvent::Notice(Notice::Goodbye { code }) => {
+                tracing::info!("the coordinator says goodbye: {}", code.code());
+                Ok(())
+            }
+            LinkEvent::Notice(notice) => event_of(&notice).map_or(Ok(()), |event| self.feed(event)),
+            LinkEvent::Down { problem, hint, retry_in } => {
+                tracing::warn!("not connected: {problem}; next attempt in {} s", retry_in.as_secs());
+                if let Some(hint) = hint {
+                    tracing::warn!("hint: {hint}");
+                }
+                self.status.problem = Some(problem);
+                if self.connection.take().is_some() {
+                    self.feed(Event::Disconnected)
+                } else {
+                    self.write_status()
+                }
+            }
+        }
+    }
+
+    fn learnt(&mut self, news: News) -> anyhow::Result<()> {
+        match news {
+            News::Done(errand, event) => {
+                self.errands.remove(&errand);
+                event.map_or(Ok(()), |event| self.feed(event))
+            }
+            News::StudyHere(study) => {
+                self.errands.remove(&Errand::Study(study));
+                self.judge(study)?.map_or(Ok(()), |event| self.feed(event))
+            }
+        }
+    }
+
+    fn look_for_decisions(&mut self) -> anyhow::Result<()> {
+        for study in self.undecided.clone() {
+            if let Some(event) = self.decided(study)? {
+                self.feed(event)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// For `site-agent status`. A status that cannot be written stops nothing.
+    pub(super) fn write_status(&mut self) -> anyhow::Result<()> {
+        let machine = AgentStatus::of(&self.machine.status());
+        let waiting_for_approval = self.undecided.iter().copied().collect();
+        let (problem, steps) = (self.status.problem.clone(), self.status.steps);
+        let status = AgentStatus { problem, steps, waiting_for_approval, ..machine };
+        let changed = AgentStatus { at: self.status.at, ..status.clone() } != self.status;
+        if changed && let Err(error) = files::write_json(&self.state.status(), &status) {
+            tracing::warn!("status: {error:#}");
+        }
+        self.status = status;
+        Ok(())
+    }
+
+    /// Stops what is under way; the journal knows where to go on.
+    async fn drain(mut self, mut linking: JoinSet<()>) {
+        tracing::info!("stopping; what is under way goes on at the next start");
+        for cancel in
+            [self.training.take().map(|t| t.1), self.evaluating.take().map(|e| e.1)].into_iter().flatten()
+        {
+            cancel.cancel();
+        }
+        self.errands.values().for_each(CancellationToken::cancel);
+        self.outcomes.close();
+        let worker = self.worker;
+        let finished = tokio::task::spawn_blocking(move || worker.finish());
+        let tasks = &mut self.tasks;
+        let all = async {
+            while tasks.join_next().await.is_some() {}
+            while linking.join_next().await.is_some() {}
+            finished.await
+        };
+        match tokio::time::timeout(DRAIN, all).await {
+            Ok(Ok(true)) => tracing::info!("stopped"),
+            Ok(_) => tracing::error!("the worker panicked; its message is above"),
+            Err(_) => tracing::warn!("the work under way did not stop within {} s", DRAIN.as_secs()),
+        }
+        let mut status = self.status;
+        (status.connected, status.problem) = (false, Some("the agent is stopped".to_owned()));
+        if let Err(error) = files::write_json(&self.state.status(), &status) {
+            tracing::warn!("status: {error:#}");
+        }
+    }
+
+    pub(super) fn report(fact: &participant::Fact) {
+        words::say(fact);
+    }
+}
+
+/// The clock, read in one place.
+pub(super) fn now() -> Timestamp {
+    Timestamp(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0))
+}

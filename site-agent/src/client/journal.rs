@@ -1,0 +1,188 @@
+//! The memory of the participant machine on disk: a snapshot and the events since.
+//!
+//! `snapshot-N.json` belongs to `events-N.jsonl`; a new snapshot has a new number, so that a crash between the two can
+//! never replay events onto a state that has seen them. An event is on the disk before its actions are executed.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use common::journal::{Entry, RestoreError};
+use common::participant::{Event, Identity, ParticipantMachine, Snapshot};
+use common::time::Timestamp;
+
+use super::files::{self, FileError};
+
+/// Events after which a snapshot is worth its writing.
+const EVENTS_PER_SNAPSHOT: usize = 200;
+
+/// Why the machine's memory cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The disk.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A snapshot that is not this site's, or of another version.
+    #[error("the state folder")]
+    Restore(#[from] RestoreError),
+}
+
+/// The open journal.
+#[derive(Debug)]
+pub struct Journal {
+    folder: PathBuf,
+    number: u64,
+    events: File,
+    since_snapshot: usize,
+}
+
+impl Journal {
+    /// Opens the journal in `folder` and rebuilds the machine from it.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn open(folder: &Path, identity: &Identity) -> Result<(Self, ParticipantMachine), JournalError> {
+        files::make_private_folder(folder)?;
+        let number = latest(folder)?;
+        let snapshot: Option<Snapshot> = files::read_json(&snapshot_path(folder, number))?;
+        let path = events_path(folder, number);
+        let entries = read_events(&path)?;
+        let since_snapshot = entries.len();
+        let machine = ParticipantMachine::replay(identity, snapshot, entries)?;
+        Ok((Self { folder: folder.to_owned(), number, events: append(&path)?, since_snapshot }, machine))
+    }
+
+    /// Writes an event down; on return it is on the disk.
+    ///
+    /// # Errors
+    /// [`FileError`]: then the event must not be acted on.
+    pub fn record(&mut self, event: &Event, at: Timestamp) -> Result<(), FileError> {
+        let path = events_path(&self.folder, self.number);
+        let fail = |source| FileError::new("write", &path, source);
+        let entry = Entry { at, event: event.clone() };
+        let mut line = serde_json::to_vec(&entry).map_err(|error| fail(error.into()))?;
+        line.push(b'\n');
+        self.events.write_all(&line).and_then(|()| self.events.sync_data()).map_err(fail)?;
+        self.since_snapshot += 1;
+        Ok(())
+    }
+
+    /// Replaces the events so far by a snapshot, when there are many.
+    ///
+    /// # Errors
+    /// [`FileError`]; the journal stays as it was.
+    pub fn compact(&mut self, machine: &ParticipantMachine) -> Result<(), FileError> {
+        if self.since_snapshot < EVENTS_PER_SNAPSHOT {
+            return Ok(());
+        }
+        let next = self.number + 1;
+        let events = append(&events_path(&self.folder, next))?;
+        files::write_json(&snapshot_path(&self.folder, next), &machine.snapshot())?;
+        files::remove(&events_path(&self.folder, self.number))?;
+        files::remove(&snapshot_path(&self.folder, self.number))?;
+        *self = Self { folder: std::mem::take(&mut self.folder), number: next, events, since_snapshot: 0 };
+        Ok(())
+    }
+}
+
+/// The number of the newest snapshot; 0 before the first.
+fn latest(folder: &Path) -> Result<u64, FileError> {
+    let listed = std::fs::read_dir(folder).map_err(|source| FileError::new("read", folder, source))?;
+    let names = listed.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let numbers = names.filter_map(|n| n.strip_prefix("snapshot-")?.strip_suffix(".json")?.parse().ok());
+    Ok(numbers.max().unwrap_or(0))
+}
+
+fn snapshot_path(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("snapshot-{number}.json"))
+}
+
+fn events_path(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("events-{number}.jsonl"))
+}
+
+/// Reads the events and cuts off a last line that a crash tore: nothing was done about it.
+fn read_events(path: &Path) -> Result<Vec<Entry<Event>>, FileError> {
+    let bytes = match files::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.is_not_found() => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+    if whole < bytes.len() {
+        files::write(path, &bytes[..whole])?;
+    }
+    let lines = bytes[..whole].split(|&b| b == b'\n').filter(|line| !line.is_empty());
+    let read = lines.map(serde_json::from_slice).collect::<Result<_, _>>();
+    read.map_err(|error| FileError::new("understand", path, error.into()))
+}
+
+fn append(path: &Path) -> Result<File, FileError> {
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.map_err(|source| FileError::new("write", path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::{Digest, Role, StudyDigest};
+
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity { site: "north".parse().unwrap(), role: Role::Trainer, installation: [3; 16] }
+    }
+
+    fn offered(n: u64) -> Event {
+        Event::StudyOffered { study: StudyDigest(Digest::of(&n.to_le_bytes())) }
+    }
+
+    fn feed(journal: &mut Journal, machine: &mut ParticipantMachine, event: Event, at: u64) {
+        journal.record(&event, Timestamp(at)).unwrap();
+        machine.tick(event, Timestamp(at));
+        journal.compact(machine).unwrap();
+    }
+
+    #[test]
+    fn the_machine_is_the_same_after_a_restart_whatever_was_compacted() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, mut machine) = Journal::open(folder.path(), &identity()).unwrap();
+        feed(&mut journal, &mut machine, Event::Connected, 0);
+        for n in 0..EVENTS_PER_SNAPSHOT as u64 + 20 {
+            feed(&mut journal, &mut machine, offered(n % 7), n);
+            if n % 50 == 3 {
+                let (_, again) = Journal::open(folder.path(), &identity()).unwrap();
+                assert_eq!(again, machine);
+            }
+        }
+        assert!(folder.path().join("snapshot-1.json").exists());
+        assert!(!folder.path().join("events-0.jsonl").exists());
+        let (_, again) = Journal::open(folder.path(), &identity()).unwrap();
+        assert_eq!(again, machine);
+    }
+
+    #[test]
+    fn a_line_torn_by_a_crash_is_as_if_it_had_not_happened() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, mut machine) = Journal::open(folder.path(), &identity()).unwrap();
+        feed(&mut journal, &mut machine, offered(1), 5);
+        let path = events_path(folder.path(), 0);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend_from_slice(b"{\"at\":6,\"ev");
+        std::fs::write(&path, bytes).unwrap();
+        let (mut journal, again) = Journal::open(folder.path(), &identity()).unwrap();
+        assert_eq!(again, machine);
+        feed(&mut journal, &mut machine, offered(2), 7);
+        assert_eq!(Journal::open(folder.path(), &identity()).unwrap().1, machine);
+    }
+
+    #[test]
+    fn another_sites_state_is_not_continued() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, mut machine) = Journal::open(folder.path(), &identity()).unwrap();
+        for n in 0..EVENTS_PER_SNAPSHOT as u64 {
+            feed(&mut journal, &mut machine, offered(n), n);
+        }
+        let other = Identity { site: "south".parse().unwrap(), ..identity() };
+        assert!(matches!(Journal::open(folder.path(), &other), Err(JournalError::Restore(_))));
+    }
+}

@@ -1,0 +1,195 @@
+//! The site's own work: its scans, its device, its network.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use anyhow::Context;
+use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId, StudyDigest};
+use common::manifest::{CaseLabels, LabelManifest};
+use common::report::{EvaluationReport, ReportSubject};
+use common::rng::KeyedRng;
+use common::round::RoundTask;
+use common::study::sections::{OptimizerState as BetweenRounds, Unlabelled as UnlabelledMeans};
+use common::study::{Study, StudyDocument};
+
+use super::artifacts::ArtifactFolder;
+use super::config::SiteConfig;
+use super::files;
+use super::state::StateFolder;
+use super::work::Work;
+use crate::data::batch::Unlabelled;
+use crate::data::cache::CaseCache;
+use crate::data::dataset::{Case, Split, read_datasets};
+use crate::data::prepared::{CaseStore, CaseSummary};
+use crate::data::sampler::{Sampler, SamplerSettings};
+use crate::infer::evaluate::Evaluation;
+use crate::infer::network::{StudyNetwork, class_embeddings, model_config};
+use crate::infer::predict::InferenceSettings;
+use crate::model::{UniversalModel, device};
+use crate::train::burn_trainer::{BurnTrainer, TrainerSettings};
+use crate::train::state::{read_state, store_state};
+use crate::train::trainer::{Cancel, LocalTrainer, RoundOutcome, RoundPlan, StepReport};
+
+/// Batches made ahead of the device.
+const PREFETCH: usize = 2;
+
+/// Does the work of one site.
+pub struct SiteWork {
+    config: SiteConfig,
+    site: SiteId,
+    state: StateFolder,
+    artifacts: ArtifactFolder,
+    prepared: Option<Prepared>,
+    trainer: Option<(StudyDigest, BurnTrainer)>,
+}
+
+/// Training scans on the grid of one study.
+struct Prepared {
+    study: StudyDigest,
+    store: Arc<CaseStore>,
+    summaries: Vec<CaseSummary>,
+}
+
+impl SiteWork {
+    /// The work of `site`.
+    ///
+    /// # Errors
+    /// A state folder that cannot be used.
+    pub fn new(config: SiteConfig, site: SiteId, state: StateFolder) -> anyhow::Result<Self> {
+        let artifacts = state.artifacts()?;
+        Ok(Self { config, site, state, artifacts, prepared: None, trainer: None })
+    }
+
+    fn prepared(&mut self, study: &StudyDocument) -> anyhow::Result<&Prepared> {
+        if self.prepared.as_ref().is_none_or(|prepared| prepared.study != study.digest()) {
+            let cases = self.cases(study.study(), |split| split == Split::Training)?;
+            tracing::info!(scans = cases.len(), "preparing the training scans");
+            let taxonomy = Arc::new(study.study().taxonomy.clone());
+            let settings = InferenceSettings::of(study.study()).preprocessing;
+            let cache = CaseCache::open(&self.state.cache())?;
+            let (store, summaries) =
+                CaseStore::open(cases, settings, &taxonomy, &cache, self.config.memory_bytes)?;
+            self.prepared = Some(Prepared { study: study.digest(), store: Arc::new(store), summaries });
+        }
+        self.prepared.as_ref().context("the scans were just prepared")
+    }
+
+    fn cases(&self, study: &Study, wanted: impl Fn(Split) -> bool) -> anyhow::Result<Vec<Case>> {
+        let mut cases = read_datasets(&self.config.datasets, &self.config.base, &study.taxonomy)?;
+        cases.retain(|case| wanted(case.split));
+        Ok(cases)
+    }
+
+    /// The trainer of a study, with what its optimiser remembers.
+    fn trainer(&mut self, study: &StudyDocument) -> anyhow::Result<&mut BurnTrainer> {
+        if self.trainer.as_ref().is_none_or(|(digest, _)| *digest != study.digest()) {
+            let trainer = self.new_trainer(study)?;
+            self.trainer = Some((study.digest(), trainer));
+        }
+        self.trainer.as_mut().map(|(_, trainer)| trainer).context("the trainer was just made")
+    }
+
+    fn new_trainer(&mut self, document: &StudyDocument) -> anyhow::Result<BurnTrainer> {
+        let study = document.study();
+        let key = KeyedRng::new(study.seed).site(&self.site);
+        let store = self.prepared(document)?.store.clone();
+        let sampler = Sampler::new(store, sampler_settings(study), key)?;
+        let device = device(self.config.device)?.autodiff();
+        let config = model_config(study);
+        let table = class_embeddings(&config, &self.artifacts.load(study.embeddings.artifact)?)?;
+        let model = UniversalModel::new(&config, table.as_ref(), study.seed, &device)?;
+        let settings = TrainerSettings { training: study.training.clone(), prefetch: PREFETCH };
+        let mut trainer = BurnTrainer::new(model, device, Arc::new(sampler), settings)?;
+        let kept = self.state.optimizer(document.digest());
+        if study.training.optimizer_state == BetweenRounds::Keep && kept.exists() {
+            trainer.restore_optimizer(&read_state(&kept)?)?;
+        }
+        Ok(trainer)
+    }
+}
+
+fn sampler_settings(study: &Study) -> SamplerSettings {
+    SamplerSettings {
+        patch: study.preprocessing.patch.map(|n| n as usize),
+        micro_batch: study.training.micro_batch,
+        sampling: study.sampling.clone(),
+        unlabelled: match study.training.unlabelled {
+            UnlabelledMeans::Masked => Unlabelled::Masked,
+            UnlabelledMeans::Background => {
+                Unlabelled::Background(study.taxonomy.classes().iter().map(|class| class.id).collect())
+            }
+        },
+    }
+}
+
+impl Work for SiteWork {
+    fn count_labels(&mut self, study: &StudyDocument) -> anyhow::Result<LabelManifest> {
+        let (site, min_count) = (self.site.clone(), self.config.min_count);
+        let summaries = &self.prepared(study)?.summaries;
+        let cases = summaries.iter().map(|case| CaseLabels {
+            dataset: &case.dataset,
+            annotated: &case.annotated,
+            present: &case.present,
+        });
+        Ok(LabelManifest::count(site, study.study().taxonomy.digest(), cases, min_count))
+    }
+
+    fn train(
+        &mut self,
+        study: &StudyDocument,
+        task: &RoundTask,
+        attempt: AttemptId,
+        progress: &mut dyn FnMut(StepReport),
+        cancel: &Cancel,
+    ) -> anyhow::Result<RoundOutcome> {
+        let global = self.artifacts.load(task.base)?;
+        let after = self.state.optimizer_after(attempt);
+        let trainer = self.trainer(study)?;
+        trainer.load_global(&global)?;
+        let learning_rate = study.study().learning_rate(task.round);
+        let plan = RoundPlan { round: task.round, steps: task.steps, learning_rate };
+        let outcome = trainer.train_round(&plan, progress, cancel)?;
+        store_state(&after, &trainer.optimizer_state())?;
+        Ok(outcome)
+    }
+
+    fn evaluate(
+        &mut self,
+        document: &StudyDocument,
+        round: RoundId,
+        model: ModelHash,
+        cancel: &Cancel,
+    ) -> anyhow::Result<EvaluationReport> {
+        let study = document.study();
+        let weights = self.artifacts.load(model)?;
+        let embeddings = self.artifacts.load(study.embeddings.artifact)?;
+        let network = StudyNetwork::build(study, &weights, &embeddings, self.config.device, cancel.clone())?;
+        let cases = self.cases(study, |split| split != Split::Excluded)?;
+        let overlays = self.state.overlays(document.digest(), round.0);
+        files::make_private_folder(&overlays)?;
+        let tau_mm = |class| study.evaluation.nsd_tolerance_mm.of(class);
+        let evaluation = Evaluation {
+            settings: InferenceSettings::of(study),
+            taxonomy: &study.taxonomy,
+            tau_mm: &tau_mm,
+            overlays: Some(&overlays),
+        };
+        let cases: Vec<&Case> = cases.iter().collect();
+        let scores =
+            evaluation.run(&cases, &network, |case, _| tracing::info!(case = case.name, "scored"))?;
+        let subject = ReportSubject {
+            site: self.site.clone(),
+            model,
+            round,
+            study: document.digest(),
+            taxonomy: study.taxonomy.digest(),
+        };
+        let min_count = self.config.min_count.max(study.evaluation.min_count);
+        Ok(EvaluationReport::summarise(subject, &scores, tau_mm, min_count, study.seed))
+    }
+}
+
+/// What a site needs of a study beside the model of each task.
+pub fn needed_artifacts(study: &Study) -> BTreeSet<ArtifactHash> {
+    BTreeSet::from([study.embeddings.artifact])
+}

@@ -1,0 +1,186 @@
+//! The agent's state folder: what lies where, and the lock that keeps a second agent out.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use common::ids::{AttemptId, ModelHash, StudyDigest};
+use common::participant::Status;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use super::artifacts::ArtifactFolder;
+use super::files::{self, FileError};
+use super::studies::StudyFolder;
+
+/// The folders and files below one state folder.
+#[derive(Clone, Debug)]
+pub struct StateFolder(PathBuf);
+
+/// Another agent works with this state folder.
+#[derive(Debug, thiserror::Error)]
+#[error("another site-agent runs with the state folder {0}")]
+pub struct InUse(String);
+
+/// What `site-agent status` shows; written by the running agent, read by anybody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentStatus {
+    /// When this was written.
+    pub at: jiff::Timestamp,
+    /// The agent's process.
+    pub process: u32,
+    /// Whether the coordinator has welcomed this site.
+    pub connected: bool,
+    /// Why not, when not.
+    pub problem: Option<String>,
+    /// `idle`, `downloading`, `training`, `uploading`.
+    pub phase: String,
+    /// Study and round of the work under way.
+    pub work: Option<(StudyDigest, u32)>,
+    /// Steps done and to do, while training.
+    pub steps: Option<(u32, u32)>,
+    /// `idle`, `downloading`, `evaluating` or `reporting`.
+    pub evaluation: String,
+    /// Studies that wait for `site-agent study approve`.
+    pub waiting_for_approval: Vec<StudyDigest>,
+}
+
+impl AgentStatus {
+    /// What the machine says, before anything else is known.
+    pub fn of(machine: &Status) -> Self {
+        Self {
+            at: jiff::Timestamp::now(),
+            process: std::process::id(),
+            connected: machine.connected,
+            problem: None,
+            phase: machine.phase.to_owned(),
+            work: machine.work.map(|(study, round)| (study, round.0)),
+            steps: None,
+            evaluation: machine.evaluation.to_owned(),
+            waiting_for_approval: Vec::new(),
+        }
+    }
+}
+
+impl StateFolder {
+    /// Opens the folder and makes it if need be.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn open(folder: &Path) -> Result<Self, FileError> {
+        files::make_private_folder(folder)?;
+        let state = Self(folder.to_owned());
+        for part in ["optimizer", "reports", "overlays", "cache"] {
+            files::make_private_folder(&folder.join(part))?;
+        }
+        Ok(state)
+    }
+
+    /// Keeps a second agent out as long as the returned file is open.
+    ///
+    /// # Errors
+    /// [`InUse`] while another agent holds it, or [`FileError`].
+    pub fn lock(&self) -> anyhow::Result<Flock<File>> {
+        let path = self.0.join("lock");
+        let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = opened.map_err(|source| FileError::new("write", &path, source))?;
+        let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        locked.map_err(|_| InUse(self.0.display().to_string()).into())
+    }
+
+    /// Fetched models and embeddings.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn artifacts(&self) -> Result<ArtifactFolder, FileError> {
+        ArtifactFolder::open(&self.0.join("artifacts"))
+    }
+
+    /// Updates that wait to be sent.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn outbox(&self) -> Result<ArtifactFolder, FileError> {
+        ArtifactFolder::open(&self.0.join("outbox"))
+    }
+
+    /// Offered studies and what was decided about them.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn studies(&self) -> Result<StudyFolder, FileError> {
+        StudyFolder::open(&self.0.join("studies"))
+    }
+
+    /// The machine's memory.
+    pub fn journal(&self) -> PathBuf {
+        self.0.join("journal")
+    }
+
+    /// The egress ledger.
+    pub fn ledger(&self) -> PathBuf {
+        self.0.join("egress.jsonl")
+    }
+
+    /// Prepared scans.
+    pub fn cache(&self) -> PathBuf {
+        self.0.join("cache")
+    }
+
+    /// Pictures of prediction and truth for one model of a study.
+    pub fn overlays(&self, study: StudyDigest, round: u32) -> PathBuf {
+        self.0.join("overlays").join(format!("{}-round-{round}", study.short()))
+    }
+
+    /// The signed report about a model.
+    pub fn report(&self, model: ModelHash) -> PathBuf {
+        self.0.join("reports").join(format!("{model}.json"))
+    }
+
+    /// What the optimiser remembers after the last round that counts.
+    pub fn optimizer(&self, study: StudyDigest) -> PathBuf {
+        self.0.join("optimizer").join(format!("{study}.state"))
+    }
+
+    /// What the optimiser would remember if `attempt` counted.
+    pub fn optimizer_after(&self, attempt: AttemptId) -> PathBuf {
+        self.0.join("optimizer").join(format!("{attempt}.next"))
+    }
+
+    /// Makes what the optimiser learnt in `attempt` its memory; does nothing when that was done before.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn promote_optimizer(&self, study: StudyDigest, attempt: AttemptId) -> Result<(), FileError> {
+        let next = self.optimizer_after(attempt);
+        if next.exists() { files::rename(&next, &self.optimizer(study)) } else { Ok(()) }
+    }
+
+    /// Random bytes that name this installation, drawn at the first call and kept.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn installation(&self) -> Result<[u8; 16], FileError> {
+        let path = self.0.join("installation.json");
+        if let Some(drawn) = files::read_json(&path)? {
+            return Ok(drawn);
+        }
+        let mut drawn = [0; 16];
+        let filled = aws_lc_rs::rand::fill(&mut drawn);
+        filled.map_err(|_| {
+            FileError::new("draw randomness for", &path, std::io::Error::other("none to be had"))
+        })?;
+        files::write_json(&path, &drawn)?;
+        Ok(drawn)
+    }
+
+    /// The running agent's status file.
+    pub fn status(&self) -> PathBuf {
+        self.0.join("status.json")
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}

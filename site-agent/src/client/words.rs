@@ -1,0 +1,40 @@
+//! The machine's facts as lines for the site's log.
+
+use common::participant::{DropReason, Fact};
+
+/// Says a fact to the site's operator.
+pub(super) fn say(fact: &Fact) {
+    match fact {
+        Fact::ApprovalNeeded { study } => tracing::info!("study {} is offered to this site", study.short()),
+        Fact::RoundStarted { round } => tracing::info!("round {round}: taking part"),
+        Fact::RoundDeclined { round, reason } => {
+            tracing::info!("round {round}: not taking part ({})", reason.code())
+        }
+        Fact::RoundLeft { round } => tracing::info!("round {round}: left, it ended without this site"),
+        Fact::UpdateReady { round, .. } => {
+            tracing::info!("round {round}: trained, the update waits in the outbox")
+        }
+        Fact::UpdateCounted { round } => tracing::info!("round {round}: the coordinator counts the update"),
+        Fact::UpdateDropped { round, reason } => {
+            let why = match reason {
+                DropReason::Counted => "it counts",
+                DropReason::RoundClosed => "the round ended before",
+                DropReason::Refused(code) => code,
+                DropReason::StudyOver => "the study is over",
+            };
+            tracing::warn!("round {round}: the update is dropped: {why}");
+        }
+        Fact::RetryScheduled { step, failures, .. } => {
+            tracing::warn!("{step:?} failed {failures} times; it is tried again");
+        }
+        Fact::ReportDelivered { round, .. } => {
+            tracing::info!("round {round}: the coordinator has the evaluation report")
+        }
+        Fact::EvaluationDropped { round, code, .. } => {
+            tracing::warn!("round {round}: evaluation given up: {code}")
+        }
+        Fact::StudyPaused => tracing::info!("the coordinator paused the study"),
+        Fact::StudyFinished => tracing::info!("the study is over"),
+        Fact::EventIgnored { event, phase } => tracing::debug!(event, phase, "nothing to do"),
+    }
+}

@@ -1,0 +1,139 @@
+//! The seam between the protocol and the site's heavy work, and the one thread that does it.
+//!
+//! Training and evaluation never run on the async runtime's threads, and never two at a time: one agent, one device.
+
+use std::sync::mpsc as std_mpsc;
+use std::thread::JoinHandle;
+
+use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId};
+use common::manifest::LabelManifest;
+use common::report::EvaluationReport;
+use common::round::RoundTask;
+use common::study::StudyDocument;
+use tokio::sync::mpsc;
+
+use super::artifacts::ArtifactFolder;
+use crate::train::trainer::{Cancel, RoundOutcome, StepReport};
+
+/// What a site can do with its data. Errors are for the site's own eyes and log.
+pub trait Work: Send {
+    /// Counts the labels of the site's training volumes.
+    ///
+    /// # Errors
+    /// What is wrong with the data.
+    fn count_labels(&mut self, study: &StudyDocument) -> anyhow::Result<LabelManifest>;
+
+    /// Trains one round from the global model of `task`; what the optimiser then remembers is kept under `attempt`.
+    ///
+    /// # Errors
+    /// Why there is no update.
+    fn train(
+        &mut self,
+        study: &StudyDocument,
+        task: &RoundTask,
+        attempt: AttemptId,
+        progress: &mut dyn FnMut(StepReport),
+        cancel: &Cancel,
+    ) -> anyhow::Result<RoundOutcome>;
+
+    /// Scores a global model on the site's own scans.
+    ///
+    /// # Errors
+    /// Why there is no report.
+    fn evaluate(
+        &mut self,
+        study: &StudyDocument,
+        round: RoundId,
+        model: ModelHash,
+        cancel: &Cancel,
+    ) -> anyhow::Result<EvaluationReport>;
+}
+
+/// One thing to do.
+pub enum Job {
+    /// [`Work::count_labels`].
+    CountLabels(Box<StudyDocument>),
+    /// [`Work::train`].
+    Train(Box<StudyDocument>, RoundTask, AttemptId, Cancel),
+    /// [`Work::evaluate`].
+    Evaluate(Box<StudyDocument>, RoundId, ModelHash, Cancel),
+}
+
+/// What came of it.
+pub enum Outcome {
+    /// The labels of a study's training volumes.
+    Counted(Box<StudyDocument>, anyhow::Result<LabelManifest>),
+    /// One optimiser step is done.
+    Step(RoundTask, StepReport),
+    /// A round was trained and its update is durable in the outbox (its name and the steps done), or not.
+    Trained(AttemptId, anyhow::Result<(ArtifactHash, u32)>),
+    /// A model was scored, or not.
+    Evaluated(Box<StudyDocument>, ModelHash, anyhow::Result<EvaluationReport>),
+}
+
+/// The thread that works. Dropping it lets the job under way end; cancel that first.
+pub struct Worker {
+    jobs: Option<std_mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread; updates go to `outbox`, outcomes to `out`.
+    ///
+    /// # Errors
+    /// What the system says about a new thread.
+    pub fn start(
+        work: Box<dyn Work>,
+        outbox: ArtifactFolder,
+        out: mpsc::Sender<Outcome>,
+    ) -> std::io::Result<Self> {
+        let (jobs, queue) = std_mpsc::channel();
+        let thread = std::thread::Builder::new().name("work".to_owned());
+        let thread = thread.spawn(move || run(work, &outbox, &queue, &out))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// Queues a job. The machine asks for one at a time, so the queue stays short.
+    pub fn submit(&self, job: Job) {
+        if let Some(jobs) = &self.jobs {
+            // Fails only when the thread has panicked; its panic is reported at the end.
+            let _ = jobs.send(job);
+        }
+    }
+
+    /// Waits until the job under way has ended; whether the thread ended in order.
+    pub fn finish(mut self) -> bool {
+        self.jobs = None;
+        self.thread.take().is_none_or(|thread| thread.join().is_ok())
+    }
+}
+
+fn run(
+    mut work: Box<dyn Work>,
+    outbox: &ArtifactFolder,
+    queue: &std_mpsc::Receiver<Job>,
+    out: &mpsc::Sender<Outcome>,
+) {
+    for job in queue {
+        let outcome = match job {
+            Job::CountLabels(study) => {
+                let counted = work.count_labels(&study);
+                Outcome::Counted(study, counted)
+            }
+            Job::Train(study, task, attempt, cancel) => {
+                // Steps are news, not state: when the agent is behind, they are dropped.
+                let mut progress = |step| drop(out.try_send(Outcome::Step(task.clone(), step)));
+                let trained = work.train(&study, &task, attempt, &mut progress, &cancel);
+                let kept = trained.and_then(|done| Ok((outbox.store(&done.delta)?.hash(), done.steps)));
+                Outcome::Trained(attempt, kept)
+            }
+            Job::Evaluate(study, round, model, cancel) => {
+                let evaluated = work.evaluate(&study, round, model, &cancel);
+                Outcome::Evaluated(study, model, evaluated)
+            }
+        };
+        if out.blocking_send(outcome).is_err() {
+            return;
+        }
+    }
+}

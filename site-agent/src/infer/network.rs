@@ -1,0 +1,85 @@
+//! The study's network as a [`Predictor`]: from artifacts on disk to logits.
+
+use common::study::Study;
+use common::study::sections as study;
+
+use super::{InferError, Predictor};
+use crate::model::embedding::EMBEDDING_NAME;
+use crate::model::{
+    Backbone, ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, ModelError,
+    NamedTensors, UniversalModel, WindowNetwork, device,
+};
+use crate::train::trainer::Cancel;
+
+/// The configuration of a study's network.
+pub fn model_config(study: &Study) -> ModelConfig {
+    let study::Backbone::Unet = study.model.backbone;
+    let embeddings = &study.embeddings;
+    let kind = match embeddings.kind {
+        _ if embeddings.trainable => EmbeddingKind::Learned,
+        study::EmbeddingKind::OneHot => EmbeddingKind::OneHot,
+        study::EmbeddingKind::FewHot => EmbeddingKind::FewHot,
+        study::EmbeddingKind::Imported(_) => EmbeddingKind::Imported,
+    };
+    let embedding =
+        EmbeddingConfig { kind, rows: embeddings.rows as usize, width: embeddings.width as usize };
+    ModelConfig { backbone: Backbone::Unet, width: study.model.width as usize, embedding }
+}
+
+/// The class embeddings of an artifact, for a model of this configuration; none where the model trains its own.
+///
+/// # Errors
+/// [`ModelError`] when the artifact holds no such table.
+pub fn class_embeddings(
+    config: &ModelConfig,
+    tensors: &NamedTensors,
+) -> Result<Option<ClassEmbeddings>, ModelError> {
+    if config.embedding.kind == EmbeddingKind::Learned {
+        return Ok(None);
+    }
+    let table = tensors.get(EMBEDDING_NAME).ok_or_else(|| ModelError::Embedding {
+        expected: format!("a tensor `{EMBEDDING_NAME}`"),
+        got: tensors.keys().cloned().collect::<Vec<_>>().join(", "),
+    })?;
+    ClassEmbeddings::new(config.embedding.kind, table.clone()).map(Some)
+}
+
+/// A study's network with these weights, ready to be asked; it stops when `cancel` says so.
+pub struct StudyNetwork {
+    network: WindowNetwork,
+    cancel: Cancel,
+}
+
+impl StudyNetwork {
+    /// Builds the network on a device and loads its tensors.
+    ///
+    /// # Errors
+    /// [`ModelError`] when tensors or embeddings are not of this study.
+    pub fn build(
+        study: &Study,
+        weights: &NamedTensors,
+        embeddings: &NamedTensors,
+        on: DeviceKind,
+        cancel: Cancel,
+    ) -> Result<Self, ModelError> {
+        let (config, device) = (model_config(study), device(on)?);
+        let table = class_embeddings(&config, embeddings)?;
+        let mut model = UniversalModel::new(&config, table.as_ref(), study.seed, &device)?;
+        model.load(weights)?;
+        let classes = study.taxonomy.len();
+        Ok(Self { network: WindowNetwork::new(model, device, classes), cancel })
+    }
+}
+
+impl Predictor for StudyNetwork {
+    fn classes(&self) -> usize {
+        self.network.classes()
+    }
+
+    fn logits(&self, patch: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, InferError> {
+        if self.cancel.is_cancelled() {
+            return Err(InferError::Cancelled);
+        }
+        self.network.logits(patch, shape).map_err(|error| InferError::Network(Box::new(error)))
+    }
+}
