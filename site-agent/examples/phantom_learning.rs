@@ -105,14 +105,14 @@ fn main() -> Result<()> {
         let weighted = sources.into_iter().map(|source| (1.0, source)).collect();
         sources = vec![Arc::new(Pooled::new(weighted, KeyedRng::new(options.seed))?)];
     }
-    let mut trainers = sources.into_iter().map(|source| trainer(source, &options)).collect::<Result<Vec<_>>>()?;
+    let mut trainers =
+        sources.into_iter().map(|source| trainer(source, &options)).collect::<Result<Vec<_>>>()?;
     let mut global = model(options.seed)?.export();
     for round in 1..=options.rounds {
         let started = Instant::now();
         let (next, loss) = train_round(&mut trainers, &global, RoundId(round), &options)?;
         global = next;
-        let per_step =
-            started.elapsed().as_secs_f64() / f64::from(options.steps) / trainers.len() as f64;
+        let per_step = started.elapsed().as_secs_f64() / f64::from(options.steps) / trainers.len() as f64;
         println!("round {round:3}  loss {loss:.4}  {per_step:.4} s a step");
         if round.is_multiple_of(options.score_every) || round == options.rounds {
             score(&global, &held_out, &options)?;

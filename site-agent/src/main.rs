@@ -1,2 +1,24 @@
-//! Starts the binary.
-fn main() {}
+//! Starts the binary: logging, command line, one failure told once.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use site_agent::cli::{self, Cli};
+use tracing_subscriber::EnvFilter;
+
+/// Set by `coordinator demo` for its children: no process outlives the demo, however it ends.
+const DIE_WITH_PARENT: &str = "CONSILIUM_DIE_WITH_PARENT";
+
+fn main() -> ExitCode {
+    if std::env::var_os(DIE_WITH_PARENT).is_some() {
+        // Without it a killed demo leaves its processes: not worth failing for.
+        let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+    }
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("CONSILIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match cli::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}

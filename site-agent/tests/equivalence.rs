@@ -341,7 +341,7 @@ fn a_restored_trainer_goes_on_as_the_one_that_was_stopped() {
     let mut resumed = new();
     resumed.restore_optimizer(&whole.optimizer_state()).unwrap();
 
-    let mut second = |trainer: &mut BurnTrainer| {
+    let second = |trainer: &mut BurnTrainer| {
         trainer.load_global(&global).unwrap();
         trainer.train_round(&plan(2), &mut |_| {}, &Cancel::default()).unwrap()
     };

@@ -131,10 +131,11 @@ impl Consortium<'_> {
         fs::write(&file, self.settings.to_toml(trainers))?;
         fs::write(&model_config, MODEL)?;
         let seed = self.settings.seed.to_string();
-        let init = self.agent("model-init").args(["model", "init", "--seed", &seed, "--config"]);
-        init.args([model_config.as_os_str(), "--out".as_ref(), model.as_os_str()]).finish().await?;
         let embed = self.agent("embed").args(["embed", "few-hot", "--scale", "4", "--out"]);
         embed.args([embeddings.as_os_str()]).finish().await?;
+        let init = self.agent("model-init").args(["model", "init", "--seed", &seed, "--config"]);
+        let init = init.args([model_config.as_os_str(), "--embeddings".as_ref(), embeddings.as_os_str()]);
+        init.args(["--out".as_ref(), model.as_os_str()]).finish().await?;
         match ask(config, Request::AddStudy { file, model, embeddings }).await? {
             Reply::Added { study } => Ok(study),
             other => bail!("the study was not added: {other:?}"),
@@ -197,17 +198,17 @@ pub(super) async fn phantom_members(
     // Half as many held-out cases, but never below what a mean may be told of.
     let held_out = (cases / 2).max(5);
     let hospitals = [
-        ("a", Role::Trainer, cases),
-        ("b", Role::Trainer, cases),
-        ("c", Role::Trainer, cases),
-        ("held-out", Role::Evaluator, held_out),
+        ("hospital-a", "site-a", Role::Trainer, cases),
+        ("hospital-b", "site-b", Role::Trainer, cases),
+        ("hospital-c", "site-c", Role::Trainer, cases),
+        ("held-out", "site-d", Role::Evaluator, held_out),
     ];
-    for (hospital, role, cases) in hospitals {
-        let out = folder.join(hospital);
-        let program = Program::new(&programs.site_agent, &format!("phantom-{hospital}"), folder);
+    for (site, hospital, role, cases) in hospitals {
+        let out = folder.join(site);
+        let program = Program::new(&programs.site_agent, &format!("phantom-{site}"), folder);
         let program = program.args([
             "phantom",
-            "--site",
+            "--hospital",
             hospital,
             "--cases",
             &cases.to_string(),
@@ -215,11 +216,7 @@ pub(super) async fn phantom_members(
             &seed.to_string(),
         ]);
         program.args(["--out".as_ref(), out.as_os_str()]).finish().await?;
-        let site = match role {
-            Role::Trainer => format!("hospital-{hospital}").parse()?,
-            Role::Evaluator => hospital.parse()?,
-        };
-        members.push(Member { site, role, datasets: datasets_in(&out)? });
+        members.push(Member { site: site.parse()?, role, datasets: datasets_in(&out)? });
     }
     Ok(members)
 }

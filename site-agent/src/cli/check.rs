@@ -69,7 +69,11 @@ impl Findings {
         };
         if !self.quiet {
             let mark = if finding.ok { "ok   " } else { "WRONG" };
-            line(format!("{mark} {:<14} {}", finding.what, finding.found.replace('\n', "\n                     ")));
+            line(format!(
+                "{mark} {:<14} {}",
+                finding.what,
+                finding.found.replace('\n', "\n                     ")
+            ));
             if let Some(todo) = &finding.todo {
                 line(format!("      → {todo}"));
             }
@@ -109,7 +113,10 @@ fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) ->
         Ok(identity) => {
             let member = &identity.membership;
             let expiry = expiry(&identity);
-            findings.add("identity", Ok(format!("{} `{}` of `{}`{expiry}", member.role, member.site, member.consortium)));
+            findings.add(
+                "identity",
+                Ok(format!("{} `{}` of `{}`{expiry}", member.role, member.site, member.consortium)),
+            );
             Some(identity)
         }
         Err(error) => {
@@ -128,7 +135,8 @@ fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) ->
 fn expiry(identity: &Identity) -> String {
     let own = identity.credentials.chain.first();
     let peer = own.and_then(|certificate| link::PeerIdentity::from_certificate(certificate).ok());
-    let until = peer.and_then(|peer| jiff::Timestamp::from_millisecond(i64::try_from(peer.not_after.0).ok()?).ok());
+    let until =
+        peer.and_then(|peer| jiff::Timestamp::from_millisecond(i64::try_from(peer.not_after.0).ok()?).ok());
     until.map_or_else(String::new, |until| format!(", certificate valid until {until}"))
 }
 
@@ -143,7 +151,10 @@ async fn check_link(config: &SiteConfig, identity: &Identity) -> Result<String, 
 fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) {
     if config.datasets.is_empty() {
         let none = anyhow::anyhow!("site.toml names none");
-        findings.add("data sets", Err(CliError::new(none).hint("add a [[dataset]] with name, folder and label_map")));
+        findings.add(
+            "data sets",
+            Err(CliError::new(none).hint("add a [[dataset]] with name, folder and label_map")),
+        );
     }
     let taxonomy = Taxonomy::standard();
     for dataset in &config.datasets {
@@ -165,7 +176,8 @@ fn summary(cases: &[Case], taxonomy: &Taxonomy) -> String {
     for class in cases.iter().flat_map(|case| &case.annotated) {
         *annotated.entry(*class).or_insert(0) += 1;
     }
-    let names: Vec<_> = annotated.into_iter().map(|(class, n)| format!("{} ({n})", taxonomy.name(class))).collect();
+    let names: Vec<_> =
+        annotated.into_iter().map(|(class, n)| format!("{} ({n})", taxonomy.name(class))).collect();
     format!("{} scans; annotated: {}", cases.len(), names.join(", "))
 }
 

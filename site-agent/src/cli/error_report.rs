@@ -111,12 +111,16 @@ fn hint_of(cause: Cause<'_>) -> Option<&'static str> {
         return Some(refusal.code.hint());
     }
     if let Some(IdentityError::NotEnrolled { .. }) = cause.downcast_ref() {
-        return Some("ask the coordinator's operator for an invite and run `site-agent enroll INVITE --dir FOLDER`");
+        return Some(
+            "ask the coordinator's operator for an invite and run `site-agent enroll INVITE --dir FOLDER`",
+        );
     }
     if cause.is::<InUse>() {
         return Some("stop the other one, or wait for it; `site-agent status` shows what it does");
     }
-    cause.is::<DataError>().then_some("`site-agent check` looks at every scan and says what is wrong with each")
+    cause
+        .is::<DataError>()
+        .then_some("`site-agent check` looks at every scan and says what is wrong with each")
 }
 
 fn exit_of(cause: Cause<'_>) -> Option<Exit> {
@@ -126,13 +130,19 @@ fn exit_of(cause: Cause<'_>) -> Option<Exit> {
             EnrollError::Expired { .. } | EnrollError::Answer(_) => Some(Exit::Refused),
             EnrollError::Resolve { .. } => Some(Exit::Unreachable),
             // The cause knows.
-            EnrollError::Connect { .. } | EnrollError::Request(_) | EnrollError::Identity(_) | EnrollError::Keys(_) => None,
+            EnrollError::Connect { .. }
+            | EnrollError::Request(_)
+            | EnrollError::Identity(_)
+            | EnrollError::Keys(_) => None,
         };
     }
     if let Some(error) = cause.downcast_ref::<LinkError>() {
         let refused = matches!(
             error,
-            LinkError::Refused(_) | LinkError::RefusedByPeer { .. } | LinkError::RefusedPeer { .. } | LinkError::Closed { .. }
+            LinkError::Refused(_)
+                | LinkError::RefusedByPeer { .. }
+                | LinkError::RefusedPeer { .. }
+                | LinkError::Closed { .. }
         );
         return Some(if refused { Exit::Refused } else { Exit::Unreachable });
     }
@@ -153,7 +163,8 @@ mod tests {
 
     #[test]
     fn an_error_shows_its_causes_once_and_what_to_do() {
-        let refused = EgressError::Refused(Refusal::new(RefusalCode::InviteUsed, "the invite was used on Monday"));
+        let refused =
+            EgressError::Refused(Refusal::new(RefusalCode::InviteUsed, "the invite was used on Monday"));
         let error = CliError::new(EnrollError::Request(refused));
         assert_eq!(error.exit, Exit::Refused);
         insta::assert_snapshot!(error.text(), @r"
@@ -166,7 +177,8 @@ mod tests {
 
     #[test]
     fn an_unreachable_coordinator_has_a_code_and_a_hint_of_its_own() {
-        let error = EnrollError::Connect { address: "c.example.org:443".to_owned(), source: LinkError::TimedOut };
+        let error =
+            EnrollError::Connect { address: "c.example.org:443".to_owned(), source: LinkError::TimedOut };
         let error = CliError::new(error);
         assert_eq!(error.exit, Exit::Unreachable);
         assert!(error.text().contains("firewall"), "{}", error.text());

@@ -9,6 +9,7 @@
 //! Exit codes are in [`error_report::Exit`].
 
 mod check;
+mod chosen_model;
 mod egress;
 mod enroll;
 pub mod error_report;

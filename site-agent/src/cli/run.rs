@@ -16,7 +16,13 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), CliError> {
     let policy = config.read_policy()?;
     let identity = config.identity.load()?;
     let member = &identity.membership;
-    tracing::info!("{} `{}` of `{}`; coordinator at {}", member.role, member.site, member.consortium, config.coordinator);
+    tracing::info!(
+        "{} `{}` of `{}`; coordinator at {}",
+        member.role,
+        member.site,
+        member.consortium,
+        config.coordinator
+    );
     let state = StateFolder::open(&config.state)?;
     let _lock = state.lock()?;
     let egress = Egress::open(policy, &state.ledger())?;

@@ -98,16 +98,23 @@ fn decision(studies: &StudyFolder, document: &StudyDocument) -> Result<String, C
 
 /// What a data-protection officer wants to know.
 fn describe(document: &StudyDocument) -> Vec<String> {
-    let Study { name, rounds, training, quorum, aggregation, evaluation, preprocessing, model, .. } = document.study();
+    let Study { name, rounds, training, quorum, aggregation, evaluation, preprocessing, model, .. } =
+        document.study();
     let bound = aggregation.max_update_norm.map_or("no bound".to_owned(), |norm| format!("at most {norm}"));
     let tumours = document.study().taxonomy.classes().len();
     vec![
         format!("study      {name}"),
         format!("digest     {}", document.digest()),
         format!("trains     {rounds} rounds of {} steps; {tumours} classes", training.steps_per_round),
-        format!("network    {:?}, width {}; scans at {:?} mm", model.backbone, model.width, preprocessing.spacing_mm),
+        format!(
+            "network    {:?}, width {}; scans at {:?} mm",
+            model.backbone, model.width, preprocessing.spacing_mm
+        ),
         format!("averages   at least {} sites; norm of an update: {bound}", quorum.sites),
-        format!("evaluates  every {} rounds; numbers below {} patients stay here", evaluation.every_rounds, evaluation.min_count),
+        format!(
+            "evaluates  every {} rounds; numbers below {} patients stay here",
+            evaluation.every_rounds, evaluation.min_count
+        ),
         "leaves     label counts, loss, weights, metrics; no scan, no mask, no picture".to_owned(),
     ]
 }

@@ -67,6 +67,13 @@ impl Agent {
                 self.outbox.prune(&Default::default(), 0)?;
                 self.artifacts.prune(&Default::default(), SPARE_ARTIFACTS)?;
             }
+            Action::PruneOutbox { keep } => {
+                self.state.prune_optimizer(keep)?;
+                // Updates are kept by their hash: which one is whose, only the attempt under way knows.
+                if keep.is_none() {
+                    self.outbox.prune(&Default::default(), 0)?;
+                }
+            }
             Action::Evaluate { study, round, model } => return self.evaluate(study, round, model),
             Action::CancelEvaluation { model } => {
                 if let Some((_, cancel)) = self.evaluating.take_if(|(under_way, _)| *under_way == model) {

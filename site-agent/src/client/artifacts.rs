@@ -147,19 +147,24 @@ impl ArtifactFolder {
     /// # Errors
     /// [`FileError`].
     pub fn prune(&self, keep: &BTreeSet<ArtifactHash>, spare: usize) -> Result<(), FileError> {
+        let others = self.newest_first()?.into_iter().filter(|hash| !keep.contains(hash));
+        others.skip(spare).try_for_each(|hash| self.remove(hash))
+    }
+
+    /// What is here, whole or not, newest first.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn newest_first(&self) -> Result<Vec<ArtifactHash>, FileError> {
         let listed = std::fs::read_dir(&self.0).map_err(|source| FileError::new("read", &self.0, source))?;
-        let mut others: Vec<_> = listed
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name().into_string().ok()?;
-                let hash: ArtifactHash = name.strip_suffix(".json")?.parse().ok()?;
-                let age = entry.metadata().ok()?.modified().ok()?;
-                (!keep.contains(&hash)).then_some((age, hash))
-            })
-            .collect();
-        others.sort();
-        let surplus = others.len().saturating_sub(spare);
-        others.into_iter().take(surplus).try_for_each(|(_, hash)| self.remove(hash))
+        let dated = listed.flatten().filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let hash: ArtifactHash = name.strip_suffix(".json")?.parse().ok()?;
+            Some((entry.metadata().ok()?.modified().ok()?, hash))
+        });
+        let mut dated: Vec<_> = dated.collect();
+        dated.sort_by(|a, b| b.cmp(a));
+        Ok(dated.into_iter().map(|(_, hash)| hash).collect())
     }
 
     fn write_manifest(&self, manifest: &ArtifactManifest) -> Result<(), FileError> {

@@ -156,6 +156,19 @@ impl StateFolder {
         if next.exists() { files::rename(&next, &self.optimizer(study)) } else { Ok(()) }
     }
 
+    /// Removes what the optimiser would remember of any attempt but `keep`.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn prune_optimizer(&self, keep: Option<AttemptId>) -> Result<(), FileError> {
+        let kept = keep.map(|attempt| self.optimizer_after(attempt));
+        // A folder that is not there yet holds nothing to remove.
+        let listed = std::fs::read_dir(self.0.join("optimizer")).into_iter().flatten().flatten();
+        let next =
+            listed.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "next"));
+        next.filter(|path| Some(path) != kept.as_ref()).try_for_each(|path| files::remove(&path))
+    }
+
     /// Random bytes that name this installation, drawn at the first call and kept.
     ///
     /// # Errors

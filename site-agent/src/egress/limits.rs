@@ -11,7 +11,7 @@ const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
 
 /// What left so far, as far as limits need to know.
 #[derive(Clone, Debug, Default)]
-pub struct Spent {
+pub(super) struct Spent {
     day: Option<jiff::civil::Date>,
     bytes_today: u64,
     last_progress: Option<jiff::Timestamp>,
@@ -19,7 +19,7 @@ pub struct Spent {
 
 impl Spent {
     /// Takes one ledger entry into account.
-    pub fn note(&mut self, entry: &Entry) {
+    pub(super) fn note(&mut self, entry: &Entry) {
         if entry.event != LedgerEvent::Sending {
             return;
         }
@@ -37,7 +37,7 @@ impl Spent {
     ///
     /// # Errors
     /// The rule of the policy whose number it exceeds.
-    pub fn permit(
+    pub(super) fn permit(
         &self,
         policy: &Policy,
         message: &Summary,

@@ -131,7 +131,10 @@ async fn after_a_cut_only_the_missing_chunks_are_fetched() {
     };
     let ((), cut) = tokio::join!(die, fetch(&first, &mut sink));
     let cut = cut.unwrap_err();
-    assert!(matches!(cut, LinkError::Closed { code: CloseCode::Stopping, .. }) && cut.is_transient(), "{cut:?}");
+    assert!(
+        matches!(cut, LinkError::Closed { code: CloseCode::Stopping, .. }) && cut.is_transient(),
+        "{cut:?}"
+    );
     assert_eq!(sink.missing(), [2, 3, 4]);
 
     let second = pair().await;

@@ -36,7 +36,10 @@ async fn a_site_is_admitted_under_the_name_in_its_certificate() {
     let credentials = pki.site_saying(&SiteCertificate::of("north", Role::Evaluator));
     let visit = visit_as(&pki, credentials).await;
     let Ok(Admitted::Site(_, peer)) = visit.admitted else { panic!("{:?}", visit.admitted) };
-    assert_eq!((peer.site.as_str(), peer.role, peer.consortium.as_str()), ("north", Role::Evaluator, "thorax"));
+    assert_eq!(
+        (peer.site.as_str(), peer.role, peer.consortium.as_str()),
+        ("north", Role::Evaluator, "thorax")
+    );
     assert!(peer.is_valid_at(Timestamp(1_700_000_000_000)) && !peer.is_valid_at(Timestamp(0)));
     assert!(!peer.serial.is_empty());
     assert!(matches!(visit.reply, Ok(Reply::Welcome(_))));

@@ -87,7 +87,8 @@ impl Pki {
 
     /// A certificate that a site issued to itself under another name, with the site's own certificate as issuer.
     pub(super) fn issued_by_a_site(&self, name: &str) -> Credentials {
-        let (params, key) = (SiteCertificate::of("north", Role::Trainer).params(), KeyPair::generate().unwrap());
+        let (params, key) =
+            (SiteCertificate::of("north", Role::Trainer).params(), KeyPair::generate().unwrap());
         let site = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         let own_key = KeyPair::generate().unwrap();
         let forged = SiteCertificate::of(name, Role::Trainer).params();

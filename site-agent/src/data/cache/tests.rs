@@ -74,7 +74,9 @@ fn the_key_follows_content_label_map_annotations_and_preprocessing() {
     map.splits.clear();
     let unsplit = Case { label_map: Arc::new(map), ..cases[0].clone() };
     let finer = Preprocessing { spacing_mm: [15.0; 3], ..SETTINGS };
-    for other in [key(&fewer, &SETTINGS), key(&unsplit, &SETTINGS), key(&cases[0], &finer), key(&cases[1], &SETTINGS)] {
+    for other in
+        [key(&fewer, &SETTINGS), key(&unsplit, &SETTINGS), key(&cases[0], &finer), key(&cases[1], &SETTINGS)]
+    {
         assert_ne!(base, other);
     }
 }
@@ -83,7 +85,8 @@ fn the_key_follows_content_label_map_annotations_and_preprocessing() {
 fn a_store_gives_the_same_cases_from_memory_and_from_disk() {
     let (folder, cases) = phantoms("site-c");
     let taxonomy = Arc::new(Taxonomy::standard());
-    let open = |bytes| CaseStore::open(cases.clone(), SETTINGS, &taxonomy, &cache_in(&folder), bytes).unwrap();
+    let open =
+        |bytes| CaseStore::open(cases.clone(), SETTINGS, &taxonomy, &cache_in(&folder), bytes).unwrap();
     let ((memory, summaries), (disk, again)) = (open(usize::MAX), open(0));
     assert_eq!(summaries, again);
     for (index, CaseSummary { annotated, present, .. }) in summaries.iter().enumerate() {

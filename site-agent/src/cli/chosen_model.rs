@@ -1,0 +1,82 @@
+//! Which study and which of its models a command means.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use common::study::StudyDocument;
+
+use super::error_report::CliError;
+use super::model;
+use crate::client::config::SiteConfig;
+use crate::client::state::StateFolder;
+use crate::infer::network::StudyNetwork;
+use crate::model::NamedTensors;
+use crate::train::trainer::Cancel;
+
+/// Study and model, for commands that use one outside of the federation's rounds.
+#[derive(Debug, Args)]
+pub(super) struct ChosenModel {
+    /// The study: the first digits of its digest, or its document as a file. Default: the only one here.
+    #[arg(long, value_name = "STUDY")]
+    study: Option<String>,
+    /// The model (safetensors). Default: the newest of the study that this site has fetched.
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// The class embeddings (safetensors). Default: those that this site has fetched.
+    #[arg(long, value_name = "FILE")]
+    embeddings: Option<PathBuf>,
+}
+
+impl ChosenModel {
+    /// The study, and its network with the chosen weights.
+    pub(super) fn load(&self, config: &SiteConfig) -> Result<(StudyDocument, StudyNetwork), CliError> {
+        let state = StateFolder::open(&config.state)?;
+        let document = self.study(&state)?;
+        let embeddings = self.embeddings(&state, &document)?;
+        let build = |weights: &NamedTensors| {
+            StudyNetwork::build(document.study(), weights, &embeddings, config.device, Cancel::default())
+        };
+        if let Some(path) = &self.model {
+            let network =
+                build(&model::read(path)?).with_context(|| format!("{} and this study", path.display()))?;
+            return Ok((document, network));
+        }
+        // Any other artifact, such as the embeddings or a model of another study, has other tensors.
+        let here = state.artifacts()?.newest_first()?.into_iter();
+        let weights = here.filter_map(|hash| Some((hash, state.artifacts().ok()?.load(hash).ok()?)));
+        let network = weights.filter_map(|(hash, weights)| Some((hash, build(&weights).ok()?))).next();
+        let (hash, network) = network.ok_or_else(|| {
+            CliError::new(anyhow::anyhow!(
+                "this site has no model of study {} yet",
+                document.digest().short()
+            ))
+            .hint("name one with --model, or let `site-agent run` take part in a round first")
+        })?;
+        tracing::info!("using the newest model that was fetched, {hash}");
+        Ok((document, network))
+    }
+
+    fn study(&self, state: &StateFolder) -> Result<StudyDocument, CliError> {
+        if let Some(path) = self.study.as_deref().map(Path::new).filter(|path| path.is_file()) {
+            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+            return Ok(StudyDocument::parse(bytes)?);
+        }
+        let studies = state.studies()?;
+        let hint = "`site-agent study show` lists the studies that were offered to this site";
+        let digest = studies.find(self.study.as_deref().unwrap_or_default());
+        let digest = digest.map_err(|error| CliError::new(error).or_hint(hint))?;
+        studies
+            .document(digest)?
+            .ok_or_else(|| CliError::new(anyhow::anyhow!("study {digest} is not here")).hint(hint))
+    }
+
+    fn embeddings(&self, state: &StateFolder, document: &StudyDocument) -> Result<NamedTensors, CliError> {
+        match &self.embeddings {
+            Some(path) => Ok(model::read(path)?),
+            None => state.artifacts()?.load(document.study().embeddings.artifact).map_err(|error| {
+                CliError::new(error).hint("name them with --embeddings, or let `site-agent run` fetch them")
+            }),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! `site-agent model` and `site-agent embed`: the files that a study starts from.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use common::study::sections::{Backbone as StudyBackbone, ModelConfig as StudyModel};
+use common::taxonomy::Taxonomy;
+
+use super::error_report::CliError;
+use super::{line, shown};
+use crate::client::files;
+use crate::model::embedding::EMBEDDING_NAME;
+use crate::model::record::{read_safetensors, write_safetensors};
+use crate::model::{
+    Backbone, ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors,
+    UniversalModel, device,
+};
+
+/// Commands about model files.
+#[derive(Debug, Subcommand)]
+pub(super) enum ModelCommand {
+    /// Make a model with fresh weights, for a study to start from.
+    Init(InitArgs),
+    /// List the tensors of a model or embedding file.
+    Info(InfoArgs),
+}
+
+/// Arguments of `model init`.
+#[derive(Debug, Args)]
+pub(super) struct InitArgs {
+    /// Backbone and width (TOML), as in the study's section `[model]`.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The class embeddings that the model will be trained with.
+    #[arg(long, value_name = "FILE")]
+    embeddings: PathBuf,
+    /// The same seed gives the same weights.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where to; safetensors.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// Arguments of `model info`.
+#[derive(Debug, Args)]
+pub(super) struct InfoArgs {
+    /// A safetensors file.
+    file: PathBuf,
+    /// Name every tensor.
+    #[arg(long)]
+    tensors: bool,
+}
+
+/// Commands that make class embeddings.
+#[derive(Debug, Subcommand)]
+pub(super) enum EmbedCommand {
+    /// One bit for each class: classes know nothing of each other.
+    OneHot(TableArgs),
+    /// A class's own bit and that of the organ that it belongs to.
+    FewHot(TableArgs),
+    /// A table made elsewhere, such as a text encoder's: safetensors with one tensor of a row for each class.
+    Import(ImportArgs),
+}
+
+/// Arguments of `embed one-hot` and `embed few-hot`.
+#[derive(Debug, Args)]
+pub(super) struct TableArgs {
+    /// Value of a set bit: larger rows make the controller listen to the class sooner.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f32,
+    /// Where to; safetensors.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// Arguments of `embed import`.
+#[derive(Debug, Args)]
+pub(super) struct ImportArgs {
+    /// The table.
+    file: PathBuf,
+    /// Where to; safetensors.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+pub(super) fn run(command: &ModelCommand) -> Result<(), CliError> {
+    match command {
+        ModelCommand::Init(args) => init(args),
+        ModelCommand::Info(args) => info(args),
+    }
+}
+
+pub(super) fn embed(command: &EmbedCommand) -> Result<(), CliError> {
+    let taxonomy = Taxonomy::standard();
+    let (table, out) = match command {
+        EmbedCommand::OneHot(args) => (ClassEmbeddings::one_hot(taxonomy.len(), args.scale)?, &args.out),
+        EmbedCommand::FewHot(args) => {
+            (ClassEmbeddings::few_hot(&parent_rows(&taxonomy), args.scale)?, &args.out)
+        }
+        EmbedCommand::Import(args) => (read_table(EmbeddingKind::Imported, &args.file)?, &args.out),
+    };
+    let shape = table.table().shape();
+    if shape.first() != Some(&taxonomy.len()) {
+        let classes = taxonomy.len();
+        return Err(CliError::new(anyhow::anyhow!("the table has shape {shape:?}: expected {classes} rows")));
+    }
+    write(out, &NamedTensors::from([(EMBEDDING_NAME.to_owned(), table.table().clone())]))?;
+    line(format!("{}: {} rows of {} numbers", out.display(), shape[0], shape[1]));
+    Ok(())
+}
+
+/// Each class's row of the organ that it belongs to.
+fn parent_rows(taxonomy: &Taxonomy) -> Vec<Option<usize>> {
+    taxonomy.classes().iter().map(|class| class.parents.first().map(|parent| parent.channel())).collect()
+}
+
+fn init(args: &InitArgs) -> Result<(), CliError> {
+    let text = fs::read_to_string(&args.config).with_context(|| args.config.display().to_string())?;
+    let StudyModel { backbone: StudyBackbone::Unet, width } =
+        StudyModel::parse(&args.config.display().to_string(), &text)?;
+    let table = read_table(EmbeddingKind::Imported, &args.embeddings)?;
+    let &[rows, embedding_width] = table.table().shape() else {
+        return Err(CliError::new(anyhow::anyhow!("{} holds no table", args.embeddings.display())));
+    };
+    let embedding = EmbeddingConfig { kind: table.kind(), rows, width: embedding_width };
+    let config = ModelConfig { backbone: Backbone::Unet, width: width as usize, embedding };
+    let model = UniversalModel::new(&config, Some(&table), args.seed, &device(DeviceKind::Cpu)?)?;
+    let tensors = model.export();
+    write(&args.out, &tensors)?;
+    line(format!("{}: {}", args.out.display(), size(&tensors)));
+    Ok(())
+}
+
+fn info(args: &InfoArgs) -> Result<(), CliError> {
+    let tensors = read(&args.file)?;
+    line(format!("{}: {}", shown(&args.file), size(&tensors)));
+    for (name, tensor) in tensors.iter().filter(|_| args.tensors) {
+        let not_finite = tensor.values().iter().filter(|value| !value.is_finite()).count();
+        let damage =
+            if not_finite > 0 { format!("  {not_finite} values are not finite") } else { String::new() };
+        line(format!("{name:<52} {:?}{damage}", tensor.shape()));
+    }
+    Ok(())
+}
+
+fn size(tensors: &NamedTensors) -> String {
+    let parameters: usize = tensors.values().map(|tensor| tensor.values().len()).sum();
+    format!(
+        "{} tensors, {parameters} numbers, {:.1} MiB",
+        tensors.len(),
+        parameters as f64 * 4.0 / 1_048_576.0
+    )
+}
+
+/// Reads any safetensors file of floating-point tensors.
+pub(super) fn read(path: &Path) -> anyhow::Result<NamedTensors> {
+    let bytes = fs::read(path).with_context(|| path.display().to_string())?;
+    read_safetensors(&bytes).with_context(|| path.display().to_string())
+}
+
+fn read_table(kind: EmbeddingKind, path: &Path) -> anyhow::Result<ClassEmbeddings> {
+    let bytes = fs::read(path).with_context(|| path.display().to_string())?;
+    ClassEmbeddings::from_safetensors(kind, &bytes).with_context(|| path.display().to_string())
+}
+
+fn write(path: &Path, tensors: &NamedTensors) -> anyhow::Result<()> {
+    Ok(files::write(path, &write_safetensors(tensors)?)?)
+}
