@@ -76,7 +76,7 @@ enum Slot {
 /// What a case contributes to the label manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaseSummary {
-    /// Name of its label map.
+    /// Key of its label map.
     pub dataset: String,
     /// Classes that it annotates.
     pub annotated: BTreeSet<ClassId>,
@@ -100,7 +100,7 @@ impl CaseStore {
         for case in cases {
             let key = CaseKey::of(&case, &settings, taxonomy.digest())?;
             let summary = |prepared: &PreparedCase| CaseSummary {
-                dataset: case.label_map.name.clone(),
+                dataset: case.label_map.key.clone(),
                 annotated: case.annotated.clone(),
                 present: prepared.present.clone(),
             };
