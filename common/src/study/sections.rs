@@ -297,6 +297,9 @@ pub struct Evaluation {
     /// Overlap of neighbouring inference windows, share of the window.
     #[serde(default = "half")]
     pub overlap: f64,
+    /// How predictions come back to the scan's own voxels.
+    #[serde(default)]
+    pub upsampling: Upsampling,
     /// Fewest patients behind a reported number.
     #[serde(default = "five")]
     pub min_count: u32,
@@ -305,6 +308,17 @@ pub struct Evaluation {
     /// Evaluators that must report before the next round opens.
     #[serde(default)]
     pub gate: Option<Gate>,
+}
+
+/// How predictions come back to the scan's own voxels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Upsampling {
+    /// Each voxel takes the nearest prediction, as in the reference.
+    #[default]
+    Nearest,
+    /// Logits are interpolated and then compared with the threshold: smoother where the network's grid is coarse.
+    Linear,
 }
 
 /// Tolerance of the surface distance per class, millimetres.

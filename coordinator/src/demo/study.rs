@@ -74,6 +74,7 @@ accept_s = 60
 [evaluation]
 every_rounds = {evaluate_every}
 min_count = 3
+upsampling = "linear"
 
 [evaluation.nsd_tolerance_mm]
 default = 4.0

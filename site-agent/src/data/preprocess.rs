@@ -11,7 +11,7 @@ use super::geometry::{GeometryMismatch, geometry_matches};
 use super::intensity::{VoxelBox, foreground, window};
 use super::nifti::Image;
 use super::orientation::Reorientation;
-use super::resample::{ResampleError, Resampling};
+use super::resample::{Between, ResampleError, Resampling};
 use super::volume::{Grid, Volume};
 
 /// What a study fixes about the network's view of a scan.
@@ -46,6 +46,10 @@ pub struct Journey {
     resampling: Resampling,
     crop: VoxelBox,
 }
+
+/// For each voxel of the file's volume along R, A and S: between which prepared voxels it lies, if it lies in the crop.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FinerAxes(pub [Vec<Option<Between>>; 3]);
 
 /// Prepares an image.
 ///
@@ -84,6 +88,27 @@ impl Journey {
         boxed(self.resampling.grid(), self.crop)
     }
 
+    /// Where the file's voxels lie between the prepared ones; none for a file whose axes are not at right angles.
+    pub fn finer_axes(&self) -> Option<FinerAxes> {
+        let mut axes = self.resampling.back_between()?.into_iter();
+        let cropped = |axis: usize, between: Vec<Between>| {
+            let (start, size) = (self.crop.start[axis], self.crop.shape[axis]);
+            between.into_iter().map(|between| inside(between, start, size)).collect()
+        };
+        let mut next = |axis| axes.next().map(|between| cropped(axis, between));
+        Some(FinerAxes([next(0)?, next(1)?, next(2)?]))
+    }
+
+    /// The grid of the file, turned to R, A, S.
+    pub fn ras_grid(&self) -> Grid {
+        self.turn.ras_grid()
+    }
+
+    /// A volume on [`Self::ras_grid`] in the order of the file.
+    pub fn turn_back<T: Copy + Default + Send + Sync>(&self, volume: &Volume<T>) -> Volume<T> {
+        self.turn.undo(volume)
+    }
+
     /// Brings labels from the prepared grid to the grid of the image's file, with `fill` outside of the crop.
     ///
     /// # Panics
@@ -92,6 +117,17 @@ impl Journey {
         let pasted = paste(prepared, self.resampling.grid(), self.crop, fill);
         self.turn.undo(&self.resampling.back(pasted))
     }
+}
+
+/// The same place, counted from the start of a crop; none when the nearest voxel is not in it. Its border goes on.
+fn inside(Between { low, high, weight }: Between, start: usize, size: usize) -> Option<Between> {
+    let nearest = if weight > 0.5 { high } else { low };
+    let last = size.checked_sub(1)?;
+    (start..=start + last).contains(&nearest).then(|| {
+        let clamped = |voxel: usize| voxel.saturating_sub(start).min(last);
+        let (low, high) = (clamped(low), clamped(high));
+        Between { low, high, weight: if low == high { 0.0 } else { weight } }
+    })
 }
 
 fn boxed(grid: &Grid, crop: VoxelBox) -> Grid {

@@ -99,6 +99,15 @@ impl Resampling {
         nearest(volume, &self.from, &self.to)
     }
 
+    /// For each voxel of the grid that the plan was made for, where it lies between those of the new grid, axis by axis;
+    /// none where the axes of the two do not run along each other (a sheared affine).
+    pub fn back_between(&self) -> Option<[Vec<Between>; 3]> {
+        match Lookup::new(&self.to, &self.from, between) {
+            Lookup::Straight(axes) => Some(axes),
+            Lookup::Oblique { .. } => None,
+        }
+    }
+
     /// Labels on the new grid, brought back to the grid that the plan was made for.
     ///
     /// # Panics
@@ -140,11 +149,14 @@ fn same_grid(a: &Grid, b: &Grid) -> bool {
 }
 
 /// Two neighbouring voxels along an axis, and how far from the first to the second.
-#[derive(Clone, Copy)]
-struct Between {
-    low: usize,
-    high: usize,
-    weight: f64,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Between {
+    /// The first.
+    pub low: usize,
+    /// The second; the first again at the end of the axis.
+    pub high: usize,
+    /// 0 at the first, 1 at the second.
+    pub weight: f64,
 }
 
 fn between(coordinate: f64, size: usize) -> Between {

@@ -12,6 +12,7 @@ pub mod network;
 pub mod overlay;
 pub mod predict;
 pub mod sliding_window;
+mod upsample;
 
 use crate::data::DataError;
 use crate::data::resample::ResampleError;

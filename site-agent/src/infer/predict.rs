@@ -2,10 +2,12 @@
 
 use common::ids::ClassId;
 use common::study::Study;
+use common::study::sections::Upsampling;
 use common::taxonomy::{ClassKind, Taxonomy};
 
 use super::masks::ClassMasks;
 use super::sliding_window::{WindowPlan, sliding_window};
+use super::upsample::Upsampler;
 use super::{InferError, Predictor};
 use crate::data::nifti::Image;
 use crate::data::preprocess::{Preprocessing, preprocess_image};
@@ -22,6 +24,8 @@ pub struct InferenceSettings {
     pub overlap: f64,
     /// A voxel belongs to a class when its sigmoid is strictly above.
     pub threshold: f64,
+    /// How the network's grid becomes the scan's.
+    pub upsampling: Upsampling,
 }
 
 impl InferenceSettings {
@@ -36,6 +40,7 @@ impl InferenceSettings {
             window: study.preprocessing.patch.map(|n| n as usize),
             overlap: study.evaluation.overlap,
             threshold: study.evaluation.threshold,
+            upsampling: study.evaluation.upsampling,
         }
     }
 
@@ -58,8 +63,16 @@ pub fn segment(
     let shape = prepared.image.shape();
     let plane_voxels = shape[1] * shape[2];
     let threshold = settings.logit_threshold();
-    let mut masks = ClassMasks::empty(prepared.journey.prepared_grid(), network.classes());
     let plan = WindowPlan::gaussian(settings.window, settings.overlap);
+    let journey = &prepared.journey;
+    let finer = journey.finer_axes().filter(|_| settings.upsampling == Upsampling::Linear);
+    if let Some(axes) = finer {
+        let classes = network.classes();
+        let mut finer = Upsampler::new(&axes, [shape[1], shape[2]], threshold, journey.ras_grid(), classes);
+        sliding_window(prepared.image.voxels(), shape, &plan, network, |x, logits| finer.push(x, logits))?;
+        return Ok(finer.finish().moved(journey.file_grid().clone(), |plane| journey.turn_back(plane)));
+    }
+    let mut masks = ClassMasks::empty(prepared.journey.prepared_grid(), network.classes());
     sliding_window(prepared.image.voxels(), shape, &plan, network, |x, logits| {
         for (channel, plane) in logits.chunks_exact(plane_voxels).enumerate() {
             masks.insert(channel, x * plane_voxels, plane.iter().map(|&logit| logit > threshold));
@@ -118,9 +131,9 @@ mod tests {
         }
     }
 
-    fn settings() -> InferenceSettings {
+    fn settings(upsampling: Upsampling) -> InferenceSettings {
         let preprocessing = Preprocessing { spacing_mm: [1.5; 3], window_hu: (-175.0, 250.0) };
-        InferenceSettings { preprocessing, window: [16; 3], overlap: 0.5, threshold: 0.5 }
+        InferenceSettings { preprocessing, window: [16; 3], overlap: 0.5, threshold: 0.5, upsampling }
     }
 
     /// A body of 0 HU in air with a bright, asymmetric bar of 200 HU, given by world position (mm).
@@ -165,37 +178,52 @@ mod tests {
             grid([52, 50, 11], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 5.0]], [-20.0, 3.0, 8.0]);
         let turned =
             grid([30, 48, 44], [[0.0, 0.0, -1.5], [1.1, 0.0, 0.0], [0.0, 1.2, 0.0]], [4.0, 5.0, 6.0]);
-        for (name, grid) in
-            [("RAS", ras), ("LPS", lps), ("thick", thick), ("turned", turned), ("oblique", oblique())]
-        {
-            let folder = tempfile::tempdir().unwrap();
-            let ct = folder.path().join("ct.nii.gz");
-            write_image_i16(&ct, &scan(&grid)).unwrap();
-            let image = read_image(&ct, &Limits::default()).unwrap();
-            let stored = image.volume.grid().clone();
-            let masks = segment(image, &settings(), &Bright).unwrap();
-            let out = folder.path().join("labels.nii.gz");
-            write_labels(&out, &merge_labels(&masks, &Taxonomy::standard())).unwrap();
-
-            let labels = read_labels(&out, &Limits::default()).unwrap();
-            assert_eq!(labels.shape(), stored.shape, "{name}");
-            let moved = (labels.grid().affine.matrix() - stored.affine.matrix()).amax();
-            assert!(moved < 1e-4, "{name}: the affine moved by {moved}");
-            assert_eq!(
-                Orientation::of(&labels.grid().affine).to_string(),
-                Orientation::of(&stored.affine).to_string()
-            );
-
-            let truth = scan(&grid);
-            let agree = |wanted: bool, got: bool| {
-                let both = truth.voxels().iter().zip(labels.voxels());
-                both.filter(|(hu, label)| (**hu == 200) == wanted && (**label == 6) == got).count() as f64
-            };
-            let dice =
-                2.0 * agree(true, true) / (2.0 * agree(true, true) + agree(true, false) + agree(false, true));
-            assert!(dice > 0.8, "{name}: Dice {dice}");
-            assert!(labels.voxels().iter().all(|&label| label == 0 || label == 6), "{name}");
+        let named =
+            [("RAS", ras), ("LPS", lps), ("thick", thick), ("turned", turned), ("oblique", oblique())];
+        for (name, grid) in named {
+            for upsampling in [Upsampling::Nearest, Upsampling::Linear] {
+                let (grid_moved, dice) = round_trip(&grid, &settings(upsampling));
+                assert!(grid_moved < 1e-4, "{name}: the affine moved by {grid_moved}");
+                assert!(dice > 0.8, "{name}, {upsampling:?}: Dice {dice}");
+            }
         }
+    }
+
+    #[test]
+    fn interpolated_logits_follow_the_anatomy_where_the_networks_grid_is_coarse() {
+        let coarse = |upsampling| {
+            let preprocessing = Preprocessing { spacing_mm: [5.0; 3], window_hu: (-175.0, 250.0) };
+            round_trip(&oblique(), &InferenceSettings { preprocessing, ..settings(upsampling) }).1
+        };
+        let (nearest, linear) = (coarse(Upsampling::Nearest), coarse(Upsampling::Linear));
+        assert!(linear > nearest + 0.03, "linear {linear}, nearest {nearest}");
+    }
+
+    /// Predicts a scan on `grid` through files: how far the affine moved, and the Dice of the bar.
+    fn round_trip(grid: &Grid, settings: &InferenceSettings) -> (f64, f64) {
+        let folder = tempfile::tempdir().unwrap();
+        let ct = folder.path().join("ct.nii.gz");
+        write_image_i16(&ct, &scan(grid)).unwrap();
+        let image = read_image(&ct, &Limits::default()).unwrap();
+        let stored = image.volume.grid().clone();
+        let masks = segment(image, settings, &Bright).unwrap();
+        let out = folder.path().join("labels.nii.gz");
+        write_labels(&out, &merge_labels(&masks, &Taxonomy::standard())).unwrap();
+
+        let labels = read_labels(&out, &Limits::default()).unwrap();
+        assert_eq!(labels.shape(), stored.shape);
+        let orientation = |grid: &Grid| Orientation::of(&grid.affine).to_string();
+        assert_eq!(orientation(labels.grid()), orientation(&stored));
+        assert!(labels.voxels().iter().all(|&label| label == 0 || label == 6));
+
+        let truth = scan(grid);
+        let count = |wanted: bool, got: bool| {
+            let both = truth.voxels().iter().zip(labels.voxels());
+            both.filter(|(hu, label)| (**hu == 200) == wanted && (**label == 6) == got).count() as f64
+        };
+        let dice =
+            2.0 * count(true, true) / (2.0 * count(true, true) + count(true, false) + count(false, true));
+        ((labels.grid().affine.matrix() - stored.affine.matrix()).amax(), dice)
     }
 
     #[test]
@@ -209,7 +237,8 @@ mod tests {
 
     #[test]
     fn the_threshold_is_that_of_the_sigmoid() {
-        let with = |threshold| InferenceSettings { threshold, ..settings() }.logit_threshold();
+        let with =
+            |threshold| InferenceSettings { threshold, ..settings(Upsampling::Nearest) }.logit_threshold();
         assert_eq!(with(0.5), 0.0);
         assert!((1.0 / (1.0 + (-with(0.8)).exp()) - 0.8).abs() < 1e-6);
     }
