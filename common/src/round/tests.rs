@@ -339,7 +339,10 @@ fn the_snapshot_format_is_frozen() {
     insta::assert_json_snapshot!(study.machine.snapshot());
 }
 
-fn phases() -> [(&'static str, fn() -> Study); 11] {
+/// A phase by name, and how a study gets there.
+type Stage = (&'static str, fn() -> Study);
+
+fn phases() -> [Stage; 11] {
     [
         ("not started", || Study::new(plan()).all([ready("a", 30), ready("b", 10)])),
         ("waiting", || Study::new(plan()).all([Event::Start, ready("a", 30)])),

@@ -5,7 +5,7 @@ use std::fmt;
 
 use common::aggregate::weights::{SiteCounts, Weighting, site_weights};
 use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId};
-use common::round::Term;
+use common::round::{Term, UpdateOffer};
 
 /// A promise that was broken.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub(crate) struct Books {
     durable: BTreeMap<RoundId, ModelHash>,
     /// Durable updates.
     stored: BTreeSet<(SiteId, AttemptId, ArtifactHash)>,
+    /// The round and base that each durable update says it is of.
+    origins: BTreeSet<(AttemptId, ArtifactHash, RoundId, ModelHash)>,
     /// Manifests as they were when each round asked its sites.
     fixed: BTreeMap<RoundId, BTreeMap<SiteId, SiteCounts>>,
     /// What each round was aggregated from, as asked for last.
@@ -44,6 +46,7 @@ impl Books {
             weighting,
             durable: [(RoundId(0), initial)].into(),
             stored: BTreeSet::new(),
+            origins: BTreeSet::new(),
             fixed: BTreeMap::new(),
             terms: BTreeMap::new(),
             receipts: BTreeMap::new(),
@@ -66,8 +69,10 @@ impl Books {
         }
     }
 
-    pub(crate) fn stored(&mut self, site: SiteId, attempt: AttemptId, update: ArtifactHash) {
+    pub(crate) fn stored(&mut self, site: SiteId, offer: &UpdateOffer) {
+        let UpdateOffer { round, base, attempt, update, .. } = *offer;
         self.stored.insert((site, attempt, update));
+        self.origins.insert((attempt, update, round, base));
     }
 
     /// Anything said to a site about a model.
@@ -85,6 +90,11 @@ impl Books {
     ) {
         let durable = self.stored.contains(&(site.clone(), attempt, update));
         self.check(durable, || format!("{site} got a receipt for an update that is not durable"));
+        let late = self.durable.contains_key(&round);
+        let counts = self.terms.get(&round).into_iter().flatten().any(|term| term.attempt == attempt);
+        self.check(!late || counts, || {
+            format!("{site} got a receipt of round {round}, committed without it")
+        });
         let first = *self.receipts.entry((round, site.clone())).or_insert(attempt);
         self.check(first == attempt, || format!("{site} got receipts for two updates of round {round}"));
     }
@@ -103,6 +113,8 @@ impl Books {
         for term in terms {
             let durable = self.stored.contains(&(term.site.clone(), term.attempt, term.update));
             self.check(durable, || format!("round {round} aggregates an update that is not durable"));
+            let ours = self.origins.contains(&(term.attempt, term.update, round, base));
+            self.check(ours, || format!("round {round} aggregates an update of another round or base"));
             let fresh = !self.counted.contains(&term.attempt);
             self.check(fresh, || format!("attempt {} counts in two rounds", term.attempt));
         }
@@ -113,7 +125,10 @@ impl Books {
             self.check(there, || format!("{site} has a receipt of round {at} that does not count"));
         }
         self.check_shares(round, terms);
-        self.terms.insert(round, terms.to_vec());
+        let again = self.terms.insert(round, terms.to_vec());
+        self.check(again.is_none_or(|before| before == terms), || {
+            format!("round {round} was aggregated twice, from different updates")
+        });
     }
 
     fn check_shares(&mut self, round: RoundId, terms: &[Term]) {
@@ -125,6 +140,16 @@ impl Books {
         self.check(got == expected, || {
             format!("round {round} has shares {got:?}, its manifests say {expected:?}")
         });
+    }
+
+    /// Sabotage: what its first site sent for the round before.
+    pub(crate) fn mix_rounds(&self, round: RoundId, terms: &mut [Term]) {
+        let before = self.terms.get(&RoundId(round.0 - 1)).into_iter().flatten();
+        for old in before {
+            if let Some(term) = terms.iter_mut().find(|term| term.site == old.site) {
+                (term.attempt, term.update) = (old.attempt, old.update);
+            }
+        }
     }
 
     /// A model became durable.

@@ -11,17 +11,21 @@
 //! ```
 
 mod invariants;
+mod sabotage;
 mod scenario;
 mod site;
+mod tally;
 mod world;
 
 use invariants::Violation;
+use sabotage::Sabotage;
 use scenario::{Op, Scenario};
-use world::{Sabotage, World};
+use tally::Tally;
+use world::World;
 
 const SEEDS: std::ops::Range<u64> = 0..1000;
 
-fn run(scenario: &Scenario, sabotage: Sabotage) -> Result<world::Tally, Violation> {
+fn run(scenario: &Scenario, sabotage: Sabotage) -> Result<Tally, Violation> {
     World::new(scenario.clone(), sabotage).run()
 }
 
@@ -39,7 +43,7 @@ fn shrink(mut scenario: Scenario) -> Scenario {
     scenario
 }
 
-fn assert_holds(scenario: Scenario, name: &str) -> world::Tally {
+fn assert_holds(scenario: Scenario, name: &str) -> Tally {
     match run(&scenario, Sabotage::None) {
         Ok(tally) => tally,
         Err(violation) => {
@@ -50,17 +54,32 @@ fn assert_holds(scenario: Scenario, name: &str) -> world::Tally {
     }
 }
 
-#[test]
-fn every_federation_finishes_and_keeps_its_promises() {
-    let one =
-        std::env::var("CONSILIUM_SEED").ok().map(|seed| seed.parse().expect("CONSILIUM_SEED is a number"));
-    let seeds = one.map_or(SEEDS, |seed: u64| seed..seed + 1);
-    let mut total = world::Tally::default();
+/// The one seed that the environment names, if it names one.
+#[expect(clippy::disallowed_methods, reason = "how a person runs one seed again")]
+fn chosen_seed() -> Option<u64> {
+    std::env::var("CONSILIUM_SEED").ok().map(|seed| seed.parse().expect("CONSILIUM_SEED is a number"))
+}
+
+fn assert_all_hold(seeds: std::ops::Range<u64>) -> Tally {
+    let mut total = Tally::default();
     for seed in seeds {
         let name = format!("seed {seed} (CONSILIUM_SEED={seed} cargo test -p common --test federation)");
         total += assert_holds(Scenario::from_seed(seed), &name);
     }
     println!("{total:?}");
+    total
+}
+
+#[test]
+#[ignore = "slow: twenty thousand federations"]
+fn many_more_federations_finish_and_keep_their_promises() {
+    assert_all_hold(SEEDS.end..SEEDS.end + 20_000);
+}
+
+#[test]
+fn every_federation_finishes_and_keeps_its_promises() {
+    let one = chosen_seed();
+    let total = assert_all_hold(one.map_or(SEEDS, |seed| seed..seed + 1));
     if one.is_none() {
         // The faults did happen: a harness that is too kind proves nothing.
         assert!(total.crashes > 2000 && total.lost > 5000 && total.duplicated > 5000, "{total:?}");

@@ -1,0 +1,39 @@
+//! Drivers that are broken on purpose, one fault each: every one must be caught.
+
+/// What is broken on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sabotage {
+    None,
+    /// The driver tells the sites about a model while it is being written.
+    AnnounceBeforeDurable,
+    /// The driver hands an update to the aggregation twice.
+    CountTwice,
+    /// The driver gives the receipt when the upload is offered.
+    ReceiptBeforeDurable,
+    /// The study's quorum does not reach the machine.
+    IgnoreQuorum,
+    /// The driver weighs by the manifests of now, not of the round's opening.
+    WeighAgain,
+    /// The driver does not write down that an update was stored.
+    ForgetUpdates,
+    /// The driver drops timers.
+    ForgetTimers,
+    /// The driver aggregates what a site sent for an earlier round.
+    MixRounds,
+    /// A site's driver does not stop the training that it is told to stop.
+    KeepTraining,
+}
+
+impl Sabotage {
+    pub(crate) const BROKEN: [Self; 9] = [
+        Self::AnnounceBeforeDurable,
+        Self::CountTwice,
+        Self::ReceiptBeforeDurable,
+        Self::IgnoreQuorum,
+        Self::WeighAgain,
+        Self::ForgetUpdates,
+        Self::ForgetTimers,
+        Self::MixRounds,
+        Self::KeepTraining,
+    ];
+}

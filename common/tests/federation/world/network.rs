@@ -1,0 +1,123 @@
+//! The network: loses, doubles, delays and reorders; connections end and are dialled again.
+
+use super::*;
+
+impl World {
+    /// Delays of the copies that arrive: none when lost, two when doubled.
+    pub(super) fn copies(&mut self) -> Vec<u64> {
+        let fate = self.rng.random_range(0..100);
+        let longest = self.delay_ms;
+        if fate < self.lose {
+            self.tally.lost += 1;
+            return vec![];
+        }
+        let copies = if fate < self.lose + self.double { 2 } else { 1 };
+        self.tally.duplicated += copies - 1;
+        (0..copies).map(|_| self.soon(longest)).collect()
+    }
+
+    /// From a site. A request that is lost is given up by its sender; see [`World::execute_site`].
+    pub(super) fn send(&mut self, site: usize, link: u32, request: Request) {
+        let copies = self.copies();
+        // Until it is registered a site has nothing else to do on a connection: its driver gives that up, not the request.
+        if copies.is_empty() && matches!(request, Request::Register { .. }) {
+            return self.cut_at(site, link);
+        }
+        for delay in copies {
+            self.at(delay, Happening::Arrives { site, link, request: request.clone() });
+        }
+    }
+
+    /// To a site, on its present connection. A notice is never lost without the connection: streams are reliable.
+    pub(super) fn reply(&mut self, site: usize, reply: Reply) {
+        let Some(&link) = self.coordinator.links.get(&site) else { return };
+        let copies = self.copies();
+        if copies.is_empty() {
+            return self.cut_at(site, link);
+        }
+        for delay in copies {
+            self.at(delay, Happening::Reaches { site, link, reply: reply.clone() });
+        }
+    }
+
+    pub(super) fn notice(&mut self, to: &SiteId, event: participant::Event) {
+        if let Some(site) = self.index(to) {
+            self.reply(site, Reply::Notice(event));
+        }
+    }
+
+    pub(super) fn index(&self, site: &SiteId) -> Option<usize> {
+        self.sites.iter().position(|known| known.identity.site == *site)
+    }
+
+    pub(super) fn cut_at(&mut self, site: usize, link: u32) {
+        let delay = self.soon(60_000);
+        self.at(delay, Happening::LinkDead { site, link });
+        if self.sites[site].link == Some(link) {
+            self.sites[site].link = None;
+            self.feed_site(site, participant::Event::Disconnected);
+            self.dial_in(site, 10_000);
+        }
+    }
+
+    pub(super) fn cut(&mut self, site: usize) {
+        if let Some(link) = self.sites[site].link {
+            self.cut_at(site, link);
+        }
+    }
+
+    pub(super) fn dial_in(&mut self, site: usize, longest_ms: u64) {
+        if !self.sites[site].dialing {
+            self.sites[site].dialing = true;
+            let delay = self.soon(longest_ms);
+            self.at(delay, Happening::Dial { site });
+        }
+    }
+
+    pub(super) fn dial(&mut self, site: usize) {
+        self.sites[site].dialing = false;
+        if !self.sites[site].up || self.sites[site].link.is_some() {
+            return;
+        }
+        if !self.coordinator.up {
+            return self.dial_in(site, 10_000);
+        }
+        if self.coordinator.links.contains_key(&site) {
+            self.gone(site);
+        }
+        if !self.coordinator.up {
+            return self.dial_in(site, 10_000);
+        }
+        self.next_link += 1;
+        let link = self.next_link;
+        self.coordinator.links.insert(site, link);
+        self.sites[site].link = Some(link);
+        self.feed_site(site, participant::Event::Connected);
+        self.reply(site, Reply::Notice(participant::Event::StudyOffered { study: study() }));
+    }
+
+    pub(super) fn gone(&mut self, site: usize) {
+        self.coordinator.links.remove(&site);
+        let id = self.sites[site].identity.site.clone();
+        if self.sites[site].identity.role == Role::Trainer {
+            self.feed(Event::SiteGone { site: id });
+        } else {
+            self.feed_evaluation(evaluation::Event::EvaluatorGone { site: id });
+        }
+    }
+
+    pub(super) fn reaches(&mut self, site: usize, link: u32, reply: Reply) {
+        if !self.sites[site].up || self.sites[site].link != Some(link) {
+            return;
+        }
+        match reply {
+            Reply::Notice(event) => {
+                if let participant::Event::ModelStored { artifact } = event {
+                    self.sites[site].artifacts.insert(artifact);
+                }
+                self.feed_site(site, event);
+            }
+            Reply::Wanted { offer } => self.send(site, link, Request::Push { offer }),
+        }
+    }
+}

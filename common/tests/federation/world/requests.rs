@@ -1,0 +1,74 @@
+//! What the coordinator answers to what a site asks.
+
+use super::*;
+
+impl World {
+    /// A message of a dead connection may still be read by the coordinator's end, unless a newer one took its place.
+    pub(super) fn arrives(&mut self, site: usize, link: u32, request: Request) {
+        if !self.coordinator.up || self.coordinator.links.get(&site) != Some(&link) {
+            return;
+        }
+        let id = self.sites[site].identity.site.clone();
+        match request {
+            Request::Register { counts } if self.sites[site].identity.role == Role::Trainer => {
+                self.registered.insert(id.clone(), counts.clone());
+                self.feed(Event::SiteReady { site: id, counts });
+            }
+            Request::Register { .. } => {
+                let kind = EvaluatorKind::Validation;
+                self.feed_evaluation(evaluation::Event::EvaluatorReady { site: id, kind });
+            }
+            Request::Accept { round } => self.feed(Event::RoundAccepted { site: id, round }),
+            Request::Decline { round, reason } => self.feed(Event::RoundDeclined { site: id, round, reason }),
+            Request::Fetch { artifact } => {
+                let there = self.coordinator.artifacts.contains(&artifact);
+                let stored = participant::Event::ModelStored { artifact };
+                let failed = participant::Event::FetchFailed { artifact };
+                self.reply(site, Reply::Notice(if there { stored } else { failed }));
+            }
+            Request::Offer { offer } => self.offered(site, &id, offer),
+            Request::Push { offer } => self.pushed(id, offer),
+            Request::Report { model, report } => self.reported(site, id, model, report),
+        }
+    }
+
+    pub(super) fn offered(&mut self, site: usize, id: &SiteId, offer: UpdateOffer) {
+        let attempt = offer.attempt;
+        if self.sabotage == Sabotage::ReceiptBeforeDurable {
+            self.books.receipt(id, offer.round, attempt, offer.update);
+            return self.notice(id, participant::Event::Receipt { attempt });
+        }
+        match self.coordinator.rounds.expect_update(id, &offer) {
+            Ok(UpdateExpectation::Wanted { .. }) => self.reply(site, Reply::Wanted { offer }),
+            Ok(UpdateExpectation::AlreadyCounted) => {
+                self.tally.answered_again += 1;
+                self.notice(id, participant::Event::Receipt { attempt });
+            }
+            Err(rejection) => {
+                self.tally.refused += 1;
+                let code = rejection.code().to_owned();
+                self.notice(id, participant::Event::Refused { attempt, code });
+            }
+        }
+    }
+
+    pub(super) fn pushed(&mut self, site: SiteId, offer: UpdateOffer) {
+        self.books.stored(site.clone(), &offer);
+        self.feed(Event::UpdateStored { site, offer });
+    }
+
+    pub(super) fn reported(&mut self, site: usize, id: SiteId, model: ModelHash, report: Digest) {
+        match self.coordinator.evaluation.expect_report(&id, &model, &report) {
+            Ok(ReportExpectation::Wanted) => {
+                self.feed_evaluation(evaluation::Event::ReportStored { site: id, model, report });
+            }
+            Ok(ReportExpectation::AlreadyKept) => {
+                self.reply(site, Reply::Notice(participant::Event::ReportReceipt { model }));
+            }
+            Err(rejection) => {
+                let code = rejection.code().to_owned();
+                self.reply(site, Reply::Notice(participant::Event::ReportRefused { model, code }));
+            }
+        }
+    }
+}
