@@ -212,7 +212,7 @@ impl LinkError {
                 }
                 _ => None,
             },
-            Self::TimedOut | Self::Dial(_) => {
+            Self::TimedOut | Self::TooSlow { .. } | Self::Dial(_) => {
                 Some("check the coordinator's address and that the firewall lets UDP out to its port")
             }
             Self::Credentials(_) => Some("run `site-agent enroll` again"),

@@ -131,7 +131,7 @@ refusal_codes! {
     /// The site has reported on the model, with another outcome.
     AlreadyReported = "already-reported", "nothing to do: the first report counts";
     /// The invite is not one of this coordinator.
-    InviteUnknown = "invite-unknown", "check that the invite is complete and meant for this coordinator";
+    InviteUnknown = "invite-unknown", "check that the invite is the newest one for this site, complete and meant for this coordinator";
     /// The invite was used already.
     InviteUsed = "invite-used", "ask the coordinator's operator for a new invite";
     /// The invite is too old.

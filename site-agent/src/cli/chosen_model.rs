@@ -63,7 +63,8 @@ impl ChosenModel {
             return Ok(StudyDocument::parse(bytes)?);
         }
         let studies = state.studies()?;
-        let hint = "`site-agent study show` lists the studies that were offered to this site";
+        let hint =
+            "name one with --study; `site-agent study show` lists those that were offered to this site";
         let digest = studies.find(self.study.as_deref().unwrap_or_default());
         let digest = digest.map_err(|error| CliError::new(error).or_hint(hint))?;
         studies

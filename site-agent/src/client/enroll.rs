@@ -112,7 +112,9 @@ impl EnrollError {
             Self::Expired { .. } => {
                 Some("if the clock is right, ask the coordinator's operator for a new invite")
             }
-            Self::AlreadyEnrolled { .. } => Some("choose another folder with --dir, or remove this one"),
+            Self::AlreadyEnrolled { .. } => Some(
+                "for a new certificate, stop the agent and move `identity/membership.json` away (for new keys, all of `identity`); for another site, choose another folder with --dir",
+            ),
             Self::Resolve { .. } => Some("check the address in the invite and this machine's name service"),
             Self::Connect { source: LinkError::RefusedPeer { .. }, .. } => Some(
                 "somebody else answers at this address, or the invite is of another consortium: compare the root fingerprint with the coordinator's operator by phone",
