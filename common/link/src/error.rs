@@ -86,7 +86,7 @@ pub enum LinkError {
     #[error("the coordinator refused: {0}")]
     Refused(Refusal),
     /// The other side ended the connection.
-    #[error("{code}{}", .words.as_str().is_empty().then(String::new).unwrap_or_else(|| format!(": {words}")))]
+    #[error("{code}{}", more(*.code, .words))]
     Closed {
         /// Why.
         code: CloseCode,
@@ -241,6 +241,12 @@ impl LinkError {
             _ => false,
         }
     }
+}
+
+/// The words of a close after those of its code, unless they are the same.
+fn more(code: CloseCode, words: &Words) -> String {
+    let same = words.as_str().is_empty() || words.as_str() == code.words();
+    if same { String::new() } else { format!(": {words}") }
 }
 
 impl From<ConnectionError> for LinkError {
