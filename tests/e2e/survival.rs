@@ -124,6 +124,8 @@ fn a_coordinator_killed_in_mid_round_goes_on_with_the_updates_that_it_acknowledg
 
     let said = federation.consortium.crash_coordinator();
     assert!(!said.iter().any(|line| line.contains("round-committed")), "killed too late: {said:#?}");
+    // Told by the new process, not by a minute without an answer.
+    north.until_says("not connected: the other side was started again");
     federation.consortium.coordinator.until_connected("north");
     south.resume();
 

@@ -12,6 +12,7 @@ use rustls_pki_types::ServerName;
 
 use super::pki::{PATIENCE, Pki, SiteCertificate};
 use super::*;
+use crate::quic::ResetKey;
 use crate::tls::{Credentials, RootFingerprint};
 use crate::{Alert, CloseCode, IdentityError};
 
@@ -210,6 +211,37 @@ async fn the_words_of_a_close_reach_the_site() {
     assert_eq!(error.to_string(), "the coordinator has revoked this site: key was lost");
     assert_eq!(pair.site.open().await.unwrap_err().code(), "site-revoked");
     assert_eq!(pair.coordinator.close_reason().unwrap().code(), "closed-here");
+}
+
+#[test]
+fn a_coordinator_that_was_killed_and_started_again_says_so_at_the_next_packet() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (pki, key) = (Pki::new(), ResetKey::new([7; 32]));
+    let listen = |address| {
+        let config = tls::server_config(pki.coordinator(), &pki.root()).unwrap();
+        Listener::bind_with(address, config, QuicSettings::coordinator(), &key).unwrap()
+    };
+    let killed = runtime();
+    let listener = killed.block_on(async { listen(any_port()) });
+    let address = listener.local_address().unwrap();
+    killed.spawn(async move {
+        let _admitted = admit(&listener).await;
+        std::future::pending::<()>().await;
+    });
+
+    let site = runtime();
+    let error = site.block_on(async {
+        let dialer = site_dialer(&pki);
+        let connection = dialer.dial(address, "localhost").await.unwrap();
+        // With its runtime goes everything that could say goodbye.
+        tokio::task::spawn_blocking(move || drop(killed)).await.unwrap();
+        let _started_again = listen(address);
+        let mut exchange = connection.open().await.unwrap();
+        exchange.writer.write(&Reply::Done).await.unwrap();
+        tokio::time::timeout(PATIENCE, connection.closed()).await.expect("no idle timeout is waited for")
+    });
+    assert!(matches!(error, LinkError::Restarted) && error.is_transient(), "{error:?}");
 }
 
 #[tokio::test]
