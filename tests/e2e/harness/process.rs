@@ -129,8 +129,14 @@ impl Process {
         kill(Pid::from_raw(pid), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
     }
 
+    /// Waits until it has ended; its exit code and all that it said.
+    pub(crate) fn end(mut self) -> (Option<i32>, Vec<String>) {
+        let said = self.rest();
+        (self.child.wait().expect("it is ours").code(), said)
+    }
+
     /// All lines up to the end, which must be near.
-    pub(crate) fn rest(&mut self) -> Vec<String> {
+    fn rest(&mut self) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {

@@ -1,6 +1,7 @@
 //! The smallest study that is one: a narrow network on patches of 16³ voxels of 16 mm, on phantoms made on the spot.
 
 use std::fs;
+use std::path::Path;
 
 use super::consortium::{Consortium, Site};
 use super::process::{command, finish};
@@ -81,9 +82,7 @@ impl Site {
     /// Makes two scans of a phantom hospital, and configures the site to train on them.
     pub(crate) fn give_phantoms(&self, coordinator: &str, hospital: &str) {
         let folder = self.path("data");
-        let out = folder.to_str().expect("a plain name");
-        let args = ["phantom", "--hospital", hospital, "--cases", "2", "--spacing", "12,12,12", "--out", out];
-        finish(command("site-agent", args)).ok();
+        make_phantoms(&folder, hospital);
         let mut datasets = String::new();
         for entry in fs::read_dir(&folder).expect("phantoms were made") {
             let entry = entry.expect("a folder");
@@ -92,4 +91,11 @@ impl Site {
         }
         self.configure(coordinator, &datasets);
     }
+}
+
+/// Makes two coarse scans of a phantom hospital in `folder`.
+pub(crate) fn make_phantoms(folder: &Path, hospital: &str) {
+    let out = folder.to_str().expect("a plain name");
+    let args = ["phantom", "--hospital", hospital, "--cases", "2", "--spacing", "12,12,12", "--out", out];
+    finish(command("site-agent", args)).ok();
 }
