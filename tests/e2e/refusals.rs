@@ -184,6 +184,21 @@ fn an_evaluator_cannot_send_an_update() {
 }
 
 #[test]
+fn a_manifest_under_another_key_than_the_registered_one_is_refused() {
+    let mut consortium = Consortium::found("thorax");
+    let site = consortium.enrol("north", Role::Trainer);
+    site.give_phantoms(&consortium.address, "site-a");
+    consortium.add_study(1, 1);
+    fs::write(site.path("identity/signing.key"), "07".repeat(32)).expect("the folder is ours");
+    let mut agent = site.run();
+    let line = consortium.coordinator.until_refused(Some("north"), "bad-manifest");
+    assert!(line.starts_with("register-manifest: ") && line.contains("signature"), "{line}");
+    let told = agent.until_says("the coordinator refused: ");
+    assert!(told.contains("ERROR") && told.contains("signature"), "{told}");
+    assert!(told.contains("(bad-manifest); run `site-agent check`"), "{told}");
+}
+
+#[test]
 fn an_invite_enrols_once() {
     let mut consortium = Consortium::found("thorax");
     let invite = consortium.invite("north", Role::Trainer, 1);
