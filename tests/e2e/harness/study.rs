@@ -7,7 +7,7 @@ use super::consortium::{Consortium, Site};
 use super::process::{command, finish};
 
 /// Optimiser steps of a round: seconds of training, so that a process can be killed in their midst.
-pub(crate) const STEPS: u32 = 16;
+pub(crate) const STEPS: u32 = 8;
 
 /// Name of the study.
 pub(crate) const NAME: &str = "Small";
