@@ -30,10 +30,10 @@ impl Intruder {
     pub(crate) fn new(config: ClientConfig, coordinator: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let _inside = runtime.enter();
         let any = (Ipv4Addr::LOCALHOST, 0).into();
-        let dialer = Dialer::bind(any, config, QuicSettings::site()).expect("a socket");
-        drop(_inside);
+        // A socket belongs to the runtime that it is bound in.
+        let dialer = runtime.block_on(async { Dialer::bind(any, config, QuicSettings::site()) });
+        let dialer = dialer.expect("a socket");
         Self { dialer, coordinator: coordinator.parse().expect("IP and port"), runtime }
     }
 
