@@ -61,7 +61,7 @@ pub fn check_role(role: Role, request: &Request) -> Result<(), Refusal> {
     }
     refuse(
         RefusalCode::WrongRole,
-        &format!("{} is for a {needed}; this certificate is a {role}'s", request.name()),
+        &format!("{} is for {needed}s, and this site's role is {role}", request.name()),
     )
 }
 

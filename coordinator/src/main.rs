@@ -1,5 +1,6 @@
 //! Starts the binary: logging, command line, signals, one failure told once.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -15,7 +16,9 @@ async fn main() -> ExitCode {
     process::die_with_parent_if_asked();
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("CONSILIUM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Colours are for a person who looks; a log file or a pipe gets plain text.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
 
     let stop = CancellationToken::new();
     match executed(cli, stop).await {

@@ -31,6 +31,11 @@ pub enum Line {
         /// Its role.
         role: Role,
     },
+    /// A site was revoked: its certificates no longer count, and its connection ends.
+    Revoked {
+        /// The site.
+        site: SiteId,
+    },
     /// A site's connection ended.
     Gone {
         /// The site.
@@ -97,6 +102,7 @@ impl std::fmt::Display for Line {
             Self::Listening { address } => write!(f, "listening on {address}"),
             Self::Enrolled { site, role } => write!(f, "{site}: enrolled as {role}"),
             Self::Connected { site, role } => write!(f, "{site}: connected ({role})"),
+            Self::Revoked { site } => write!(f, "{site}: revoked"),
             Self::Gone { site } => write!(f, "{site}: gone"),
             Self::Refused { site: Some(site), code, detail } => {
                 write!(f, "{site}: refused ({code}): {detail}")

@@ -114,7 +114,7 @@ fn listen(config: &Config, authority: &Authority) -> Result<Listener, ServiceErr
     let credentials = Credentials { chain: identity.chain, key: identity.key };
     let bind = || {
         let tls = tls::server_config(credentials, authority.root())?;
-        Listener::bind(config.listen, tls, config.transport.clone())
+        Listener::bind_with(config.listen, tls, config.transport.clone(), authority.reset_key())
     };
     bind().map_err(|source| ServiceError::Listen { address: config.listen.to_string(), source })
 }

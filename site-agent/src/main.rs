@@ -1,5 +1,6 @@
 //! Starts the binary: logging, command line, one failure told once.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -16,7 +17,9 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("CONSILIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Colours are for a person who looks; a log file or a pipe gets plain text.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     match cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.report(),

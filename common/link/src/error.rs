@@ -86,7 +86,7 @@ pub enum LinkError {
     #[error("the coordinator refused: {0}")]
     Refused(Refusal),
     /// The other side ended the connection.
-    #[error("{code}{}", .words.as_str().is_empty().then(String::new).unwrap_or_else(|| format!(": {words}")))]
+    #[error("{code}{}", more(*.code, .words))]
     Closed {
         /// Why.
         code: CloseCode,
@@ -107,7 +107,10 @@ pub enum LinkError {
         /// For how long.
         limit: Duration,
     },
-    /// The other side forgot the connection or the stream: it restarted, or gave the exchange up.
+    /// The other side does not know the connection any more.
+    #[error("the other side was started again and does not know this connection")]
+    Restarted,
+    /// The other side gave the exchange up.
     #[error("the other side gave up the exchange")]
     Reset,
     /// A stream ended inside a message or chunk.
@@ -169,6 +172,7 @@ impl LinkError {
             Self::ClosedHere => "closed-here",
             Self::TimedOut => "timed-out",
             Self::TooSlow { .. } => "too-slow",
+            Self::Restarted => "restarted",
             Self::Reset => "reset",
             Self::CutOff { .. } => "cut-off",
             Self::Codec(_) => "bad-message",
@@ -227,9 +231,8 @@ impl LinkError {
     /// Whether trying again later, with nothing changed, can help.
     pub const fn is_transient(&self) -> bool {
         match self {
-            Self::TimedOut | Self::TooSlow { .. } | Self::Reset | Self::CutOff { .. } | Self::ClosedHere => {
-                true
-            }
+            Self::TimedOut | Self::TooSlow { .. } | Self::Restarted | Self::Reset => true,
+            Self::CutOff { .. } | Self::ClosedHere => true,
             Self::Transport(_) | Self::Io(_) | Self::Chunk(_) => true,
             Self::Refused(refusal) => matches!(refusal.code, RefusalCode::TooBusy | RefusalCode::Internal),
             Self::Closed { code, .. } => {
@@ -241,6 +244,12 @@ impl LinkError {
             _ => false,
         }
     }
+}
+
+/// The words of a close after those of its code, unless they are the same.
+fn more(code: CloseCode, words: &Words) -> String {
+    let same = words.as_str().is_empty() || words.as_str() == code.words();
+    if same { String::new() } else { format!(": {words}") }
 }
 
 impl From<ConnectionError> for LinkError {
@@ -262,7 +271,7 @@ impl From<ConnectionError> for LinkError {
                 ),
                 words: String::from_utf8_lossy(&close.reason).into(),
             },
-            ConnectionError::Reset => Self::Reset,
+            ConnectionError::Reset => Self::Restarted,
             ConnectionError::TimedOut => Self::TimedOut,
             ConnectionError::LocallyClosed => Self::ClosedHere,
             other => Self::Transport(other.to_string()),

@@ -8,9 +8,11 @@
 mod connection;
 mod dialer;
 mod listener;
+mod reset;
 mod settings;
 
 pub use connection::{Connection, Exchange, Reader, RecvEnd, SendEnd, Traffic, Writer};
 pub use dialer::Dialer;
 pub use listener::{Admitted, Knock, Listener};
+pub use reset::ResetKey;
 pub use settings::{Congestion, QuicSettings, SocketBuffers};

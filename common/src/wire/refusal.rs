@@ -55,6 +55,11 @@ macro_rules! refusal_codes {
             pub const fn hint(self) -> &'static str {
                 match self { $(Self::$variant => $hint,)* }
             }
+
+            /// Whether site and coordinator get over it by themselves, as the hint then says.
+            pub fn passes(self) -> bool {
+                self.hint().starts_with("nothing to do")
+            }
         }
     };
 }

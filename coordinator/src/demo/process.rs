@@ -1,9 +1,10 @@
-//! Child processes that do not outlive the demo, and whose last words are told when they fail.
+//! Child processes that do not outlive the demo, and whose own words are told when they fail or complain.
 //!
 //! Each has its own process group, so that an interrupt at the terminal reaches the demo alone, which then ends them in
 //! order. Dropped, they are killed. Should the demo itself be killed, they notice: [`DIE_WITH_PARENT`].
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,7 +12,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 /// Set for children of a demo: the program asks the kernel to be killed when its parent dies.
 pub const DIE_WITH_PARENT: &str = "CONSILIUM_DIE_WITH_PARENT";
@@ -41,6 +45,10 @@ pub(super) struct Process {
     child: Child,
     name: String,
     log: PathBuf,
+    /// What it said went wrong.
+    complaints: mpsc::Receiver<String>,
+    /// The task that keeps its log: ends with the process.
+    logging: JoinSet<()>,
 }
 
 impl Program {
@@ -70,22 +78,26 @@ impl Program {
     /// Starts it; all output goes to the log.
     pub(super) fn start(mut self) -> anyhow::Result<Process> {
         let log = self.open_log()?;
-        self.command.stdout(log.try_clone()?).stderr(log);
-        self.spawn()
+        self.command.stdout(log.try_clone()?);
+        self.spawn(log)
     }
 
-    /// Starts it with its standard output read by us.
+    /// Starts it with its standard output read by the caller.
     pub(super) fn start_read(mut self) -> anyhow::Result<(Process, ChildStdout)> {
         let log = self.open_log()?;
-        self.command.stdout(Stdio::piped()).stderr(log);
-        let mut process = self.spawn()?;
+        self.command.stdout(Stdio::piped());
+        let mut process = self.spawn(log)?;
         let stdout = process.child.stdout.take().context("the pipe to a child")?;
         Ok((process, stdout))
     }
 
-    fn spawn(mut self) -> anyhow::Result<Process> {
-        let child = self.command.spawn().with_context(|| self.name.clone())?;
-        Ok(Process { child, name: self.name, log: self.log })
+    fn spawn(mut self, log: File) -> anyhow::Result<Process> {
+        let mut child = self.command.stderr(Stdio::piped()).spawn().with_context(|| self.name.clone())?;
+        let stderr = child.stderr.take().context("the pipe to a child")?;
+        let (complain, complaints) = mpsc::channel(1);
+        let mut logging = JoinSet::new();
+        logging.spawn(keep_log(stderr, log, complain));
+        Ok(Process { child, name: self.name, log: self.log, complaints, logging })
     }
 
     fn open_log(&self) -> anyhow::Result<File> {
@@ -98,12 +110,20 @@ impl Program {
 }
 
 impl Process {
-    /// Returns only if the process ends by itself, and then as a failure: it was to run on.
+    /// Returns only if the process says that something went wrong, or ends by itself: it was to run on.
     pub(super) async fn failed(&mut self) -> anyhow::Error {
-        match self.child.wait().await {
-            Ok(status) => anyhow::anyhow!("{} ended with {status}{}", self.name, tail(&self.log)),
-            Err(error) => anyhow::Error::from(error).context(self.name.clone()),
-        }
+        let what = tokio::select! {
+            Some(words) = self.complaints.recv() => format!(": {words}"),
+            status = self.child.wait() => {
+                // Its last words may be on their way to the log.
+                while self.logging.join_next().await.is_some() {}
+                match status {
+                    Ok(status) => format!(" ended with {status}"),
+                    Err(error) => format!(": {error}"),
+                }
+            }
+        };
+        anyhow::anyhow!("{}{what}{}", self.name, tail(&self.log))
     }
 
     /// Asks it to stop, waits a little, and kills it if need be.
@@ -115,6 +135,26 @@ impl Process {
             let _ = self.child.kill().await;
         }
     }
+}
+
+/// Copies what a process says to its log until it ends; the first complaint is passed on too.
+async fn keep_log(said: ChildStderr, mut log: File, complain: mpsc::Sender<String>) {
+    let mut lines = BufReader::new(said).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        // A log that cannot be written is not worth ending a demo for.
+        let _ = writeln!(log, "{line}");
+        if let Some(words) = complaint(&line) {
+            // One is enough: later ones find no room.
+            let _ = complain.try_send(words.to_owned());
+        }
+    }
+}
+
+/// The words of a line that our programs log as an error: `TIME ERROR PLACE: words`.
+fn complaint(line: &str) -> Option<&str> {
+    let (time, said) = line.split_once(" ERROR ")?;
+    let (_, words) = said.split_once(": ")?;
+    (!time.contains(' ')).then_some(words)
 }
 
 /// The end of a log, indented, with where the rest is.
@@ -137,6 +177,35 @@ mod tests {
         let error = program.args(["-c", "echo lost the pancreas >&2; exit 3"]).finish().await.unwrap_err();
         let text = error.to_string();
         assert!(text.contains("exit status: 3") && text.contains("\n    lost the pancreas"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_complains_has_failed_though_it_runs_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = Program::new(Path::new("/bin/sh"), "child", dir.path());
+        let line = "2026-01-01T00:00:00Z ERROR site_agent::client: the scans cannot be used: a.nii: cut off";
+        let script = format!("echo 'one line before' >&2; echo '{line}' >&2; exec sleep 600");
+        let mut process = program.args(["-c", &script]).start().unwrap();
+        let failed = tokio::time::timeout(PATIENCE, process.failed()).await.expect("it need not end");
+        let text = failed.to_string();
+        assert!(text.starts_with("child: the scans cannot be used: a.nii: cut off; the end of "), "{text}");
+        assert!(text.contains("\n    one line before"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_has_failed_and_its_last_words_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = Program::new(Path::new("/bin/sh"), "child", dir.path());
+        let mut process = program.args(["-c", "echo lost the pancreas >&2; exit 3"]).start().unwrap();
+        let text = process.failed().await.to_string();
+        assert!(text.contains("exit status: 3") && text.contains("\n    lost the pancreas"), "{text}");
+    }
+
+    #[test]
+    fn only_errors_are_complaints() {
+        for line in ["T  WARN a: ERROR b: c", "T  INFO a: an ERROR b: c", "ERROR", ""] {
+            assert_eq!(complaint(line), None, "{line}");
+        }
     }
 
     #[tokio::test]

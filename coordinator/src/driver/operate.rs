@@ -15,6 +15,7 @@ use super::study_run::{Happening, StudyRun, TickError};
 use crate::import::import_safetensors;
 use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, gather};
 use crate::pki::{Invite, Token};
+use crate::progress::Line;
 use crate::store::{InviteTerms, SiteRecord, StoreError, StoredStudy};
 use crate::{clock, files};
 
@@ -143,6 +144,7 @@ impl Driver {
                 "`coordinator sites` lists them",
             ));
         }
+        self.progress.say(&Line::Revoked { site: site.clone() });
         // The disconnection that follows tells the machines.
         self.peers.close(&site, GoodbyeCode::Revoked);
         self.expect_trainers().await;

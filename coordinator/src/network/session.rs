@@ -45,7 +45,7 @@ pub(super) async fn serve(connection: Connection, identity: PeerIdentity, contex
                 Ok(exchange) => drop(tasks.spawn(session.clone().answer(exchange))),
                 Err(_) => break,
             },
-            () = &mut ends => session.end(),
+            () = &mut ends => break session.end().await,
         }
     }
     tasks.close();
@@ -58,14 +58,20 @@ impl Session {
         self.context.admission.check(&self.identity, clock::now()).await.map_err(requests::internal)?
     }
 
-    /// How long this connection may last: to its greatest age or the certificate's end.
+    /// How long this connection may last: to its greatest age or until the certificate's last moment is over.
     fn life(&self) -> Duration {
-        self.identity.not_after.since(clock::now()).min(self.context.connection_age)
+        let valid = self.identity.not_after.since(clock::now()) + Duration::from_millis(1);
+        valid.min(self.context.connection_age)
     }
 
-    fn end(&self) {
-        let expired = !self.identity.is_valid_at(clock::now());
-        let code = if expired { CloseCode::CertificateExpired } else { CloseCode::Done };
+    async fn end(&self) {
+        let code = match self.admit().await {
+            Err(refusal) => {
+                self.say_refused("connection", &refusal).await;
+                close_code(refusal.code)
+            }
+            Ok(()) => CloseCode::Done,
+        };
         self.connection.close(code, &code.words().into());
     }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use common::ids::{Role, SiteId};
 use common::time::Timestamp;
+use link::quic::ResetKey;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
@@ -34,6 +35,9 @@ const ISSUING_LIFE: Duration = days(8 * 365);
 const SERVER_LIFE: Duration = days(2 * 365);
 /// Clocks of hospitals differ: certificates begin this much before they are made.
 const BACKDATE: Duration = days(1);
+
+/// What the key of stateless resets is derived for, of the intermediate's key.
+const RESET_KEY: &str = "consilium 2026 coordinator QUIC stateless reset";
 
 const fn days(n: u64) -> Duration {
     Duration::from_secs(n * 86_400)
@@ -134,6 +138,7 @@ pub struct Authority {
     root: CertificateDer<'static>,
     issuing: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+    reset_key: ResetKey,
 }
 
 impl Authority {
@@ -179,9 +184,10 @@ impl Authority {
         let issuing = read_certificate(&paths.issuing)?;
         let key = KeyPair::from_pem(&read_text(&paths.issuing_key)?)
             .map_err(|e| PkiError::Malformed { path: paths.issuing_key, reason: e.to_string() })?;
+        let reset_key = ResetKey::new(blake3::derive_key(RESET_KEY, &key.serialize_der()));
         let issuer = Issuer::from_ca_cert_der(&issuing, key)
             .map_err(|e| PkiError::Malformed { path: paths.issuing, reason: e.to_string() })?;
-        Ok(Self { consortium: consortium.to_owned(), root, issuing, issuer })
+        Ok(Self { consortium: consortium.to_owned(), root, issuing, issuer, reset_key })
     }
 
     /// The root certificate, which sites pin.
@@ -197,6 +203,12 @@ impl Authority {
     /// SHA-256 of the root certificate, as `openssl x509 -fingerprint -sha256` shows it.
     pub fn root_fingerprint(&self) -> [u8; 32] {
         sha256(&self.root)
+    }
+
+    /// Lets sites know that the server was started again. Follows from the intermediate's key: the same at each start,
+    /// and one secret less to keep.
+    pub fn reset_key(&self) -> &ResetKey {
+        &self.reset_key
     }
 
     /// The name written into each certificate.

@@ -20,8 +20,8 @@ pub(super) struct PhantomArgs {
     /// The same seed gives the same scans.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Voxel size along right, anterior and superior, mm, such as `4 4 5`; default: the hospital's own.
-    #[arg(long, value_name = "MM", value_delimiter = ',', num_args = 3)]
+    /// Voxel size along right, anterior and superior, mm, such as `4,4,5`; default: the hospital's own.
+    #[arg(long, value_name = "MM", value_delimiter = ',')]
     spacing: Option<Vec<f64>>,
     /// Where to: a folder for each data set is made in it.
     #[arg(long, value_name = "DIR")]

@@ -30,6 +30,8 @@ pub enum LinkEvent {
         problem: String,
         /// What the operator can do about it.
         hint: Option<&'static str>,
+        /// Whether trying again can help while nobody does anything.
+        passes: bool,
         /// When it is tried again.
         retry_in: Duration,
     },
@@ -86,7 +88,8 @@ impl Dial {
                 waits = back_off();
             }
             let wait = waits.next().unwrap_or(LONGEST_WAIT);
-            let down = LinkEvent::Down { problem: error.to_string(), hint: error.hint(), retry_in: wait };
+            let (problem, hint, passes) = (error.to_string(), error.hint(), error.is_transient());
+            let down = LinkEvent::Down { problem, hint, passes, retry_in: wait };
             if out.send(down).await.is_err() {
                 return;
             }

@@ -228,8 +228,12 @@ impl Agent {
                 Ok(())
             }
             LinkEvent::Notice(notice) => event_of(&notice).map_or(Ok(()), |event| self.feed(event)),
-            LinkEvent::Down { problem, hint, retry_in } => {
-                tracing::warn!("not connected: {problem}; next attempt in {} s", retry_in.as_secs());
+            LinkEvent::Down { problem, hint, passes, retry_in } => {
+                let again = retry_in.as_secs();
+                match passes {
+                    true => tracing::warn!("not connected: {problem}; next attempt in {again} s"),
+                    false => tracing::error!("not connected: {problem}; next attempt in {again} s"),
+                }
                 if let Some(hint) = hint {
                     tracing::warn!("hint: {hint}");
                 }

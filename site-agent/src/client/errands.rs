@@ -165,8 +165,12 @@ fn final_code(error: &EgressError) -> Option<String> {
             Some("withheld".to_owned())
         }
         EgressError::Refused(refusal) => {
-            tracing::warn!("the coordinator refused: {refusal}; {}", refusal.code.hint());
             let again = link::LinkError::Refused(refusal.clone()).is_transient();
+            if again || refusal.code.passes() {
+                tracing::warn!("the coordinator refused: {refusal}; {}", refusal.code.hint());
+            } else {
+                tracing::error!("the coordinator refused: {refusal}; {}", refusal.code.hint());
+            }
             (!again).then(|| refusal.code.code().to_owned())
         }
         EgressError::Ledger(ledger) => {

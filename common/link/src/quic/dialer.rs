@@ -9,7 +9,6 @@ use super::connection::Connection;
 use super::settings::{QuicSettings, SocketBuffers};
 use crate::close::CloseCode;
 use crate::error::LinkError;
-use crate::framing::within;
 use crate::tls;
 
 /// Makes connections to one coordinator.
@@ -42,12 +41,12 @@ impl Dialer {
     /// trust the coordinator, not yet that it takes us: that is its Welcome.
     ///
     /// # Errors
-    /// [`LinkError::RefusedPeer`] when its certificate is not what it must be, [`LinkError::TimedOut`] or
-    /// [`LinkError::TooSlow`] when nobody answers.
+    /// [`LinkError::RefusedPeer`] when its certificate is not what it must be, [`LinkError::TimedOut`] when nobody
+    /// answers.
     pub async fn dial(&self, remote: SocketAddr, server_name: &str) -> Result<Connection, LinkError> {
         let connecting = self.endpoint.connect_with(self.config.clone(), remote, server_name)?;
-        let handshake = async { Ok(Connection::new(connecting.await?)) };
-        within(self.settings.handshake_timeout, "answer from the coordinator", handshake).await
+        let connected = tokio::time::timeout(self.settings.handshake_timeout, connecting).await;
+        Ok(Connection::new(connected.map_err(|_| LinkError::TimedOut)??))
     }
 
     /// The UDP buffers that the operating system granted.

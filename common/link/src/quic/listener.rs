@@ -9,6 +9,7 @@ use quinn::{Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime, VarI
 use rustls_pki_types::CertificateDer;
 
 use super::connection::Connection;
+use super::reset::ResetKey;
 use super::settings::{QuicSettings, SocketBuffers};
 use crate::close::CloseCode;
 use crate::error::{Alert, LinkError};
@@ -51,11 +52,34 @@ impl Listener {
         tls: rustls::ServerConfig,
         settings: QuicSettings,
     ) -> Result<Self, LinkError> {
+        Self::with_endpoint(local, tls, settings, EndpointConfig::default())
+    }
+
+    /// As [`Listener::bind`], and the successor of every listener with the same key: sites that speak to one of those
+    /// learn at their next packet that it is gone.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub fn bind_with(
+        local: SocketAddr,
+        tls: rustls::ServerConfig,
+        settings: QuicSettings,
+        key: &ResetKey,
+    ) -> Result<Self, LinkError> {
+        Self::with_endpoint(local, tls, settings, key.endpoint())
+    }
+
+    fn with_endpoint(
+        local: SocketAddr,
+        tls: rustls::ServerConfig,
+        settings: QuicSettings,
+        endpoint: EndpointConfig,
+    ) -> Result<Self, LinkError> {
         let mut config = ServerConfig::with_crypto(tls::quic_server(tls)?);
         config.transport_config(settings.transport()?);
         let (socket, buffers) = settings.bind(local)?;
         let runtime = Arc::new(TokioRuntime);
-        let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, runtime)?;
+        let endpoint = Endpoint::new(endpoint, Some(config), socket, runtime)?;
         Ok(Self { endpoint, settings, buffers })
     }
 

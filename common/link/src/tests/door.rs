@@ -12,6 +12,7 @@ use rustls_pki_types::ServerName;
 
 use super::pki::{PATIENCE, Pki, SiteCertificate};
 use super::*;
+use crate::quic::ResetKey;
 use crate::tls::{Credentials, RootFingerprint};
 use crate::{Alert, CloseCode, IdentityError};
 
@@ -162,7 +163,7 @@ async fn an_enrolling_site_does_not_talk_to_another_coordinator() {
 #[tokio::test]
 async fn a_pinned_root_beside_a_foreign_chain_convinces_nobody() {
     // The root is public: a false coordinator can send it along with a chain of its own.
-    let (pki, false_one) = (Pki::new(), Pki::new());
+    let (pki, false_one) = (Pki::new(), Pki::named("false"));
     let mut credentials = false_one.coordinator();
     credentials.chain.push(pki.root());
     let config = tls::server_config(credentials, &false_one.root()).unwrap();
@@ -170,7 +171,10 @@ async fn a_pinned_root_beside_a_foreign_chain_convinces_nobody() {
     let address = listener.local_address().unwrap();
     let dialer = dialer(tls::enroll_config(RootFingerprint::of(&pki.root())).unwrap());
     let (connection, _) = tokio::join!(dialer.dial(address, "localhost"), admit(&listener));
-    assert!(matches!(connection, Err(LinkError::RefusedPeer { alert: Alert::UnknownIssuer, .. })));
+    assert!(
+        matches!(connection, Err(LinkError::RefusedPeer { alert: Alert::UnknownIssuer, .. })),
+        "{connection:?}"
+    );
 }
 
 /// What a site has of a coordinator with these credentials and this name.
@@ -212,6 +216,37 @@ async fn the_words_of_a_close_reach_the_site() {
     assert_eq!(pair.coordinator.close_reason().unwrap().code(), "closed-here");
 }
 
+#[test]
+fn a_coordinator_that_was_killed_and_started_again_says_so_at_the_next_packet() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (pki, key) = (Pki::new(), ResetKey::new([7; 32]));
+    let listen = |address| {
+        let config = tls::server_config(pki.coordinator(), &pki.root()).unwrap();
+        Listener::bind_with(address, config, QuicSettings::coordinator(), &key).unwrap()
+    };
+    let killed = runtime();
+    let listener = killed.block_on(async { listen(any_port()) });
+    let address = listener.local_address().unwrap();
+    killed.spawn(async move {
+        let _admitted = admit(&listener).await;
+        std::future::pending::<()>().await;
+    });
+
+    let site = runtime();
+    let error = site.block_on(async {
+        let dialer = site_dialer(&pki);
+        let connection = dialer.dial(address, "localhost").await.unwrap();
+        // With its runtime goes everything that could say goodbye.
+        tokio::task::spawn_blocking(move || drop(killed)).await.unwrap();
+        let _started_again = listen(address);
+        let mut exchange = connection.open().await.unwrap();
+        exchange.writer.write(&Reply::Done).await.unwrap();
+        tokio::time::timeout(PATIENCE, connection.closed()).await.expect("no idle timeout is waited for")
+    });
+    assert!(matches!(error, LinkError::Restarted) && error.is_transient(), "{error:?}");
+}
+
 #[tokio::test]
 async fn nobody_at_the_address_is_an_error_with_a_hint() {
     // Bound and silent: no answer, whatever the operating system says about closed ports.
@@ -222,7 +257,7 @@ async fn nobody_at_the_address_is_an_error_with_a_hint() {
     let settings = QuicSettings { handshake_timeout, ..QuicSettings::site() };
     let dialer = Dialer::bind(any_port(), config, settings).unwrap();
     let error = dialer.dial(silent.local_addr().unwrap(), "localhost").await.unwrap_err();
-    assert_eq!(error.code(), "too-slow");
+    assert_eq!(error.code(), "timed-out");
     assert!(error.is_transient() && error.hint().is_some_and(|hint| hint.contains("firewall")));
 }
 

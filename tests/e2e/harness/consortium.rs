@@ -1,0 +1,169 @@
+//! A consortium in a folder of its own: set up by the commands that operators use.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::ids::Role;
+use coordinator::progress::Line;
+use tempfile::TempDir;
+
+use super::process::{Finished, Process, command, finish};
+
+/// A coordinator and the folders of its sites.
+pub(crate) struct Consortium {
+    /// The running coordinator.
+    pub(crate) coordinator: Coordinator,
+    /// What sites dial.
+    pub(crate) address: String,
+    folder: TempDir,
+}
+
+/// The coordinator's process, which tells what happens as JSON.
+pub(crate) struct Coordinator(pub(crate) Process);
+
+/// An enrolled site.
+pub(crate) struct Site {
+    pub(crate) name: String,
+    /// Identity, configuration and state.
+    pub(crate) folder: PathBuf,
+}
+
+impl Consortium {
+    /// Makes the consortium `name` and starts its coordinator on a port that the system chooses.
+    pub(crate) fn found(name: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let init = ["init", "--consortium", name, "--listen", "127.0.0.1:0"];
+        finish(coordinator(folder.path(), init)).ok();
+        let mut running = Coordinator::start(folder.path());
+        let address = running.until("its address", |line| match line {
+            Line::Listening { address } => Some(address.clone()),
+            _ => None,
+        });
+        // The sites keep the address: started again, it must listen there.
+        let config = folder.path().join("coordinator.toml");
+        let text = fs::read_to_string(&config).expect("written by init");
+        fs::write(&config, text.replace("127.0.0.1:0", &address)).expect("the folder is ours");
+        Self { coordinator: running, address, folder }
+    }
+
+    /// Kills the coordinator where it stands and starts it again; what the killed one said.
+    pub(crate) fn crash_coordinator(&mut self) -> Vec<String> {
+        let said = self.coordinator.0.kill();
+        self.coordinator = Coordinator::start(self.folder.path());
+        said
+    }
+
+    /// Runs a command of the operator.
+    pub(crate) fn operate<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Finished {
+        finish(coordinator(self.folder.path(), args))
+    }
+
+    /// Invites a site for so many hours; the invite's file.
+    pub(crate) fn invite(&self, site: &str, role: Role, hours: u32) -> PathBuf {
+        let file = self.folder.path().join(format!("{site}.invite.toml"));
+        let (role, hours) = (role.to_string(), hours.to_string());
+        let out = file.to_str().expect("a folder with a plain name");
+        self.operate(["invite", site, "--role", &role, "--hours", &hours, "--out", out]).ok();
+        file
+    }
+
+    /// Invites and enrols a site that may take part in any study.
+    pub(crate) fn enrol(&self, name: &str, role: Role) -> Site {
+        let invite = self.invite(name, role, 1);
+        let site = Site { name: name.to_owned(), folder: self.folder.path().join(name) };
+        site.enrol(&invite).ok();
+        fs::remove_file(invite).expect("the invite was there");
+        site.configure(&self.address, "");
+        site
+    }
+
+    /// A path in the consortium's folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+impl Coordinator {
+    fn start(folder: &Path) -> Self {
+        Self(Process::start("coordinator", coordinator(folder, ["run", "--json"])))
+    }
+
+    /// Waits until something has happened.
+    pub(crate) fn until<T>(&mut self, what: &str, find: impl Fn(&Line) -> Option<T>) -> T {
+        self.0.until(what, |text| find(&serde_json::from_str(text).ok()?))
+    }
+
+    /// Waits for a turn in a study, by its short name and part of its words; the words.
+    pub(crate) fn until_study(&mut self, wanted: &str, words: &str) -> String {
+        self.until(&format!("{wanted}: {words}"), |line| match line {
+            Line::Study { what, detail, .. } if what == wanted && detail.contains(words) => {
+                Some(detail.clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// Waits until a site is connected.
+    pub(crate) fn until_connected(&mut self, name: &str) {
+        self.until(&format!("{name} connected"), |line| match line {
+            Line::Connected { site, .. } => (site.as_str() == name).then_some(()),
+            _ => None,
+        });
+    }
+
+    /// Waits for a refusal with this code, of this site if it can be told; what was refused and why.
+    pub(crate) fn until_refused(&mut self, name: Option<&str>, wanted: &str) -> String {
+        self.until(&format!("{name:?} refused: {wanted}"), |line| match line {
+            Line::Refused { site, code, detail } => {
+                let same = code == wanted && site.as_ref().map(|site| site.as_str()) == name;
+                same.then(|| detail.clone())
+            }
+            _ => None,
+        })
+    }
+}
+
+impl Site {
+    /// Exchanges an invite for this folder's identity.
+    pub(crate) fn enrol(&self, invite: &Path) -> Finished {
+        let args = ["enroll".as_ref(), invite.as_os_str(), "--dir".as_ref(), self.folder.as_os_str()];
+        finish(command("site-agent", args))
+    }
+
+    /// Writes `site.toml` and a policy that takes every study; `datasets` is TOML.
+    pub(crate) fn configure(&self, coordinator: &str, datasets: &str) {
+        let site = format!(
+            "coordinator = \"{coordinator}\"\nidentity = \"identity\"\nstate = \"state\"\npolicy = \"policy.toml\"\n\
+             threads = 1\nmin_count = 1\n{datasets}"
+        );
+        let policy = "[studies]\napprove = \"any\"\n\n[egress]\nallow = [\"label-manifest\", \"progress\", \
+                      \"update\", \"evaluation-report\"]\nmax_update_mib = 64\nmax_mib_per_day = 1024\n\
+                      progress_every_s = 1\n";
+        fs::write(self.folder.join("site.toml"), site).expect("the folder is ours");
+        fs::write(self.folder.join("policy.toml"), policy).expect("the folder is ours");
+    }
+
+    /// Starts the agent.
+    pub(crate) fn run(&self) -> Process {
+        Process::start(&self.name, self.command(["run"]))
+    }
+
+    /// A command of the site's operator, with its configuration.
+    pub(crate) fn command<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = command("site-agent", args);
+        command.arg("--config").arg(self.folder.join("site.toml"));
+        command
+    }
+
+    /// A path in the site's folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+fn coordinator<'a>(folder: &Path, args: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut command = command("coordinator", args);
+    command.arg("--config").arg(folder.join("coordinator.toml"));
+    command
+}

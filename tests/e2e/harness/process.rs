@@ -1,0 +1,173 @@
+//! A program of ours as a child: its lines are read as they come and waited for; dropped, it is killed.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use coordinator::demo::process::DIE_WITH_PARENT;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long a test waits for a line. Long, because a few cores may be shared by many tests; nothing waits it out.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// One of our two programs, as the workspace's test build leaves it: beside the folder of the test executables.
+///
+/// # Panics
+/// When it was not built.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a test knows its executable");
+    let built = own.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST").join(name);
+    assert!(built.is_file(), "{} is missing: `cargo nextest run --workspace` builds it", built.display());
+    built
+}
+
+/// A program with arguments. The child asks the kernel to end with the test, however that ends.
+pub(crate) fn command<A: AsRef<std::ffi::OsStr>>(name: &str, args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(program(name));
+    command.args(args).env(DIE_WITH_PARENT, "1").env_remove("CONSILIUM_LOG").stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end.
+pub(crate) fn finish(mut command: Command) -> Finished {
+    let Output { status, stdout, stderr } = command.output().expect("the program starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("programs speak UTF-8");
+    Finished { code: status.code(), out: text(stdout), err: text(stderr) }
+}
+
+/// What a command that has ended left.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// Exit code; `None` when a signal ended it.
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Finished {
+    /// Its output.
+    ///
+    /// # Panics
+    /// When it failed.
+    pub(crate) fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:#?}");
+        self.out
+    }
+}
+
+/// A child that runs.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    lines: Receiver<String>,
+    /// All lines so far, standard output and error as they came.
+    heard: Vec<String>,
+}
+
+impl Process {
+    pub(crate) fn start(name: &str, mut command: Command) -> Self {
+        let spawned = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = spawned.expect("the program starts");
+        let (said, lines) = channel();
+        read_lines(child.stdout.take().expect("piped"), said.clone());
+        read_lines(child.stderr.take().expect("piped"), said);
+        Self { name: name.to_owned(), child, lines, heard: Vec::new() }
+    }
+
+    /// Waits until a line, old or new, is what `find` looks for.
+    ///
+    /// # Panics
+    /// When it does not come; with all that was said instead.
+    pub(crate) fn until<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = 0;
+        loop {
+            if let Some(found) = self.heard[seen..].iter().find_map(|line| find(line)) {
+                return found;
+            }
+            seen = self.heard.len();
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.heard.push(line),
+                Err(RecvTimeoutError::Timeout) => self.fail(what, "nothing like it came in time"),
+                Err(RecvTimeoutError::Disconnected) => self.fail(what, "the process has ended"),
+            }
+        }
+    }
+
+    /// Waits for a line with these words, and gives it.
+    pub(crate) fn until_says(&mut self, words: &str) -> String {
+        self.until(words, |line| line.contains(words).then(|| line.to_owned()))
+    }
+
+    /// All lines so far that hold these words.
+    pub(crate) fn said(&mut self, words: &str) -> Vec<String> {
+        self.heard.extend(self.lines.try_iter());
+        self.heard.iter().filter(|line| line.contains(words)).cloned().collect()
+    }
+
+    /// Ends it at once, as a power cut would; all that it said.
+    pub(crate) fn kill(&mut self) -> Vec<String> {
+        self.child.kill().expect("it runs");
+        self.rest()
+    }
+
+    /// Keeps it from doing anything until [`Process::resume`].
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("a process id");
+        // The child is reaped only by us, so the id is still its own.
+        kill(Pid::from_raw(pid), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
+    }
+
+    /// Waits until it has ended; its exit code and all that it said.
+    pub(crate) fn end(mut self) -> (Option<i32>, Vec<String>) {
+        let said = self.rest();
+        (self.child.wait().expect("it is ours").code(), said)
+    }
+
+    /// All lines up to the end, which must be near.
+    fn rest(&mut self) -> Vec<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.heard.push(line),
+                Err(RecvTimeoutError::Disconnected) => return std::mem::take(&mut self.heard),
+                Err(RecvTimeoutError::Timeout) => self.fail("its end", "it goes on"),
+            }
+        }
+    }
+
+    fn fail(&self, what: &str, why: &str) -> ! {
+        panic!("{}: waiting for {what}: {why}. It said:\n{}", self.name, self.heard.join("\n"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Fails only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends lines until the pipe ends; the thread ends with the child.
+fn read_lines(pipe: impl Read + Send + 'static, said: Sender<String>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines() {
+            let Ok(line) = line else { return };
+            if said.send(line).is_err() {
+                return;
+            }
+        }
+    });
+}

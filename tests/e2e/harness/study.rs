@@ -1,0 +1,101 @@
+//! The smallest study that is one: a narrow network on patches of 16³ voxels of 16 mm, on phantoms made on the spot.
+
+use std::fs;
+use std::path::Path;
+
+use super::consortium::{Consortium, Site};
+use super::process::{command, finish};
+
+/// Optimiser steps of a round: seconds of training, so that a process can be killed in their midst.
+pub(crate) const STEPS: u32 = 8;
+
+/// Name of the study.
+pub(crate) const NAME: &str = "Small";
+
+/// The study's TOML: so many rounds, each of which waits for so many sites.
+fn study(rounds: u32, sites: u32) -> String {
+    format!(
+        r#"name = "{NAME}"
+seed = 7
+rounds = {rounds}
+
+[model]
+backbone = "unet"
+width = 8
+
+[embeddings]
+kind = "one-hot"
+
+[preprocessing]
+spacing_mm = [16.0, 16.0, 16.0]
+window_hu = [-175.0, 250.0]
+patch = [16, 16, 16]
+
+[sampling]
+foreground_probability = 0.667
+
+[training]
+steps_per_round = {STEPS}
+micro_batch = 1
+
+[training.optimizer]
+kind = "adamw"
+base_lr = 1e-3
+
+[aggregation]
+
+[quorum]
+sites = {sites}
+deadline_s = 3600
+accept_s = 600
+
+[evaluation]
+
+[evaluation.nsd_tolerance_mm]
+default = 4.0
+"#
+    )
+}
+
+impl Consortium {
+    /// Adds the study with a fresh model; it is not started.
+    pub(crate) fn add_study(&self, rounds: u32, sites: u32) {
+        let files = ["study.toml", "model.toml", "embeddings.safetensors", "model.safetensors"];
+        let [study_file, config, embeddings, model] = files.map(|file| self.path(file));
+        fs::write(&study_file, study(rounds, sites)).expect("the folder is ours");
+        fs::write(&config, "backbone = \"unet\"\nwidth = 8\n").expect("the folder is ours");
+        let [study_file, config, embeddings, model] =
+            [&study_file, &config, &embeddings, &model].map(|path| path.to_str().expect("a plain name"));
+        finish(command("site-agent", ["embed", "one-hot", "--out", embeddings])).ok();
+        let init = ["model", "init", "--config", config, "--embeddings", embeddings, "--out", model];
+        finish(command("site-agent", init)).ok();
+        self.operate(["study", "add", study_file, "--model", model, "--embeddings", embeddings]).ok();
+    }
+
+    /// Opens the first round as soon as sites are ready.
+    pub(crate) fn start_study(&self) {
+        self.operate(["study", "start", NAME]).ok();
+    }
+}
+
+impl Site {
+    /// Makes two scans of a phantom hospital, and configures the site to train on them.
+    pub(crate) fn give_phantoms(&self, coordinator: &str, hospital: &str) {
+        let folder = self.path("data");
+        make_phantoms(&folder, hospital);
+        let mut datasets = String::new();
+        for entry in fs::read_dir(&folder).expect("phantoms were made") {
+            let entry = entry.expect("a folder");
+            let name = entry.file_name().into_string().expect("a plain name");
+            datasets.push_str(&format!("[[dataset]]\nname = \"{name}\"\nfolder = \"data/{name}\"\n"));
+        }
+        self.configure(coordinator, &datasets);
+    }
+}
+
+/// Makes two coarse scans of a phantom hospital in `folder`.
+pub(crate) fn make_phantoms(folder: &Path, hospital: &str) {
+    let out = folder.to_str().expect("a plain name");
+    let args = ["phantom", "--hospital", hospital, "--cases", "2", "--spacing", "12,12,12", "--out", out];
+    finish(command("site-agent", args)).ok();
+}

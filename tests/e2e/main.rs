@@ -1,0 +1,9 @@
+//! The whole as hospitals run it: both programs as processes, over QUIC with mutual TLS, each with its own folder.
+//!
+//! [`survival`] kills them in mid-round, [`refusals`] knocks where it may not come in, [`demo`] watches the demo fail.
+//! Whatever a test waits for is a line that a process says, with a deadline; no process outlives its test.
+
+mod demo;
+mod harness;
+mod refusals;
+mod survival;

@@ -1,0 +1,139 @@
+//! Killed at any instant, with `kill -9`: nobody's work is lost, and none is done twice.
+//!
+//! The measure is the model itself. Every draw is keyed and every sum ordered, so a study that was disturbed must end
+//! with the very model, bit for bit, of one that was not.
+
+use std::fs;
+
+use common::ids::Role;
+use common::journal::Entry;
+use common::participant::Event;
+use coordinator::report::ReportData;
+use site_agent::egress::{self, LedgerEvent};
+
+use crate::harness::consortium::{Consortium, Site};
+use crate::harness::process::Process;
+use crate::harness::study::{NAME, STEPS};
+
+/// Two trainers and a study of two rounds that waits for both in each.
+struct Federation {
+    consortium: Consortium,
+    north: Site,
+    south: Site,
+}
+
+const ROUNDS: u32 = 2;
+
+impl Federation {
+    /// Everything is set up, nothing runs but the coordinator; the study opens when both sites are ready.
+    fn set_up() -> Self {
+        let consortium = Consortium::found("survivors");
+        let trainer = |name: &str, hospital: &str| {
+            let site = consortium.enrol(name, Role::Trainer);
+            site.give_phantoms(&consortium.address, hospital);
+            site
+        };
+        let (north, south) = (trainer("north", "site-a"), trainer("south", "site-b"));
+        consortium.add_study(ROUNDS, 2);
+        consortium.start_study();
+        Self { consortium, north, south }
+    }
+
+    /// Waits for the end; the last model.
+    fn finished(&mut self) -> String {
+        let words = self.consortium.coordinator.until_study("finished", "model");
+        words.rsplit(' ').next().expect("ends with the model").to_owned()
+    }
+
+    /// The model that the undisturbed study makes.
+    fn undisturbed() -> String {
+        let mut federation = Self::set_up();
+        let _agents = [federation.north.run(), federation.south.run()];
+        federation.finished()
+    }
+
+    /// Every round was made of the updates of both, each counted once.
+    fn assert_complete(&self) {
+        let out = self.consortium.path("report");
+        self.consortium.operate(["report", NAME, "--out", out.to_str().expect("a plain name")]).ok();
+        let report = fs::read(out.join("report.json")).expect("written");
+        let report: ReportData = serde_json::from_slice(&report).expect("a report");
+        assert_eq!((report.study.rounds_committed, report.study.state.as_str()), (ROUNDS, "finished"));
+        for round in &report.rounds {
+            let sites: Vec<_> = round.sites.iter().map(|site| site.as_str()).collect();
+            assert_eq!(sites, ["north", "south"], "round {}", round.round);
+        }
+        for site in [&self.north, &self.south] {
+            assert_eq!(updates_received(site), ROUNDS as usize, "{}", site.name);
+            assert_eq!(steps_trained(site), ROUNDS * STEPS, "{}", site.name);
+        }
+    }
+}
+
+/// Updates that the coordinator has confirmed, by the site's own ledger.
+fn updates_received(site: &Site) -> usize {
+    let mut received = 0;
+    let count = |entry: &egress::Entry| {
+        let LedgerEvent::Received { .. } = entry.event else { return };
+        received += usize::from(entry.kind == egress::Kind::Update);
+    };
+    egress::verify(&site.path("state/egress.jsonl"), count).expect("the ledger is whole");
+    received
+}
+
+/// Steps of all trainings that came to their end, by the site's own journal.
+fn steps_trained(site: &Site) -> u32 {
+    let journal = fs::read_to_string(site.path("state/journal/events-0.jsonl")).expect("the journal");
+    let steps = |line: &str| match serde_json::from_str::<Entry<Event>>(line).expect("an event").event {
+        Event::Trained { steps, .. } => steps,
+        _ => 0,
+    };
+    journal.lines().map(steps).sum()
+}
+
+/// Waits until a round's training has made its first step.
+fn until_training(agent: &mut Process, round: u32) {
+    agent.until_says(&format!("round {round}: step "));
+}
+
+#[test]
+fn a_trainer_killed_in_mid_round_rejoins_and_its_work_counts_once() {
+    let mut federation = Federation::set_up();
+    let _north = federation.north.run();
+    let mut south = federation.south.run();
+    until_training(&mut south, 1);
+    let said = south.kill();
+    assert!(!said.iter().any(|line| line.contains("round 1: trained")), "killed too late: {said:#?}");
+
+    let mut south = federation.south.run();
+    let model = federation.finished();
+    assert_eq!(south.said("round 1: trained").len(), 1);
+    federation.assert_complete();
+    assert_eq!(model, Federation::undisturbed());
+}
+
+#[test]
+fn a_coordinator_killed_in_mid_round_goes_on_with_the_updates_that_it_acknowledged() {
+    let mut federation = Federation::set_up();
+    let mut north = federation.north.run();
+    let mut south = federation.south.run();
+    // One site has not even begun when the other is done.
+    south.until_says("round 1: taking part");
+    south.pause();
+    north.until_says("round 1: the coordinator counts the update");
+
+    let said = federation.consortium.crash_coordinator();
+    assert!(!said.iter().any(|line| line.contains("round-committed")), "killed too late: {said:#?}");
+    // Told by the new process, not by a minute without an answer.
+    north.until_says("not connected: the other side was started again");
+    federation.consortium.coordinator.until_connected("north");
+    south.resume();
+
+    let model = federation.finished();
+    for agent in [&mut north, &mut south] {
+        assert_eq!(agent.said("round 1: taking part").len(), 1, "asked once");
+        assert_eq!(agent.said("round 1: trained").len(), 1, "trained once");
+    }
+    federation.assert_complete();
+    assert_eq!(model, Federation::undisturbed());
+}
