@@ -4,6 +4,8 @@
 //! is the step on their pooled data. It holds for any grouping of samples whose batch statistics are the same, hence
 //! micro-batches of one sample. Deltas go the whole way of an update: artifact, verification, aggregation.
 
+#![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

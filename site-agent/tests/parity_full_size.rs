@@ -3,6 +3,8 @@
 //! In float64 nothing hides behind rounding: every gradient has to agree to 1e-7. burn's default number format is one
 //! per process and can be set once, hence a test binary with this test alone.
 
+#![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
+
 mod support;
 
 use burn::tensor::{Device, DeviceConfig, FloatDType};

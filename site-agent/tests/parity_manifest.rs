@@ -1,5 +1,7 @@
 //! Walks the manifest of golden files: each is compared by a test that exists, or left to a named issue.
 
+#![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
+
 mod support;
 
 use std::{collections::BTreeSet, path::Path};

@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn voxels_that_touch_at_a_corner_are_one_component() {
         let mut mask = vec![false; 3 * 4 * 5];
-        for voxel in [0, (1 * 4 + 1) * 5 + 1, (2 * 4 + 3) * 5 + 4] {
+        for voxel in [0, (4 + 1) * 5 + 1, (2 * 4 + 3) * 5 + 4] {
             mask[voxel] = true;
         }
         let found = Components::of(&mask, [3, 4, 5]);

@@ -153,7 +153,7 @@ pub(crate) async fn enrol(
         Ok(EnrollReply::Refused(refusal)) => Err(LinkError::Refused(refusal)),
         Err(error) => Err(error),
     };
-    let event = event_of(&reply.as_ref().map(|_| Reply::Done).map_err(|e| e));
+    let event = event_of(&reply.as_ref().map(|_| Reply::Done));
     ledger.append(jiff::Timestamp::now(), &summary, event)?;
     Ok(reply?)
 }

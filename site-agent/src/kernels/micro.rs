@@ -32,8 +32,8 @@ impl<const N: usize> Lanes<N> {
     #[inline(always)]
     fn add_product<const FUSED: bool>(self, a: Self, b: Self) -> Self {
         let mut sum = self.0;
-        for i in 0..N {
-            sum[i] = if FUSED { a.0[i].mul_add(b.0[i], sum[i]) } else { a.0[i] * b.0[i] + sum[i] };
+        for (sum, (a, b)) in sum.iter_mut().zip(a.0.into_iter().zip(b.0)) {
+            *sum = if FUSED { a.mul_add(b, *sum) } else { a * b + *sum };
         }
         Self(sum)
     }

@@ -45,6 +45,7 @@ struct LearnedTable {
 }
 
 #[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one of them in a process, and a module cannot be boxed")]
 enum ClassVectors {
     Text(TextBranch),
     Learned(LearnedTable),
@@ -148,9 +149,9 @@ impl Head {
     /// added, instead of joining each of the n features with each of the class vectors.
     pub fn class_parameters(&self, image: Tensor<2>, channels: &[usize]) -> Tensor<3> {
         let (weight, bias) = self.controller.matrix();
-        let image_part = image.matmul(weight.clone().slice([0..FEATURE_WIDTH])) + bias;
+        let image_part = image.matmul(weight.clone().narrow(0, 0, FEATURE_WIDTH)) + bias;
         let class_part =
-            self.classes.vectors(channels).matmul(weight.slice([FEATURE_WIDTH..2 * FEATURE_WIDTH]));
+            self.classes.vectors(channels).matmul(weight.narrow(0, FEATURE_WIDTH, FEATURE_WIDTH));
         image_part.unsqueeze_dim::<3>(1) + class_part.unsqueeze_dim::<3>(0)
     }
 }

@@ -98,7 +98,7 @@ fn inference_gives_a_window_the_same_bits_in_any_batch() {
     let model = one_hot_model(5);
     let together = values(model.infer(patches(3), &classes(&[2, 9])).unwrap());
     for (i, logits) in together.chunks(together.len() / 3).enumerate() {
-        let alone = patches(3).slice([i..i + 1]);
+        let alone = patches(3).narrow(0, i, 1);
         assert_eq!(values(model.infer(alone, &classes(&[2, 9])).unwrap()), logits);
     }
 }

@@ -1,5 +1,6 @@
 //! What the parity tests share: the golden files, the model under test, and when two numbers agree.
 #![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
 
 pub(crate) mod compare;
 pub(crate) mod golden;

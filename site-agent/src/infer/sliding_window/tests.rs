@@ -1,21 +1,8 @@
 use std::cell::Cell;
-use std::path::PathBuf;
 
 use safetensors::SafeTensors;
 
 use super::*;
-
-/// The fixtures' folder, or nothing where the checkout lacks it.
-fn golden() -> Option<PathBuf> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/golden");
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    let required = std::env::var("CONSILIUM_REQUIRE_SHARED").is_ok_and(|v| v == "1");
-    assert!(!required, "CONSILIUM_REQUIRE_SHARED=1 and no fixtures at {}", folder.display());
-    eprintln!("SKIPPED: no fixtures at {}", folder.display());
-    None
-}
 
 struct Golden {
     bytes: Vec<u8>,
@@ -24,7 +11,7 @@ struct Golden {
 
 impl Golden {
     fn load() -> Option<Self> {
-        let folder = golden()?;
+        let folder = common::testing::shared_dir()?.join("golden");
         let bytes = std::fs::read(folder.join("h_sliding_window.safetensors")).unwrap();
         let facts = std::fs::read(folder.join("h_sliding_window.json")).unwrap();
         Some(Self { bytes, facts: serde_json::from_slice(&facts).unwrap() })
