@@ -4,11 +4,17 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use mimalloc::MiMalloc;
 use site_agent::cli::{self, Cli};
 use tracing_subscriber::EnvFilter;
 
 /// Set by `coordinator demo` for its children: no process outlives the demo, however it ends.
 const DIE_WITH_PARENT: &str = "CONSILIUM_DIE_WITH_PARENT";
+
+/// Keeps the blocks of tensors for the next step, which the system's own gives back and asks for again
+/// (docs/decisions/0012).
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     if std::env::var_os(DIE_WITH_PARENT).is_some() {
