@@ -62,7 +62,11 @@ pub fn example_study_with(change: impl FnOnce(&mut StudyDraft)) -> StudyDocument
     let taxonomy = Taxonomy::standard();
     let mut draft = StudyDraft::parse("study.toml", EXAMPLE_STUDY, &taxonomy).expect("the example is valid");
     change(&mut draft);
-    let model = artifact_of_zeros(&[("controller.bias", &[153]), ("text_to_vision.weight", &[256, 32])]);
+    let model = artifact_of_zeros(&[
+        ("backbone.down_tr64.ops.0.conv1.weight", &[draft.model.width, 1, 3, 3, 3]),
+        ("controller.bias", &[153]),
+        ("text_to_vision.weight", &[256, 32]),
+    ]);
     let embeddings = artifact_of_zeros(&[(EMBEDDING_TENSOR, &[32, 32])]);
     draft.into_document(taxonomy, &model, &embeddings).expect("the changed example is valid")
 }

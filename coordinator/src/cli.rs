@@ -156,6 +156,10 @@ pub async fn execute(cli: Cli, stop: CancellationToken) -> anyhow::Result<()> {
         Command::Init(init) => initialise(&cli.config, &init).await,
         Command::Invite(Invite { site, role, hours, out }) => {
             let out = out.unwrap_or_else(|| format!("{site}.invite.toml").into());
+            // Asked first, an invite whose file cannot be written would count and be lost.
+            if out.exists() {
+                bail!("{} exists: move it away, or name another file with --out", out.display());
+            }
             let reply = ask(&config()?, Request::Invite { site, role, hours }).await?;
             write_invite(reply, &out)
         }

@@ -5,7 +5,7 @@
 //! | 1 | it failed |
 //! | 2 | the command line is wrong (from `clap`) |
 //! | 75 | another process has the state folder: try again later |
-//! | 78 | a configuration, study or invite has mistakes, all of them listed |
+//! | 78 | coordinator.toml is missing or has mistakes, all of them listed |
 
 use std::process::ExitCode;
 

@@ -187,12 +187,11 @@ fn trainer(source: Arc<dyn BatchSource>, options: &Options) -> Result<BurnTraine
             kind: OptimizerKind::AdamW,
             base_lr: options.learning_rate,
             weight_decay: 1e-5,
-            momentum: 0.0,
         },
         loss: Loss::default(),
     };
     let settings = TrainerSettings { training, prefetch: 2 };
-    Ok(BurnTrainer::new(model(options.seed)?, device(), source, settings)?)
+    Ok(BurnTrainer::new(model(options.seed)?, device(), source, settings))
 }
 
 /// The next global model and the mean loss of the round.

@@ -95,14 +95,14 @@ fn settings(kind: OptimizerKind, accumulation: u32, prefetch: usize) -> TrainerS
         warmup_rounds: 0,
         optimizer_state: OptimizerState::Keep,
         unlabelled: Unlabelled::Masked,
-        optimizer: Optimizer { kind, base_lr: 0.1, weight_decay: 0.0, momentum: 0.0 },
+        optimizer: Optimizer { kind, base_lr: 0.1, weight_decay: 0.0 },
         loss: Loss::default(),
     };
     TrainerSettings { training, prefetch }
 }
 
 fn train(source: Arc<dyn BatchSource>, settings: TrainerSettings, steps: u32) -> RoundOutcome {
-    let mut trainer = BurnTrainer::new(model(5), device(), source, settings).unwrap();
+    let mut trainer = BurnTrainer::new(model(5), device(), source, settings);
     trainer.load_global(&model(1).export()).unwrap();
     let plan = RoundPlan { round: ROUND, steps, learning_rate: 0.1 };
     trainer.train_round(&plan, &mut |_| {}, &Cancel::default()).unwrap()
@@ -316,8 +316,7 @@ fn taking_unlabelled_for_background_trains_something_else() {
 fn a_cancelled_round_leaves_the_optimizer_as_it_was() {
     let (plan, cancel) = (RoundPlan { round: ROUND, steps: 4, learning_rate: 0.01 }, Cancel::default());
     let source = sampler(batch::Unlabelled::Masked);
-    let mut trainer =
-        BurnTrainer::new(model(5), device(), source, settings(OptimizerKind::AdamW, 1, 2)).unwrap();
+    let mut trainer = BurnTrainer::new(model(5), device(), source, settings(OptimizerKind::AdamW, 1, 2));
     let global = model(1).export();
     trainer.load_global(&global).unwrap();
     trainer.train_round(&plan, &mut |_| {}, &cancel).unwrap();
@@ -334,7 +333,7 @@ fn a_restored_trainer_goes_on_as_the_one_that_was_stopped() {
     let plan = |round| RoundPlan { round: RoundId(round), steps: 2, learning_rate: 0.01 };
     let new = || {
         let source = sampler(batch::Unlabelled::Masked);
-        BurnTrainer::new(model(5), device(), source, settings(OptimizerKind::AdamW, 1, 0)).unwrap()
+        BurnTrainer::new(model(5), device(), source, settings(OptimizerKind::AdamW, 1, 0))
     };
     let global = model(1).export();
     let mut whole = new();

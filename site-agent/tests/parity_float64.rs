@@ -1,28 +1,62 @@
-//! Agreement of the full-size model (the paper's width) with the reference in float64: golden case (a).
+//! Agreement of the model with the reference in float64: golden cases (a), the paper's width, and (c).
 //!
 //! In float64 nothing hides behind rounding: every gradient has to agree to 1e-7. burn's default number format is one
-//! per process and can be set once, hence a test binary with this test alone.
+//! per process and can be set once, hence a test binary of its own.
 
 #![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
 
 mod support;
 
+use std::sync::Once;
+
 use burn::tensor::{Device, DeviceConfig, FloatDType};
 use serde_json::Value;
 use site_agent::train::loss::{DiceKind, masked_loss};
 use support::{
-    compare::{assert_gradient_stats_agree, assert_within, number},
+    compare::{assert_gradient_stats_agree, assert_within, has_no_true_gradient, number},
     golden::Golden,
     hash_fill,
-    under_test::{BTCV, all_classes, annotated, hash_filled, scalar, to_device, to_host},
+    under_test::{BTCV, MSD_LIVER, all_classes, annotated, hash_filled, scalar, to_device, to_host},
 };
+
+fn compute_in_float64() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        Device::flex().configure(DeviceConfig::default().float_dtype(FloatDType::F64)).unwrap();
+    });
+}
+
+#[test]
+fn the_small_model_agrees_in_float64() {
+    let Some(golden) = Golden::open() else { return };
+    let forward = golden.tensors("c_unet_w8_forward.safetensors");
+    let expected = golden.tensors("c_unet_w8_grads_volume_dice.safetensors");
+    compute_in_float64();
+    let model = hash_filled(8);
+    let input = hash_fill::unit("case_c.input", &[2, 1, 16, 16, 24]);
+    let logits = model.forward(to_device(&input, &Device::flex()), &all_classes()).unwrap();
+    let target = to_device(&forward["target"], &Device::flex());
+    let loss = masked_loss(logits, target, &annotated(&[&BTCV, &MSD_LIVER]), DiceKind::Volume).unwrap();
+    for (name, gradient) in model.gradients(&loss.total()).export() {
+        let pairs = gradient.values().iter().zip(expected[&name].values());
+        for (i, (&got, &golden)) in pairs.enumerate() {
+            // What is stored of 0 is the noise of the reference.
+            let golden = if has_no_true_gradient(&name) { 0.0 } else { golden };
+            let difference = (f64::from(got) - f64::from(golden)).abs();
+            assert!(
+                difference <= 1e-7 + 1e-6 * f64::from(golden).abs(),
+                "{name}[{i}]: {got}, golden {golden}"
+            );
+        }
+    }
+}
 
 #[test]
 fn the_full_size_model_agrees_in_float64() {
     let Some(golden) = Golden::open() else { return };
     let json: Value = golden.json("a_unet_full.json");
     let tensors = golden.tensors("a_unet_full.safetensors");
-    Device::flex().configure(DeviceConfig::default().float_dtype(FloatDType::F64)).unwrap();
+    compute_in_float64();
 
     let model = hash_filled(32);
     let input = hash_fill::unit("case_a.input", &[1, 1, 32, 32, 32]);

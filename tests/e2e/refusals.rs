@@ -2,6 +2,7 @@
 //! the site. What our own programs would not do is done by [`Intruder`].
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use common::ids::{ArtifactHash, AttemptId, Digest, Role, RoundId, StudyDigest};
@@ -12,6 +13,7 @@ use coordinator::pki::{Authority, Serial, Validity};
 use coordinator::progress::Line;
 use link::tls::{self, RootFingerprint};
 use link::{LinkError, PeerIdentity};
+use rustls::ClientConfig;
 use rustls::client::Resumption;
 use site_agent::client::identity::{Identity, IdentityFolder};
 
@@ -30,6 +32,21 @@ fn until_told(agent: &mut Process, words: &str, hint: &str) {
 
 fn identity(site: &Site) -> Identity {
     IdentityFolder::new(site.path("identity")).load().expect("an enrolled site")
+}
+
+/// The TLS configuration of an enrolled site, for an [`Intruder`] with its certificate.
+fn tls_config(site: &Site) -> ClientConfig {
+    let Identity { credentials, root, .. } = identity(site);
+    tls::site_config(credentials, &root).expect("an enrolled site")
+}
+
+/// Puts another value into an invite; its text before.
+fn falsify(invite: &Path, key: &str, value: toml::Value) -> String {
+    let text = fs::read_to_string(invite).expect("the invite");
+    let mut table: toml::Table = text.parse().expect("TOML");
+    table.insert(key.to_owned(), value);
+    fs::write(invite, table.to_string()).expect("the file is ours");
+    text
 }
 
 /// Gives a site another certificate for its key, of the same serial, by the consortium's own authority.
@@ -135,9 +152,8 @@ fn a_revoked_site_is_cut_off_and_stays_out() {
 fn a_revoked_site_does_not_come_back_with_a_kept_session() {
     let mut consortium = Consortium::found("thorax");
     let site = consortium.enrol("north", Role::Trainer);
-    let Identity { credentials, root, .. } = identity(&site);
     let sessions = KeptSessions::new();
-    let mut config = tls::site_config(credentials, &root).expect("an enrolled site");
+    let mut config = tls_config(&site);
     config.resumption = Resumption::store(sessions.clone());
     let intruder = Intruder::new(config, &consortium.address);
 
@@ -157,9 +173,7 @@ fn a_revoked_site_does_not_come_back_with_a_kept_session() {
 fn an_evaluator_cannot_send_an_update() {
     let mut consortium = Consortium::found("thorax");
     let site = consortium.enrol("judge", Role::Evaluator);
-    let Identity { credentials, root, .. } = identity(&site);
-    let config = tls::site_config(credentials, &root).expect("an enrolled site");
-    let intruder = Intruder::new(config, &consortium.address);
+    let intruder = Intruder::new(tls_config(&site), &consortium.address);
     let (connection, _watch) = intruder.greet().expect("evaluators are welcome");
 
     let (study, round) = (StudyDigest(Digest::of(b"any")), RoundId(1));
@@ -224,10 +238,7 @@ fn an_expired_invite_enrols_nobody() {
     assert_eq!(consortium.coordinator.0.said("refused"), [""; 0], "an expired token stays at the site");
 
     // A site that does not look at the date, or whose clock is wrong.
-    let text = fs::read_to_string(&invite).expect("the invite");
-    let mut invite_table: toml::Table = text.parse().expect("TOML");
-    invite_table.insert("expires".to_owned(), "2999-01-01T00:00:00Z".into());
-    fs::write(&invite, invite_table.to_string()).expect("the file is ours");
+    falsify(&invite, "expires", "2999-01-01T00:00:00Z".into());
     let told = site.enrol(&invite);
     assert_eq!(told.code, REFUSED);
     assert!(told.err.contains("the invite of `north` has expired"), "{}", told.err);
@@ -241,10 +252,7 @@ fn an_invite_that_pins_another_root_reveals_nothing() {
     let other = fs::read_to_string(Consortium::found("abdomen").invite("north", Role::Trainer, 1));
     let other: toml::Table = other.expect("the invite").parse().expect("TOML");
     let invite = consortium.invite("north", Role::Trainer, 1);
-    let text = fs::read_to_string(&invite).expect("the invite");
-    let mut invite_table: toml::Table = text.parse().expect("TOML");
-    invite_table.insert("root_sha256".to_owned(), other["root_sha256"].clone());
-    fs::write(&invite, invite_table.to_string()).expect("the file is ours");
+    let text = falsify(&invite, "root_sha256", other["root_sha256"].clone());
 
     let site = Site { name: "north".to_owned(), folder: consortium.path("north") };
     let told = site.enrol(&invite);

@@ -107,9 +107,8 @@ fn training(training: &Training, rounds: u32, problems: &mut Problems) {
     let optimizer = &training.optimizer;
     positive("training.optimizer.base_lr", optimizer.base_lr, 10.0, problems);
     problems.in_range("training.optimizer.weight_decay", optimizer.weight_decay, 0.0..=1.0);
-    problems.in_range("training.optimizer.momentum", optimizer.momentum, 0.0..=0.9999);
-    if optimizer.kind == OptimizerKind::AdamW && optimizer.momentum != 0.0 {
-        problems.add("training.optimizer.momentum", "belongs to `sgd`; AdamW has its own betas");
+    if optimizer.kind == OptimizerKind::Sgd && optimizer.weight_decay != 0.0 {
+        problems.add("training.optimizer.weight_decay", "belongs to `adamw`; `sgd` has none");
     }
     problems.in_range("training.loss.bce", training.loss.bce, 0.0..=100.0);
     if training.loss.bce == 0.0 && training.loss.dice == super::sections::DiceTerm::None {

@@ -15,6 +15,8 @@ use crate::taxonomy::Taxonomy;
 pub const EMBEDDING_TENSOR: &str = "organ_embedding";
 /// The model's tensor that the embeddings are multiplied with; its second axis is their width.
 const TEXT_TENSOR: &str = "text_to_vision.weight";
+/// The first convolution, `[width, 1, 3, 3, 3]`.
+const FIRST_TENSOR: &str = "backbone.down_tr64.ops.0.conv1.weight";
 
 /// A study file. Valid once it comes out of [`StudyDraft::parse`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,7 +81,7 @@ impl StudyDraft {
     ) -> Result<StudyDocument, Diagnostics> {
         let mut problems = Problems::new();
         let (rows, width) = embedding_shape(embeddings, &mut problems);
-        check_text_width(initial_model, width, &mut problems);
+        check_model(initial_model, &self.model, width, &mut problems);
         problems.into_result("artifacts")?;
         StudyDocument::of(Study {
             format: check::FORMAT.to_owned(),
@@ -142,10 +144,20 @@ fn embedding_shape(artifact: &ArtifactManifest, problems: &mut Problems) -> (u32
     }
 }
 
-/// A model made for embeddings of another width would fail at every site: say so before anybody approves.
-fn check_text_width(model: &ArtifactManifest, width: u32, problems: &mut Problems) {
-    let text = model.layout().tensors().iter().find(|tensor| tensor.name == TEXT_TENSOR);
-    let Some(&expected) = text.and_then(|tensor| tensor.shape.get(1)) else { return };
+/// A model of another shape would fail at every site: say so before anybody approves.
+fn check_model(model: &ArtifactManifest, config: &ModelConfig, width: u32, problems: &mut Problems) {
+    let shape_of =
+        |name: &str| model.layout().tensors().iter().find(|t| t.name == name).map(|t| &t.shape[..]);
+    let Some(&[first, ..]) = shape_of(FIRST_TENSOR) else {
+        let allowed = format!("a network with `{FIRST_TENSOR}`: `site-agent model init` makes one");
+        return problems.add_allowed("model", "not a model", allowed);
+    };
+    if first != config.width {
+        let allowed = format!("{}, as `model.width` of the study", config.width);
+        problems.add_allowed("model", format!("width {first}"), allowed);
+    }
+    // A model with a table of its own reads no text.
+    let Some(&[_, expected]) = shape_of(TEXT_TENSOR) else { return };
     if expected != width && width != 0 {
         problems.add_allowed(
             "embeddings",

@@ -159,12 +159,9 @@ pub struct Optimizer {
     pub kind: OptimizerKind,
     /// Learning rate at the end of the warm-up.
     pub base_lr: f64,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay of AdamW.
     #[serde(default)]
     pub weight_decay: f64,
-    /// Momentum of SGD; AdamW takes none.
-    #[serde(default)]
-    pub momentum: f64,
 }
 
 /// The optimisers that a study may name.
@@ -173,7 +170,7 @@ pub struct Optimizer {
 pub enum OptimizerKind {
     /// AdamW, betas 0.9 and 0.999, epsilon 1e-8.
     AdamW,
-    /// Stochastic gradient descent.
+    /// Stochastic gradient descent, without momentum or decay.
     Sgd,
 }
 

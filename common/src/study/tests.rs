@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::artifact::ArtifactManifest;
 use crate::testing::{EXAMPLE_STUDY, artifact_of_zeros, example_study, example_study_with};
 
 #[test]
@@ -31,7 +32,7 @@ fn every_mistake_is_reported_at_once() {
         .replace("rounds = 100", "rounds = 0")
         .replace("patch = [96, 96, 96]", "patch = [96, 100, 8]")
         .replace("window_hu = [-175.0, 250.0]", "window_hu = [250.0, -175.0]")
-        .replace("kind = \"adamw\"", "kind = \"adamw\"\nmomentum = 0.9")
+        .replace("kind = \"adamw\"", "kind = \"sgd\"")
         .replace("accept_s = 300", "accept_s = 8000")
         .replace("{ class = 31, mm = 4.0 }", "{ class = 77, mm = -4.0 }");
     let refused = StudyDraft::parse("study.toml", &text, &Taxonomy::standard()).unwrap_err();
@@ -45,10 +46,10 @@ fn every_mistake_is_reported_at_once() {
       allowed: a multiple of 8 from 16 to 512
     error: study.toml:36: `training.warmup_rounds`: 5 is out of range
       allowed: 0 to 0
-    error: study.toml:42: `training.optimizer.momentum`: belongs to `sgd`; AdamW has its own betas
-    error: study.toml:60: `quorum.accept_s`: 8000 is out of range
+    error: study.toml:43: `training.optimizer.weight_decay`: belongs to `adamw`; `sgd` has none
+    error: study.toml:59: `quorum.accept_s`: 8000 is out of range
       allowed: 1 to 7200
-    error: study.toml:63: `evaluation.every_rounds`: 5 is out of range
+    error: study.toml:62: `evaluation.every_rounds`: 5 is out of range
       allowed: 0 to 0
     error: study.toml:70: `evaluation.nsd_tolerance_mm.classes[2].mm`: -4 is out of range
       allowed: 0 to 100
@@ -74,11 +75,23 @@ fn unknown_keys_and_wrong_words_are_reported_at_once() {
 fn artifacts_that_do_not_fit_are_refused() {
     let taxonomy = Taxonomy::standard();
     let draft = StudyDraft::parse("study.toml", EXAMPLE_STUDY, &taxonomy).unwrap();
-    let model = artifact_of_zeros(&[("text_to_vision.weight", &[256, 512])]);
-    let refusal = |name, shape: &[u32]| {
-        let embeddings = artifact_of_zeros(&[(name, shape)]);
-        draft.clone().into_document(taxonomy.clone(), &model, &embeddings).unwrap_err().to_string()
+    let model = |width| {
+        let first = ("backbone.down_tr64.ops.0.conv1.weight", &[width, 1, 3, 3, 3][..]);
+        artifact_of_zeros(&[first, ("text_to_vision.weight", &[256, 512])])
     };
+    let table = artifact_of_zeros(&[("organ_embedding", &[32, 512])]);
+    let refused = |model: &ArtifactManifest, embeddings: &ArtifactManifest| {
+        draft.clone().into_document(taxonomy.clone(), model, embeddings).unwrap_err().to_string()
+    };
+    let refusal = |name, shape: &[u32]| refused(&model(32), &artifact_of_zeros(&[(name, shape)]));
+    insta::assert_snapshot!(refused(&table, &table), @r"
+    artifacts: `model`: not a model
+      allowed: a network with `backbone.down_tr64.ops.0.conv1.weight`: `site-agent model init` makes one
+    ");
+    insta::assert_snapshot!(refused(&model(16), &table), @r"
+    artifacts: `model`: width 16
+      allowed: 32, as `model.width` of the study
+    ");
     insta::assert_snapshot!(refusal("organ_embedding", &[32, 32]), @r#"
     artifacts: `embeddings`: width 32
       allowed: 512, as the initial model

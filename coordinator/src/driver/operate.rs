@@ -191,8 +191,10 @@ impl Driver {
             Err(TickError::Store(error)) => return Err(error.into()),
             Err(TickError::Command(error)) => return Err(error.into()),
         }
-        let state = self.studies.get(&digest).map_or("", |run| run.rounds.status().phase);
-        Ok(Reply::Done { words: format!("the study is {state}") })
+        let run = self.studies.get(&digest).ok_or_else(no_study)?;
+        Ok(Reply::Done {
+            words: control_words(order, &run.rounds.status(), run.document.study().quorum.sites),
+        })
     }
 
     async fn report(&mut self, study: Option<&str>, out: &Path) -> Result<Reply, Failure> {
@@ -229,6 +231,20 @@ impl Driver {
                 "give more digits of the digest",
             )),
         }
+    }
+}
+
+/// What an order has led to.
+fn control_words(order: Order, status: &round::Status, quorum: u32) -> String {
+    let ready = status.ready.len();
+    match order {
+        Order::Start if ready < quorum as usize => {
+            format!("started; the first round opens when {quorum} sites are ready, {ready} are")
+        }
+        Order::Start => "started".to_owned(),
+        Order::Pause => "pausing: what is under way is finished, nothing new begins".to_owned(),
+        Order::Resume => format!("resumed at round {} of {}", status.round.0, status.rounds),
+        Order::Abort => format!("ended after round {}; model {} stands", status.round.0, status.model),
     }
 }
 

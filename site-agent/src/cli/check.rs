@@ -49,6 +49,11 @@ struct Finding {
     todo: Option<String>,
 }
 
+/// How the hint begins that names this command.
+const CHECK: &str = "`site-agent check`";
+/// A certificate that ends sooner is worth a word: a new one needs a person on each side.
+const SOON: jiff::SignedDuration = jiff::SignedDuration::from_hours(30 * 24);
+
 /// Findings so far; each is shown as it comes.
 struct Findings {
     all: Vec<Finding>,
@@ -62,8 +67,9 @@ impl Findings {
             Err(error) => {
                 let text = error.text();
                 let (found, todo) = text.split_once("\n\nhint: ").unwrap_or((&text, ""));
-                let found = found.trim_start_matches("error: ").to_owned();
-                let todo = Some(todo.to_owned()).filter(|todo| !todo.is_empty());
+                let found = found.trim_start_matches("error: ").replace("\nerror: ", "\n");
+                // Who checks need not be told to check.
+                let todo = Some(todo.to_owned()).filter(|todo| !todo.is_empty() && !todo.starts_with(CHECK));
                 Finding { what: what.to_owned(), ok: false, found, todo }
             }
         };
@@ -112,11 +118,11 @@ fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) ->
     let identity = match identity {
         Ok(identity) => {
             let member = &identity.membership;
-            let expiry = expiry(&identity);
-            findings.add(
-                "identity",
-                Ok(format!("{} `{}` of `{}`{expiry}", member.role, member.site, member.consortium)),
-            );
+            let who = format!("{} `{}` of `{}`", member.role, member.site, member.consortium);
+            findings.add("identity", Ok(who));
+            if let Some(until) = certified_until(&identity) {
+                findings.add("certificate", certificate(until, jiff::Timestamp::now()));
+            }
             Some(identity)
         }
         Err(error) => {
@@ -131,13 +137,21 @@ fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) ->
     Ok(())
 }
 
-/// Until when the certificate is valid.
-fn expiry(identity: &Identity) -> String {
-    let own = identity.credentials.chain.first();
-    let peer = own.and_then(|certificate| link::PeerIdentity::from_certificate(certificate).ok());
-    let until =
-        peer.and_then(|peer| jiff::Timestamp::from_millisecond(i64::try_from(peer.not_after.0).ok()?).ok());
-    until.map_or_else(String::new, |until| format!(", certificate valid until {until}"))
+/// Until when the site's certificate is valid.
+fn certified_until(identity: &Identity) -> Option<jiff::Timestamp> {
+    let peer = link::PeerIdentity::from_certificate(identity.credentials.chain.first()?).ok()?;
+    jiff::Timestamp::from_millisecond(i64::try_from(peer.not_after.0).ok()?).ok()
+}
+
+/// A certificate that has ended, or soon will, is a finding.
+fn certificate(until: jiff::Timestamp, now: jiff::Timestamp) -> Result<String, CliError> {
+    let wrong = match until.duration_since(now) {
+        left if left > SOON => return Ok(format!("valid until {until}")),
+        left if left.is_positive() => format!("ends at {until}, in {} days", left.as_hours() / 24),
+        _ => format!("ended at {until}"),
+    };
+    let hint = "ask the coordinator's operator for a new invite, and enroll with it again";
+    Err(CliError::new(anyhow::anyhow!(wrong)).hint(hint))
 }
 
 async fn check_link(config: &SiteConfig, identity: &Identity) -> Result<String, CliError> {
@@ -192,5 +206,20 @@ fn check_cases(what: &str, cases: &[Case], taxonomy: &Taxonomy, findings: &mut F
     }
     if fine > 0 {
         findings.add(what, Ok(format!("{fine} scans are readable: geometry, intensities and labels agree")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_a_finding() {
+        let until: jiff::Timestamp = "2027-03-31T12:00:00Z".parse().unwrap();
+        let on = |day: &str| certificate(until, day.parse().unwrap()).map_err(|error| error.text());
+        assert_eq!(on("2027-01-01T00:00:00Z"), Ok("valid until 2027-03-31T12:00:00Z".to_owned()));
+        let soon = on("2027-03-21T00:00:00Z").unwrap_err();
+        assert!(soon.contains("in 10 days") && soon.contains("new invite"), "{soon}");
+        assert!(on("2027-04-01T00:00:00Z").unwrap_err().contains("ended at"), "it has ended");
     }
 }

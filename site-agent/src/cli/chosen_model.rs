@@ -29,18 +29,21 @@ pub(super) struct ChosenModel {
 }
 
 impl ChosenModel {
-    /// The study, and its network with the chosen weights.
-    pub(super) fn load(&self, config: &SiteConfig) -> Result<(StudyDocument, StudyNetwork), CliError> {
+    /// The network of a study with the chosen weights.
+    pub(super) fn network(
+        &self,
+        config: &SiteConfig,
+        document: &StudyDocument,
+    ) -> Result<StudyNetwork, CliError> {
         let state = StateFolder::open(&config.state)?;
-        let document = self.study(&state)?;
-        let embeddings = self.embeddings(&state, &document)?;
+        let embeddings = self.embeddings(&state, document)?;
         let build = |weights: &NamedTensors| {
             StudyNetwork::build(document.study(), weights, &embeddings, config.device, Cancel::default())
         };
         if let Some(path) = &self.model {
             let network =
                 build(&model::read(path)?).with_context(|| format!("{} and this study", path.display()))?;
-            return Ok((document, network));
+            return Ok(network);
         }
         // Any other artifact, such as the embeddings or a model of another study, has other tensors.
         let here = state.artifacts()?.newest_first()?.into_iter();
@@ -54,15 +57,16 @@ impl ChosenModel {
             .hint("name one with --model, or let `site-agent run` take part in a round first")
         })?;
         tracing::info!("using the newest model that was fetched, {hash}");
-        Ok((document, network))
+        Ok(network)
     }
 
-    fn study(&self, state: &StateFolder) -> Result<StudyDocument, CliError> {
+    /// The chosen study.
+    pub(super) fn study(&self, config: &SiteConfig) -> Result<StudyDocument, CliError> {
         if let Some(path) = self.study.as_deref().map(Path::new).filter(|path| path.is_file()) {
             let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
             return Ok(StudyDocument::parse(bytes)?);
         }
-        let studies = state.studies()?;
+        let studies = StateFolder::open(&config.state)?.studies()?;
         let hint =
             "name one with --study; `site-agent study show` lists those that were offered to this site";
         let digest = studies.find(self.study.as_deref().unwrap_or_default());

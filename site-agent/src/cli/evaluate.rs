@@ -1,4 +1,4 @@
-//! `site-agent evaluate`: a model against this site's own labels. Nothing leaves.
+//! `site-agent evaluate`: a model, or a baseline, against this site's own labels. Nothing leaves.
 
 use std::path::PathBuf;
 
@@ -11,10 +11,13 @@ use common::taxonomy::Taxonomy;
 use super::chosen_model::ChosenModel;
 use super::error_report::CliError;
 use super::{ConfigArgs, limit_threads, line};
+use crate::client::config::SiteConfig;
 use crate::client::files;
 use crate::data::dataset::{Case, Split, read_datasets};
+use crate::infer::Segmenter;
 use crate::infer::evaluate::{Evaluation, ScanScores};
-use crate::infer::predict::InferenceSettings;
+use crate::infer::location::LocationAtlas;
+use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
 
 /// Arguments of `evaluate`.
 #[derive(Debug, Args)]
@@ -26,6 +29,10 @@ pub(super) struct EvaluateArgs {
     /// Score the validation scans only; default: all that are not excluded.
     #[arg(long)]
     validation: bool,
+    /// Instead of a model, score where structures lie on average in the training scans of the sites with these
+    /// configurations: what a model must beat that has learnt anything from images.
+    #[arg(long, value_name = "SITE.TOML", conflicts_with_all = ["model", "embeddings"])]
+    location_only: Vec<PathBuf>,
     /// Write `evaluation.json` and a picture of each scan into this folder.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -34,7 +41,7 @@ pub(super) struct EvaluateArgs {
 pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     let config = args.config.read()?;
     limit_threads(config.threads)?;
-    let (document, network) = args.chosen.load(&config)?;
+    let document = args.chosen.study(&config)?;
     let study = document.study();
     let wanted = |split| match split {
         Split::Validation => true,
@@ -46,15 +53,24 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     if let Some(out) = &args.out {
         files::make_private_folder(out)?;
     }
+    let settings = InferenceSettings::of(study);
     let tau_mm = |class| study.evaluation.nsd_tolerance_mm.of(class);
     let evaluation = Evaluation {
-        settings: InferenceSettings::of(study),
+        window_hu: settings.preprocessing.window_hu,
         taxonomy: &study.taxonomy,
         tau_mm: &tau_mm,
         overlays: args.out.as_deref(),
     };
     let chosen: Vec<&Case> = cases.iter().collect();
-    let scores = evaluation.run(&chosen, &network, |case, scores| line(scan_line(case, scores)))?;
+    let score = |segmenter: &dyn Segmenter| {
+        evaluation.run(&chosen, segmenter, |case, scores| line(scan_line(case, scores)))
+    };
+    let scores = if args.location_only.is_empty() {
+        let network = &args.chosen.network(&config, &document)?;
+        score(&NetworkSegmenter { settings, network })?
+    } else {
+        score(&learn_locations(&args.location_only, &study.taxonomy)?)?
+    };
     let site =
         config.identity.load().map_or_else(|_| "this-site".parse::<SiteId>(), |own| Ok(own.membership.site));
     let subject = ReportSubject {
@@ -72,6 +88,17 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
         line(format!("pictures and evaluation.json: {}", out.display()));
     }
     Ok(())
+}
+
+/// The mean masks of the training scans of all these sites, which only whoever may read them all can make.
+fn learn_locations(sites: &[PathBuf], taxonomy: &Taxonomy) -> Result<LocationAtlas, CliError> {
+    let mut cases = Vec::new();
+    for site in sites {
+        let config = SiteConfig::read(site)?;
+        cases.extend(read_datasets(&config.datasets, &config.base, taxonomy)?);
+    }
+    cases.retain(|case| case.split == Split::Training);
+    Ok(LocationAtlas::learn(&cases, taxonomy)?)
 }
 
 /// The mean over the classes of one scan.

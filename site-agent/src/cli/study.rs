@@ -1,6 +1,9 @@
 //! `site-agent study`: what the consortium wants to train here, and the hospital's word on it.
 
+use std::io::Write;
+
 use clap::{Args, Subcommand};
+use common::study::sections::Backbone;
 use common::study::{Study, StudyDocument};
 
 use super::error_report::{CliError, Exit};
@@ -65,7 +68,8 @@ fn show(args: &ShowArgs) -> Result<(), CliError> {
     let Some(prefix) = &args.digest else { return list(&studies) };
     let document = find(&studies, prefix)?;
     if args.json {
-        line(String::from_utf8_lossy(document.bytes()));
+        // To the byte: whoever hashes what comes out gets the digest.
+        std::io::stdout().write_all(document.bytes())?;
         return Ok(());
     }
     describe(&document).into_iter().for_each(line);
@@ -101,20 +105,21 @@ fn describe(document: &StudyDocument) -> Vec<String> {
     let Study { name, rounds, training, quorum, aggregation, evaluation, preprocessing, model, .. } =
         document.study();
     let bound = aggregation.max_update_norm.map_or("no bound".to_owned(), |norm| format!("at most {norm}"));
-    let tumours = document.study().taxonomy.classes().len();
+    let classes = document.study().taxonomy.classes().len();
+    let Backbone::Unet = model.backbone;
+    let [x, y, z] = preprocessing.spacing_mm;
+    let evaluates = match evaluation.every_rounds {
+        0 => "after the last round".to_owned(),
+        1 => "after every round".to_owned(),
+        n => format!("after every {n} rounds"),
+    };
     vec![
         format!("study      {name}"),
         format!("digest     {}", document.digest()),
-        format!("trains     {rounds} rounds of {} steps; {tumours} classes", training.steps_per_round),
-        format!(
-            "network    {:?}, width {}; scans at {:?} mm",
-            model.backbone, model.width, preprocessing.spacing_mm
-        ),
+        format!("trains     {rounds} rounds of {} steps; {classes} classes", training.steps_per_round),
+        format!("network    U-Net, width {}; scans at {x} x {y} x {z} mm", model.width),
         format!("averages   at least {} sites; norm of an update: {bound}", quorum.sites),
-        format!(
-            "evaluates  every {} rounds; numbers below {} patients stay here",
-            evaluation.every_rounds, evaluation.min_count
-        ),
+        format!("evaluates  {evaluates}; numbers below {} patients stay here", evaluation.min_count),
         "leaves     label counts, loss, weights, metrics; no scan, no mask, no picture".to_owned(),
     ]
 }

@@ -24,7 +24,7 @@ use crate::data::prepared::{CaseStore, CaseSummary};
 use crate::data::sampler::{Sampler, SamplerSettings};
 use crate::infer::evaluate::Evaluation;
 use crate::infer::network::{StudyNetwork, class_embeddings, model_config};
-use crate::infer::predict::InferenceSettings;
+use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
 use crate::model::{UniversalModel, device};
 use crate::train::burn_trainer::{BurnTrainer, TrainerSettings};
 use crate::train::state::{read_state, store_state};
@@ -99,7 +99,7 @@ impl SiteWork {
         let table = class_embeddings(&config, &self.artifacts.load(study.embeddings.artifact)?)?;
         let model = UniversalModel::new(&config, table.as_ref(), study.seed, &device)?;
         let settings = TrainerSettings { training: study.training.clone(), prefetch: PREFETCH };
-        let mut trainer = BurnTrainer::new(model, device, Arc::new(sampler), settings)?;
+        let mut trainer = BurnTrainer::new(model, device, Arc::new(sampler), settings);
         let kept = self.state.optimizer(document.digest());
         if study.training.optimizer_state == BetweenRounds::Keep && kept.exists() {
             trainer.restore_optimizer(&read_state(&kept)?)?;
@@ -167,16 +167,18 @@ impl Work for SiteWork {
         let cases = self.cases(study, |split| split != Split::Excluded)?;
         let overlays = self.state.overlays(document.digest(), round.0);
         files::make_private_folder(&overlays)?;
+        let settings = InferenceSettings::of(study);
         let tau_mm = |class| study.evaluation.nsd_tolerance_mm.of(class);
         let evaluation = Evaluation {
-            settings: InferenceSettings::of(study),
+            window_hu: settings.preprocessing.window_hu,
             taxonomy: &study.taxonomy,
             tau_mm: &tau_mm,
             overlays: Some(&overlays),
         };
         let cases: Vec<&Case> = cases.iter().collect();
+        let segmenter = NetworkSegmenter { settings, network: &network };
         let scores =
-            evaluation.run(&cases, &network, |case, _| tracing::info!(case = case.name, "scored"))?;
+            evaluation.run(&cases, &segmenter, |case, _| tracing::info!(case = case.name, "scored"))?;
         let subject = ReportSubject {
             site: self.site.clone(),
             model,

@@ -16,22 +16,22 @@ use rayon::prelude::*;
 
 use super::masks::ClassMasks;
 use super::overlay::{self, Overlay};
-use super::predict::{InferenceSettings, paint, painting_order, segment};
-use super::{InferError, Predictor};
+use super::predict::{paint, painting_order};
+use super::{InferError, Segmenter};
 use crate::data::DataError;
 use crate::data::dataset::Case;
 use crate::data::error::CaseFault;
 use crate::data::geometry::geometry_matches;
 use crate::data::intensity::check_hounsfield;
 use crate::data::labels::LabelledCase;
-use crate::data::nifti::{Limits, read_image, read_labels};
+use crate::data::nifti::{Image, Limits, read_image, read_labels};
 use crate::data::orientation::{Reorientation, to_ras};
 use crate::data::volume::{Grid, Volume};
 
 /// How an evaluation is done, apart from scans and network.
 pub struct Evaluation<'a> {
-    /// Windows, thresholds, the network's grid.
-    pub settings: InferenceSettings,
+    /// Hounsfield units that are black and white in pictures.
+    pub window_hu: (f32, f32),
     /// The study's classes.
     pub taxonomy: &'a Taxonomy,
     /// Tolerance of the surface distance for each class, mm.
@@ -51,7 +51,7 @@ impl Evaluation<'_> {
     pub fn run(
         &self,
         cases: &[&Case],
-        network: &dyn Predictor,
+        segmenter: &dyn Segmenter,
         mut scored: impl FnMut(&Case, &ScanScores),
     ) -> Result<Vec<CaseScore>, InferError> {
         let mut patients: BTreeMap<&str, u32> = BTreeMap::new();
@@ -59,7 +59,7 @@ impl Evaluation<'_> {
         for (scan, case) in (0..).zip(cases) {
             let next = u32::try_from(patients.len()).unwrap_or(u32::MAX);
             let patient = *patients.entry(&case.patient).or_insert(next);
-            let of_scan = self.score_case(case, network)?;
+            let of_scan = self.score_case(case, segmenter)?;
             scored(case, &of_scan);
             scores.extend(of_scan.iter().map(|(&class, &outcome)| CaseScore {
                 patient,
@@ -75,21 +75,11 @@ impl Evaluation<'_> {
     ///
     /// # Errors
     /// What is wrong with the case.
-    pub fn score_case(&self, case: &Case, network: &dyn Predictor) -> Result<ScanScores, InferError> {
-        let image = read_image(&case.image, &Limits::default()).map_err(DataError::from)?;
-        if !case.assume_hounsfield {
-            check_hounsfield(&image.volume).map_err(in_case(case))?;
-        }
-        let labels = read_labels(&case.labels, &Limits::default()).map_err(DataError::from)?;
-        geometry_matches(image.volume.grid(), labels.grid()).map_err(in_case(case))?;
-        let (raw, _) = to_ras(&labels);
-        let file = case.labels.display().to_string();
-        let truth = LabelledCase::transfer(raw, &case.label_map, &case.annotated, self.taxonomy, &file)
-            .map_err(in_case(case))?;
-
+    pub fn score_case(&self, case: &Case, segmenter: &dyn Segmenter) -> Result<ScanScores, InferError> {
+        let (image, truth) = read_scan(case, self.taxonomy)?;
         let turn = Reorientation::of(image.volume.grid());
         let picture = self.overlays.is_some().then(|| turn.to_ras(&image.volume));
-        let prediction = segment(image, &self.settings, network)?;
+        let prediction = segmenter.segment(image)?;
         let prediction = prediction.moved(turn.ras_grid(), |plane| turn.to_ras(plane));
         if let (Some(folder), Some(image)) = (self.overlays, picture) {
             self.draw(folder, case, &image, &truth, &prediction)?;
@@ -114,11 +104,24 @@ impl Evaluation<'_> {
         };
         let truth = merged(&|class, offset| truth.contains(class, offset));
         let prediction = merged(&|class, offset| prediction.contains(class, offset));
-        let (low, high) = self.settings.preprocessing.window_hu;
-        let overlay = Overlay { image, truth: &truth, prediction: &prediction, window_hu: (low, high) };
+        let overlay = Overlay { image, truth: &truth, prediction: &prediction, window_hu: self.window_hu };
         overlay::write(&folder.join(format!("{}.png", case.name.replace('/', "-"))), &overlay)?;
         Ok(())
     }
+}
+
+/// A scan as its file has it, and its labels turned to R, A, S.
+pub(super) fn read_scan(case: &Case, taxonomy: &Taxonomy) -> Result<(Image, LabelledCase), DataError> {
+    let image = read_image(&case.image, &Limits::default())?;
+    if !case.assume_hounsfield {
+        check_hounsfield(&image.volume).map_err(in_case(case))?;
+    }
+    let labels = read_labels(&case.labels, &Limits::default())?;
+    geometry_matches(image.volume.grid(), labels.grid()).map_err(in_case(case))?;
+    let (raw, _) = to_ras(&labels);
+    let file = case.labels.display().to_string();
+    let truth = LabelledCase::transfer(raw, &case.label_map, &case.annotated, taxonomy, &file);
+    Ok((image, truth.map_err(in_case(case))?))
 }
 
 /// Names the case that a fault was found in.

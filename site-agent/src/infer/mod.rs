@@ -4,9 +4,11 @@
 //! blending and metrics runs with a predictor written in a line. Nothing here sends anything either; what an evaluation
 //! finds leaves the site through `egress`.
 //!
-//! [`predict`] makes masks and label files, [`evaluate`] compares them with the truth, [`overlay`] draws both.
+//! [`predict`] makes masks and label files, [`evaluate`] compares them with the truth, [`overlay`] draws both; [`location`]
+//! is the baseline that looks at no organ.
 
 pub mod evaluate;
+pub mod location;
 pub mod masks;
 pub mod network;
 pub mod overlay;
@@ -14,8 +16,19 @@ pub mod predict;
 pub mod sliding_window;
 mod upsample;
 
+use self::masks::ClassMasks;
 use crate::data::DataError;
+use crate::data::nifti::Image;
 use crate::data::resample::ResampleError;
+
+/// Whatever labels a scan.
+pub trait Segmenter {
+    /// The masks of all classes on the grid of the image's file.
+    ///
+    /// # Errors
+    /// Why the scan cannot be labelled.
+    fn segment(&self, image: Image) -> Result<ClassMasks, InferError>;
+}
 
 /// A network as inference sees it.
 pub trait Predictor {

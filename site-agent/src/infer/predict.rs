@@ -8,7 +8,7 @@ use common::taxonomy::{ClassKind, Taxonomy};
 use super::masks::ClassMasks;
 use super::sliding_window::{WindowPlan, sliding_window};
 use super::upsample::Upsampler;
-use super::{InferError, Predictor};
+use super::{InferError, Predictor, Segmenter};
 use crate::data::nifti::Image;
 use crate::data::preprocess::{Preprocessing, preprocess_image};
 use crate::data::volume::Volume;
@@ -47,6 +47,20 @@ impl InferenceSettings {
     /// The logit whose sigmoid is the threshold: comparing logits spares a sigmoid for each voxel and class.
     fn logit_threshold(&self) -> f32 {
         (self.threshold / (1.0 - self.threshold)).ln() as f32
+    }
+}
+
+/// A network with the settings of its study.
+pub struct NetworkSegmenter<'a> {
+    /// Windows, thresholds, the network's grid.
+    pub settings: InferenceSettings,
+    /// The network.
+    pub network: &'a dyn Predictor,
+}
+
+impl Segmenter for NetworkSegmenter<'_> {
+    fn segment(&self, image: Image) -> Result<ClassMasks, InferError> {
+        segment(image, &self.settings, self.network)
     }
 }
 
@@ -136,14 +150,15 @@ mod tests {
         InferenceSettings { preprocessing, window: [16; 3], overlap: 0.5, threshold: 0.5, upsampling }
     }
 
-    /// A body of 0 HU in air with a bright, asymmetric bar of 200 HU, given by world position (mm).
+    /// A body in air with a bright, asymmetric bar of 200 HU, given by world position (mm). The body is as far below the
+    /// threshold of [`Bright`], 37.5 HU, as the bar is above: interpolation leaves the surface between them in its place.
     fn scan(grid: &Grid) -> Volume<i16> {
         let centre = grid.affine.apply(Vector3::from(grid.shape.map(|n| (n as f64 - 1.0) / 2.0)));
         Volume::from_fn(grid.clone(), |index| {
             let d = grid.affine.apply(Vector3::from(index.map(|i| i as f64))) - centre;
             match () {
                 () if d.x > 2.0 && d.x < 12.0 && d.y.abs() < 6.0 && d.z > -3.0 && d.z < 9.0 => 200,
-                () if d.norm() < 22.0 => 0,
+                () if d.norm() < 22.0 => -125,
                 () => -1000,
             }
         })

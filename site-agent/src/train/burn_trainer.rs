@@ -47,17 +47,14 @@ type Batches<'a> = dyn Iterator<Item = Result<Batch, DataError>> + 'a;
 
 impl BurnTrainer {
     /// A trainer of `model`, which lives on `device` (with autodiff), on the batches of `source`.
-    ///
-    /// # Errors
-    /// [`TrainError::Unsupported`] for momentum.
     pub fn new(
         model: UniversalModel,
         device: Device,
         source: Arc<dyn BatchSource>,
         settings: TrainerSettings,
-    ) -> Result<Self, TrainError> {
-        let optimizer = Optimizer::new(&settings.training.optimizer)?;
-        Ok(Self { model, device, source, optimizer, settings, global: None })
+    ) -> Self {
+        let optimizer = Optimizer::new(&settings.training.optimizer);
+        Self { model, device, source, optimizer, settings, global: None }
     }
 
     /// The model as the last round left it.
@@ -145,7 +142,7 @@ impl LocalTrainer for BurnTrainer {
         let global = self.global.take().ok_or(TrainError::NoGlobalModel)?;
         let before = self.optimizer.clone();
         if self.settings.training.optimizer_state == BetweenRounds::Reset {
-            self.optimizer = Optimizer::new(&self.settings.training.optimizer)?;
+            self.optimizer = Optimizer::new(&self.settings.training.optimizer);
         }
         let (source, ahead) = (Arc::clone(&self.source), self.settings.prefetch);
         let micro_batches = self.settings.training.accumulation;
@@ -176,13 +173,10 @@ impl LocalTrainer for BurnTrainer {
 }
 
 impl Optimizer {
-    fn new(settings: &OptimizerSettings) -> Result<Self, TrainError> {
+    fn new(settings: &OptimizerSettings) -> Self {
         match settings.kind {
-            OptimizerKind::AdamW => Ok(Self::AdamW(AdamW::new(adamw_config(settings)))),
-            OptimizerKind::Sgd if settings.momentum == 0.0 && settings.weight_decay == 0.0 => Ok(Self::Sgd),
-            OptimizerKind::Sgd => {
-                Err(TrainError::Unsupported("momentum or weight decay in gradient descent".to_owned()))
-            }
+            OptimizerKind::AdamW => Self::AdamW(AdamW::new(adamw_config(settings))),
+            OptimizerKind::Sgd => Self::Sgd,
         }
     }
 

@@ -88,9 +88,6 @@ pub enum TrainError {
         /// Its loss.
         loss: f64,
     },
-    /// A setting of the study that this agent cannot train with.
-    #[error("this site-agent cannot train with {0}")]
-    Unsupported(String),
     /// The model refused its tensors, its input or its classes.
     #[error(transparent)]
     Model(#[from] ModelError),

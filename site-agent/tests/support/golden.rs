@@ -16,7 +16,7 @@ use site_agent::model::HostTensor;
 pub(crate) type Comparison = (&'static str, &'static str, &'static str);
 
 const MODEL: &str = "tests/parity_model.rs";
-const FULL_SIZE: &str = "tests/parity_full_size.rs";
+const FLOAT64: &str = "tests/parity_float64.rs";
 const PREPROCESS: &str = "src/data/preprocess/tests.rs";
 const LABELS: &str = "src/data/labels/tests.rs";
 const SLIDING_WINDOW: &str = "src/infer/sliding_window/tests.rs";
@@ -26,8 +26,10 @@ pub(crate) const COMPARED: &[Comparison] = &[
     ("hash_examples.json", MODEL, "the_hash_fill_gives_the_worked_values"),
     ("a_unet_full.json", MODEL, "the_full_size_model_agrees_in_every_stage_and_gradient"),
     ("a_unet_full.safetensors", MODEL, "the_full_size_model_agrees_in_every_stage_and_gradient"),
-    ("a_unet_full.json", FULL_SIZE, "the_full_size_model_agrees_in_float64"),
-    ("a_unet_full.safetensors", FULL_SIZE, "the_full_size_model_agrees_in_float64"),
+    ("a_unet_full.json", FLOAT64, "the_full_size_model_agrees_in_float64"),
+    ("a_unet_full.safetensors", FLOAT64, "the_full_size_model_agrees_in_float64"),
+    ("c_unet_w8_forward.safetensors", FLOAT64, "the_small_model_agrees_in_float64"),
+    ("c_unet_w8_grads_volume_dice.safetensors", FLOAT64, "the_small_model_agrees_in_float64"),
     ("c_unet_w8.json", MODEL, "the_small_model_agrees_in_every_stage"),
     ("c_unet_w8_weights.safetensors", MODEL, "the_small_model_agrees_in_every_stage"),
     ("c_unet_w8_forward.safetensors", MODEL, "the_small_model_agrees_in_every_stage"),
