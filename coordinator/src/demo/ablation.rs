@@ -1,21 +1,50 @@
-//! What masking and federation are worth: the same data, seed and held-out scans, one thing changed at a time.
+//! What masking, federation and the image are worth: the same data, seed and held-out scans, one thing changed at a time.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 
-use common::ids::Role;
+use common::ids::{ClassId, Role};
+use common::report::ClassReport;
+use common::taxonomy::{ClassKind, Taxonomy};
+use serde::Serialize;
 
 use super::Programs;
 use super::consortium::{Consortium, Member};
+use super::process::Program;
 use super::study::Settings;
 use crate::cli::line;
 use crate::files::{self, Access};
 use crate::report::ReportData;
 
-/// One arm.
+const FEDERATED: &str = "federated-masked";
+const BACKGROUND: &str = "federated-background";
+const POOLED_STEPS: &str = "pooled-same-steps";
+const POOLED_SAMPLES: &str = "pooled-same-samples";
+const LOCATION: &str = "location-only";
+
+/// One arm that trains.
 struct Arm {
     name: String,
     members: Vec<Member>,
     settings: Settings,
+}
+
+/// What an arm scored on the held-out scans: mean Dice.
+#[derive(Clone, Debug, Default, Serialize)]
+struct Scores {
+    organs: f64,
+    lesions: f64,
+    classes: BTreeMap<ClassId, f64>,
+}
+
+/// The difference of two arms' organs, and what it is to be.
+#[derive(Debug, Serialize)]
+struct Comparison {
+    what: String,
+    difference: f64,
+    at_least: f64,
+    met: bool,
 }
 
 /// Runs all arms, one after the other, and writes `ablation.json` beside their folders.
@@ -25,22 +54,39 @@ pub(super) async fn run(
     members: &[Member],
     settings: &Settings,
 ) -> anyhow::Result<()> {
-    let mut results = serde_json::Map::new();
+    let taxonomy = Taxonomy::standard();
+    let (mut scores, mut own) = (BTreeMap::new(), BTreeMap::new());
     for Arm { name, members, settings } in arms(members, settings) {
         line(&format!("\n{name}: {} rounds of {} steps", settings.rounds, settings.steps));
         let folder = folder.join(&name);
         files::create_private_dir(&folder)?;
         let consortium = Consortium { programs, folder: &folder, members: &members, settings: &settings };
         let data = consortium.run(false).await?;
-        let (organs, lesions) = means(&data);
-        line(&format!("{name}: held-out Dice {organs:?} over organs, {lesions:?} over lesions"));
-        let classes: serde_json::Map<String, serde_json::Value> = classes(&data);
-        results.insert(name, serde_json::json!({ "organs": organs, "lesions": lesions, "classes": classes }));
+        let of_arm = told(&name, Scores::of(final_dice(&data), &taxonomy));
+        if name == FEDERATED {
+            own = own_classes(&data);
+            let location = location_only(programs, &folder, &members).await?;
+            scores.insert(LOCATION.to_owned(), told(LOCATION, Scores::of(location, &taxonomy)));
+        }
+        scores.insert(name, of_arm);
+    }
+    let comparisons = compare(&scores, &own, &taxonomy);
+    line("");
+    for Comparison { what, difference, at_least, met } in &comparisons {
+        let met = if *met { "met" } else { "MISSED" };
+        line(&format!("{what}: {difference:+.3} (at least {at_least:+.2}: {met})"));
     }
     let path = folder.join("ablation.json");
-    files::write_atomic(&path, &serde_json::to_vec_pretty(&results)?, Access::Public)?;
+    let all = serde_json::json!({ "seed": settings.seed, "arms": scores, "comparisons": comparisons });
+    files::write_atomic(&path, &serde_json::to_vec_pretty(&all)?, Access::Public)?;
     line(&format!("ablation: {}", path.display()));
     Ok(())
+}
+
+fn told(name: &str, scores: Scores) -> Scores {
+    let Scores { organs, lesions, .. } = scores;
+    line(&format!("{name}: held-out Dice {organs:.3} over organs, {lesions:.3} over lesions"));
+    scores
 }
 
 fn arms(members: &[Member], settings: &Settings) -> Vec<Arm> {
@@ -56,20 +102,21 @@ fn arms(members: &[Member], settings: &Settings) -> Vec<Arm> {
         steps: settings.steps.saturating_mul(u32::try_from(trainers.len()).unwrap_or(u32::MAX)),
         ..settings.clone()
     };
+    let background = Settings { unlabelled: "background", ..settings.clone() };
     let mut arms = vec![
-        arm("federated-masked", with(trainers.clone()), settings.clone()),
-        arm(
-            "federated-background",
-            with(trainers.clone()),
-            Settings { unlabelled: "background", ..settings.clone() },
-        ),
-        arm("pooled-same-steps", pooled(), settings.clone()),
-        arm("pooled-same-samples", pooled(), all_samples),
+        arm(FEDERATED, with(trainers.clone()), settings.clone()),
+        arm(BACKGROUND, with(trainers.clone()), background),
+        arm(POOLED_STEPS, pooled(), settings.clone()),
+        arm(POOLED_SAMPLES, pooled(), all_samples),
     ];
     for trainer in &trainers {
-        arms.push(arm(&format!("alone-{}", trainer.site), with(vec![trainer.clone()]), settings.clone()));
+        arms.push(arm(&alone(trainer.site.as_str()), with(vec![trainer.clone()]), settings.clone()));
     }
     arms
+}
+
+fn alone(site: &str) -> String {
+    format!("alone-{site}")
 }
 
 /// One site with the data of all: what the law forbids, to compare with.
@@ -79,15 +126,108 @@ fn pool(trainers: &[Member]) -> Vec<Member> {
     vec![Member { datasets, ..first.clone() }]
 }
 
-fn means(data: &ReportData) -> (Option<f64>, Option<f64>) {
-    let last = data.final_scores();
-    let mean = |lesions| last.first().and_then(|scores| data.mean_dice(scores, lesions));
-    (mean(false), mean(true))
+/// Scores the mean training masks of all trainers of the federation in `folder` on its held-out scans.
+async fn location_only(
+    programs: &Programs,
+    folder: &Path,
+    members: &[Member],
+) -> anyhow::Result<Vec<(ClassId, f64)>> {
+    let config = |member: &Member| folder.join("sites").join(member.site.as_str()).join("site.toml");
+    let out = folder.join(LOCATION);
+    let mut program = Program::new(&programs.site_agent, LOCATION, &folder.join("logs")).args(["evaluate"]);
+    for member in members {
+        let option = if member.role == Role::Trainer { "--location-only" } else { "--config" };
+        program = program.args([option.as_ref(), config(member).as_os_str()]);
+    }
+    program.args(["--out".as_ref(), out.as_os_str()]).finish().await?;
+    let classes: Vec<ClassReport> = serde_json::from_slice(&fs::read(out.join("evaluation.json"))?)?;
+    Ok(classes.into_iter().filter_map(|class| Some((class.class, class.present?.mean_dice))).collect())
 }
 
-fn classes(data: &ReportData) -> serde_json::Map<String, serde_json::Value> {
-    let name =
-        |class| data.classes.iter().find(|c| c.class == class).map_or(String::new(), |c| c.name.clone());
+fn final_dice(data: &ReportData) -> impl Iterator<Item = (ClassId, f64)> {
     let scores = data.final_scores().into_iter().flat_map(|scores| &scores.classes);
-    scores.filter_map(|score| Some((name(score.class), score.mean_dice?.into()))).collect()
+    scores.filter_map(|score| Some((score.class, score.mean_dice?)))
+}
+
+/// The classes that each trainer annotates.
+fn own_classes(data: &ReportData) -> BTreeMap<String, BTreeSet<ClassId>> {
+    let mut own: BTreeMap<String, BTreeSet<ClassId>> = BTreeMap::new();
+    for cell in &data.coverage {
+        own.entry(cell.site.to_string()).or_default().insert(cell.class);
+    }
+    own
+}
+
+impl Scores {
+    fn of(dice: impl IntoIterator<Item = (ClassId, f64)>, taxonomy: &Taxonomy) -> Self {
+        let classes: BTreeMap<ClassId, f64> = dice.into_iter().collect();
+        let mut scores = Self { classes, ..Self::default() };
+        (scores.organs, scores.lesions) =
+            (scores.mean(|class| is_organ(class, taxonomy)), scores.mean(|class| !is_organ(class, taxonomy)));
+        scores
+    }
+
+    /// Mean over the scored classes that are wanted; not a number when there is none.
+    fn mean(&self, wanted: impl Fn(ClassId) -> bool) -> f64 {
+        let values: Vec<f64> =
+            self.classes.iter().filter(|(class, _)| wanted(**class)).map(|c| *c.1).collect();
+        values.iter().sum::<f64>() / values.len() as f64
+    }
+}
+
+fn is_organ(class: ClassId, taxonomy: &Taxonomy) -> bool {
+    taxonomy.class(class).is_some_and(|class| class.kind == ClassKind::Organ)
+}
+
+fn compare(
+    scores: &BTreeMap<String, Scores>,
+    own: &BTreeMap<String, BTreeSet<ClassId>>,
+    taxonomy: &Taxonomy,
+) -> Vec<Comparison> {
+    let mut comparisons = Vec::new();
+    let Some(federated) = scores.get(FEDERATED) else { return comparisons };
+    let mut add = |what: String, difference: f64, at_least: f64| {
+        comparisons.push(Comparison { what, difference, at_least, met: difference >= at_least });
+    };
+    for (other, at_least) in [(POOLED_STEPS, -0.05), (BACKGROUND, 0.12), (LOCATION, 0.20)] {
+        if let Some(other_scores) = scores.get(other) {
+            add(format!("{FEDERATED} over {other}"), federated.organs - other_scores.organs, at_least);
+        }
+    }
+    for (site, classes) in own {
+        let Some(alone_scores) = scores.get(&alone(site)) else { continue };
+        let of_site = |class| classes.contains(&class) && is_organ(class, taxonomy);
+        let difference = federated.mean(of_site) - alone_scores.mean(of_site);
+        add(format!("{FEDERATED} over {}, on the site's own organs", alone(site)), difference, -0.05);
+    }
+    comparisons
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(id: u8) -> ClassId {
+        ClassId::new(id).unwrap()
+    }
+
+    #[test]
+    fn arms_are_compared_over_organs_and_sites_over_their_own() {
+        let taxonomy = Taxonomy::standard();
+        let scores = |dice: [f64; 3]| {
+            Scores::of([(class(1), dice[0]), (class(6), dice[1]), (class(27), dice[2])], &taxonomy)
+        };
+        let all = [
+            (FEDERATED, scores([0.8, 0.9, 0.1])),
+            (BACKGROUND, scores([0.7, 0.8, 0.9])),
+            (POOLED_STEPS, scores([0.9, 0.85, 0.9])),
+            ("alone-north", scores([0.1, 0.94, 0.2])),
+        ];
+        let all = all.map(|(name, scores)| (name.to_owned(), scores)).into();
+        let own = [("north".to_owned(), [class(6), class(27)].into())].into();
+        let found = compare(&all, &own, &taxonomy);
+        let short: Vec<_> = found.iter().map(|c| ((c.difference * 1000.0).round(), c.met)).collect();
+        assert_eq!(short, [(-25.0, true), (100.0, false), (-40.0, true)], "{found:?}");
+        assert!(found[2].what.ends_with("alone-north, on the site's own organs"));
+    }
 }

@@ -98,6 +98,13 @@ impl Consortium<'_> {
         self.folder.join("sites").join(site.as_str())
     }
 
+    /// The sites share this machine. Trainers work at the same time; an evaluator is what everybody waits for in the end.
+    fn threads(&self, role: Role) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let trainers = self.members.iter().filter(|member| member.role == Role::Trainer).count();
+        if role == Role::Trainer { (cores / trainers.max(1)).max(1) } else { cores }
+    }
+
     fn evaluators(&self) -> Vec<SiteId> {
         self.members.iter().filter(|m| m.role == Role::Evaluator).map(|m| m.site.clone()).collect()
     }
@@ -118,7 +125,7 @@ impl Consortium<'_> {
             ]);
             enroll.finish().await?;
             fs::remove_file(&invite)?;
-            write_site(&folder, &text, datasets)?;
+            write_site(&folder, &text, datasets, self.threads(*role))?;
         }
         Ok(())
     }
@@ -299,7 +306,7 @@ fn subfolders(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Completes what `site-agent enroll` left in `folder`: what the site has and what may leave it.
-fn write_site(folder: &Path, invite: &str, datasets: &[Dataset]) -> anyhow::Result<()> {
+fn write_site(folder: &Path, invite: &str, datasets: &[Dataset], threads: usize) -> anyhow::Result<()> {
     let invite: toml::Table = toml::from_str(invite)?;
     let mut site = toml::Table::new();
     let coordinator = invite.get("coordinator").cloned().context("the invite names no coordinator")?;
@@ -309,8 +316,7 @@ fn write_site(folder: &Path, invite: &str, datasets: &[Dataset]) -> anyhow::Resu
     {
         site.insert(key.to_owned(), value.into());
     }
-    // The sites share this machine: one thread each leaves room for the others.
-    site.insert("threads".to_owned(), 1.into());
+    site.insert("threads".to_owned(), i64::try_from(threads)?.into());
     site.insert("min_count".to_owned(), 3.into());
     site.insert("dataset".to_owned(), datasets.iter().map(dataset_table).collect::<Vec<_>>().into());
     fs::write(folder.join("site.toml"), toml::to_string(&site)?)?;

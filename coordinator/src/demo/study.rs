@@ -65,6 +65,7 @@ weight_decay = 1e-5
 
 [aggregation]
 weights = "samples"
+server_lr = 1.5
 
 [quorum]
 sites = {trainers}
