@@ -1,7 +1,7 @@
 //! What the operator can ask, and the answers: the same over the socket of a running coordinator and without one.
 //!
 //! The socket speaks one JSON object a line, request and reply. It lies in the state folder with mode 0600: whoever can
-//! open it owns the coordinator's files anyway. [`socket`] serves, [`client`] asks; the work is the driver's.
+//! open it owns the coordinator's files anyway. `socket` serves, [`client`] asks; the work is the driver's.
 
 pub mod client;
 mod gather;

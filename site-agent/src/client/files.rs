@@ -94,7 +94,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileErro
     }
 }
 
-/// Replaces a JSON file as [`write`] does.
+/// Replaces a JSON file as [`write()`] does.
 ///
 /// # Errors
 /// [`FileError`].

@@ -2,7 +2,7 @@
 //!
 //! A message about the site or its data is an [`Outbound`] value; [`Egress`] is the only thing that can send one. It is
 //! written to the ledger, on the disk, before its first byte is sent, and the coordinator's answer after. What merely
-//! asks for something (a study, a model) goes through [`ask`] and carries nothing.
+//! asks for something (a study, a model) goes through `ask` and carries nothing.
 
 mod ledger;
 mod limits;

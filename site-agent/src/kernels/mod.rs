@@ -1,11 +1,11 @@
 //! CPU kernels for 3-D convolution networks: plain functions over slices of `f32`, no tensor library.
 //!
-//! One generic kernel ([`micro`]) is compiled for AVX-512, for AVX2 with FMA and for any CPU; [`isa`] picks one at run
+//! One generic kernel (`micro`) is compiled for AVX-512, for AVX2 with FMA and for any CPU; [`isa`] picks one at run
 //! time. Work is cut into tasks whose number and order of additions depend on the shape alone, so the bits of a result
 //! do not depend on the number of threads. `model::ops` binds these functions to automatic differentiation.
 //!
 //! Layout outside this folder: `[n, channel, x, y, z]`, C order. Inside: channels last with a halo of one zero voxel
-//! ([`pack`]), so that a 3×3×3 window needs no bounds check and no im2col buffer.
+//! (`pack`), so that a 3×3×3 window needs no bounds check and no im2col buffer.
 #![expect(
     unsafe_code,
     reason = "calls into functions compiled for an instruction set that was detected at run time"

@@ -1,6 +1,6 @@
 //! CT-like phantoms with known labels, for demos and tests: no scan of a person is needed to see Consilium learn.
 //!
-//! A phantom is a [`Body`](anatomy) of smooth solids in a [`Pose`](pose), seen by a [`Scanner`] on the grid of a
+//! A phantom is a `Body` of smooth solids in a `Pose`, seen by a [`Scanner`] on the grid of a
 //! [`Hospital`]. It is a function of (seed, hospital, case) alone. [`write_hospital`] makes the files of a hospital. Phantoms
 //! show that training, masking and federation work; they say nothing about accuracy on patients.
 
