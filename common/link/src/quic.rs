@@ -1,7 +1,7 @@
 //! QUIC: endpoints, connections, exchanges, and the transport's settings.
 //!
 //! A site dials ([`Dialer`]) and opens exchanges; the coordinator listens ([`Listener`]) and accepts them, and opens
-//! none. [`Listener::admit`] lets a `consilium/1` connection through only with a verified certificate that names a
+//! none. [`Knock::admit`] lets a `consilium/1` connection through only with a verified certificate that names a
 //! site. "Connected" is what a site may say after the coordinator's Welcome, not after [`Dialer::dial`]: in TLS 1.3 a
 //! client is through before the server has looked at its certificate.
 

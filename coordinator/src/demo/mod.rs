@@ -1,8 +1,8 @@
 //! `coordinator demo`: a whole consortium on one machine, as its people would set it up, in separate processes over QUIC.
 //!
 //! Nothing here is special to a demo but the data: certificates, invites, enrolment, policies, study and report are
-//! made by the same commands that a hospital uses. [`process`] sees that no process outlives the demo, [`consortium`]
-//! sets one up, [`study`] says what is trained, [`ablation`] repeats it with one thing changed at a time.
+//! made by the same commands that a hospital uses. [`process`] sees that no process outlives the demo, `consortium`
+//! sets one up, `study` says what is trained, `ablation` repeats it with one thing changed at a time.
 
 mod ablation;
 mod consortium;

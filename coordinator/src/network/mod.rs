@@ -1,7 +1,7 @@
 //! The network's side of the coordinator: who knocks is let in or turned away, and what is asked is answered.
 //!
-//! [`enrolment`] speaks with strangers who hold an invite, [`session`] with one connected site, [`requests`] answers
-//! each exchange, [`upload`] takes updates in. No decision about rounds is made here: that is asked of the driver.
+//! `enrolment` speaks with strangers who hold an invite, `session` with one connected site, `requests` answers
+//! each exchange, `upload` takes updates in. No decision about rounds is made here: that is asked of the driver.
 
 mod enrolment;
 mod requests;
