@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::Extent;
 use super::isa::Isa;
 use super::micro::{Product, Shape, add_product};
-use super::pack::{Halo, TAPS, channels_first, channels_last, mirrored_panels, panels};
+use super::pack::{Halo, TAPS, append_columns, channels_first, channels_last, mirrored_panels, panels};
 
 /// A panel of weights beyond this size is read tap row by tap row, so that what is being reused stays in the L2 cache.
 const PANEL_BYTES: usize = 512 << 10;
@@ -44,17 +44,18 @@ fn convolve(
     let packed = channels_last(x, extent, ins);
     let (halo, columns) = (Halo::new(extent.space), shape.columns());
     let [nx, ny, nz] = extent.space;
-    let stride = outs.div_ceil(columns) * columns;
+    let zeros = vec![0.0; outs];
+    let bias = bias.unwrap_or(&zeros);
     // Three taps along z lie side by side in channels-last order: nine segments of 3·ins terms.
     let corner = |t: usize| ((t / 3) * halo.plane() + (t % 3) * halo.line()) * ins;
     let segments: [usize; 9] = std::array::from_fn(corner);
     let at_once = if TAPS * ins * columns * size_of::<f32>() > PANEL_BYTES { 1 } else { segments.len() };
 
-    let mut out = vec![0.0; extent.n * extent.voxels() * stride];
-    out.par_chunks_mut(ny * nz * stride).enumerate().for_each_init(Vec::new, |sums, (index, plane)| {
+    let plane = |sums: &mut Vec<f32>, index: usize| {
         let (n, i) = (index / nx, index % nx);
         let volume = &packed[n * halo.voxels() * ins..][..halo.voxels() * ins];
-        for (panel, weights) in panels.chunks_exact(TAPS * ins * columns).enumerate() {
+        let mut plane = Vec::with_capacity(outs * ny * nz);
+        for (weights, bias) in panels.chunks_exact(TAPS * ins * columns).zip(bias.chunks(columns)) {
             sums.clear();
             sums.resize(ny * nz * columns, 0.0);
             let slices = segments.chunks(at_once).zip(weights.chunks(at_once * 3 * ins * columns));
@@ -79,12 +80,12 @@ fn convolve(
                     }
                 }
             }
-            for (cells, sums) in plane.chunks_exact_mut(stride).zip(sums.chunks_exact(columns)) {
-                cells[panel * columns..][..columns].copy_from_slice(sums);
-            }
+            append_columns(&mut plane, sums, columns, bias);
         }
-    });
-    channels_first(&out, extent.with_channels(outs), stride, bias)
+        plane
+    };
+    let planes: Vec<_> = (0..extent.n * nx).into_par_iter().map_init(Vec::new, plane).collect();
+    channels_first(&planes, extent.with_channels(outs))
 }
 
 /// Gradient with respect to the weights: `[outs, ins, 3, 3, 3]`. `extent` is that of `x`; `dy` has `outs` channels.

@@ -48,11 +48,13 @@ pub(super) fn channels_last(values: &[f32], extent: Extent, stride: usize) -> Ve
         if x == 0 || x > extent.space[0] {
             return;
         }
-        for channel in 0..extent.channels {
-            let from = &values[(n * extent.channels + channel) * voxels + (x - 1) * ny * nz..][..ny * nz];
-            for (y, line) in from.chunks_exact(nz).enumerate() {
-                let to = &mut plane[((y + 1) * halo.line() + 1) * stride + channel..];
-                for (cell, &value) in to.iter_mut().step_by(stride).zip(line) {
+        // Channels inside: the line that all of them are written to stays in the nearest cache.
+        for y in 0..ny {
+            let to = &mut plane[((y + 1) * halo.line() + 1) * stride..][..nz * stride];
+            for channel in 0..extent.channels {
+                let start = (n * extent.channels + channel) * voxels + ((x - 1) * ny + y) * nz;
+                let line = &values[start..][..nz];
+                for (cell, &value) in to[channel..].iter_mut().step_by(stride).zip(line) {
                     *cell = value;
                 }
             }
@@ -61,24 +63,25 @@ pub(super) fn channels_last(values: &[f32], extent: Extent, stride: usize) -> Ve
     packed
 }
 
-/// `[n][x, y, z][stride]` without halo → `[n, channels, x, y, z]`, each channel with its bias added.
-pub(super) fn channels_first(
-    values: &[f32],
-    extent: Extent,
-    stride: usize,
-    bias: Option<&[f32]>,
-) -> Vec<f32> {
-    let voxels = extent.voxels();
-    let mut out = vec![0.0; extent.len()];
-    out.par_chunks_mut(voxels).enumerate().for_each(|(index, to)| {
-        let (n, channel) = (index / extent.channels, index % extent.channels);
-        let bias = bias.map_or(0.0, |bias| bias[channel]);
-        let from = &values[n * voxels * stride + channel..];
-        for (cell, &value) in to.iter_mut().zip(from.iter().step_by(stride)) {
-            *cell = value + bias;
+/// The planes of a batch, each `[channels, y, z]`, in the order `[n, x]` → `[n, channels, x, y, z]`.
+pub(super) fn channels_first(planes: &[Vec<f32>], extent: Extent) -> Vec<f32> {
+    let [nx, ny, nz] = extent.space;
+    let mut out = Vec::with_capacity(extent.len());
+    for volume in planes.chunks_exact(nx) {
+        for channel in 0..extent.channels {
+            for plane in volume {
+                out.extend_from_slice(&plane[channel * ny * nz..][..ny * nz]);
+            }
         }
-    });
+    }
     out
+}
+
+/// Appends the first columns of `rows` of `columns`, as many as there are biases, one after the other with its bias added.
+pub(super) fn append_columns(to: &mut Vec<f32>, rows: &[f32], columns: usize, bias: &[f32]) {
+    for (column, &bias) in bias.iter().enumerate() {
+        to.extend(rows.chunks_exact(columns).map(|row| row[column] + bias));
+    }
 }
 
 /// Taps of a 3×3×3 window.

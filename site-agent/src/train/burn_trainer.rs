@@ -93,11 +93,11 @@ impl BurnTrainer {
             let batch = batch?;
             // A micro-batch without any annotated pair teaches nothing.
             if batch.annotated.contains(&true) {
-                step.add(self.micro_batch(&batch)?);
+                step.add(on_pool(|| self.micro_batch(&batch))?);
             }
         }
         if let Some(gradients) = &step.mean {
-            self.optimizer.step(&mut self.model, gradients, learning_rate);
+            on_pool(|| self.optimizer.step(&mut self.model, gradients, learning_rate));
         }
         Ok(step.mean_loss)
     }
@@ -124,6 +124,12 @@ impl BurnTrainer {
             pairs: parts.pairs,
         })
     }
+}
+
+/// Runs `work` on a thread of the pool that its parallel operations use. From outside, each of the hundreds in a step would
+/// send that pool a job and sleep until it is done.
+fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
 }
 
 impl LocalTrainer for BurnTrainer {
