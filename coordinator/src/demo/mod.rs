@@ -37,7 +37,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Rounds.
-    #[arg(long, default_value_t = 42, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
     /// Optimiser steps at each site in a round.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=100_000))]

@@ -24,8 +24,8 @@ impl Settings {
             rounds: options.rounds,
             steps: options.steps,
             unlabelled: "masked",
-            // Five points make a curve, and an evaluation costs as much as a round.
-            evaluate_every: options.rounds.div_ceil(5),
+            // Four points make a curve, and an evaluation costs as much as a round.
+            evaluate_every: options.rounds.div_ceil(4),
         }
     }
 

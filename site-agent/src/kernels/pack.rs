@@ -51,16 +51,32 @@ pub(super) fn channels_last(values: &[f32], extent: Extent, stride: usize) -> Ve
         // Channels inside: the line that all of them are written to stays in the nearest cache.
         for y in 0..ny {
             let to = &mut plane[((y + 1) * halo.line() + 1) * stride..][..nz * stride];
-            for channel in 0..extent.channels {
-                let start = (n * extent.channels + channel) * voxels + ((x - 1) * ny + y) * nz;
-                let line = &values[start..][..nz];
-                for (cell, &value) in to[channel..].iter_mut().step_by(stride).zip(line) {
-                    *cell = value;
-                }
+            let line = |channel: usize| {
+                &values[(n * extent.channels + channel) * voxels + ((x - 1) * ny + y) * nz..][..nz]
+            };
+            let mut channel = 0;
+            while channel + GROUP <= extent.channels {
+                interleave::<GROUP>(to, stride, channel, std::array::from_fn(|c| line(channel + c)));
+                channel += GROUP;
+            }
+            while channel < extent.channels {
+                interleave(to, stride, channel, [line(channel)]);
+                channel += 1;
             }
         }
     });
     packed
+}
+
+/// Channels that are interleaved at once: one store for all of them.
+const GROUP: usize = 8;
+
+/// Writes `lines` side by side: value `v` of line `c` to `to[v][channel + c]`, rows of `to` being `stride` long.
+fn interleave<const C: usize>(to: &mut [f32], stride: usize, channel: usize, lines: [&[f32]; C]) {
+    for (v, cells) in to.chunks_exact_mut(stride).enumerate() {
+        let values: [f32; C] = std::array::from_fn(|c| lines[c][v]);
+        cells[channel..channel + C].copy_from_slice(&values);
+    }
 }
 
 /// The planes of a batch, each `[channels, y, z]`, in the order `[n, x]` → `[n, channels, x, y, z]`.
