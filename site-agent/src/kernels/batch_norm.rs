@@ -1,10 +1,12 @@
 //! Batch normalisation by the statistics of the current batch, with the rectifier that follows it.
 //!
 //! The reference never reads running statistics, not even in inference (specification §8), so there are none here.
+//! One task does one channel from its statistics to its last voxel: what it read first is still in the cache.
 
 use rayon::prelude::*;
 
 use super::Extent;
+use super::isa::{Isa, for_each_isa};
 
 /// What the backward pass needs beside the input: mean and reciprocal standard deviation of each channel.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,29 +30,44 @@ pub struct Gradients {
 
 /// `relu(γ · (x − mean) / sqrt(variance + ε) + β)`, channel by channel.
 pub fn forward_relu(
+    isa: Isa,
     x: &[f32],
     extent: Extent,
     weight: &[f32],
     bias: &[f32],
     epsilon: f32,
 ) -> (Vec<f32>, Statistics) {
-    let statistics = statistics(x, extent, epsilon);
     let mut y = vec![0.0; x.len()];
-    y.par_chunks_mut(extent.voxels()).zip(x.par_chunks(extent.voxels())).enumerate().for_each(
-        |(index, (y, x))| {
-            let c = index % extent.channels;
-            let slope = weight[c] * statistics.scale[c];
-            let offset = bias[c] - statistics.mean[c] * slope;
-            for (y, &x) in y.iter_mut().zip(x) {
+    let channels = by_channel(&mut y, extent).into_par_iter().enumerate();
+    let normalise = |(c, y)| normalise_channel(isa, &volumes(x, extent, c), y, weight[c], bias[c], epsilon);
+    let (mean, scale) = channels.map(normalise).unzip();
+    (y, Statistics { mean, scale })
+}
+
+for_each_isa! {
+    /// Writes a channel's output; returns its mean and scale.
+    fn normalise_channel(
+        x: &[&[f32]],
+        y: Vec<&mut [f32]>,
+        weight: f32,
+        bias: f32,
+        epsilon: f32,
+    ) -> (f32, f32) {
+        let (mean, scale) = statistics(x, epsilon);
+        let slope = weight * scale;
+        let offset = bias - mean * slope;
+        for (y, x) in y.into_iter().zip(x) {
+            for (y, &x) in y.iter_mut().zip(*x) {
                 *y = (x * slope + offset).max(0.0);
             }
-        },
-    );
-    (y, statistics)
+        }
+        (mean, scale)
+    }
 }
 
 /// Gradients, from the input, the output (whose zeros tell where the rectifier closed) and the gradient of the output.
 pub fn backward_relu(
+    isa: Isa,
     x: &[f32],
     y: &[f32],
     dy: &[f32],
@@ -58,73 +75,118 @@ pub fn backward_relu(
     weight: &[f32],
     statistics: &Statistics,
 ) -> Gradients {
-    let voxels = extent.voxels();
-    let count = (extent.n * voxels) as f64;
-    let sums = |c: usize| {
-        let (mut plain, mut by_input) = (0.0, 0.0);
-        for n in 0..extent.n {
-            let at = (n * extent.channels + c) * voxels..(n * extent.channels + c + 1) * voxels;
-            let open = |i: usize| if y[at.start + i] > 0.0 { dy[at.start + i] } else { 0.0 };
-            plain += sum(voxels, open);
-            by_input +=
-                sum(voxels, |i| open(i) * ((x[at.start + i] - statistics.mean[c]) * statistics.scale[c]));
-        }
-        (plain, by_input)
-    };
-    let sums: Vec<(f64, f64)> = (0..extent.channels).into_par_iter().map(sums).collect();
-
     let mut input = vec![0.0; x.len()];
-    input.par_chunks_mut(voxels).enumerate().for_each(|(index, dx)| {
-        let c = index % extent.channels;
-        let at = index * voxels..(index + 1) * voxels;
-        let gain = weight[c] * statistics.scale[c];
-        let (plain, by_input) = ((sums[c].0 / count) as f32, (sums[c].1 / count) as f32);
-        let terms = x[at.clone()].iter().zip(&y[at.clone()]).zip(&dy[at]);
-        for (dx, ((&x, &y), &dy)) in dx.iter_mut().zip(terms) {
-            let open = if y > 0.0 { dy } else { 0.0 };
-            let normal = (x - statistics.mean[c]) * statistics.scale[c];
-            *dx = gain * (open - plain - normal * by_input);
+    let channels = by_channel(&mut input, extent).into_par_iter().enumerate();
+    let differentiate = |(c, dx)| {
+        let of = |values| volumes(values, extent, c);
+        let affine = Affine { weight: weight[c], mean: statistics.mean[c], scale: statistics.scale[c] };
+        differentiate_channel(isa, &of(x), &of(y), &of(dy), dx, affine)
+    };
+    let (weight, bias) = channels.map(differentiate).unzip();
+    Gradients { input, weight, bias }
+}
+
+/// What a channel was mapped by.
+#[derive(Clone, Copy)]
+struct Affine {
+    weight: f32,
+    mean: f32,
+    scale: f32,
+}
+
+for_each_isa! {
+    /// Writes the gradient of a channel's input; returns those of its weight and bias.
+    fn differentiate_channel(
+        x: &[&[f32]],
+        y: &[&[f32]],
+        dy: &[&[f32]],
+        dx: Vec<&mut [f32]>,
+        affine: Affine,
+    ) -> (f32, f32) {
+        let Affine { weight, mean, scale } = affine;
+        let count: usize = x.iter().map(|x| x.len()).sum();
+        let (mut plain, mut by_input) = (0.0, 0.0);
+        for ((x, y), dy) in x.iter().zip(y).zip(dy) {
+            let [open, product] = sums([x, y, dy], |[x, y, dy]| {
+                let open = if y > 0.0 { dy } else { 0.0 };
+                [open, open * ((x - mean) * scale)]
+            });
+            plain += open;
+            by_input += product;
         }
-    });
-    Gradients {
-        input,
-        weight: sums.iter().map(|s| s.1 as f32).collect(),
-        bias: sums.iter().map(|s| s.0 as f32).collect(),
+        let gain = weight * scale;
+        let (plain_mean, input_mean) = ((plain / count as f64) as f32, (by_input / count as f64) as f32);
+        for (((dx, x), y), dy) in dx.into_iter().zip(x).zip(y).zip(dy) {
+            for (((dx, &x), &y), &dy) in dx.iter_mut().zip(*x).zip(*y).zip(*dy) {
+                let open = if y > 0.0 { dy } else { 0.0 };
+                let normal = (x - mean) * scale;
+                *dx = gain * (open - plain_mean - normal * input_mean);
+            }
+        }
+        (by_input as f32, plain as f32)
     }
 }
 
-fn statistics(x: &[f32], extent: Extent, epsilon: f32) -> Statistics {
-    let voxels = extent.voxels();
-    let count = (extent.n * voxels) as f64;
-    let of_channel = |c: usize| {
-        let volume = |n: usize| &x[(n * extent.channels + c) * voxels..][..voxels];
-        let mean = (0..extent.n).map(|n| sum(voxels, |i| volume(n)[i])).sum::<f64>() / count;
-        let centre = mean as f32;
-        let squares = |n: usize| sum(voxels, |i| (volume(n)[i] - centre) * (volume(n)[i] - centre));
-        let variance = (0..extent.n).map(squares).sum::<f64>() / count;
-        (centre, (1.0 / (variance + f64::from(epsilon)).sqrt()) as f32)
-    };
-    let (mean, scale) = (0..extent.channels).into_par_iter().map(of_channel).unzip();
-    Statistics { mean, scale }
+/// Mean of a channel and its reciprocal standard deviation.
+#[inline(always)]
+fn statistics(x: &[&[f32]], epsilon: f32) -> (f32, f32) {
+    let count = x.iter().map(|x| x.len()).sum::<usize>() as f64;
+    let mean = x.iter().map(|x| sums([x], |[x]| [x])[0]).sum::<f64>() / count;
+    let centre = mean as f32;
+    let variance = x.iter().map(|x| sums([x], |[x]| [(x - centre) * (x - centre)])[0]).sum::<f64>() / count;
+    (centre, (1.0 / (variance + f64::from(epsilon)).sqrt()) as f32)
 }
 
-/// `Σ value(i)`: sixteen f32 lanes over short runs, runs added in f64. Always in the same order.
-fn sum(len: usize, value: impl Fn(usize) -> f32) -> f64 {
+/// The volumes of a channel.
+fn volumes(values: &[f32], extent: Extent, channel: usize) -> Vec<&[f32]> {
+    values.chunks_exact(extent.voxels()).skip(channel).step_by(extent.channels).collect()
+}
+
+/// The volumes of each channel.
+fn by_channel(values: &mut [f32], extent: Extent) -> Vec<Vec<&mut [f32]>> {
+    let mut channels: Vec<Vec<&mut [f32]>> =
+        (0..extent.channels).map(|_| Vec::with_capacity(extent.n)).collect();
+    for (index, volume) in values.chunks_exact_mut(extent.voxels()).enumerate() {
+        channels[index % extent.channels].push(volume);
+    }
+    channels
+}
+
+/// `Σ term(a[i], b[i], …)` of `S` terms at once: sixteen f32 lanes over short runs, runs added in f64. Always in the same order.
+#[inline(always)]
+fn sums<const A: usize, const S: usize>(
+    values: [&[f32]; A],
+    term: impl Fn([f32; A]) -> [f32; S],
+) -> [f64; S] {
     const RUN: usize = 512;
-    let run = |start: usize| {
-        let end = (start + RUN).min(len);
-        let mut lanes = [0.0f32; 16];
-        let mut i = start;
-        while i + 16 <= end {
-            for (l, lane) in lanes.iter_mut().enumerate() {
-                *lane += value(i + l);
+    const LANES: usize = 16;
+    let len = values[0].len();
+    let mut totals = [0.0f64; S];
+    for start in (0..len).step_by(RUN) {
+        let runs = values.map(|v| &v[start..(start + RUN).min(len)]);
+        let mut lanes = [[0.0f32; LANES]; S];
+        let blocks = runs[0].len() / LANES;
+        for block in 0..blocks {
+            let block: [&[f32; LANES]; A] =
+                runs.map(|run| run[block * LANES..][..LANES].try_into().expect("a slice of that length"));
+            for l in 0..LANES {
+                let terms = term(block.map(|v| v[l]));
+                for (lanes, term) in lanes.iter_mut().zip(terms) {
+                    lanes[l] += term;
+                }
             }
-            i += 16;
         }
-        let tail: f32 = (i..end).map(&value).sum();
-        f64::from(lanes.iter().sum::<f32>() + tail)
-    };
-    (0..len).step_by(RUN).map(run).sum()
+        let mut tail = [0.0f32; S];
+        for i in blocks * LANES..runs[0].len() {
+            for (tail, term) in tail.iter_mut().zip(term(runs.map(|run| run[i]))) {
+                *tail += term;
+            }
+        }
+        for (total, (lanes, tail)) in totals.iter_mut().zip(lanes.iter().zip(tail)) {
+            *total += f64::from(lanes.iter().sum::<f32>() + tail);
+        }
+    }
+    totals
 }
 
 #[cfg(test)]
@@ -140,11 +202,11 @@ mod tests {
         let mut fill = |len: usize| (0..len).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
         let (x, dy, weight, bias) = (fill(extent.len()), fill(extent.len()), fill(3), fill(3));
         let loss = |x: &[f32], weight: &[f32], bias: &[f32]| -> f64 {
-            let (y, _) = forward_relu(x, extent, weight, bias, 1e-5);
+            let (y, _) = forward_relu(Isa::detect(), x, extent, weight, bias, 1e-5);
             y.iter().zip(&dy).map(|(&y, &d)| f64::from(y) * f64::from(d)).sum()
         };
-        let (y, statistics) = forward_relu(&x, extent, &weight, &bias, 1e-5);
-        let g = backward_relu(&x, &y, &dy, extent, &weight, &statistics);
+        let (y, statistics) = forward_relu(Isa::detect(), &x, extent, &weight, &bias, 1e-5);
+        let g = backward_relu(Isa::detect(), &x, &y, &dy, extent, &weight, &statistics);
         let check = |what: &str, values: &[f32], gradient: &[f32], at: &dyn Fn(&[f32]) -> f64| {
             for i in 0..values.len() {
                 let mut moved = values.to_vec();
@@ -169,7 +231,7 @@ mod tests {
     fn an_open_rectifier_leaves_mean_and_spread_of_the_affine_map() {
         let extent = Extent { n: 1, channels: 1, space: [10, 10, 10] };
         let x: Vec<f32> = (0..1000).map(|i| i as f32).collect();
-        let (y, _) = forward_relu(&x, extent, &[2.0], &[10.0], 0.0);
+        let (y, _) = forward_relu(Isa::detect(), &x, extent, &[2.0], &[10.0], 0.0);
         let mean = y.iter().sum::<f32>() / 1000.0;
         let spread = (y.iter().map(|y| (y - mean).powi(2)).sum::<f32>() / 1000.0).sqrt();
         assert!((mean - 10.0).abs() < 1e-3 && (spread - 2.0).abs() < 1e-3, "{mean} {spread}");

@@ -99,7 +99,7 @@ pub fn weight_gradient(isa: Isa, x: &[f32], extent: Extent, dy: &[f32], outs: us
     let halo = Halo::new(extent.space);
     // A plane of x is one run of voxels; the halo columns inside it add zeros, for `dy` is zero there.
     let run = extent.space[1] * halo.line() - 2;
-    let blocks = row_blocks(shape, ins);
+    let blocks = shape.strips(ins);
 
     // One task: some inputs, some outputs, the nine taps of one x. Planes outside, taps inside: what is read stays near.
     let tasks = (0..stride / columns * blocks.len() * 3).into_par_iter().map(|task| {
@@ -140,19 +140,6 @@ pub fn weight_gradient(isa: Isa, x: &[f32], extent: Extent, dy: &[f32], outs: us
         }
     }
     gradient
-}
-
-/// Cuts `0..ins` into runs of nearly equal length that a tile of this shape can hold.
-fn row_blocks(shape: Shape, ins: usize) -> Vec<(usize, usize)> {
-    let most = ins.div_ceil(ins.div_ceil(shape.rows()));
-    let mut blocks = Vec::new();
-    let mut row = 0;
-    while row < ins {
-        let rows = shape.fit(most.min(ins - row));
-        blocks.push((row, rows));
-        row += rows;
-    }
-    blocks
 }
 
 /// Gradient with respect to the bias: the sum of `dy` per channel, in f64.

@@ -54,3 +54,39 @@ impl Isa {
         }
     }
 }
+
+/// Compiles a function for each instruction set: `fn f(a: A)` becomes `fn f(isa: Isa, a: A)`, whose loops over slices are
+/// vectorised as wide as the set allows. The bits are the same for each set: nothing is fused or reordered. What the body
+/// calls profits only where it is inlined.
+macro_rules! for_each_isa {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$doc])*
+        $vis fn $name(isa: $crate::kernels::isa::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn portable($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                portable($($arg),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                portable($($arg),*)
+            }
+
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `Isa::Avx512` is made by `Isa::best` alone, which has seen every feature that is enabled.
+                $crate::kernels::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `Isa::Avx2` is made by `Isa::best` or `at_most`, both after AVX2 and FMA were seen.
+                $crate::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => portable($($arg),*),
+            }
+        }
+    };
+}
+pub(super) use for_each_isa;

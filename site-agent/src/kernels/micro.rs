@@ -149,6 +149,19 @@ impl Shape {
     pub(super) fn fit(self, rows: usize) -> usize {
         [12, 8, 6, 4, 3, 2, 1].into_iter().find(|&p| p <= rows.min(self.rows())).unwrap_or(1)
     }
+
+    /// Cuts `0..rows` into runs `(first, height)` of nearly equal height that a tile of this shape can hold.
+    pub(super) fn strips(self, rows: usize) -> Vec<(usize, usize)> {
+        let most = rows.div_ceil(rows.div_ceil(self.rows()));
+        let mut strips = Vec::new();
+        let mut first = 0;
+        while first < rows {
+            let height = self.fit(most.min(rows - first));
+            strips.push((first, height));
+            first += height;
+        }
+        strips
+    }
 }
 
 macro_rules! tiles {

@@ -11,12 +11,16 @@
     reason = "calls into functions compiled for an instruction set that was detected at run time"
 )]
 
+pub mod adamw;
 pub mod batch_norm;
 pub mod conv3;
 pub mod isa;
+pub mod masked_loss;
 mod micro;
 mod pack;
 pub mod pool2;
+pub mod segmentor;
+pub mod up2;
 
 /// Extent of a batch of volumes: `[n, channels, x, y, z]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -40,7 +40,6 @@ impl Halo {
 pub(super) fn channels_last(values: &[f32], extent: Extent, stride: usize) -> Vec<f32> {
     let halo = Halo::new(extent.space);
     let [_, ny, nz] = extent.space;
-    let voxels = extent.voxels();
     let mut packed = vec![0.0; extent.n * halo.voxels() * stride];
     let planes = packed.par_chunks_mut(halo.plane() * stride).enumerate();
     planes.for_each(|(index, plane)| {
@@ -48,24 +47,41 @@ pub(super) fn channels_last(values: &[f32], extent: Extent, stride: usize) -> Ve
         if x == 0 || x > extent.space[0] {
             return;
         }
-        // Channels inside: the line that all of them are written to stays in the nearest cache.
         for y in 0..ny {
             let to = &mut plane[((y + 1) * halo.line() + 1) * stride..][..nz * stride];
-            let line = |channel: usize| {
-                &values[(n * extent.channels + channel) * voxels + ((x - 1) * ny + y) * nz..][..nz]
-            };
-            let mut channel = 0;
-            while channel + GROUP <= extent.channels {
-                interleave::<GROUP>(to, stride, channel, std::array::from_fn(|c| line(channel + c)));
-                channel += GROUP;
-            }
-            while channel < extent.channels {
-                interleave(to, stride, channel, [line(channel)]);
-                channel += 1;
-            }
+            interleave_line(values, extent, [n, x - 1, y], to, stride);
         }
     });
     packed
+}
+
+/// `[n, channels, x, y, z]` → `[n · x · y · z][stride]`, without a halo; channels past the last are zero.
+pub(super) fn voxel_rows(values: &[f32], extent: Extent, stride: usize) -> Vec<f32> {
+    let [nx, ny, nz] = extent.space;
+    let mut packed = vec![0.0; extent.n * extent.voxels() * stride];
+    packed.par_chunks_mut(nz * stride).enumerate().for_each(|(index, line)| {
+        let at = [index / (nx * ny), index / ny % nx, index % ny];
+        interleave_line(values, extent, at, line, stride);
+    });
+    packed
+}
+
+/// Writes line `[n, x, y]` of all channels to `to`, a row of `stride` for each voxel. Channels are the inner loop: the rows
+/// that all of them are written to stay in the nearest cache.
+fn interleave_line(values: &[f32], extent: Extent, [n, x, y]: [usize; 3], to: &mut [f32], stride: usize) {
+    let [_, ny, nz] = extent.space;
+    let line = |channel: usize| {
+        &values[(n * extent.channels + channel) * extent.voxels() + (x * ny + y) * nz..][..nz]
+    };
+    let mut channel = 0;
+    while channel + GROUP <= extent.channels {
+        interleave::<GROUP>(to, stride, channel, std::array::from_fn(|c| line(channel + c)));
+        channel += GROUP;
+    }
+    while channel < extent.channels {
+        interleave(to, stride, channel, [line(channel)]);
+        channel += 1;
+    }
 }
 
 /// Channels that are interleaved at once: one store for all of them.
@@ -100,32 +116,57 @@ pub(super) fn append_columns(to: &mut Vec<f32>, rows: &[f32], columns: usize, bi
     }
 }
 
+/// A matrix `[rows, columns]` → panels of `width` columns: `[panel][row][width]`, columns past the last are zero.
+pub(super) fn matrix_panels(
+    rows: usize,
+    columns: usize,
+    width: usize,
+    value: impl Fn(usize, usize) -> f32 + Sync,
+) -> Vec<f32> {
+    let mut packed = vec![0.0; columns.div_ceil(width) * rows * width];
+    packed.par_chunks_mut(rows * width).enumerate().for_each(|(panel, to)| {
+        for (row, cells) in to.chunks_exact_mut(width).enumerate() {
+            for (cell, column) in cells.iter_mut().zip(panel * width..columns) {
+                *cell = value(row, column);
+            }
+        }
+    });
+    packed
+}
+
 /// Taps of a 3×3×3 window.
 pub(super) const TAPS: usize = 27;
 
 /// `[out, in, 27]` → panels of `columns` outputs: `[panel][tap][in][columns]`, outputs past the last are zero.
 pub(super) fn panels(weights: &[f32], outs: usize, ins: usize, columns: usize) -> Vec<f32> {
-    panels_by(outs, ins, columns, |o, i, tap| weights[(o * ins + i) * TAPS + tap])
+    panels_by(outs, ins, columns, |o, i| &weights[(o * ins + i) * TAPS..][..TAPS], |tap| tap)
 }
 
 /// The panels of the transposed convolution: inputs and outputs change places and the window is mirrored.
 pub(super) fn mirrored_panels(weights: &[f32], outs: usize, ins: usize, columns: usize) -> Vec<f32> {
-    panels_by(ins, outs, columns, |i, o, tap| weights[(o * ins + i) * TAPS + (TAPS - 1 - tap)])
+    panels_by(ins, outs, columns, |i, o| &weights[(o * ins + i) * TAPS..][..TAPS], |tap| TAPS - 1 - tap)
 }
 
-fn panels_by(
+/// The windows of one input go through a small square where they are turned: both big arrays are met in runs.
+fn panels_by<'a>(
     outs: usize,
     ins: usize,
     columns: usize,
-    weight: impl Fn(usize, usize, usize) -> f32 + Sync,
+    window: impl Fn(usize, usize) -> &'a [f32] + Sync,
+    place: impl Fn(usize) -> usize + Sync,
 ) -> Vec<f32> {
     let size = TAPS * ins * columns;
     let mut packed = vec![0.0; outs.div_ceil(columns) * size];
     packed.par_chunks_mut(size).enumerate().for_each(|(panel, to)| {
-        for (row, cells) in to.chunks_exact_mut(columns).enumerate() {
-            let (tap, i) = (row / ins, row % ins);
-            for (cell, o) in cells.iter_mut().zip(panel * columns..outs) {
-                *cell = weight(o, i, tap);
+        let mut turned = vec![0.0; TAPS * columns];
+        for i in 0..ins {
+            for (column, o) in (panel * columns..outs).take(columns).enumerate() {
+                for (tap, &weight) in window(o, i).iter().enumerate() {
+                    turned[tap * columns + column] = weight;
+                }
+            }
+            for (tap, row) in turned.chunks_exact(columns).enumerate() {
+                to[(place(tap) * ins + i) * columns..][..columns].copy_from_slice(row);
             }
         }
     });

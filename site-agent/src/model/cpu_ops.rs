@@ -14,7 +14,9 @@ use burn::tensor::TensorData;
 
 use crate::kernels::batch_norm::{self, Statistics};
 use crate::kernels::isa::Isa;
-use crate::kernels::{Extent, conv3, pool2};
+use crate::kernels::masked_loss::{self, Loss, Pairs};
+use crate::kernels::segmentor::{self, HIDDEN, HeadExtent};
+use crate::kernels::{Extent, conv3, pool2, up2};
 
 /// Operations with a kernel of ours. Tensors are `[n, channel, x, y, z]`, f32.
 #[backend_extension(Flex, Autodiff)]
@@ -30,6 +32,17 @@ pub(super) trait CpuOps: Backend {
     ) -> FloatTensor<Self>;
     /// Maximum of each 2×2×2 block.
     fn pool2(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// 2×2×2 transposed convolution, stride 2, with bias; `weight` is `[ins, outs, 2, 2, 2]`.
+    fn up2(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// The generated networks: features `[n, 8, x, y, z]`, parameters `[n, classes, 153]`; logits `[n, classes, x, y, z]`.
+    fn segment(features: FloatTensor<Self>, parameters: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// Mean cross-entropy and mean Dice loss, `[2]`, over the annotated (sample, class) pairs of `[n, class, x, y, z]`.
+    fn masked_loss(
+        x: FloatTensor<Self>,
+        target: FloatTensor<Self>,
+        annotated: Vec<bool>,
+        dice_terms: usize,
+    ) -> FloatTensor<Self>;
 }
 
 /// The gradients of [`CpuOps`], first order only.
@@ -59,6 +72,38 @@ pub(super) trait CpuGradients: Backend {
     fn pool2_forward(x: FloatTensor<Self>) -> (FloatTensor<Self>, Vec<u8>);
     /// From the output's gradient to the input's, whose shape is `[n, channel, x, y, z]`.
     fn pool2_backward(dy: FloatTensor<Self>, which: &[u8], shape: [usize; 5]) -> FloatTensor<Self>;
+    /// From the output's gradient to the input's, whose shape is `[n, channel, x, y, z]`.
+    fn up2_input(dy: FloatTensor<Self>, weight: FloatTensor<Self>, shape: [usize; 5]) -> FloatTensor<Self>;
+    /// From the output's gradient to the weight's.
+    fn up2_weight(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// Gradients with respect to features and parameters.
+    fn segment_backward(
+        features: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2];
+    /// [`CpuOps::masked_loss`], and what its gradient needs.
+    fn masked_loss_forward(
+        x: FloatTensor<Self>,
+        target: FloatTensor<Self>,
+        annotated: &[bool],
+        dice_terms: usize,
+    ) -> (FloatTensor<Self>, Loss);
+    /// Gradient with respect to the logits, from the slopes `[2]` of the two means.
+    fn masked_loss_backward(
+        x: FloatTensor<Self>,
+        target: FloatTensor<Self>,
+        counted: &Counted,
+        slopes: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+}
+
+/// What the gradient of the masked loss needs beside its inputs.
+#[derive(Clone, Debug)]
+pub(super) struct Counted {
+    annotated: Vec<bool>,
+    dice_terms: usize,
+    loss: Loss,
 }
 
 type Host = FloatTensor<Flex>;
@@ -70,6 +115,12 @@ fn extent(tensor: &Host) -> Extent {
 
 fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Host {
     Host::from_data(TensorData::new(values, shape))
+}
+
+fn head_extent(features: &Host, parameters: &Host) -> HeadExtent {
+    let [n, _, x, y, z] = features.shape().dims();
+    let [_, classes, _] = parameters.shape().dims();
+    HeadExtent { n, classes, voxels: x * y * z }
 }
 
 fn volumes(values: Vec<f32>, extent: Extent) -> Host {
@@ -92,6 +143,25 @@ impl CpuOps for Flex {
 
     fn pool2(x: Host) -> Host {
         Self::pool2_forward(x).0
+    }
+
+    fn up2(x: Host, weight: Host, bias: Host) -> Host {
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let (extent, outs) = (extent(&x), bias.shape().num_elements());
+        let y = up2::forward(Isa::detect(), x.storage(), extent, weight.storage(), bias.storage());
+        let space = extent.space.map(|side| 2 * side);
+        volumes(y, Extent { n: extent.n, channels: outs, space })
+    }
+
+    fn segment(features: Host, parameters: Host) -> Host {
+        let (features, parameters) = (features.to_contiguous(), parameters.to_contiguous());
+        let head = head_extent(&features, &parameters);
+        let logits = segmentor::logits(Isa::detect(), features.storage(), parameters.storage(), head);
+        volumes(logits, extent(&features).with_channels(head.classes))
+    }
+
+    fn masked_loss(x: Host, target: Host, annotated: Vec<bool>, dice_terms: usize) -> Host {
+        Self::masked_loss_forward(x, target, &annotated, dice_terms).0
     }
 }
 
@@ -120,8 +190,14 @@ impl CpuGradients for Flex {
     fn norm_relu_forward(x: Host, weight: Host, bias: Host, epsilon: f32) -> (Host, Statistics) {
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
         let extent = extent(&x);
-        let (y, statistics) =
-            batch_norm::forward_relu(x.storage(), extent, weight.storage(), bias.storage(), epsilon);
+        let (y, statistics) = batch_norm::forward_relu(
+            Isa::detect(),
+            x.storage(),
+            extent,
+            weight.storage(),
+            bias.storage(),
+            epsilon,
+        );
         (volumes(y, extent), statistics)
     }
 
@@ -130,6 +206,7 @@ impl CpuGradients for Flex {
         let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
         let extent = extent(&x);
         let gradients = batch_norm::backward_relu(
+            Isa::detect(),
             x.storage(),
             y.storage(),
             dy.storage(),
@@ -155,6 +232,55 @@ impl CpuGradients for Flex {
     fn pool2_backward(dy: Host, which: &[u8], [n, channels, x, y, z]: [usize; 5]) -> Host {
         let extent = Extent { n, channels, space: [x, y, z] };
         volumes(pool2::backward(dy.to_contiguous().storage(), which, extent), extent)
+    }
+
+    fn up2_input(dy: Host, weight: Host, [n, channels, x, y, z]: [usize; 5]) -> Host {
+        let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
+        let extent = Extent { n, channels, space: [x, y, z] };
+        volumes(up2::input_gradient(Isa::detect(), dy.storage(), extent, weight.storage()), extent)
+    }
+
+    fn up2_weight(x: Host, dy: Host) -> Host {
+        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
+        let ([_, outs, ..], extent) = (dy.shape().dims::<5>(), extent(&x));
+        let dw = up2::weight_gradient(Isa::detect(), x.storage(), extent, dy.storage());
+        tensor(dw, [extent.channels, outs, 2, 2, 2])
+    }
+
+    fn segment_backward(features: Host, parameters: Host, dy: Host) -> [Host; 2] {
+        let (features, parameters) = (features.to_contiguous(), parameters.to_contiguous());
+        let (head, shape) = (head_extent(&features, &parameters), parameters.shape().dims::<3>());
+        let dy = dy.to_contiguous();
+        let gradients =
+            segmentor::gradients(Isa::detect(), features.storage(), parameters.storage(), dy.storage(), head);
+        [
+            volumes(gradients.features, extent(&features).with_channels(HIDDEN)),
+            tensor(gradients.parameters, shape),
+        ]
+    }
+
+    fn masked_loss_forward(x: Host, target: Host, annotated: &[bool], dice_terms: usize) -> (Host, Loss) {
+        let (x, target) = (x.to_contiguous(), target.to_contiguous());
+        let pairs = Pairs { annotated, terms: dice_terms };
+        let loss = masked_loss::loss(Isa::detect(), x.storage(), target.storage(), pairs);
+        (tensor(vec![loss.bce, loss.dice], [2]), loss)
+    }
+
+    fn masked_loss_backward(x: Host, target: Host, counted: &Counted, slopes: Host) -> Host {
+        let (x, target, slopes) = (x.to_contiguous(), target.to_contiguous(), slopes.to_contiguous());
+        let Counted { annotated, dice_terms, loss } = counted;
+        let pairs = Pairs { annotated, terms: *dice_terms };
+        let slopes: &[f32] = slopes.storage();
+        let dx = masked_loss::gradient(
+            Isa::detect(),
+            x.storage(),
+            target.storage(),
+            pairs,
+            loss,
+            slopes[0],
+            slopes[1],
+        );
+        volumes(dx, extent(&x))
     }
 }
 
@@ -202,6 +328,51 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
                 prep.finish((which, shape), y)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::pool2(x.into_primitive())),
+        }
+    }
+
+    fn up2(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let shape = x.shape().dims();
+        match Up2.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), prep.checkpoint(&weight), shape);
+                prep.finish(state, B::up2(x.into_primitive(), weight.into_primitive(), bias.into_primitive()))
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::up2(x.into_primitive(), weight.into_primitive(), bias.into_primitive()))
+            }
+        }
+    }
+
+    fn segment(features: FloatTensor<Self>, parameters: FloatTensor<Self>) -> FloatTensor<Self> {
+        match Segment.prepare::<C>([features.node(), parameters.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&features), prep.checkpoint(&parameters));
+                prep.finish(state, B::segment(features.into_primitive(), parameters.into_primitive()))
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::segment(features.into_primitive(), parameters.into_primitive()))
+            }
+        }
+    }
+
+    fn masked_loss(
+        x: FloatTensor<Self>,
+        target: FloatTensor<Self>,
+        annotated: Vec<bool>,
+        dice_terms: usize,
+    ) -> FloatTensor<Self> {
+        let target = target.into_primitive();
+        match MaskedLoss.prepare::<C>([x.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let logits = prep.checkpoint(&x);
+                let (means, loss) =
+                    B::masked_loss_forward(x.into_primitive(), target.clone(), &annotated, dice_terms);
+                prep.finish((logits, target, Counted { annotated, dice_terms, loss }), means)
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::masked_loss(x.into_primitive(), target, annotated, dice_terms))
+            }
         }
     }
 }
@@ -262,6 +433,66 @@ impl<B: CpuGradients> Backward<B, 1> for Pool2 {
         let (which, shape) = ops.state;
         if let Some(node) = x_node {
             grads.register::<B>(node.id, B::pool2_backward(dy, &which, shape));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Up2;
+
+impl<B: CpuGradients> Backward<B, 3> for Up2 {
+    type State = (NodeId, NodeId, [usize; 5]);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [x_node, weight_node, bias_node] = ops.parents;
+        let dy = grads.consume::<B>(&ops.node);
+        let (x, weight, shape) = ops.state;
+        let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
+        let weight: FloatTensor<B> = checkpointer.retrieve_node_output(weight);
+        if let Some(node) = bias_node {
+            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
+        }
+        if let Some(node) = weight_node {
+            grads.register::<B>(node.id, B::up2_weight(x, dy.clone()));
+        }
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::up2_input(dy, weight, shape));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Segment;
+
+impl<B: CpuGradients> Backward<B, 2> for Segment {
+    type State = (NodeId, NodeId);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let dy = grads.consume::<B>(&ops.node);
+        let features: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.0);
+        let parameters: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.1);
+        let gradients = B::segment_backward(features, parameters, dy);
+        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct MaskedLoss;
+
+impl<B: CpuGradients> Backward<B, 1> for MaskedLoss {
+    type State = (NodeId, FloatTensor<B>, Counted);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let slopes = grads.consume::<B>(&ops.node);
+        let [x_node] = ops.parents;
+        let (x, target, counted) = ops.state;
+        let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::masked_loss_backward(x, target, &counted, slopes));
         }
     }
 }

@@ -12,16 +12,14 @@ use super::{
     embedding::ClassEmbeddings,
     error::ModelError,
     layers::{GROUPS, GroupNorm, Linear, Pointwise},
+    ops,
     tensors::HostTensor,
     unet::Features,
 };
+use crate::kernels::segmentor::{HIDDEN, PARAMETERS};
 
 /// Width of the image feature and of the class vector.
 pub const FEATURE_WIDTH: usize = 256;
-/// Channels of the voxel features and of the segmentor's hidden layers.
-const HIDDEN: usize = 8;
-/// Numbers that the controller generates for one class: all weights, then all biases.
-const CLASS_PARAMETERS: usize = 2 * HIDDEN * HIDDEN + HIDDEN + HIDDEN + HIDDEN + 1;
 
 /// Group normalisation, ReLU, linear map per voxel.
 #[derive(Module, Debug)]
@@ -96,7 +94,7 @@ impl Head {
         Ok(Self {
             precls: normed(decoder_channels, HIDDEN),
             gap: normed(bottleneck_channels, FEATURE_WIDTH),
-            controller: Pointwise::new(2 * FEATURE_WIDTH, CLASS_PARAMETERS, device),
+            controller: Pointwise::new(2 * FEATURE_WIDTH, PARAMETERS, device),
             classes: ClassVectors::new(source, device),
         })
     }
@@ -126,7 +124,7 @@ impl Head {
     /// Each channel must be below [`Self::rows`], which [`UniversalModel`](super::UniversalModel) checks.
     pub fn forward(&self, features: Features, channels: &[usize]) -> Tensor<5> {
         let parameters = self.class_parameters(self.image_feature(features.bottleneck), channels);
-        segment(self.voxel_features(features.decoder), parameters)
+        ops::segment(self.voxel_features(features.decoder), parameters)
     }
 
     /// The global image feature `[n, 256]`.
@@ -191,28 +189,4 @@ impl ClassVectors {
             Self::Learned(learned) => select(learned.weight.val()),
         }
     }
-}
-
-/// Runs the generated networks: voxel features `[n, 8, x, y, z]`, parameters `[n, k, 153]`, logits `[n, k, x, y, z]`.
-///
-/// The first layers of all classes are one matrix product per sample; the others are k independent small ones.
-fn segment(voxels: Tensor<5>, parameters: Tensor<3>) -> Tensor<5> {
-    let [n, _, x, y, z] = voxels.dims();
-    let k = parameters.dims()[1];
-    let size = x * y * z;
-    let mut taken = 0;
-    let mut take = |length: usize| {
-        taken += length;
-        parameters.clone().slice([0..n, 0..k, taken - length..taken])
-    };
-    let w1 = take(HIDDEN * HIDDEN).reshape([n, k * HIDDEN, HIDDEN]);
-    let w2 = take(HIDDEN * HIDDEN).reshape([n * k, HIDDEN, HIDDEN]);
-    let w3 = take(HIDDEN).reshape([n * k, 1, HIDDEN]);
-    let b1 = take(HIDDEN).reshape([n, k * HIDDEN, 1]);
-    let b2 = take(HIDDEN).reshape([n * k, HIDDEN, 1]);
-    let b3 = take(1).reshape([n * k, 1, 1]);
-
-    let hidden = relu(w1.matmul(voxels.reshape([n, HIDDEN, size])) + b1);
-    let hidden = relu(w2.matmul(hidden.reshape([n * k, HIDDEN, size])) + b2);
-    (w3.matmul(hidden) + b3).reshape([n, k, x, y, z])
 }

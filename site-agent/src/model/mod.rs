@@ -7,13 +7,15 @@
 
 pub mod config;
 mod cpu_ops;
+mod cpu_step;
 pub mod device;
 pub mod embedding;
 pub mod error;
 pub mod head;
 pub mod init;
 mod layers;
-mod ops;
+mod loss_parts;
+pub(crate) mod ops;
 pub mod parameters;
 pub mod record;
 pub mod tensors;

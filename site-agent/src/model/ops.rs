@@ -12,9 +12,13 @@ use burn::tensor::{
 };
 
 use super::cpu_ops::CpuOps;
+use super::cpu_step::CpuStep;
+use super::loss_parts;
+use crate::kernels::adamw::Coefficients;
+use crate::kernels::segmentor::HIDDEN;
 
 /// Whether our kernels, which are f32, can work on this tensor where it is.
-fn on_cpu(x: &Tensor<5>) -> bool {
+fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     x.device() == Device::flex() && x.dtype() == DType::F32
 }
 
@@ -38,6 +42,10 @@ pub(super) fn norm_relu(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, epsilo
 
 /// Transposed convolution, kernel 2, stride 2: doubles each side; weight `[in, out, 2, 2, 2]`.
 pub(super) fn conv_transpose3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+    if on_cpu(&x) {
+        let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::up2(x, weight, bias));
+    }
     module::conv_transpose3d(
         x,
         weight,
@@ -53,6 +61,73 @@ pub(super) fn pointwise(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Ten
     let flat = x.reshape([n, channels, sx * sy * sz]);
     let y = weight.reshape([1, out, channels]).matmul(flat) + bias.reshape([1, out, 1]);
     y.reshape([n, out, sx, sy, sz])
+}
+
+/// Runs the generated networks: voxel features `[n, 8, x, y, z]`, parameters `[n, k, 153]`, logits `[n, k, x, y, z]`.
+pub(super) fn segment(voxels: Tensor<5>, parameters: Tensor<3>) -> Tensor<5> {
+    if on_cpu(&voxels) {
+        return Tensor::from_dispatch(Dispatch::segment(voxels.into_dispatch(), parameters.into_dispatch()));
+    }
+    segment_by_products(voxels, parameters)
+}
+
+/// The first layers of all classes are one matrix product per sample; the others are k independent small ones.
+fn segment_by_products(voxels: Tensor<5>, parameters: Tensor<3>) -> Tensor<5> {
+    let [n, _, x, y, z] = voxels.dims();
+    let k = parameters.dims()[1];
+    let size = x * y * z;
+    let mut taken = 0;
+    let mut take = |length: usize| {
+        taken += length;
+        parameters.clone().slice([0..n, 0..k, taken - length..taken])
+    };
+    let w1 = take(HIDDEN * HIDDEN).reshape([n, k * HIDDEN, HIDDEN]);
+    let w2 = take(HIDDEN * HIDDEN).reshape([n * k, HIDDEN, HIDDEN]);
+    let w3 = take(HIDDEN).reshape([n * k, 1, HIDDEN]);
+    let b1 = take(HIDDEN).reshape([n, k * HIDDEN, 1]);
+    let b2 = take(HIDDEN).reshape([n * k, HIDDEN, 1]);
+    let b3 = take(1).reshape([n * k, 1, 1]);
+
+    let hidden = relu(w1.matmul(voxels.reshape([n, HIDDEN, size])) + b1);
+    let hidden = relu(w2.matmul(hidden.reshape([n * k, HIDDEN, size])) + b2);
+    (w3.matmul(hidden) + b3).reshape([n, k, x, y, z])
+}
+
+/// Mean cross-entropy and mean Dice loss over the annotated (sample, class) pairs: logits and target `[n, k, x, y, z]`, one
+/// mark for each of the `n * k` pairs. The rest is never read.
+pub(crate) fn masked_loss(
+    logits: Tensor<5>,
+    target: Tensor<5>,
+    annotated: &[bool],
+    dice_terms: usize,
+) -> [Tensor<1>; 2] {
+    if on_cpu(&logits) {
+        let (logits, target) = (logits.into_dispatch(), target.into_dispatch());
+        let means = Dispatch::masked_loss(logits, target, annotated.to_vec(), dice_terms);
+        let means: Tensor<1> = Tensor::from_dispatch(means);
+        return [means.clone().narrow(0, 0, 1), means.narrow(0, 1, 1)];
+    }
+    loss_parts::masked_loss(logits, target, annotated, dice_terms)
+}
+
+/// Values, first and second moment after one step of AdamW; all flat, none of them in a graph.
+pub(crate) fn adamw(
+    theta: Tensor<1>,
+    gradient: Tensor<1>,
+    [first, second]: [Tensor<1>; 2],
+    c: Coefficients,
+) -> [Tensor<1>; 3] {
+    if on_cpu(&theta) {
+        let (theta, gradient) = (theta.into_dispatch(), gradient.into_dispatch());
+        let (theta, first, second) =
+            Dispatch::adamw(theta, gradient, first.into_dispatch(), second.into_dispatch(), c);
+        return [theta, first, second].map(Tensor::from_dispatch);
+    }
+    let first = first * c.beta1 + gradient.clone() * c.one_minus_beta1;
+    let second = second * c.beta2 + gradient.clone() * gradient * c.one_minus_beta2;
+    let root = second.clone().sqrt() / c.second_correction + c.epsilon;
+    let change = first.clone() / root * c.rate + theta.clone() * c.decay;
+    [theta - change, first, second]
 }
 
 /// Maximum over 2x2x2 blocks; sides must be even.
@@ -73,6 +148,7 @@ fn max_pool_by_planes(x: Tensor<5>) -> Tensor<5> {
 
 #[cfg(test)]
 mod tests {
+    use crate::kernels::segmentor::PARAMETERS;
     use proptest::prelude::*;
 
     use super::*;
@@ -125,6 +201,32 @@ mod tests {
             let pairs = run(conv3d, &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
             for (name, (ours, burns)) in names.into_iter().zip(pairs) {
                 assert_close(name, ours, burns);
+            }
+        }
+
+        #[test]
+        fn our_transposed_convolution_is_burns(n in 1usize..3, ins in 1usize..36, outs in 1usize..20, sides in [1usize..6, 1usize..6, 1usize..6]) {
+            let (x, weight, bias) = (tensor([n, ins, sides[0], sides[1], sides[2]], 1), tensor([ins, outs, 2, 2, 2], 2), tensor([outs], 3));
+            let options = ConvTransposeOptions::new([2; 3], [0; 3], [0; 3], [1; 3], 1);
+            let burns = |x, w, b| module::conv_transpose3d(x, w, Some(b), options.clone());
+            let names = ["y", "dx", "dw", "db"];
+            let pairs = run(conv_transpose3d, &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
+            for (name, (ours, burns)) in names.into_iter().zip(pairs) {
+                assert_close(name, ours, burns);
+            }
+        }
+
+        #[test]
+        fn our_segmentor_is_that_of_products(n in 1usize..3, classes in 1usize..5, sides in [1usize..6, 1usize..9, 1usize..9]) {
+            let x = tensor([n, HIDDEN, sides[0], sides[1], sides[2]], 1);
+            let (parameters, bias) = (tensor([n, classes, PARAMETERS], 2), tensor([1], 3));
+            // A bias to be differentiated too, for the sake of `run`.
+            let ours = |x, p, b: Tensor<1>| segment(x, p) + b.reshape([1; 5]);
+            let products = |x, p, b: Tensor<1>| segment_by_products(x, p) + b.reshape([1; 5]);
+            let names = ["y", "dx", "dp", "db"];
+            let pairs = run(ours, &x, &parameters, &bias).into_iter().zip(run(products, &x, &parameters, &bias));
+            for (name, (ours, products)) in names.into_iter().zip(pairs) {
+                assert_close(name, ours, products);
             }
         }
 

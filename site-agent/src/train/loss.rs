@@ -4,11 +4,10 @@
 //! any gradient. The gradient with respect to the logits is computed in closed form together with the loss, which is
 //! stable for any logit and leaves no graph of elementwise steps behind.
 
-use burn::tensor::{
-    IndexingUpdateOp, Int, Tensor,
-    activation::{relu, sigmoid},
-};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+
+use crate::model::ops;
 
 /// Over what a Dice term sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,77 +66,16 @@ pub fn masked_loss(
     dice: DiceKind,
 ) -> Result<MaskedLoss, LossShapeError> {
     let shape = logits.dims();
-    let [n, k, sx, sy, sz] = shape;
+    let [n, k, sx, ..] = shape;
     if target.dims() != shape || annotated.len() != n * k {
         return Err(LossShapeError { logits: shape, target: target.dims(), mask: annotated.len() });
     }
-    let pairs: Vec<i32> = (0..).zip(annotated).filter_map(|(pair, &counts)| counts.then_some(pair)).collect();
-    let terms = match dice {
+    let dice_terms = match dice {
         DiceKind::Volume => 1,
         DiceKind::Slice => sx,
     };
-    let rows = [n * k, terms, sx * sy * sz / terms];
-    let (x, y) = (logits.clone().inner().reshape(rows), target.inner().reshape(rows));
-    let Parts { bce, dice } = masked_parts(x, y, &pairs);
-    let into_graph = |term: Term| with_gradient(term.value, logits.clone(), term.gradient.reshape(shape));
-    Ok(MaskedLoss { bce: into_graph(bce), dice: into_graph(dice), pairs: pairs.len() })
-}
-
-/// The two means over rows `[pairs, Dice terms per pair, voxels per term]`.
-struct Parts {
-    bce: Term,
-    dice: Term,
-}
-
-/// A mean and its gradient with respect to the logits.
-struct Term {
-    value: Tensor<1>,
-    gradient: Tensor<3>,
-}
-
-/// [`parts`] of the rows in `pairs`; every other row gets a gradient of zero.
-fn masked_parts(x: Tensor<3>, y: Tensor<3>, pairs: &[i32]) -> Parts {
-    if pairs.len() == x.dims()[0] {
-        return parts(x, y);
-    }
-    let blank = x.zeros_like();
-    if pairs.is_empty() {
-        let nothing = || Term { value: Tensor::zeros([1], &blank.device()), gradient: blank.clone() };
-        return Parts { bce: nothing(), dice: nothing() };
-    }
-    let index = Tensor::<1, Int>::from_ints(pairs, &x.device());
-    let scatter = |Term { value, gradient }| Term {
-        value,
-        gradient: blank.clone().select_assign(0, index.clone(), gradient, IndexingUpdateOp::Add),
-    };
-    let Parts { bce, dice } = parts(x.select(0, index.clone()), y.select(0, index.clone()));
-    Parts { bce: scatter(bce), dice: scatter(dice) }
-}
-
-/// Specification §10, with the smoothing of Dice in the denominator only.
-fn parts(x: Tensor<3>, y: Tensor<3>) -> Parts {
-    let shape = x.dims();
-    let dice_terms = (shape[0] * shape[1]) as f64;
-    let voxels = shape.iter().product::<usize>() as f64;
-    let p = sigmoid(x.clone());
-
-    let cross_entropy = relu(x.clone()) - x.clone() * y.clone() + x.abs().neg().exp().log1p();
-    let bce = Term { value: cross_entropy.mean(), gradient: (p.clone() - y.clone()) / voxels };
-
-    let overlap = (p.clone() * y.clone()).sum_dim(2);
-    let size = p.clone().sum_dim(2) + y.clone().sum_dim(2) + 1.0;
-    let value = (overlap.clone() / size.clone() * 2.0).mean().neg() + 1.0;
-    // d dice/dp = 2 overlap/size² - 2 y/size, and dp/dx = p (1 - p).
-    let shrink = overlap / (size.clone() * size.clone()) * (2.0 / dice_terms);
-    let reward = size.recip() * (2.0 / dice_terms);
-    let slope = p.clone() * (p.neg() + 1.0);
-    Parts { bce, dice: Term { value, gradient: slope * (shrink - reward * y) } }
-}
-
-/// `value` as a node of the autodiff graph whose gradient with respect to `input` is `gradient`.
-fn with_gradient(value: Tensor<1>, input: Tensor<5>, gradient: Tensor<5>) -> Tensor<1> {
-    let linear = (input * gradient).sum();
-    linear.clone() - linear.detach() + value
+    let [bce, dice] = ops::masked_loss(logits, target, annotated, dice_terms);
+    Ok(MaskedLoss { bce, dice, pairs: annotated.iter().filter(|&&counts| counts).count() })
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::adamw::Coefficients;
 use crate::model::{
-    Gradients, HostTensor, ModelError, NamedTensors, UniversalModel, tensors::TensorMismatch,
+    Gradients, HostTensor, ModelError, NamedTensors, UniversalModel, ops, tensors::TensorMismatch,
 };
 
 const FIRST: &str = "first.";
@@ -73,12 +74,15 @@ impl AdamW {
     /// Changes the model by one step.
     pub fn step(&mut self, model: &mut UniversalModel, gradients: &Gradients, learning_rate: f64) {
         self.steps += 1;
-        let rule = Rule::new(self.config, self.steps, learning_rate);
+        let coefficients = coefficients(self.config, self.steps, learning_rate);
         model.update(|name, theta| match gradients.flat(name) {
             Some(gradient) => {
-                let old = self.moments.remove(name);
-                let (theta, moments) = rule.apply(theta, gradient.clone(), old);
-                self.moments.insert(name.to_owned(), moments);
+                let moments = match self.moments.remove(name) {
+                    Some(Moments { first, second }) => [first, second],
+                    None => [theta.zeros_like(), theta.zeros_like()],
+                };
+                let [theta, first, second] = ops::adamw(theta, gradient.clone(), moments, coefficients);
+                self.moments.insert(name.to_owned(), Moments { first, second });
                 theta
             }
             None => theta,
@@ -133,41 +137,19 @@ impl AdamW {
     }
 }
 
-/// The numbers of one step.
-struct Rule {
-    config: AdamWConfig,
-    /// Learning rate over the bias correction of the first moment.
-    rate: f64,
-    /// Root of the bias correction of the second moment.
-    second_correction: f64,
-    /// Learning rate times weight decay.
-    decay: f64,
-}
-
-impl Rule {
-    fn new(config: AdamWConfig, step: u64, learning_rate: f64) -> Self {
-        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-        Self {
-            config,
-            rate: learning_rate / correction(config.beta1),
-            second_correction: correction(config.beta2).sqrt(),
-            decay: learning_rate * config.weight_decay,
-        }
-    }
-
-    /// The new values and moments of one tensor.
-    fn apply(&self, theta: Tensor<1>, gradient: Tensor<1>, old: Option<Moments>) -> (Tensor<1>, Moments) {
-        let AdamWConfig { beta1, beta2, epsilon, .. } = self.config;
-        let first_part = gradient.clone() * (1.0 - beta1);
-        let second_part = gradient.clone() * gradient * (1.0 - beta2);
-        let (first, second) = match old {
-            Some(old) => (old.first * beta1 + first_part, old.second * beta2 + second_part),
-            None => (first_part, second_part),
-        };
-        let root = second.clone().sqrt() / self.second_correction + epsilon;
-        // Decay and step are joined before they meet the weight: lr * decay alone is often less than its last bit.
-        let change = first.clone() / root * self.rate + theta.clone() * self.decay;
-        (theta - change, Moments { first, second })
+/// The numbers of step `step`, the first being 1.
+fn coefficients(config: AdamWConfig, step: u64, learning_rate: f64) -> Coefficients {
+    let AdamWConfig { beta1, beta2, epsilon, weight_decay } = config;
+    let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+    Coefficients {
+        beta1: beta1 as f32,
+        one_minus_beta1: (1.0 - beta1) as f32,
+        beta2: beta2 as f32,
+        one_minus_beta2: (1.0 - beta2) as f32,
+        epsilon: epsilon as f32,
+        rate: (learning_rate / correction(beta1)) as f32,
+        second_correction: correction(beta2).sqrt() as f32,
+        decay: (learning_rate * weight_decay) as f32,
     }
 }
 
