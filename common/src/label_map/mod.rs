@@ -5,6 +5,7 @@
 //! without code. Applying one to a volume is the site agent's work. A raw value that the map does not list is an error
 //! there: a silent drop would turn a structure into background.
 
+mod named;
 mod raw;
 mod standard;
 #[cfg(test)]
@@ -106,6 +107,11 @@ impl LabelMap {
         let (map, problems) = raw::check(document.read()?, taxonomy);
         document.locate(problems)?;
         Ok(map)
+    }
+
+    /// The map of a label file whose values have these names; `name` is the map's own.
+    pub fn from_names(name: &str, names: &BTreeMap<i32, String>, taxonomy: &Taxonomy) -> Self {
+        named::from_names(name, names, taxonomy)
     }
 
     /// The built-in label map with this name (the file's, such as `btcv`) or key (`01`), over the standard taxonomy.

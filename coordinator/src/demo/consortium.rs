@@ -125,7 +125,7 @@ impl Consortium<'_> {
             ]);
             enroll.finish().await?;
             fs::remove_file(&invite)?;
-            write_site(&folder, &text, datasets, self.threads(*role))?;
+            write_site(&folder, &text, datasets, self.threads(*role), self.settings.min_count)?;
         }
         Ok(())
     }
@@ -255,7 +255,11 @@ struct SplitSite {
 }
 
 /// Trainers from the folders of `data`, and one evaluator with the scans of `held_out`.
-pub(super) fn real_members(data: &Path, held_out: &Path, labels: &str) -> anyhow::Result<Vec<Member>> {
+pub(super) fn real_members(
+    data: &Path,
+    held_out: &Path,
+    labels: Option<&str>,
+) -> anyhow::Result<Vec<Member>> {
     let data = std::path::absolute(data)?;
     let split = data.join("split.json");
     let split: Option<Split> = match split.is_file() {
@@ -285,11 +289,39 @@ pub(super) fn real_members(data: &Path, held_out: &Path, labels: &str) -> anyhow
     if members.is_empty() {
         bail!("{} holds no folder: one is needed for each trainer", data.display());
     }
-    let folder = std::path::absolute(held_out)?;
-    let dataset =
-        Dataset { name: "held-out".to_owned(), folder, label_map: Some(labels.to_owned()), annotated: None };
-    members.push(Member { site: "held-out".parse()?, role: Role::Evaluator, datasets: vec![dataset] });
+    let datasets = held_out_datasets(&std::path::absolute(held_out)?, labels)?;
+    members.push(Member { site: "held-out".parse()?, role: Role::Evaluator, datasets });
     Ok(members)
+}
+
+/// The held-out scans, under the label map that was named, or as their folder says itself.
+fn held_out_datasets(folder: &Path, labels: Option<&str>) -> anyhow::Result<Vec<Dataset>> {
+    const NAMES: &str = "labels.json";
+    let whole = |label_map: Option<&str>| Dataset {
+        name: "held-out".to_owned(),
+        folder: folder.to_owned(),
+        label_map: label_map.map(str::to_owned),
+        annotated: None,
+    };
+    if let Some(labels) = labels {
+        // A file is named from where the demo was started; a site would look for it in its own folder.
+        let file = std::path::absolute(labels)?;
+        let file = file.to_str().filter(|_| labels.ends_with(".toml"));
+        return Ok(vec![whole(Some(file.unwrap_or(labels)))]);
+    }
+    if folder.join("dataset.toml").is_file() {
+        return Ok(vec![whole(None)]);
+    }
+    if subfolders(folder)?.iter().any(|case| case.join(NAMES).is_file()) {
+        return Ok(vec![whole(Some(NAMES))]);
+    }
+    datasets_in(folder).with_context(|| {
+        format!(
+            "nothing says what the labels in {} mean: name a label map with --held-out-labels, write a dataset.toml \
+             there, or put a {NAMES} beside the labels of each case",
+            folder.display()
+        )
+    })
 }
 
 fn subfolders(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
@@ -306,7 +338,13 @@ fn subfolders(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Completes what `site-agent enroll` left in `folder`: what the site has and what may leave it.
-fn write_site(folder: &Path, invite: &str, datasets: &[Dataset], threads: usize) -> anyhow::Result<()> {
+fn write_site(
+    folder: &Path,
+    invite: &str,
+    datasets: &[Dataset],
+    threads: usize,
+    min_count: u32,
+) -> anyhow::Result<()> {
     let invite: toml::Table = toml::from_str(invite)?;
     let mut site = toml::Table::new();
     let coordinator = invite.get("coordinator").cloned().context("the invite names no coordinator")?;
@@ -317,7 +355,7 @@ fn write_site(folder: &Path, invite: &str, datasets: &[Dataset], threads: usize)
         site.insert(key.to_owned(), value.into());
     }
     site.insert("threads".to_owned(), i64::try_from(threads)?.into());
-    site.insert("min_count".to_owned(), 3.into());
+    site.insert("min_count".to_owned(), min_count.into());
     site.insert("dataset".to_owned(), datasets.iter().map(dataset_table).collect::<Vec<_>>().into());
     fs::write(folder.join("site.toml"), toml::to_string(&site)?)?;
     fs::write(folder.join("policy.toml"), POLICY)?;

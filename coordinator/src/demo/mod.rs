@@ -30,17 +30,18 @@ pub struct Options {
     /// The held-out scans that go with --data.
     #[arg(long, value_name = "DIR", requires = "data")]
     held_out: Option<PathBuf>,
-    /// Label map of the held-out scans.
-    #[arg(long, default_value = "totalsegmentator", value_name = "NAME", requires = "data")]
-    held_out_labels: String,
+    /// Label map of the held-out scans, a built-in one or a file. Without it: their folder's `dataset.toml`, or the
+    /// `labels.json` beside the labels of each case, which names their values.
+    #[arg(long, value_name = "NAME", requires = "data")]
+    held_out_labels: Option<String>,
     /// Keep everything in this new folder instead of a temporary one.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Rounds.
-    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 72, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
     /// Optimiser steps at each site in a round.
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     steps: u32,
     /// Phantoms of each trainer.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -110,7 +111,9 @@ fn make_folder(keep: Option<&Path>) -> anyhow::Result<PathBuf> {
 
 async fn prepare_data(options: &Options, programs: &Programs, folder: &Path) -> anyhow::Result<Vec<Member>> {
     match (&options.data, &options.held_out) {
-        (Some(data), Some(held_out)) => consortium::real_members(data, held_out, &options.held_out_labels),
+        (Some(data), Some(held_out)) => {
+            consortium::real_members(data, held_out, options.held_out_labels.as_deref())
+        }
         _ => {
             line("making phantoms of three hospitals and a held-out one");
             consortium::phantom_members(programs, &folder.join("data"), options.cases, options.seed).await

@@ -1,6 +1,7 @@
 //! A site's data sets: folders of scans with labels, one label map each, and what is known case by case.
 //!
-//! Two layouts are read. *Case folders*: every folder with a `ct` and a `labels` file is a case. *Pairs*: folders `images`
+//! Two layouts are read. *Case folders*: every folder with a `ct` and a `labels` file is a case, and may bring a `labels.json`
+//! that names the values (`{"5": "liver"}`). *Pairs*: folders `images`
 //! and `labels` (or `imagesTr` and `labelsTr`) hold files of the same names; `_0000` at the end of an image's name is left
 //! out. Files end in `.nii` or `.nii.gz`. An optional `cases.toml` in the folder says more about single cases:
 //!
@@ -28,6 +29,8 @@ use super::DataError;
 /// Label map and case table of a data set that brings its own.
 pub const LABEL_MAP_FILE: &str = "dataset.toml";
 const CASES_FILE: &str = "cases.toml";
+/// Names of the values of one case, beside its label file.
+pub const NAMES_FILE: &str = "labels.json";
 
 /// One `[[dataset]]` of `site.toml`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -37,7 +40,8 @@ pub struct DatasetConfig {
     pub name: String,
     /// Where its files are, from the folder of `site.toml`.
     pub folder: PathBuf,
-    /// A built-in label map by name (`kits`) or a file (`maps/ours.toml`); default: `dataset.toml` in the folder.
+    /// A built-in label map by name (`kits`), a file (`maps/ours.toml`), or `labels.json`: each case names its values in
+    /// that file beside its labels. Default: `dataset.toml` in the folder.
     #[serde(default)]
     pub label_map: Option<String>,
     /// The annotated classes, where the label map leaves them to the site.
@@ -130,7 +134,10 @@ pub fn read_dataset(
     taxonomy: &Taxonomy,
 ) -> Result<Vec<Case>, DataError> {
     let folder = base.join(&config.folder);
-    let label_map = Arc::new(read_label_map(config, base, &folder, taxonomy)?);
+    let shared_map = match config.label_map.as_deref() {
+        Some(NAMES_FILE) => None,
+        _ => Some(Arc::new(read_label_map(config, base, &folder, taxonomy)?)),
+    };
     let files = find_files(&folder)?;
     let table_file = folder.join(CASES_FILE);
     let text = if table_file.exists() { read_text(&table_file)? } else { String::new() };
@@ -148,6 +155,10 @@ pub fn read_dataset(
         let raw = table.remove(&name).unwrap_or_default();
         let own = classes(&format!("{name}.annotated"), raw.annotated.as_deref(), taxonomy, &mut problems);
         let full_name = format!("{}/{name}", config.name);
+        let label_map = match &shared_map {
+            Some(map) => Arc::clone(map),
+            None => Arc::new(read_names(&full_name, &labels, taxonomy)?),
+        };
         let annotated = label_map
             .annotated_in_case(own.as_ref().or(usual.as_ref()), taxonomy)
             .map_err(DataError::of_case(&full_name))?;
@@ -158,7 +169,7 @@ pub fn read_dataset(
             name: full_name,
             image,
             labels,
-            label_map: label_map.clone(),
+            label_map,
             annotated,
             patient,
             split,
@@ -189,6 +200,19 @@ fn read_label_map(
         }
     };
     Ok(LabelMap::parse(&file.display().to_string(), &read_text(&file)?, taxonomy)?)
+}
+
+/// The map of one label file from the names beside it.
+fn read_names(case: &str, labels: &Path, taxonomy: &Taxonomy) -> Result<LabelMap, DataError> {
+    let file = labels.with_file_name(NAMES_FILE);
+    let names: BTreeMap<i32, String> = serde_json::from_str(&read_text(&file)?).map_err(|error| {
+        let expected = "expected an object of value and name, such as {\"5\": \"liver\"}";
+        DataError::Dataset {
+            dataset: file.display().to_string(),
+            mistakes: vec![format!("{error}; {expected}")],
+        }
+    })?;
+    Ok(LabelMap::from_names(case, &names, taxonomy))
 }
 
 fn read_text(file: &Path) -> Result<String, DataError> {

@@ -122,3 +122,21 @@ fn an_unknown_label_map_is_answered_with_the_known_ones() {
     };
     assert!(mistakes[0].contains("kits"), "{mistakes:?}");
 }
+
+#[test]
+fn each_case_may_name_its_own_values() {
+    let base = case_folders(&["a", "b"]);
+    fs::write(base.path().join("data/a/labels.json"), r#"{"0": "background", "52": "aorta"}"#).unwrap();
+    fs::write(base.path().join("data/b/labels.json"), r#"{"1": "liver", "2": "sacrum"}"#).unwrap();
+    let cases = read(base.path(), &config(NAMES_FILE)).unwrap();
+    let annotated: Vec<Vec<u8>> =
+        cases.iter().map(|case| case.annotated.iter().map(|class| class.get()).collect()).collect();
+    assert_eq!(annotated, [vec![8], vec![6]]);
+    assert!(cases[0].label_map.target(1).is_none(), "a value of another case");
+
+    fs::write(base.path().join("data/b/labels.json"), r#"["liver"]"#).unwrap();
+    let Err(DataError::Dataset { dataset, mistakes }) = read(base.path(), &config(NAMES_FILE)) else {
+        panic!("a list is not an object");
+    };
+    assert!(dataset.ends_with("b/labels.json") && mistakes[0].contains("such as"), "{dataset}: {mistakes:?}");
+}

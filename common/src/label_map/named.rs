@@ -1,0 +1,61 @@
+//! A label map from the names that come with a label file, as many tools write them: value → name.
+
+use std::collections::BTreeMap;
+
+use super::{Annotated, Fold, LabelMap, Purpose, Target};
+use crate::ids::ClassId;
+use crate::taxonomy::{ClassKind, Taxonomy};
+
+/// Names that the taxonomy knows are classes, and annotated; others lead to no class, background included. Lesions count
+/// as part of an organ that has a name here too.
+pub(super) fn from_names(name: &str, names: &BTreeMap<i32, String>, taxonomy: &Taxonomy) -> LabelMap {
+    let found = |text: &String| taxonomy.find(text).filter(|_| text.trim().parse::<u8>().is_err());
+    let target = |text| found(text).map_or(Target::Drop, |class| Target::Class(class.id));
+    let mut values: BTreeMap<i32, Target> =
+        names.iter().map(|(&value, text)| (value, target(text))).collect();
+    values.entry(0).or_insert(Target::Drop);
+    let mut annotated: Vec<ClassId> = names.values().filter_map(|text| Some(found(text)?.id)).collect();
+    annotated.sort_unstable();
+    annotated.dedup();
+
+    let mut folds: Vec<Fold> = Vec::new();
+    let is_lesion = |&id: &ClassId| taxonomy.class(id).is_some_and(|class| class.kind != ClassKind::Organ);
+    for lesion in annotated.iter().copied().filter(is_lesion) {
+        for organ in taxonomy.parents(lesion).iter().filter(|organ| annotated.contains(organ)) {
+            match folds.iter_mut().find(|fold| fold.into == *organ) {
+                Some(fold) => fold.from.push(lesion),
+                None => folds.push(Fold { from: vec![lesion], into: *organ }),
+            }
+        }
+    }
+    LabelMap {
+        name: name.to_owned(),
+        key: name.to_owned(),
+        purpose: Purpose::Training,
+        values,
+        annotated: Annotated::Always(annotated),
+        folds,
+        splits: Vec::new(),
+        raw_masks: Vec::new(),
+        exclusions: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_names_are_annotated_and_others_lead_to_no_class() {
+        let names =
+            [(0, "background"), (5, "liver"), (7, "Liver_Tumour"), (52, "aorta"), (9, "sacrum"), (11, "6")];
+        let names = names.map(|(value, name)| (value, name.to_owned())).into();
+        let map = LabelMap::from_names("case", &names, &Taxonomy::standard());
+        let class = |id| Some(Target::Class(ClassId::new(id).unwrap()));
+        let targets = [0, 5, 7, 52, 9, 11, 12].map(|value| map.target(value));
+        let dropped = Some(Target::Drop);
+        assert_eq!(targets, [dropped, class(6), class(27), class(8), dropped, dropped, None]);
+        assert_eq!(map.annotated, Annotated::Always([6, 8, 27].map(|id| ClassId::new(id).unwrap()).into()));
+        assert_eq!(map.folds.len(), 1);
+    }
+}
