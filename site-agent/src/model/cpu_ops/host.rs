@@ -1,0 +1,190 @@
+//! The operations on the CPU device: tensors in, slices to the kernels, tensors out.
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Flex, TensorMetadata};
+use burn::tensor::TensorData;
+
+use super::{Counted, CpuGradients, CpuOps};
+use crate::kernels::batch_norm::{self, Statistics};
+use crate::kernels::isa::Isa;
+use crate::kernels::masked_loss::{self, Loss, Pairs};
+use crate::kernels::segmentor::{self, HIDDEN, HeadExtent};
+use crate::kernels::{Extent, conv3, pool2, up2};
+
+type Host = FloatTensor<Flex>;
+
+fn extent(tensor: &Host) -> Extent {
+    let [n, channels, x, y, z] = tensor.shape().dims();
+    Extent { n, channels, space: [x, y, z] }
+}
+
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Host {
+    Host::from_data(TensorData::new(values, shape))
+}
+
+fn head_extent(features: &Host, parameters: &Host) -> HeadExtent {
+    let [n, _, x, y, z] = features.shape().dims();
+    let [_, classes, _] = parameters.shape().dims();
+    HeadExtent { n, classes, voxels: x * y * z }
+}
+
+fn volumes(values: Vec<f32>, extent: Extent) -> Host {
+    let [x, y, z] = extent.space;
+    tensor(values, [extent.n, extent.channels, x, y, z])
+}
+
+impl CpuOps for Flex {
+    fn conv3(x: Host, weight: Host, bias: Host) -> Host {
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let (extent, outs) = (extent(&x), bias.shape().num_elements());
+        let y =
+            conv3::forward(Isa::detect(), x.storage(), extent, weight.storage(), Some(bias.storage()), outs);
+        volumes(y, extent.with_channels(outs))
+    }
+
+    fn norm_relu(x: Host, weight: Host, bias: Host, epsilon: f32) -> Host {
+        Self::norm_relu_forward(x, weight, bias, epsilon).0
+    }
+
+    fn pool2(x: Host) -> Host {
+        Self::pool2_forward(x).0
+    }
+
+    fn up2(x: Host, weight: Host, bias: Host) -> Host {
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let (extent, outs) = (extent(&x), bias.shape().num_elements());
+        let y = up2::forward(Isa::detect(), x.storage(), extent, weight.storage(), bias.storage());
+        let space = extent.space.map(|side| 2 * side);
+        volumes(y, Extent { n: extent.n, channels: outs, space })
+    }
+
+    fn segment(features: Host, parameters: Host) -> Host {
+        let (features, parameters) = (features.to_contiguous(), parameters.to_contiguous());
+        let head = head_extent(&features, &parameters);
+        let logits = segmentor::logits(Isa::detect(), features.storage(), parameters.storage(), head);
+        volumes(logits, extent(&features).with_channels(head.classes))
+    }
+
+    fn masked_loss(x: Host, target: Host, annotated: Vec<bool>, dice_terms: usize) -> Host {
+        Self::masked_loss_forward(x, target, &annotated, dice_terms).0
+    }
+}
+
+impl CpuGradients for Flex {
+    fn conv3_input(dy: Host, weight: Host) -> Host {
+        let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
+        let [_, ins, ..] = weight.shape().dims::<5>();
+        let extent = extent(&dy);
+        let dx = conv3::input_gradient(Isa::detect(), dy.storage(), extent, weight.storage(), ins);
+        volumes(dx, extent.with_channels(ins))
+    }
+
+    fn conv3_weight(x: Host, dy: Host) -> Host {
+        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
+        let (extent, [_, outs, ..]) = (extent(&x), dy.shape().dims::<5>());
+        let dw = conv3::weight_gradient(Isa::detect(), x.storage(), extent, dy.storage(), outs);
+        tensor(dw, [outs, extent.channels, 3, 3, 3])
+    }
+
+    fn channel_sums(dy: Host) -> Host {
+        let dy = dy.to_contiguous();
+        let extent = extent(&dy);
+        tensor(conv3::bias_gradient(dy.storage(), extent), [extent.channels])
+    }
+
+    fn norm_relu_forward(x: Host, weight: Host, bias: Host, epsilon: f32) -> (Host, Statistics) {
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let extent = extent(&x);
+        let (y, statistics) = batch_norm::forward_relu(
+            Isa::detect(),
+            x.storage(),
+            extent,
+            weight.storage(),
+            bias.storage(),
+            epsilon,
+        );
+        (volumes(y, extent), statistics)
+    }
+
+    fn norm_relu_backward(x: Host, y: Host, dy: Host, weight: Host, statistics: &Statistics) -> [Host; 3] {
+        let (x, y) = (x.to_contiguous(), y.to_contiguous());
+        let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
+        let extent = extent(&x);
+        let gradients = batch_norm::backward_relu(
+            Isa::detect(),
+            x.storage(),
+            y.storage(),
+            dy.storage(),
+            extent,
+            weight.storage(),
+            statistics,
+        );
+        let channels = [extent.channels];
+        [
+            volumes(gradients.input, extent),
+            tensor(gradients.weight, channels),
+            tensor(gradients.bias, channels),
+        ]
+    }
+
+    fn pool2_forward(x: Host) -> (Host, Vec<u8>) {
+        let x = x.to_contiguous();
+        let extent = extent(&x);
+        let (y, which) = pool2::forward(x.storage(), extent);
+        (volumes(y, pool2::pooled(extent)), which)
+    }
+
+    fn pool2_backward(dy: Host, which: &[u8], [n, channels, x, y, z]: [usize; 5]) -> Host {
+        let extent = Extent { n, channels, space: [x, y, z] };
+        volumes(pool2::backward(dy.to_contiguous().storage(), which, extent), extent)
+    }
+
+    fn up2_input(dy: Host, weight: Host, [n, channels, x, y, z]: [usize; 5]) -> Host {
+        let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
+        let extent = Extent { n, channels, space: [x, y, z] };
+        volumes(up2::input_gradient(Isa::detect(), dy.storage(), extent, weight.storage()), extent)
+    }
+
+    fn up2_weight(x: Host, dy: Host) -> Host {
+        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
+        let ([_, outs, ..], extent) = (dy.shape().dims::<5>(), extent(&x));
+        let dw = up2::weight_gradient(Isa::detect(), x.storage(), extent, dy.storage());
+        tensor(dw, [extent.channels, outs, 2, 2, 2])
+    }
+
+    fn segment_backward(features: Host, parameters: Host, dy: Host) -> [Host; 2] {
+        let (features, parameters) = (features.to_contiguous(), parameters.to_contiguous());
+        let (head, shape) = (head_extent(&features, &parameters), parameters.shape().dims::<3>());
+        let dy = dy.to_contiguous();
+        let gradients =
+            segmentor::gradients(Isa::detect(), features.storage(), parameters.storage(), dy.storage(), head);
+        [
+            volumes(gradients.features, extent(&features).with_channels(HIDDEN)),
+            tensor(gradients.parameters, shape),
+        ]
+    }
+
+    fn masked_loss_forward(x: Host, target: Host, annotated: &[bool], dice_terms: usize) -> (Host, Loss) {
+        let (x, target) = (x.to_contiguous(), target.to_contiguous());
+        let pairs = Pairs { annotated, terms: dice_terms };
+        let loss = masked_loss::loss(Isa::detect(), x.storage(), target.storage(), pairs);
+        (tensor(vec![loss.bce, loss.dice], [2]), loss)
+    }
+
+    fn masked_loss_backward(x: Host, target: Host, counted: &Counted, slopes: Host) -> Host {
+        let (x, target, slopes) = (x.to_contiguous(), target.to_contiguous(), slopes.to_contiguous());
+        let Counted { annotated, dice_terms, loss } = counted;
+        let pairs = Pairs { annotated, terms: *dice_terms };
+        let slopes: &[f32] = slopes.storage();
+        let dx = masked_loss::gradient(
+            Isa::detect(),
+            x.storage(),
+            target.storage(),
+            pairs,
+            loss,
+            slopes[0],
+            slopes[1],
+        );
+        volumes(dx, extent(&x))
+    }
+}
