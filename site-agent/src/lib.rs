@@ -8,6 +8,9 @@ pub mod cli;
 pub mod client;
 pub mod data;
 pub mod egress;
+#[cfg(test)]
+#[path = "../tests/support/golden.rs"]
+mod golden;
 pub mod infer;
 pub mod kernels;
 pub mod model;

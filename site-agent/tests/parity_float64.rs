@@ -34,10 +34,16 @@ fn the_small_model_agrees_in_float64() {
     compute_in_float64();
     let model = hash_filled(8);
     let input = hash_fill::unit("case_c.input", &[2, 1, 16, 16, 24]);
+    assert_eq!(input, forward["input"]);
     let logits = model.forward(to_device(&input, &Device::flex()), &all_classes()).unwrap();
+    for (i, (got, golden)) in to_host(logits.clone()).iter().zip(forward["logits"].values()).enumerate() {
+        assert!((got - golden).abs() <= 1e-5, "logit {i}: {got}, golden {golden}");
+    }
     let target = to_device(&forward["target"], &Device::flex());
     let loss = masked_loss(logits, target, &annotated(&[&BTCV, &MSD_LIVER]), DiceKind::Volume).unwrap();
-    for (name, gradient) in model.gradients(&loss.total()).export() {
+    let gradients = model.gradients(&loss.total()).export();
+    assert!(gradients.keys().eq(expected.names()));
+    for (name, gradient) in gradients {
         let pairs = gradient.values().iter().zip(expected[&name].values());
         for (i, (&got, &golden)) in pairs.enumerate() {
             // What is stored of 0 is the noise of the reference.
@@ -60,6 +66,7 @@ fn the_full_size_model_agrees_in_float64() {
 
     let model = hash_filled(32);
     let input = hash_fill::unit("case_a.input", &[1, 1, 32, 32, 32]);
+    assert_eq!(input, tensors["input"]);
     let logits = model.forward(to_device(&input, &Device::flex()), &all_classes()).unwrap();
     for (i, (got, golden)) in to_host(logits.clone()).iter().zip(tensors["logits"].values()).enumerate() {
         assert!((got - golden).abs() <= 1e-5, "logit {i}: {got}, golden {golden}");

@@ -6,14 +6,14 @@ mod support;
 
 use std::{collections::BTreeSet, path::Path};
 
-use support::golden::{COMPARED, COMPARED_ELSEWHERE, Golden, LEFT, PROSE};
+use support::golden::{COMPARED, Golden, LEFT, PASSED_OVER, PROSE, Why};
 
 #[test]
 fn every_golden_file_is_compared_or_left_to_a_named_issue() {
     let Some(golden) = Golden::open() else { return };
-    let manifest: serde_json::Value = serde_json::from_slice(&golden.unlisted("MANIFEST.json")).unwrap();
+    let manifest = golden.manifest();
     let files: BTreeSet<&str> = manifest.as_object().unwrap().keys().map(String::as_str).collect();
-    let compared = COMPARED.iter().chain(COMPARED_ELSEWHERE).map(|&(file, ..)| file);
+    let compared = COMPARED.iter().map(|&(file, ..)| file);
     let listed: BTreeSet<&str> = compared.chain(LEFT.iter().chain(PROSE).copied()).collect();
     assert_eq!(
         files.difference(&listed).collect::<Vec<_>>(),
@@ -29,16 +29,33 @@ fn every_golden_file_is_compared_or_left_to_a_named_issue() {
 
 #[test]
 fn no_file_is_both_compared_and_left() {
-    for (file, ..) in COMPARED.iter().chain(COMPARED_ELSEWHERE) {
+    for (file, ..) in COMPARED {
         assert!(!LEFT.contains(file) && !PROSE.contains(file), "{file}");
     }
 }
 
 #[test]
 fn every_test_that_is_said_to_compare_exists() {
-    for (file, source, test) in COMPARED.iter().chain(COMPARED_ELSEWHERE) {
+    for (file, source, test) in COMPARED {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{source}: {error}"));
         assert!(text.contains(&format!("fn {test}(")), "{file}: no test `{test}` in {source}");
+    }
+}
+
+#[test]
+fn what_one_test_passes_over_is_read_by_another() {
+    for (file, test, part, why) in PASSED_OVER {
+        let compares = |by: &str| COMPARED.iter().any(|&(name, _, test)| name == *file && test == by);
+        let passes = |by: &str| {
+            PASSED_OVER.iter().any(|&(name, test, other, _)| (name, test, other) == (*file, by, *part))
+        };
+        assert!(compares(test), "{file}: `{test}` does not open it");
+        match why {
+            Why::ReadBy(other) => {
+                assert!(compares(other) && !passes(other), "{file}: {part} is read by none")
+            }
+            Why::NotOurs(reason) => assert!(!reason.is_empty(), "{file}: {part}"),
+        }
     }
 }

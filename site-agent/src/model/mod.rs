@@ -142,6 +142,20 @@ impl UniversalModel {
     ///
     /// [`ModelError::Patch`] or [`ModelError::InputChannels`].
     pub fn features(&self, x: Tensor<5>) -> Result<Features, ModelError> {
+        self.features_by_stage(x, |_, _| ())
+    }
+
+    /// As [`Self::features`], for those who look into the backbone: `show` is given the reference's name and the output
+    /// of each stage, in the order of the forward pass.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::features`].
+    pub fn features_by_stage(
+        &self,
+        x: Tensor<5>,
+        show: impl FnMut(&'static str, &Tensor<5>),
+    ) -> Result<Features, ModelError> {
         let [_, channels, sx, sy, sz] = x.dims();
         let sides = [sx, sy, sz];
         if channels != 1 {
@@ -150,7 +164,7 @@ impl UniversalModel {
         if sides.iter().any(|&side| side == 0 || !side.is_multiple_of(8)) || sides == [8; 3] {
             return Err(ModelError::Patch { got: sides });
         }
-        Ok(self.backbone.forward(x))
+        Ok(self.backbone.forward(x, show))
     }
 
     /// Gradients of an objective that was computed with this model.

@@ -107,13 +107,26 @@ impl UNet {
     }
 
     /// `[n, 1, x, y, z]`, sides multiples of 8.
-    pub(super) fn forward(&self, x: Tensor<5>) -> Features {
+    ///
+    /// `show` is given the name and the output of each stage; a stage of the encoder ends with its pooling.
+    pub(super) fn forward(&self, x: Tensor<5>, mut show: impl FnMut(&'static str, &Tensor<5>)) -> Features {
         let skip1 = self.down_tr64.forward(x);
-        let skip2 = self.down_tr128.forward(ops::max_pool(skip1.clone()));
-        let skip3 = self.down_tr256.forward(ops::max_pool(skip2.clone()));
-        let bottleneck = self.down_tr512.forward(ops::max_pool(skip3.clone()));
+        let x = ops::max_pool(skip1.clone());
+        show("down_tr64", &x);
+        let skip2 = self.down_tr128.forward(x);
+        let x = ops::max_pool(skip2.clone());
+        show("down_tr128", &x);
+        let skip3 = self.down_tr256.forward(x);
+        let x = ops::max_pool(skip3.clone());
+        show("down_tr256", &x);
+        let bottleneck = self.down_tr512.forward(x);
+        show("down_tr512", &bottleneck);
         let x = self.up_tr256.forward(bottleneck.clone(), skip3);
+        show("up_tr256", &x);
         let x = self.up_tr128.forward(x, skip2);
-        Features { bottleneck, decoder: self.up_tr64.forward(x, skip1) }
+        show("up_tr128", &x);
+        let decoder = self.up_tr64.forward(x, skip1);
+        show("up_tr64", &decoder);
+        Features { bottleneck, decoder }
     }
 }

@@ -1,16 +1,18 @@
 //! The golden files, and which test compares which of them.
 //!
-//! A test can only open a file that [`COMPARED`] lists under that test's name; `parity_manifest` walks the manifest and
-//! fails on a file in neither list. So no file can be forgotten, and none listed without being read.
+//! A test can only open a file that [`COMPARED`] lists under that test's name, and fails unless it opens all of those;
+//! `parity_manifest` walks the manifest and fails on a file in no list. So no file can be forgotten, and none listed
+//! without being read. Unit tests of the crate include this file, for the same promise.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::{
-    collections::BTreeMap,
+    cell::RefCell,
+    collections::BTreeSet,
     path::{Path, PathBuf},
 };
 
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::de::DeserializeOwned;
-use site_agent::model::HostTensor;
 
 /// A golden file and the test that compares it: source file below the crate, function.
 pub(crate) type Comparison = (&'static str, &'static str, &'static str);
@@ -21,7 +23,7 @@ const PREPROCESS: &str = "src/data/preprocess/tests.rs";
 const LABELS: &str = "src/data/labels/tests.rs";
 const SLIDING_WINDOW: &str = "src/infer/sliding_window/tests.rs";
 
-/// Files that the parity tests of this folder compare.
+/// The files that are compared, once for each test that does.
 pub(crate) const COMPARED: &[Comparison] = &[
     ("hash_examples.json", MODEL, "the_hash_fill_gives_the_worked_values"),
     ("a_unet_full.json", MODEL, "the_full_size_model_agrees_in_every_stage_and_gradient"),
@@ -49,26 +51,69 @@ pub(crate) const COMPARED: &[Comparison] = &[
     ("g_lr_code_default.csv", MODEL, "the_schedules_agree"),
     ("g_lr_paper_50_warmup.csv", MODEL, "the_schedules_agree"),
     ("g_lr_small.csv", MODEL, "the_schedules_agree"),
-];
-
-/// Files that unit tests of other modules compare.
-pub(crate) const COMPARED_ELSEWHERE: &[Comparison] = &[
     ("i_preprocess.json", PREPROCESS, "every_golden_case_is_prepared_as_published"),
     ("i_preprocess.safetensors", PREPROCESS, "every_golden_case_is_prepared_as_published"),
     ("i_lps_oblique_image.nii.gz", PREPROCESS, "every_golden_case_is_prepared_as_published"),
     ("i_ras_plain_image.nii.gz", PREPROCESS, "every_golden_case_is_prepared_as_published"),
     ("i_permuted_image.nii.gz", PREPROCESS, "every_golden_case_is_prepared_as_published"),
     ("i_downsample_image.nii.gz", PREPROCESS, "every_golden_case_is_prepared_as_published"),
+    ("i_preprocess.json", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
+    ("i_preprocess.safetensors", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
+    ("i_lps_oblique_image.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
+    ("i_ras_plain_image.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
+    ("i_permuted_image.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
+    ("i_downsample_image.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
     ("i_lps_oblique_label.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
     ("i_ras_plain_label.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
     ("i_permuted_label.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
     ("i_downsample_label.nii.gz", PREPROCESS, "every_golden_label_goes_the_way_of_its_image"),
+    ("i_preprocess.json", PREPROCESS, "every_golden_prediction_returns_to_the_grid_of_its_file"),
     ("i_preprocess.safetensors", PREPROCESS, "every_golden_prediction_returns_to_the_grid_of_its_file"),
+    ("i_lps_oblique_image.nii.gz", PREPROCESS, "every_golden_prediction_returns_to_the_grid_of_its_file"),
+    ("i_ras_plain_image.nii.gz", PREPROCESS, "every_golden_prediction_returns_to_the_grid_of_its_file"),
+    ("i_permuted_image.nii.gz", PREPROCESS, "every_golden_prediction_returns_to_the_grid_of_its_file"),
+    ("i_downsample_image.nii.gz", PREPROCESS, "every_golden_prediction_returns_to_the_grid_of_its_file"),
     ("j_label_transfer.json", LABELS, "label_transfer_equals_the_reference_in_all_21_cases"),
     ("j_label_transfer.safetensors", LABELS, "label_transfer_equals_the_reference_in_all_21_cases"),
+    ("h_sliding_window.json", SLIDING_WINDOW, "importance_maps_equal_the_reference"),
+    ("h_sliding_window.safetensors", SLIDING_WINDOW, "importance_maps_equal_the_reference"),
+    ("h_sliding_window.json", SLIDING_WINDOW, "windows_start_where_the_reference_starts_them"),
+    ("h_sliding_window.safetensors", SLIDING_WINDOW, "windows_start_where_the_reference_starts_them"),
     ("h_sliding_window.json", SLIDING_WINDOW, "blended_logits_equal_the_reference"),
     ("h_sliding_window.safetensors", SLIDING_WINDOW, "blended_logits_equal_the_reference"),
 ];
+
+/// Tensors that a test passes over: file, test, part of their names, and why that loses nothing.
+pub(crate) const PASSED_OVER: &[(&str, &str, &str, Why)] = &[
+    ("a_unet_full.safetensors", "the_full_size_model_agrees_in_float64", "act.", FULL_STAGES),
+    ("c_unet_w8_forward.safetensors", "the_small_model_agrees_in_float64", "act.", SMALL_STAGES),
+    ("c_unet_w8_forward.safetensors", "the_small_model_agrees_in_every_gradient", "act.", SMALL_STAGES),
+    ("c_unet_w8_forward.safetensors", "the_small_model_agrees_in_every_gradient", "input", SMALL_STAGES),
+    ("c_unet_w8_forward.safetensors", "the_small_model_agrees_in_every_gradient", "logits", SMALL_STAGES),
+    ("c_unet_w8_forward.safetensors", "the_small_model_agrees_with_dice_per_slice", "act.", SMALL_STAGES),
+    ("c_unet_w8_forward.safetensors", "the_small_model_agrees_with_dice_per_slice", "input", SMALL_STAGES),
+    ("c_unet_w8_forward.safetensors", "the_small_model_agrees_with_dice_per_slice", "logits", SMALL_STAGES),
+    (
+        "c_unet_w8_forward.safetensors",
+        "the_small_model_agrees_in_every_stage",
+        "target",
+        Why::ReadBy("the_small_model_agrees_in_every_gradient"),
+    ),
+    ("c_unet_w8_weights.safetensors", "the_small_model_agrees_in_every_stage", ".running_", NO_BUFFERS),
+    ("c_unet_w8_weights.safetensors", "the_small_model_agrees_in_every_stage", ".num_batches_", NO_BUFFERS),
+];
+
+const FULL_STAGES: Why = Why::ReadBy("the_full_size_model_agrees_in_every_stage_and_gradient");
+const SMALL_STAGES: Why = Why::ReadBy("the_small_model_agrees_in_every_stage");
+const NO_BUFFERS: Why = Why::NotOurs("our batch normalisation keeps no running statistics");
+
+/// Why a test may pass over a tensor.
+pub(crate) enum Why {
+    /// This test compares it.
+    ReadBy(&'static str),
+    /// Our model has no such thing, for this reason.
+    NotOurs(&'static str),
+}
 
 /// Files left to the issue "The Universal Model, whole and faithful": the Swin backbone,
 /// post-processing, checkpoints of the reference.
@@ -89,9 +134,11 @@ pub(crate) const LEFT: &[&str] = &[
 /// Files of the manifest that hold no numbers.
 pub(crate) const PROSE: &[&str] = &["README.md"];
 
-/// The folder of golden files.
+/// The folder of golden files, open for the running test.
 pub(crate) struct Golden {
     folder: PathBuf,
+    pub(super) test: String,
+    opened: RefCell<BTreeSet<String>>,
 }
 
 impl Golden {
@@ -101,7 +148,9 @@ impl Golden {
     pub(crate) fn open() -> Option<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/golden");
         if folder.is_dir() {
-            return Some(Self { folder });
+            let thread = std::thread::current().name().unwrap_or_default().to_owned();
+            let test = thread.rsplit("::").next().unwrap_or_default().to_owned();
+            return Some(Self { folder, test, opened: RefCell::default() });
         }
         let required = std::env::var("CONSILIUM_REQUIRE_SHARED").is_ok_and(|value| value == "1");
         assert!(!required, "golden files are required and absent");
@@ -109,37 +158,43 @@ impl Golden {
         None
     }
 
-    /// A file's bytes. Only files that are listed for the running test can be read.
-    pub(crate) fn bytes(&self, file: &str) -> Vec<u8> {
-        let test = std::thread::current().name().unwrap_or_default().to_owned();
-        let listed = COMPARED.iter().any(|&(name, _, by)| name == file && by == test);
-        assert!(listed, "`{file}` is not listed as compared by `{test}`");
-        self.unlisted(file)
+    /// Where a file is. Only files that are listed for the running test can be had.
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        assert!(
+            self.listed().any(|name| name == file),
+            "`{file}` is not listed as compared by `{}`",
+            self.test
+        );
+        self.opened.borrow_mut().insert(file.to_owned());
+        self.folder.join(file)
     }
 
-    /// A file's bytes, for the walk over the manifest.
-    pub(crate) fn unlisted(&self, file: &str) -> Vec<u8> {
-        std::fs::read(self.folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+    /// A file's bytes, as [`Self::path`].
+    pub(crate) fn bytes(&self, file: &str) -> Vec<u8> {
+        std::fs::read(self.path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+    }
+
+    /// The manifest of all files.
+    pub(crate) fn manifest(&self) -> serde_json::Value {
+        let text = std::fs::read(self.folder.join("MANIFEST.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
     }
 
     pub(crate) fn json<T: DeserializeOwned>(&self, file: &str) -> T {
         serde_json::from_slice(&self.bytes(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
     }
 
-    /// The F32 tensors of a file, and its U8 tensors widened. Integer buffers (batch counters) are left out: our model
-    /// has none.
-    pub(crate) fn tensors(&self, file: &str) -> BTreeMap<String, HostTensor> {
-        let bytes = self.bytes(file);
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        let decode = |(name, view): (&str, TensorView<'_>)| {
-            let values = match view.dtype() {
-                Dtype::F32 => view.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-                Dtype::U8 => view.data().iter().map(|&b| f32::from(b)).collect(),
-                Dtype::I64 => return None,
-                other => panic!("{file}: {name} is {other:?}"),
-            };
-            Some((name.to_owned(), HostTensor::new(view.shape().to_vec(), values).unwrap()))
-        };
-        tensors.iter().filter_map(decode).collect()
+    fn listed(&self) -> impl Iterator<Item = &'static str> {
+        COMPARED.iter().filter(|&&(.., by)| by == self.test).map(|&(file, ..)| file)
+    }
+}
+
+/// A test that passed has opened everything that it is listed for.
+impl Drop for Golden {
+    fn drop(&mut self) {
+        let opened = self.opened.borrow();
+        let unopened: Vec<_> = self.listed().filter(|&file| !opened.contains(file)).collect();
+        let failed = std::thread::panicking();
+        assert!(failed || unopened.is_empty(), "listed and not opened by `{}`: {unopened:?}", self.test);
     }
 }

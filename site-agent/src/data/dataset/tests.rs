@@ -1,4 +1,8 @@
 use super::*;
+use crate::data::error::CaseFault;
+use crate::data::fixtures::shared;
+use crate::data::prepared::PreparedCase;
+use crate::data::preprocess::Preprocessing;
 
 fn touch(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -68,6 +72,34 @@ fn the_case_table_overrides_what_the_data_set_says() {
     assert_eq!((cases[0].patient.as_str(), cases[0].split), ("p", Split::Validation));
     assert_eq!((cases[0].annotated.len(), cases[0].assume_hounsfield), (1, true));
     assert_eq!((cases[1].annotated.len(), cases[1].assume_hounsfield), (2, false));
+}
+
+#[test]
+fn an_mr_is_refused_until_the_case_table_vouches_for_its_values() {
+    let Some(mr) = shared("data/negative/mr-not-ct") else { return };
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path().join("data/mr");
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(mr.join("mr.nii.gz"), folder.join("ct.nii.gz")).unwrap();
+    fs::copy(mr.join("labels.nii.gz"), folder.join("labels.nii.gz")).unwrap();
+    // The label file has numbers of its own: 5 is the liver, and nothing else matters here.
+    let dropped = (1..=255).filter(|&value| value != 5).map(|value| format!("{value} = \"drop\"\n"));
+    let map =
+        "name = \"MR\"\nkey = \"mr\"\nuse = \"training\"\nannotated = [\"liver\"]\n[values]\n5 = \"liver\"\n";
+    fs::write(base.path().join("map.toml"), format!("{map}{}", dropped.collect::<String>())).unwrap();
+    let read_with = |table: &str| {
+        fs::write(base.path().join("data/cases.toml"), table).unwrap();
+        let cases = read(base.path(), &config("map.toml")).unwrap();
+        PreparedCase::read(&cases[0], &Preprocessing::default(), &Taxonomy::standard())
+    };
+
+    for table in ["", "[mr]\nhounsfield = \"check\"\n"] {
+        let Err(DataError::Case { case, fault }) = read_with(table) else { panic!("not refused: `{table}`") };
+        assert_eq!(case, "own/mr");
+        assert!(matches!(*fault, CaseFault::NotHounsfield(_)), "{fault}");
+    }
+    let case = read_with("[mr]\nhounsfield = \"assume\"\n").unwrap();
+    assert_eq!(case.present, BTreeSet::from([ClassId::new(6).unwrap()]), "its labels came with it");
 }
 
 #[test]

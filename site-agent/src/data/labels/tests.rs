@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 
-use common::testing::shared_file;
 use nalgebra::Matrix4;
 use safetensors::SafeTensors;
+use serde::Deserialize;
 
 use super::*;
 use crate::data::geometry::Affine;
+use crate::golden::Golden;
 
 const FILE: &str = "labels.nii.gz";
 
@@ -49,6 +50,24 @@ const GOLDEN: [(&str, &str); 21] = [
     ("felix14_patched", "private-pancreas"),
 ];
 
+/// What the JSON of golden (j) says of a case.
+#[derive(Deserialize)]
+struct Facts {
+    /// The classes that the reference trains on, ascending.
+    labelled: Vec<u8>,
+    /// Voxels in the mask of each of them.
+    voxels: BTreeMap<usize, usize>,
+    /// Voxels with each value of the label file.
+    raw_counts: BTreeMap<i32, usize>,
+}
+
+fn counts(values: impl Iterator<Item = i32>) -> BTreeMap<i32, usize> {
+    values.fold(BTreeMap::new(), |mut counts, value| {
+        *counts.entry(value).or_default() += 1;
+        counts
+    })
+}
+
 /// The u8 tensor `name` and its last three axes.
 fn tensor<'a>(file: &SafeTensors<'a>, name: &str) -> (&'a [u8], [usize; 3]) {
     let view = file.tensor(name).unwrap();
@@ -58,8 +77,11 @@ fn tensor<'a>(file: &SafeTensors<'a>, name: &str) -> (&'a [u8], [usize; 3]) {
 
 #[test]
 fn label_transfer_equals_the_reference_in_all_21_cases() {
-    let Some(bytes) = shared_file("golden/j_label_transfer.safetensors") else { return };
+    let Some(golden) = Golden::open() else { return };
+    let bytes = golden.bytes("j_label_transfer.safetensors");
     let file = SafeTensors::deserialize(&bytes).unwrap();
+    let facts: BTreeMap<String, Facts> = golden.json("j_label_transfer.json");
+    assert_eq!(facts.len(), GOLDEN.len());
     assert_eq!(file.len(), 3 * GOLDEN.len(), "every case of the file is compared");
     let taxonomy = Taxonomy::standard();
     for (case, map) in GOLDEN {
@@ -70,13 +92,22 @@ fn label_transfer_equals_the_reference_in_all_21_cases() {
         }
         let (raw, shape) = tensor(&file, &format!("{case}.raw"));
         let raw = Volume::new(grid(shape), raw.iter().map(|&v| i32::from(v)).collect());
+        assert_eq!(counts(raw.voxels().iter().copied()), facts[case].raw_counts, "{case}: raw values");
         let annotated = map.annotated_in_case(None, &taxonomy).unwrap();
         let labels = LabelledCase::transfer(raw, &map, &annotated, &taxonomy, FILE).unwrap();
 
         assert_eq!(labels.mapped().voxels(), tensor(&file, &format!("{case}.universal")).0, "{case}");
+        assert!(labels.annotated().map(ClassId::get).eq(facts[case].labelled.iter().copied()), "{case}");
         let (masks, _) = tensor(&file, &format!("{case}.masks"));
         for (channel, expected) in masks.chunks(labels.grid().len()).enumerate() {
             let mask = labels.mask(ClassId::from_channel(channel).unwrap());
+            let voxels = mask.as_ref().map(|mask| mask.iter().filter(|&&inside| inside).count());
+            assert_eq!(
+                voxels.as_ref(),
+                facts[case].voxels.get(&(channel + 1)),
+                "{case}: class {}",
+                channel + 1
+            );
             let stored = mask.map_or(vec![255; expected.len()], |m| m.into_iter().map(u8::from).collect());
             assert!(stored == expected, "{case}: class {}", channel + 1);
         }

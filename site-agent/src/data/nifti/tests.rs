@@ -1,17 +1,30 @@
 //! Real and odd files against what nibabel read in them, and hostile ones against our promises.
 
-use std::fs;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::{env, fs};
 
+use common::ids::ClassId;
+use common::label_map::LabelMap;
+use common::taxonomy::Taxonomy;
 use nalgebra::{Matrix3, Rotation3, Vector3};
 use nifti::{NiftiObject, ReaderOptions};
 use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+use crate::data::DataError;
+use crate::data::dataset::{Case, Split};
+use crate::data::error::CaseFault;
 use crate::data::fixtures::shared;
-use crate::data::geometry::{Affine, geometry_matches};
+use crate::data::geometry::Affine;
+use crate::data::labels::LabelError;
 use crate::data::orientation::to_ras;
+use crate::data::prepared::PreparedCase;
+use crate::data::preprocess::Preprocessing;
 
 /// CRC-32 of the voxels as little-endian f32, x fastest: the order of a NIfTI file.
 fn crc_in_file_order(volume: &Volume<f32>) -> String {
@@ -61,21 +74,40 @@ fn assert_as_in_manifest(entry: &Value, image: &Image) {
     }
 }
 
-/// The refusal of a file that the manifest says must be refused: by the reader, or by what looks at labels.
-fn refusal(folder: &std::path::Path, file: &str, role: &str) -> Option<String> {
-    let limits = Limits::default();
+/// What a site says of a file that the manifest calls an image or labels, if it refuses it; labels are read as those of
+/// the plain scan.
+fn refusal(folder: &Path, file: &str, role: &str) -> Option<String> {
     if role != "labels" {
-        return read_image(&folder.join(file), &limits).err().map(|error| error.code().to_owned());
+        return read_image(&folder.join(file), &Limits::default()).err().map(|error| error.code().to_owned());
     }
-    let labels = match read_labels(&folder.join(file), &limits) {
-        Ok(labels) => labels,
-        Err(error) => return Some(error.code().to_owned()),
+    let taxonomy = Taxonomy::standard();
+    let case = Case {
+        name: format!("odd/{file}"),
+        dataset: "odd".to_owned(),
+        image: folder.join("plain-nii1.nii"),
+        labels: folder.join(file),
+        label_map: Arc::new(LabelMap::standard("universal").unwrap()),
+        annotated: BTreeSet::from([ClassId::new(6).unwrap()]),
+        patient: file.to_owned(),
+        split: Split::Training,
+        assume_hounsfield: false,
     };
-    let ct = read_image(&folder.join("plain-nii1.nii"), &limits).unwrap();
-    if let Err(mismatch) = geometry_matches(ct.volume.grid(), labels.grid()) {
-        return Some(mismatch.code().to_owned());
+    let code = |fault: &CaseFault| match fault {
+        CaseFault::Geometry(mismatch) => mismatch.code().to_owned(),
+        CaseFault::Labels(LabelError::Unlisted { file: named, unlisted }) => {
+            assert_eq!(Path::new(named), case.labels);
+            let beyond = |(value, count): (&i32, &usize)| !(0..=32).contains(value) && *count > 0;
+            assert!(unlisted.iter().all(beyond), "{file}: {unlisted:?} are classes of the taxonomy");
+            "unknown_label".to_owned()
+        }
+        other => panic!("{file}: {other}"),
+    };
+    match PreparedCase::read(&case, &Preprocessing::default(), &taxonomy) {
+        Ok(_) => None,
+        Err(DataError::Nifti(error)) => Some(error.code().to_owned()),
+        Err(DataError::Case { fault, .. }) => Some(code(&fault)),
+        Err(other) => panic!("{file}: {other}"),
     }
-    labels.voxels().iter().any(|label| !(0..=32).contains(label)).then(|| "unknown_label".to_owned())
 }
 
 fn reason_allows(reason: &str, code: &str) -> bool {
@@ -115,6 +147,41 @@ fn every_odd_file_gets_its_expected_outcome() {
     }
     assert_eq!(walked, entries.len());
     assert!(walked >= 63, "the manifest has shrunk to {walked}");
+}
+
+/// Tells [`hostile_files_take_no_more_memory_than_is_promised`] how many KiB the process that it runs in may hold.
+const LIMITED: &str = "CONSILIUM_TEST_MEMORY_KIB";
+
+#[test]
+fn hostile_files_take_no_more_memory_than_is_promised() {
+    if let Ok(kib) = env::var(LIMITED) {
+        let beyond = black_box(Vec::<u8>::new()).try_reserve_exact(kib.parse::<usize>().unwrap() << 10);
+        assert!(beyond.is_err(), "the limit has no effect, so nothing would be proven");
+        return;
+    }
+    // The bomb declares 128 MiB, which a vector that doubles may hold twice, and inflates to 400.
+    assert_passes_within(320 << 10, "every_odd_file_gets_its_expected_outcome");
+    // Here every limit is far below 1 MiB: the rest is the process itself.
+    assert_passes_within(64 << 10, "a_damaged_header_never_panics_nor_takes_memory");
+}
+
+/// Runs a test of this file in a process that gets no more than `kib` KiB, next to the check that this is so. A reader
+/// that believes a hostile file aborts there, or refuses the file for another reason than the expected one.
+fn assert_passes_within(kib: usize, test: &str) {
+    let (_crate, module) = module_path!().split_once("::").unwrap();
+    let run = Command::new("sh")
+        .args(["-c", &format!("ulimit -d {kib} && exec \"$0\" \"$@\"")])
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", "--test-threads=1", &format!("{module}::{test}")])
+        .arg(format!("{module}::hostile_files_take_no_more_memory_than_is_promised"))
+        .env(LIMITED, kib.to_string())
+        // The stack of each worker counts.
+        .env("RAYON_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    let (said, complained) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{test}, {kib} KiB: {}\n{said}\n{complained}", run.status);
+    assert!(said.contains("2 passed"), "not both tests were found: {said}");
 }
 
 #[test]

@@ -1,30 +1,38 @@
 //! Golden fixture (i): the published preprocessing and its inverse, on four geometries.
 
-use std::fs;
-
 use nalgebra::{Matrix3, Matrix4, Rotation3, Vector3};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
-use crate::data::fixtures::shared;
 use crate::data::geometry::Affine;
 use crate::data::nifti::{Limits, PlacedBy, read_image, read_labels, write_labels};
 use crate::data::orientation::to_ras;
+use crate::golden;
 
 const CASES: [&str; 4] = ["lps_oblique", "ras_plain", "permuted", "downsample"];
 
-/// The tensors and the JSON of the fixture.
+/// The files, the tensors and the JSON of the fixture.
 struct Golden {
+    files: golden::Golden,
     tensors: Vec<u8>,
     json: Value,
 }
 
 impl Golden {
     fn load() -> Option<Self> {
-        let tensors = fs::read(shared("golden/i_preprocess.safetensors")?).unwrap();
-        let json = fs::read(shared("golden/i_preprocess.json")?).unwrap();
-        Some(Self { tensors, json: serde_json::from_slice(&json).unwrap() })
+        let files = golden::Golden::open()?;
+        let (tensors, json) = (files.bytes("i_preprocess.safetensors"), files.json("i_preprocess.json"));
+        Some(Self { files, tensors, json })
+    }
+
+    fn image(&self, case: &str) -> Image {
+        read_image(&self.files.path(&format!("i_{case}_image.nii.gz")), &Limits::default()).unwrap()
+    }
+
+    fn labels(&self, case: &str) -> Volume<u8> {
+        let path = self.files.path(&format!("i_{case}_label.nii.gz"));
+        read_labels(&path, &Limits::default()).unwrap().map(|&label| u8::try_from(label).unwrap())
     }
 
     /// Shape without the channel axis, and little-endian values.
@@ -52,16 +60,6 @@ impl Golden {
     }
 }
 
-fn image(case: &str) -> Image {
-    let path = shared(&format!("golden/i_{case}_image.nii.gz")).unwrap();
-    read_image(&path, &Limits::default()).unwrap()
-}
-
-fn labels(case: &str) -> Volume<u8> {
-    let path = shared(&format!("golden/i_{case}_label.nii.gz")).unwrap();
-    read_labels(&path, &Limits::default()).unwrap().map(|&label| u8::try_from(label).unwrap())
-}
-
 /// Whether the voxel at `index` of the prepared grid lies, along some axis, half-way between voxels of the RAS grid:
 /// there the oracle, which solves the affine in f32, may round the other way.
 fn on_a_tie(journey: &Journey, index: [usize; 3]) -> bool {
@@ -75,7 +73,7 @@ fn on_a_tie(journey: &Journey, index: [usize; 3]) -> bool {
 fn every_golden_case_is_prepared_as_published() {
     let Some(golden) = Golden::load() else { return };
     for case in CASES {
-        let file = image(case);
+        let file = golden.image(case);
         let (ras, _) = to_ras(&file.volume);
         golden.assert_image(&format!("{case}.oriented_image"), &ras, 0.0);
         golden.assert_affine(case, "oriented_affine", ras.grid());
@@ -96,8 +94,8 @@ fn every_golden_case_is_prepared_as_published() {
 fn every_golden_label_goes_the_way_of_its_image() {
     let Some(golden) = Golden::load() else { return };
     for case in CASES {
-        let prepared = preprocess_image(image(case), &Preprocessing::default()).unwrap();
-        let ours = preprocess_labels(&labels(case), &prepared.journey).unwrap();
+        let prepared = preprocess_image(golden.image(case), &Preprocessing::default()).unwrap();
+        let ours = preprocess_labels(&golden.labels(case), &prepared.journey).unwrap();
         let (shape, expected) = golden.tensor(&format!("{case}.label"));
         assert_eq!(ours.shape(), shape);
         let [nx, ny, nz] = shape;
@@ -117,7 +115,7 @@ fn every_golden_label_goes_the_way_of_its_image() {
 fn every_golden_prediction_returns_to_the_grid_of_its_file() {
     let Some(golden) = Golden::load() else { return };
     for case in CASES {
-        let file = image(case);
+        let file = golden.image(case);
         let file_grid = file.volume.grid().clone();
         let journey = preprocess_image(file, &Preprocessing::default()).unwrap().journey;
         for what in ["pred", "label"] {

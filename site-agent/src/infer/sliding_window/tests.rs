@@ -3,18 +3,21 @@ use std::cell::Cell;
 use safetensors::SafeTensors;
 
 use super::*;
+use crate::golden;
 
 struct Golden {
+    /// Looks at its end whether everything was opened.
+    _files: golden::Golden,
     bytes: Vec<u8>,
     facts: serde_json::Value,
 }
 
 impl Golden {
     fn load() -> Option<Self> {
-        let folder = common::testing::shared_dir()?.join("golden");
-        let bytes = std::fs::read(folder.join("h_sliding_window.safetensors")).unwrap();
-        let facts = std::fs::read(folder.join("h_sliding_window.json")).unwrap();
-        Some(Self { bytes, facts: serde_json::from_slice(&facts).unwrap() })
+        let files = golden::Golden::open()?;
+        let (bytes, facts) =
+            (files.bytes("h_sliding_window.safetensors"), files.json("h_sliding_window.json"));
+        Some(Self { _files: files, bytes, facts })
     }
 
     fn tensor(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
