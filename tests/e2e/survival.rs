@@ -3,12 +3,7 @@
 //! The measure is the model itself. Every draw is keyed and every sum ordered, so a study that was disturbed must end
 //! with the very model, bit for bit, of one that was not.
 
-use std::fs;
-
 use common::ids::Role;
-use common::journal::Entry;
-use common::participant::Event;
-use coordinator::report::ReportData;
 use site_agent::egress::{self, LedgerEvent};
 
 use crate::harness::consortium::{Consortium, Site};
@@ -54,10 +49,7 @@ impl Federation {
 
     /// Every round was made of the updates of both, each counted once.
     fn assert_complete(&self) {
-        let out = self.consortium.path("report");
-        self.consortium.operate(["report", NAME, "--out", out.to_str().expect("a plain name")]).ok();
-        let report = fs::read(out.join("report.json")).expect("written");
-        let report: ReportData = serde_json::from_slice(&report).expect("a report");
+        let report = self.consortium.report(NAME);
         assert_eq!((report.study.rounds_committed, report.study.state.as_str()), (ROUNDS, "finished"));
         for round in &report.rounds {
             let sites: Vec<_> = round.sites.iter().map(|site| site.as_str()).collect();
@@ -65,7 +57,7 @@ impl Federation {
         }
         for site in [&self.north, &self.south] {
             assert_eq!(updates_received(site), ROUNDS as usize, "{}", site.name);
-            assert_eq!(steps_trained(site), ROUNDS * STEPS, "{}", site.name);
+            assert_eq!(site.trainings().iter().sum::<u32>(), ROUNDS * STEPS, "{}", site.name);
         }
     }
 }
@@ -79,16 +71,6 @@ fn updates_received(site: &Site) -> usize {
     };
     egress::verify(&site.path("state/egress.jsonl"), count).expect("the ledger is whole");
     received
-}
-
-/// Steps of all trainings that came to their end, by the site's own journal.
-fn steps_trained(site: &Site) -> u32 {
-    let journal = fs::read_to_string(site.path("state/journal/events-0.jsonl")).expect("the journal");
-    let steps = |line: &str| match serde_json::from_str::<Entry<Event>>(line).expect("an event").event {
-        Event::Trained { steps, .. } => steps,
-        _ => 0,
-    };
-    journal.lines().map(steps).sum()
 }
 
 /// Waits until a round's training has made its first step.

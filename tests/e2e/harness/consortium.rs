@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::ids::Role;
+use common::journal::Entry;
+use common::participant::Event;
 use coordinator::progress::Line;
+use coordinator::report::ReportData;
 use tempfile::TempDir;
 
 use super::process::{Finished, Process, command, finish};
@@ -57,6 +60,14 @@ impl Consortium {
     /// Runs a command of the operator.
     pub(crate) fn operate<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Finished {
         finish(coordinator(self.folder.path(), args))
+    }
+
+    /// The report on a study, as it stands now.
+    pub(crate) fn report(&self, study: &str) -> ReportData {
+        let out = self.folder.path().join("report");
+        self.operate(["report", study, "--out", out.to_str().expect("a plain name")]).ok();
+        let report = fs::read(out.join("report.json")).expect("written");
+        serde_json::from_slice(&report).expect("a report")
     }
 
     /// Invites a site for so many hours; the invite's file.
@@ -144,9 +155,28 @@ impl Site {
         fs::write(self.folder.join("policy.toml"), policy).expect("the folder is ours");
     }
 
+    /// Makes the policy of [`Site::configure`] one that leaves every study to a person.
+    pub(crate) fn ask_before_studies(&self) {
+        let policy = self.path("policy.toml");
+        let text = fs::read_to_string(&policy).expect("written at enrolment");
+        let asking = text.replace("approve = \"any\"", "approve = \"ask\"");
+        assert_ne!(text, asking);
+        fs::write(policy, asking).expect("the folder is ours");
+    }
+
     /// Starts the agent.
     pub(crate) fn run(&self) -> Process {
         Process::start(&self.name, self.command(["run"]))
+    }
+
+    /// Steps of each training that came to its end, by the site's own journal.
+    pub(crate) fn trainings(&self) -> Vec<u32> {
+        let journal = fs::read_to_string(self.path("state/journal/events-0.jsonl")).expect("the journal");
+        let steps = |line: &str| match serde_json::from_str::<Entry<Event>>(line).expect("an event").event {
+            Event::Trained { steps, .. } => Some(steps),
+            _ => None,
+        };
+        journal.lines().filter_map(steps).collect()
     }
 
     /// A command of the site's operator, with its configuration.

@@ -12,8 +12,8 @@ pub(crate) const STEPS: u32 = 8;
 /// Name of the study.
 pub(crate) const NAME: &str = "Small";
 
-/// The study's TOML: so many rounds, each of which waits for so many sites.
-fn study(rounds: u32, sites: u32) -> String {
+/// The study's TOML: so many rounds of so many steps, each of which waits for so many sites.
+fn study(rounds: u32, steps: u32, sites: u32) -> String {
     format!(
         r#"name = "{NAME}"
 seed = 7
@@ -35,7 +35,7 @@ patch = [16, 16, 16]
 foreground_probability = 0.667
 
 [training]
-steps_per_round = {STEPS}
+steps_per_round = {steps}
 micro_batch = 1
 
 [training.optimizer]
@@ -60,9 +60,14 @@ default = 4.0
 impl Consortium {
     /// Adds the study with a fresh model; it is not started.
     pub(crate) fn add_study(&self, rounds: u32, sites: u32) {
+        self.add_study_of(rounds, STEPS, sites);
+    }
+
+    /// As [`Consortium::add_study`], with so many steps in a round: one is enough where nobody is killed in its midst.
+    pub(crate) fn add_study_of(&self, rounds: u32, steps: u32, sites: u32) {
         let files = ["study.toml", "model.toml", "embeddings.safetensors", "model.safetensors"];
         let [study_file, config, embeddings, model] = files.map(|file| self.path(file));
-        fs::write(&study_file, study(rounds, sites)).expect("the folder is ours");
+        fs::write(&study_file, study(rounds, steps, sites)).expect("the folder is ours");
         fs::write(&config, "backbone = \"unet\"\nwidth = 8\n").expect("the folder is ours");
         let [study_file, config, embeddings, model] =
             [&study_file, &config, &embeddings, &model].map(|path| path.to_str().expect("a plain name"));

@@ -1,0 +1,127 @@
+//! What a hospital's own people do at the command line: approve a study, look after their scans, label a scan with the
+//! model that came of it.
+
+use std::fs;
+use std::path::Path;
+
+use common::ids::Role;
+use site_agent::data::nifti::{Limits, PlacedBy, read_image, read_labels, write_labels};
+use site_agent::data::orientation::Orientation;
+use site_agent::egress::{self, Kind};
+
+use crate::harness::consortium::{Consortium, Site};
+use crate::harness::process::{command, finish};
+use crate::harness::study::NAME;
+
+/// What has left a site, by its own ledger.
+fn left(site: &Site) -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    egress::verify(&site.path("state/egress.jsonl"), |entry| kinds.push(entry.kind)).expect("whole");
+    kinds
+}
+
+#[test]
+fn a_hospital_that_asks_trains_only_after_a_person_approved_the_study() {
+    let mut consortium = Consortium::found("thorax");
+    let south = consortium.enrol("south", Role::Trainer);
+    south.give_phantoms(&consortium.address, "site-b");
+    consortium.add_study_of(2, 1, 1);
+    consortium.start_study();
+    let mut at_south = south.run();
+    // The first round is held open, so that the other hospital is there for all of it.
+    at_south.until_says("round 1: taking part");
+    at_south.pause();
+
+    let north = consortium.enrol("north", Role::Trainer);
+    north.give_phantoms(&consortium.address, "site-a");
+    north.ask_before_studies();
+    let mut at_north = north.run();
+    let told = at_north.until_says("waits for you: `site-agent study show");
+    let digest = told.rsplit("study approve ").next().and_then(|end| end.strip_suffix('`'));
+    let digest = digest.expect("says what to type");
+    at_south.resume();
+    consortium.coordinator.until_study("round-committed", "round 1");
+
+    // A round went by. North was connected all the time, and neither trained nor told anybody what it has.
+    let shown = finish(north.command(["study", "show"])).ok();
+    assert!(shown.contains("undecided"), "{shown}");
+    assert_eq!(north.trainings(), [0; 0]);
+    assert!(left(&north).iter().all(|kind| *kind == Kind::Enrolment), "{:?}", left(&north));
+
+    let approved = finish(north.command(["study", "approve", digest])).ok();
+    assert!(approved.contains(NAME), "{approved}");
+    consortium.coordinator.until_study("finished", "model");
+    assert_eq!(north.trainings(), [1]);
+    assert!(left(&north).contains(&Kind::Update));
+    let shown = finish(north.command(["study", "show", digest])).ok();
+    assert!(shown.contains("approved by the operator"), "{shown}");
+
+    let report = consortium.report(NAME);
+    let sites =
+        |round: usize| report.rounds[round].sites.iter().map(|site| site.as_str()).collect::<Vec<_>>();
+    assert_eq!((sites(0), sites(1)), (vec!["south"], vec!["north", "south"]));
+}
+
+#[test]
+fn predicted_labels_lie_exactly_where_the_scan_lies() {
+    let mut consortium = Consortium::found("thorax");
+    let north = consortium.enrol("north", Role::Trainer);
+    north.give_phantoms(&consortium.address, "site-a");
+    consortium.add_study_of(1, 1, 1);
+    consortium.start_study();
+    let _agent = north.run();
+    consortium.coordinator.until_study("finished", "model");
+
+    // No two axes have as many voxels or voxels of the same size, and none is where R, A or S would have it.
+    let data = consortium.path("scans");
+    let out = data.to_str().expect("a plain name");
+    let phantom = ["phantom", "--hospital", "site-c", "--cases", "1", "--spacing", "11,13,9", "--out", out];
+    finish(command("site-agent", phantom)).ok();
+    let scan = data.join("digestive/case-0000/ct.nii.gz");
+    let predicted = consortium.path("predicted");
+    let mut predict = north.command(["predict"]);
+    predict.arg(&scan).arg("--out").arg(&predicted);
+    let said = finish(predict).ok();
+
+    let labels = predicted.join("ct-labels.nii.gz");
+    assert_eq!(said, format!("{} -> {}\n", scan.display(), labels.display()));
+    let image = read_image(&scan, &Limits::default()).expect("a phantom");
+    let placed_by = read_image(&labels, &Limits::default()).expect("written just now").placed_by;
+    let labels = read_labels(&labels, &Limits::default()).expect("written just now");
+    let orientation = |affine| Orientation::of(affine).to_string();
+    assert_eq!(orientation(&image.volume.grid().affine), "ARI");
+    assert_eq!(orientation(&labels.grid().affine), "ARI");
+    assert_eq!(labels.grid(), image.volume.grid(), "shape and affine, to the bit");
+    assert_eq!((placed_by, image.placed_by), (PlacedBy::Sform, PlacedBy::Sform));
+}
+
+/// Gives one voxel of a label file a value that no label map lists.
+fn mislabel(labels: &Path) {
+    let read = read_labels(labels, &Limits::default()).expect("a phantom");
+    let mut raw = read.map(|value| u8::try_from(*value).expect("phantoms have few"));
+    raw.voxels_mut()[0] = 77;
+    write_labels(labels, &raw).expect("the folder is ours");
+}
+
+#[test]
+fn check_names_each_file_that_is_wrong_and_says_what_is_wrong_with_it() {
+    let consortium = Consortium::found("thorax");
+    let north = consortium.enrol("north", Role::Trainer);
+    north.give_phantoms(&consortium.address, "site-a");
+    let told = finish(north.command(["check"])).ok();
+    assert!(!told.contains("WRONG") && told.contains("2 scans are readable"), "{told}");
+    assert!(told.contains("welcomed by `thorax` as trainer `north`"), "{told}");
+
+    mislabel(&north.path("data/upper-abdomen/case-0000/labels.nii.gz"));
+    fs::write(north.path("data/upper-abdomen/case-0001/ct.nii.gz"), "no scan").expect("the phantom is there");
+    let told = finish(north.command(["check"]));
+
+    assert_eq!(told.code, Some(64));
+    assert!(told.err.contains("error: 2 of "), "{}", told.err);
+    let wrong: Vec<_> = told.out.lines().filter(|line| line.starts_with("WRONG")).collect();
+    let [labels, scan] = wrong[..] else { panic!("{}", told.out) };
+    assert!(labels.contains("case-0000") && labels.contains("labels.nii.gz"), "{labels}");
+    assert!(labels.contains("value 77 (1 voxels): the label map lists no such value"), "{labels}");
+    assert!(scan.contains("case-0001/ct.nii.gz: ") && scan.contains("not a NIfTI file"), "{scan}");
+    assert!(told.out.contains("welcomed by"), "it goes on after a mistake: {}", told.out);
+}
