@@ -38,10 +38,10 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Rounds.
-    #[arg(long, default_value_t = 72, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 160, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
     /// Optimiser steps at each site in a round.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     steps: u32,
     /// Phantoms of each trainer.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1000))]

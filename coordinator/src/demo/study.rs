@@ -56,10 +56,10 @@ patch = [24, 24, 24]
 [sampling]
 foreground_probability = 0.9
 
-# The held-out hospital's patients are larger and smaller, and its scanner is outside of the trainers' range.
+# The held-out hospital has larger patients, and its scanner is outside of the trainers' range.
 [sampling.augmentation]
-zoom_probability = 0.5
-zoom_range = [1.0, 1.25]
+zoom_probability = 0.3
+zoom_range = [1.0, 1.15]
 intensity_shift_probability = 0.5
 intensity_shift_max = 0.1
 
@@ -77,7 +77,7 @@ weight_decay = 1e-5
 
 [aggregation]
 weights = "samples"
-server_lr = 1.5
+server_lr = 1.25
 
 [quorum]
 sites = {trainers}

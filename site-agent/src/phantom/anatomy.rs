@@ -15,6 +15,16 @@ pub(super) const HALF_AXES_MM: [f64; 3] = [140.0, 100.0, 160.0];
 /// Organs end where the elliptic radius x² + y² reaches this.
 const ORGAN_LIMIT: f64 = 0.80;
 
+/// How far an organ lies from its mean place at most along each axis, mm. Wide enough that its mean mask says little: a
+/// network has to look at the image.
+const SHIFT_MM: f64 = 14.0;
+/// As [`SHIFT_MM`], for each corner of a tube.
+const BEND_MM: f64 = 9.0;
+/// Factor of each radius of an ellipsoid.
+const STRETCH: std::ops::RangeInclusive<f64> = 0.8..=1.2;
+/// Largest tilt of an ellipsoid, degrees.
+const TILT_DEG: f64 = 20.0;
+
 /// How the bodies of a group of patients differ in size.
 #[derive(Clone, Copy, Debug)]
 pub struct SizeSpread {
@@ -164,9 +174,9 @@ impl Organ {
     fn sample(&self, half_axes: &Vector3<f64>, rng: &mut impl Rng) -> Vec<Solid> {
         match self.form {
             Form::Ellipsoids(parts) => {
-                let shift = Vector3::from_fn(|_, _| rng.random_range(-6.0..=6.0));
-                let stretch: [f64; 3] = std::array::from_fn(|_| rng.random_range(0.88..=1.12));
-                let mut tilt = || rng.random_range(-12.0..=12.0_f64).to_radians();
+                let shift = Vector3::from_fn(|_, _| rng.random_range(-SHIFT_MM..=SHIFT_MM));
+                let stretch: [f64; 3] = std::array::from_fn(|_| rng.random_range(STRETCH));
+                let mut tilt = || rng.random_range(-TILT_DEG..=TILT_DEG).to_radians();
                 let to_own = Rotation3::from_axis_angle(&Vector3::z_axis(), tilt())
                     * Rotation3::from_axis_angle(&Vector3::y_axis(), tilt());
                 let part = |&(centre, radii): &([f64; 3], [f64; 3])| {
@@ -178,7 +188,7 @@ impl Organ {
             Form::Tube(points, radius) => {
                 let mut shifted = |point: &[f64; 3]| {
                     half_axes.component_mul(&Vector3::from(*point))
-                        + Vector3::from_fn(|_, _| rng.random_range(-5.0..=5.0))
+                        + Vector3::from_fn(|_, _| rng.random_range(-BEND_MM..=BEND_MM))
                 };
                 let points = points.iter().map(&mut shifted).collect();
                 vec![Solid::Tube { points, radius: radius * rng.random_range(0.88..=1.12) }]
