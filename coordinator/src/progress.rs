@@ -69,12 +69,14 @@ pub enum Line {
         site: SiteId,
         /// The round that made the model.
         round: RoundId,
-        /// Mean Dice over organs.
+        /// Mean Dice over the organs that some trainer annotates.
         organs: Option<f64>,
-        /// Mean Dice over lesions.
+        /// As for organs, over lesions.
         lesions: Option<f64>,
-        /// Mean Dice of each class, by name.
+        /// Mean Dice of each class that some trainer annotates, by name.
         classes: BTreeMap<String, f64>,
+        /// The other scored classes.
+        untrained: Vec<String>,
     },
     /// A turn in a study.
     Study {
@@ -112,15 +114,17 @@ impl std::fmt::Display for Line {
                 write!(f, "{site}: round {round}, step {step} of {steps}")?;
                 loss.map_or(Ok(()), |loss| write!(f, ", loss {loss:.4}"))
             }
-            Self::Scored { site, round, organs, lesions, classes } => {
-                let mean = |value: &Option<f64>| value.map_or("unknown".to_owned(), |v| format!("{v:.3}"));
-                write!(
-                    f,
-                    "{site}: round {round}, held-out Dice {} over organs, {} over lesions",
-                    mean(organs),
-                    mean(lesions)
-                )?;
-                classes.iter().try_for_each(|(name, dice)| write!(f, "\n    {name:<22} {dice:.3}"))
+            Self::Scored { site, round, organs, lesions, classes, untrained } => {
+                let mean = |value: Option<f64>| value.map_or("unknown".to_owned(), |v| format!("{v:.3}"));
+                write!(f, "{site}: round {round}, held-out Dice {} over organs", mean(*organs))?;
+                if lesions.is_some() {
+                    write!(f, ", {} over lesions", mean(*lesions))?;
+                }
+                classes.iter().try_for_each(|(name, dice)| write!(f, "\n    {name:<22} {dice:.3}"))?;
+                if !untrained.is_empty() {
+                    write!(f, "\n    annotated by no trainer: {}", untrained.join(", "))?;
+                }
+                Ok(())
             }
             Self::Study { study, detail, .. } => write!(f, "{study}: {detail}"),
             Self::Fault { code, detail } => write!(f, "store fails ({code}): {detail}"),

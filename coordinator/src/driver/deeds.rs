@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use common::coverage::Coverage;
 use common::evaluation;
 use common::ids::{ClassId, ModelHash, RoundId, SiteId, StudyDigest};
 use common::report::EvaluationReport;
@@ -263,19 +264,24 @@ impl Driver {
         };
         let stored = reports.iter().find(|report| report.site == *site && report.model == model);
         let report = stored.and_then(|stored| EvaluationReport::from_bytes(&stored.document).ok());
+        let covered = match self.manifests(&study).await {
+            Ok(manifests) => Coverage::of(&manifests).covered(),
+            Err(error) => return self.note_fault(&error),
+        };
         let (Some(report), Some(run)) = (report, self.studies.get(&study)) else { return };
         let taxonomy = &run.document.study().taxonomy;
         let is_organ = |class| taxonomy.class(class).is_some_and(|class| class.kind == ClassKind::Organ);
-        let dice = report
-            .classes
-            .iter()
-            .filter_map(|c| Some((taxonomy.name(c.class), c.present.as_ref()?.mean_dice)));
+        // What no trainer annotates nobody can have learnt: it would say nothing about the model in a mean.
+        let is_trained = |class| covered.contains(&class);
+        let present = report.classes.iter().filter_map(|c| Some((c.class, c.present.as_ref()?.mean_dice)));
+        let (trained, untrained): (Vec<_>, Vec<_>) = present.partition(|(class, _)| is_trained(*class));
         self.progress.say(&Line::Scored {
             site: site.clone(),
             round: report.subject.round,
-            organs: report.mean_dice(is_organ),
-            lesions: report.mean_dice(|class| !is_organ(class)),
-            classes: dice.collect(),
+            organs: report.mean_dice(|class| is_trained(class) && is_organ(class)),
+            lesions: report.mean_dice(|class| is_trained(class) && !is_organ(class)),
+            classes: trained.into_iter().map(|(class, dice)| (taxonomy.name(class), dice)).collect(),
+            untrained: untrained.into_iter().map(|(class, _)| taxonomy.name(class)).collect(),
         });
     }
 }

@@ -248,12 +248,19 @@ impl ReportData {
         last.into_values().collect()
     }
 
-    /// Mean of the classes' mean Dice in `scores`, over lesions or over all else; `None` when none is known.
+    /// Mean of the classes' mean Dice in `scores`, over lesions or over all else, of the classes that some trainer
+    /// annotates; `None` when none is known.
     pub fn mean_dice(&self, scores: &ModelScores, lesions: bool) -> Option<f64> {
         let of_kind = |class: ClassId| self.classes.iter().any(|c| c.class == class && c.lesion == lesions);
+        let wanted = |class: ClassId| of_kind(class) && self.is_trained(class);
         let values: Vec<f64> =
-            scores.classes.iter().filter(|s| of_kind(s.class)).filter_map(|s| s.mean_dice).collect();
+            scores.classes.iter().filter(|s| wanted(s.class)).filter_map(|s| s.mean_dice).collect();
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    }
+
+    /// Whether some trainer annotates the class: of others a model can know nothing.
+    pub fn is_trained(&self, class: ClassId) -> bool {
+        self.coverage.iter().any(|cell| cell.class == class && cell.annotated > 0)
     }
 }
 

@@ -166,3 +166,22 @@ fn headline_means_leave_lesions_out() {
     assert!(data.mean_dice(last, false).unwrap() > 0.75);
     assert!(data.mean_dice(last, true).unwrap() < 0.65);
 }
+
+#[test]
+fn headline_means_leave_out_what_no_trainer_annotates() {
+    let mut data = sample();
+    let before = data.mean_dice(data.final_scores()[0], false).unwrap();
+    let dropped = data.coverage[0].class;
+    data.coverage.retain(|cell| cell.class != dropped);
+    assert!(!data.is_trained(dropped));
+    let last = data.final_scores()[0];
+    let of_others: Vec<f64> = last
+        .classes
+        .iter()
+        .filter(|s| s.class != dropped && data.classes.iter().any(|c| c.class == s.class && !c.lesion))
+        .filter_map(|s| s.mean_dice)
+        .collect();
+    let expected = of_others.iter().sum::<f64>() / of_others.len() as f64;
+    assert_ne!(before, expected);
+    assert!((data.mean_dice(last, false).unwrap() - expected).abs() < 1e-12);
+}
