@@ -17,9 +17,13 @@ const DIE_WITH_PARENT: &str = "CONSILIUM_DIE_WITH_PARENT";
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    if std::env::var_os(DIE_WITH_PARENT).is_some() {
+    if let Some(parent) = std::env::var_os(DIE_WITH_PARENT) {
         // Without it a killed demo leaves its processes: not worth failing for.
         let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+        // It may have died before the kernel was asked.
+        if parent != nix::unistd::getppid().to_string().as_str() {
+            std::process::exit(1);
+        }
     }
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("CONSILIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));

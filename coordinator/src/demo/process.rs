@@ -1,7 +1,7 @@
 //! Child processes that do not outlive the demo, and whose own words are told when they fail or complain.
 //!
-//! Each has its own process group, so that an interrupt at the terminal reaches the demo alone, which then ends them in
-//! order. Dropped, they are killed. Should the demo itself be killed, they notice: [`DIE_WITH_PARENT`].
+//! Each has its own process group, so that an interrupt at the terminal reaches the demo alone, which then drops them.
+//! Dropped, they are killed. Should the demo itself be killed, they notice: [`DIE_WITH_PARENT`].
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,7 +17,7 @@ use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// Set for children of a demo: the program asks the kernel to be killed when its parent dies.
+/// Set for children of a demo to its process id: the program asks the kernel to be killed when its parent dies.
 pub const DIE_WITH_PARENT: &str = "CONSILIUM_DIE_WITH_PARENT";
 
 /// How long a process may take to stop when asked.
@@ -27,9 +27,13 @@ const TAIL: usize = 15;
 
 /// Asks the kernel to end this process with its parent, if the parent wants that.
 pub fn die_with_parent_if_asked() {
-    if std::env::var_os(DIE_WITH_PARENT).is_some() {
+    if let Some(parent) = std::env::var_os(DIE_WITH_PARENT) {
         // Without it a killed demo leaves its processes: not worth failing for.
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+        // It may have died before the kernel was asked.
+        if parent != nix::unistd::getppid().to_string().as_str() {
+            std::process::exit(1);
+        }
     }
 }
 
@@ -55,7 +59,11 @@ impl Program {
     /// `path`, called `name` in messages; its output goes to `logs/<name>.log`.
     pub(super) fn new(path: &Path, name: &str, logs: &Path) -> Self {
         let mut command = Command::new(path);
-        command.stdin(Stdio::null()).kill_on_drop(true).process_group(0).env(DIE_WITH_PARENT, "1");
+        command
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .process_group(0)
+            .env(DIE_WITH_PARENT, std::process::id().to_string());
         Self { command, name: name.to_owned(), log: logs.join(format!("{name}.log")) }
     }
 

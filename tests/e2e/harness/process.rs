@@ -27,7 +27,11 @@ pub(crate) fn program(name: &str) -> PathBuf {
 /// A program with arguments. The child asks the kernel to end with the test, however that ends.
 pub(crate) fn command<A: AsRef<std::ffi::OsStr>>(name: &str, args: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(program(name));
-    command.args(args).env(DIE_WITH_PARENT, "1").env_remove("CONSILIUM_LOG").stdin(Stdio::null());
+    command
+        .args(args)
+        .env(DIE_WITH_PARENT, std::process::id().to_string())
+        .env_remove("CONSILIUM_LOG")
+        .stdin(Stdio::null());
     command
 }
 
