@@ -5,12 +5,13 @@ use std::fs;
 use std::path::Path;
 
 use common::ids::Role;
+use nix::sys::signal::Signal;
 use site_agent::data::nifti::{Limits, PlacedBy, read_image, read_labels, write_labels};
 use site_agent::data::orientation::Orientation;
 use site_agent::egress::{self, Kind};
 
 use crate::harness::consortium::{Consortium, Site};
-use crate::harness::process::{command, finish};
+use crate::harness::process::{Process, command, finish};
 use crate::harness::study::NAME;
 
 /// What has left a site, by its own ledger.
@@ -60,6 +61,47 @@ fn a_hospital_that_asks_trains_only_after_a_person_approved_the_study() {
     let sites =
         |round: usize| report.rounds[round].sites.iter().map(|site| site.as_str()).collect::<Vec<_>>();
     assert_eq!((sites(0), sites(1)), (vec!["south"], vec!["north", "south"]));
+}
+
+/// Ends the agent as its operator would; what still waits for a decision, by its status.
+fn waiting_at_the_end(site: &Site, agent: Process) -> usize {
+    agent.signal(Signal::SIGTERM);
+    let (code, said) = agent.end();
+    assert_eq!(code, Some(0), "{said:#?}");
+    let shown = finish(site.command(["status", "--json"])).ok();
+    let status: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    status["status"]["waiting_for_approval"].as_array().expect("a list").len()
+}
+
+#[test]
+fn a_study_that_was_aborted_no_longer_waits_for_a_person() {
+    let mut consortium = Consortium::found("thorax");
+    // An evaluator has no scans to count, and is asked all the same.
+    let [here, away] = ["here", "away"].map(|name| consortium.enrol(name, Role::Evaluator));
+    consortium.add_study_of(1, 1, 1);
+    for site in [&here, &away] {
+        site.ask_before_studies();
+    }
+    let (mut at_here, mut at_away) = (here.run(), away.run());
+    at_here.until_says("waits for you");
+    at_away.until_says("waits for you");
+    assert_eq!(waiting_at_the_end(&away, at_away), 1);
+
+    consortium.operate(["study", "abort", NAME]).ok();
+    at_here.until_says("the study is over");
+    assert_eq!(waiting_at_the_end(&here, at_here), 0);
+    let mut at_away = away.run();
+    at_away.until_says("the study is over");
+    assert_eq!(waiting_at_the_end(&away, at_away), 0);
+
+    // Who comes after it is asked only about the study that came after it.
+    let late = consortium.enrol("late", Role::Evaluator);
+    late.ask_before_studies();
+    let mut at_late = late.run();
+    consortium.coordinator.until_connected("late");
+    consortium.add_study_of(2, 1, 1);
+    at_late.until_says("waits for you");
+    assert_eq!(waiting_at_the_end(&late, at_late), 1);
 }
 
 #[test]

@@ -40,6 +40,11 @@ impl Studies {
         }
     }
 
+    /// False if it was not known.
+    pub(super) fn forget(&mut self, study: StudyDigest) -> bool {
+        self.0.remove(&study).is_some()
+    }
+
     /// Remembers what is thought of a study, in the place of one that is not approved if there are too many.
     pub(super) fn set(&mut self, study: StudyDigest, standing: Standing) {
         if self.0.len() >= MAX_STUDIES && !self.0.contains_key(&study) {

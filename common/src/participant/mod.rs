@@ -243,11 +243,7 @@ impl State {
                 cx.report(Fact::StudyPaused);
                 true
             }
-            Event::StudyFinished { study } => {
-                cx.report(Fact::StudyFinished);
-                self.leave_study(study, cx);
-                true
-            }
+            Event::StudyFinished { study } => self.finished(study, cx),
             Event::ModelStored { artifact } => {
                 let downloaded = self.stored(artifact, cx);
                 self.evaluations.stored(artifact, cx) || downloaded
@@ -339,6 +335,19 @@ impl State {
         self.leave_study(study, cx);
         self.evaluations.leave(study, cx);
         news
+    }
+
+    /// For a trainer the study is past; an evaluator may still owe the report on its last model.
+    fn finished(&mut self, study: StudyDigest, cx: &mut Context<'_>) -> bool {
+        let known = match self.identity.role {
+            Role::Trainer => self.studies.forget(study),
+            Role::Evaluator => self.studies.standing(study).is_some(),
+        };
+        if known {
+            cx.report(Fact::StudyFinished);
+            self.leave_study(study, cx);
+        }
+        known
     }
 
     fn leave_study(&mut self, study: StudyDigest, cx: &mut Context<'_>) {

@@ -49,7 +49,7 @@ use self::paused::Pause;
 use self::phase::{Context, Phase, Roster};
 use self::progress::Progress;
 use self::waiting::Waiting;
-use crate::ids::{ModelHash, RoundId, SiteId, StudyDigest};
+use crate::ids::{ModelHash, Role, RoundId, SiteId, StudyDigest};
 use crate::journal::{self, Entry, RestoreError};
 use crate::time::Timestamp;
 
@@ -250,6 +250,15 @@ impl RoundMachine {
     /// The study's plan.
     pub const fn plan(&self) -> &RoundPlan {
         &self.plan
+    }
+
+    /// Whether a site of this role has no part in the study any more. A finished one may still want its last model scored.
+    pub const fn is_over_for(&self, role: Role) -> bool {
+        match self.state.phase {
+            Phase::Aborted(_) => true,
+            Phase::Finished(_) => matches!(role, Role::Trainer),
+            _ => false,
+        }
     }
 
     /// Where the study stands.

@@ -288,9 +288,12 @@ impl Driver {
         }
         self.progress.say(&Line::Connected { site: site.clone(), role });
         for run in self.studies.values() {
-            let offer =
-                Notice::StudyOffered { study: run.digest(), name: run.document.study().name.as_str().into() };
-            self.peers.tell(&site, offer);
+            let (study, name) = (run.digest(), run.document.study().name.as_str().into());
+            let notice = match run.rounds.is_over_for(role) {
+                false => Notice::StudyOffered { study, name },
+                true => Notice::StudyFinished { study, model: run.rounds.status().model },
+            };
+            self.peers.tell(&site, notice);
         }
         id
     }

@@ -192,9 +192,12 @@ impl Driver {
             Err(TickError::Command(error)) => return Err(error.into()),
         }
         let run = self.studies.get(&digest).ok_or_else(no_study)?;
-        Ok(Reply::Done {
-            words: control_words(order, &run.rounds.status(), run.document.study().quorum.sites),
-        })
+        let status = run.rounds.status();
+        if order == Order::Abort {
+            // Those too who have not yet approved: it waits for nobody any more.
+            self.peers.tell_all(&Notice::StudyFinished { study: digest, model: status.model });
+        }
+        Ok(Reply::Done { words: control_words(order, &status, run.document.study().quorum.sites) })
     }
 
     async fn report(&mut self, study: Option<&str>, out: &Path) -> Result<Reply, Failure> {

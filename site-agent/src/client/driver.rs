@@ -227,7 +227,13 @@ impl Agent {
                 tracing::info!("the coordinator says goodbye: {}", code.code());
                 Ok(())
             }
-            LinkEvent::Notice(notice) => event_of(&notice).map_or(Ok(()), |event| self.feed(event)),
+            LinkEvent::Notice(notice) => {
+                if let Notice::StudyFinished { study, .. } = notice {
+                    // Nobody needs to decide about it any more.
+                    self.undecided.remove(&study);
+                }
+                event_of(&notice).map_or(Ok(()), |event| self.feed(event))
+            }
             LinkEvent::Down { problem, hint, passes, retry_in } => {
                 let again = retry_in.as_secs();
                 match passes {
