@@ -5,14 +5,16 @@
 
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use rayon::ThreadPoolBuilder;
 use site_agent::kernels::isa::Isa;
 use site_agent::kernels::masked_loss::{self, Pairs};
+use site_agent::kernels::norm_relu::Together;
 use site_agent::kernels::segmentor::{self, HIDDEN, HeadExtent, PARAMETERS};
-use site_agent::kernels::{Extent, adamw, batch_norm, conv3, pool2, up2};
+use site_agent::kernels::{Extent, adamw, conv3, norm_relu, pool2, up2};
 
 /// Inputs, outputs and side of the 3×3×3 convolutions.
 const CONVOLUTIONS: [(usize, usize, usize); 8] = [
@@ -62,9 +64,12 @@ fn convolution(isa: Isa, ins: usize, outs: usize, side: usize) {
     let speed = |work: &dyn Fn() -> Vec<f32>| products / best(work).as_secs_f64() / 1e9;
     println!(
         "  {ins:4} {outs:4} {side:4}  {:7.1} {:7.1} {:7.1}",
-        speed(&|| conv3::forward(isa, &x, extent, &weights, None, outs)),
-        speed(&|| conv3::input_gradient(isa, &dy, output, &weights, ins)),
-        speed(&|| conv3::weight_gradient(isa, &x, extent, &dy, outs)),
+        speed(&|| conv3::forward(isa, &[&x], extent, &weights, None, outs)),
+        speed(&|| {
+            let [dx] = conv3::input_gradient(isa, &dy, output, &weights, [ins]);
+            dx
+        }),
+        speed(&|| conv3::weight_gradient(isa, &[&x], extent, &dy, outs)),
     );
 }
 
@@ -84,11 +89,12 @@ fn upsampling(isa: Isa, channels: usize, side: usize) {
 fn normalisation(isa: Isa) {
     let extent = Extent { n: 2, channels: 16, space: [24; 3] };
     let (x, dy, affine) = (values(extent.len()), values(extent.len()), values(16));
-    let (y, statistics) = batch_norm::forward_relu(isa, &x, extent, &affine, &affine, 1e-5);
+    let (together, affine) = (Together::Channel, [affine.as_slice(); 2]);
+    let (_, statistics) = norm_relu::forward(isa, &x, extent, together, affine, 1e-5);
     told(
         "batch norm  16 24",
-        best(&|| batch_norm::forward_relu(isa, &x, extent, &affine, &affine, 1e-5)),
-        best(&|| batch_norm::backward_relu(isa, &x, &y, &dy, extent, &affine, &statistics)),
+        best(&|| norm_relu::forward(isa, &x, extent, together, affine, 1e-5)),
+        best(&|| norm_relu::backward(isa, &x, &dy, extent, together, affine, &statistics)),
     );
 }
 
@@ -137,8 +143,12 @@ fn step(isa: Isa) {
         second_correction: 1.0,
         decay: 1e-8,
     };
-    let (theta, zeros) = (values(PARAMETERS_IN_ALL), vec![0.0; PARAMETERS_IN_ALL]);
-    let took = best(&|| adamw::step(isa, &theta, &theta, &zeros, &zeros, coefficients));
+    let (theta, moments) = (values(PARAMETERS_IN_ALL), vec![0.0; PARAMETERS_IN_ALL]);
+    let moments = [RefCell::new(moments.clone()), RefCell::new(moments)];
+    let took = best(&|| {
+        let [mut first, mut second] = moments.each_ref().map(RefCell::borrow_mut);
+        adamw::step(isa, &theta, &theta, [&mut first, &mut second], coefficients)
+    });
     println!("  AdamW, 1.3 million  {:7.2}", took.as_secs_f64() * 1e3);
 }
 

@@ -29,7 +29,8 @@ use site_agent::data::sampler::{Sampler, SamplerSettings};
 use site_agent::data::volume::{Grid, Volume};
 use site_agent::data::{augment::Augmentation, batch};
 use site_agent::model::{
-    Backbone, ClassEmbeddings, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors, UniversalModel,
+    Backbone, ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors,
+    UniversalModel, training_device,
 };
 use site_agent::train::burn_trainer::{BurnTrainer, TrainerSettings};
 use site_agent::train::loss::{DiceKind, masked_loss};
@@ -78,10 +79,14 @@ impl BatchSource for EachOnce {
 }
 
 fn model(seed: u64) -> UniversalModel {
+    model_on(&device(), seed)
+}
+
+fn model_on(device: &Device, seed: u64) -> UniversalModel {
     let embeddings = ClassEmbeddings::one_hot(CLASSES, 4.0).unwrap();
     let embedding = EmbeddingConfig { kind: EmbeddingKind::OneHot, rows: CLASSES, width: CLASSES };
     let config = ModelConfig { backbone: Backbone::Unet, width: 8, embedding };
-    UniversalModel::new(&config, Some(&embeddings), seed, &device()).unwrap()
+    UniversalModel::new(&config, Some(&embeddings), seed, device).unwrap()
 }
 
 fn device() -> Device {
@@ -103,7 +108,16 @@ fn settings(kind: OptimizerKind, accumulation: u32, prefetch: usize) -> TrainerS
 }
 
 fn train(source: Arc<dyn BatchSource>, settings: TrainerSettings, steps: u32) -> RoundOutcome {
-    let mut trainer = BurnTrainer::new(model(5), device(), source, settings);
+    train_on(device(), source, settings, steps)
+}
+
+fn train_on(
+    device: Device,
+    source: Arc<dyn BatchSource>,
+    settings: TrainerSettings,
+    steps: u32,
+) -> RoundOutcome {
+    let mut trainer = BurnTrainer::new(model_on(&device, 5), device, source, settings);
     trainer.load_global(&model(1).export()).unwrap();
     let plan = RoundPlan { round: ROUND, steps, learning_rate: 0.1 };
     trainer.train_round(&plan, &mut |_| {}, &Cancel::default()).unwrap()
@@ -256,7 +270,8 @@ fn pair() -> Pair {
 fn gradients_with(change: impl Fn(usize, usize, f32) -> f32) -> Vec<u32> {
     let batch = pair().batch(BatchAddress { round: ROUND, step: 0, micro: 0 }).unwrap();
     let voxels = SIDE.pow(3);
-    let changed = batch.targets.iter().enumerate().map(|(i, &old)| change(i / voxels, i % voxels, old));
+    let target = batch.targets.iter().map(|&mark| f32::from(mark));
+    let changed = target.enumerate().map(|(i, old)| change(i / voxels, i % voxels, old));
     let [n, k] = [batch.samples, batch.classes.len()];
     let tensor = |values: Vec<f32>, channels: usize| {
         Tensor::<5>::from_data(TensorData::new(values, [n, channels, SIDE, SIDE, SIDE]), &Device::flex())
@@ -389,4 +404,20 @@ fn a_restored_trainer_goes_on_as_the_one_that_was_stopped() {
         trainer.train_round(&plan(2), &mut |_| {}, &Cancel::default()).unwrap()
     };
     assert!(bits(&second(&mut whole).delta) == bits(&second(&mut resumed).delta));
+}
+
+// ---- the machine ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn neither_threads_nor_recomputing_change_a_bit_in_twenty_steps() {
+    let run = |recompute: bool, threads: usize| {
+        let device = training_device(DeviceKind::Cpu, recompute).unwrap();
+        let source = Arc::new(EachOnce(vec![case(1, &[1, 2, 4]), case(2, &[2, 3, 5, 6])]));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| bits(&train_on(device, source, settings(OptimizerKind::AdamW, 2, 0), 20).delta))
+    };
+    let expected = run(false, 1);
+    for (recompute, threads) in [(false, 2), (true, 1), (true, 2), (true, 3)] {
+        assert!(run(recompute, threads) == expected, "recompute {recompute}, {threads} threads");
+    }
 }

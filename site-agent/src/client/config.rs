@@ -26,6 +26,8 @@ struct RawSite {
     #[serde(default)]
     threads: Option<u32>,
     #[serde(default)]
+    recompute: Option<bool>,
+    #[serde(default)]
     memory_mib: Option<u64>,
     #[serde(default)]
     congestion: RawCongestion,
@@ -58,6 +60,9 @@ pub struct SiteConfig {
     pub device: DeviceKind,
     /// Threads for training, evaluation and preparation of data; `None` is one for each core.
     pub threads: Option<usize>,
+    /// Whether training makes normalised activations again in its backward pass, in the place of keeping them: the same
+    /// bits in less memory and a little more time.
+    pub recompute: bool,
     /// Memory for prepared scans, bytes; the others wait on the disk.
     pub memory_bytes: usize,
     /// Congestion control of the link.
@@ -99,6 +104,7 @@ impl SiteConfig {
             policy: base.join(raw.policy),
             device,
             threads: raw.threads.map(|n| n as usize),
+            recompute: raw.recompute.unwrap_or(true),
             memory_bytes: usize::try_from(raw.memory_mib.unwrap_or(2048) << 20).unwrap_or(usize::MAX),
             congestion: match raw.congestion {
                 RawCongestion::Bbr => Congestion::Bbr,

@@ -25,7 +25,7 @@ use crate::data::sampler::{Sampler, SamplerSettings};
 use crate::infer::evaluate::Evaluation;
 use crate::infer::network::{StudyNetwork, class_embeddings, model_config};
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
-use crate::model::{UniversalModel, device};
+use crate::model::{UniversalModel, training_device};
 use crate::train::burn_trainer::{BurnTrainer, TrainerSettings};
 use crate::train::state::{read_state, store_state};
 use crate::train::trainer::{Cancel, LocalTrainer, RoundOutcome, RoundPlan, StepReport};
@@ -94,7 +94,7 @@ impl SiteWork {
         let key = KeyedRng::new(study.seed).site(&self.site);
         let store = self.prepared(document)?.store.clone();
         let sampler = Sampler::new(store, sampler_settings(study), key)?;
-        let device = device(self.config.device)?.autodiff();
+        let device = training_device(self.config.device, self.config.recompute)?;
         let config = model_config(study);
         let table = class_embeddings(&config, &self.artifacts.load(study.embeddings.artifact)?)?;
         let model = UniversalModel::new(&config, table.as_ref(), study.seed, &device)?;

@@ -34,9 +34,9 @@ impl Crop {
     }
 
     /// The mask of `class` as 0 and 1; all 0 where the case does not annotate it.
-    pub fn target(&self, labels: &LabelledCase, class: ClassId) -> impl Iterator<Item = f32> {
+    pub fn target(&self, labels: &LabelledCase, class: ClassId) -> impl Iterator<Item = u8> {
         let inside = move |offset: usize| labels.contains(class, offset);
-        self.offsets.iter().map(move |offset| f32::from(offset.is_some_and(inside)))
+        self.offsets.iter().map(move |offset| u8::from(offset.is_some_and(inside)))
     }
 }
 
@@ -51,8 +51,8 @@ pub struct Batch {
     pub images: Vec<f32>,
     /// The classes k that the head is asked for, ascending: those that some sample annotates.
     pub classes: Vec<ClassId>,
-    /// Masks `[n, k, x, y, z]`, 0 and 1.
-    pub targets: Vec<f32>,
+    /// Masks `[n, k, x, y, z]`, 0 and 1. Batches wait prepared, so these are as small as they can be.
+    pub targets: Vec<u8>,
     /// For each (sample, class) pair `[n, k]`, whether it counts.
     pub annotated: Vec<bool>,
 }

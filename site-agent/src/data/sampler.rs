@@ -234,7 +234,7 @@ mod tests {
         let voxels: usize = PATCH.iter().product();
         let slab = &batch.targets[2 * voxels..3 * voxels];
         for (image, target) in batch.images.iter().zip(slab) {
-            assert_eq!(*target == 1.0, *image < 5000.0, "the slab is where the image says so");
+            assert_eq!(*target == 1, *image < 5000.0, "the slab is where the image says so");
         }
     }
 
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(batch.classes.len(), 4);
         assert_eq!(batch.annotated, [true; 8]);
         let voxels: usize = PATCH.iter().product();
-        assert!(batch.targets[3 * voxels..4 * voxels].iter().all(|&t| t == 0.0), "class 9 is not annotated");
+        assert!(batch.targets[3 * voxels..4 * voxels].iter().all(|&t| t == 0), "class 9 is not annotated");
     }
 
     #[test]

@@ -25,47 +25,87 @@ pub struct Coefficients {
     pub decay: f32,
 }
 
-/// A tensor's values and moments.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Stepped {
-    /// Values.
-    pub theta: Vec<f32>,
-    /// First moment.
-    pub first: Vec<f32>,
-    /// Second moment.
-    pub second: Vec<f32>,
-}
-
 /// Numbers of one task.
 const TASK: usize = 1 << 15;
 
-/// Values and moments after one step along `gradient`.
+/// Values after one step along `gradient`; the moments are moved on in place, for nobody else reads them.
 pub fn step(
     isa: Isa,
     theta: &[f32],
     gradient: &[f32],
-    first: &[f32],
-    second: &[f32],
+    [first, second]: [&mut [f32]; 2],
     coefficients: Coefficients,
-) -> Stepped {
-    let mut new = Stepped { theta: theta.to_vec(), first: first.to_vec(), second: second.to_vec() };
-    let moments = new.first.par_chunks_mut(TASK).zip(new.second.par_chunks_mut(TASK));
-    let tasks = new.theta.par_chunks_mut(TASK).zip(moments).zip(gradient.par_chunks(TASK));
-    tasks.for_each(|((theta, (first, second)), gradient)| {
-        step_in_place(isa, theta, gradient, first, second, coefficients);
+) -> Vec<f32> {
+    let mut stepped = vec![0.0; theta.len()];
+    let moments = first.par_chunks_mut(TASK).zip(second.par_chunks_mut(TASK));
+    let values = stepped.par_chunks_mut(TASK).zip(theta.par_chunks(TASK)).zip(gradient.par_chunks(TASK));
+    values.zip(moments).for_each(|(((stepped, theta), gradient), (first, second))| {
+        step_task(isa, stepped, theta, gradient, first, second, coefficients);
     });
-    new
+    stepped
 }
 
 for_each_isa! {
-    fn step_in_place(theta: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32], c: Coefficients) {
-        let moments = first.iter_mut().zip(second);
-        for ((theta, (first, second)), &gradient) in theta.iter_mut().zip(moments).zip(gradient) {
-            *first = *first * c.beta1 + gradient * c.one_minus_beta1;
-            *second = *second * c.beta2 + gradient * gradient * c.one_minus_beta2;
-            let root = second.sqrt() / c.second_correction + c.epsilon;
+    fn step_task(
+        stepped: &mut [f32],
+        theta: &[f32],
+        gradient: &[f32],
+        first: &mut [f32],
+        second: &mut [f32],
+        c: Coefficients,
+    ) {
+        let values = stepped.iter_mut().zip(theta).zip(gradient);
+        for (((stepped, &theta), &g), (m, v)) in values.zip(first.iter_mut().zip(second)) {
+            *m = *m * c.beta1 + g * c.one_minus_beta1;
+            *v = *v * c.beta2 + g * g * c.one_minus_beta2;
+            let root = v.sqrt() / c.second_correction + c.epsilon;
             // Decay and step are joined before they meet the weight: lr * decay alone is often less than its last bit.
-            *theta -= *first / root * c.rate + *theta * c.decay;
+            *stepped = theta - (*m / root * c.rate + theta * c.decay);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const C: Coefficients = Coefficients {
+        beta1: 0.9,
+        one_minus_beta1: 0.1,
+        beta2: 0.999,
+        one_minus_beta2: 0.001,
+        epsilon: 1e-8,
+        rate: 0.02,
+        second_correction: 0.5,
+        decay: 1e-4,
+    };
+
+    #[test]
+    fn every_instruction_set_computes_the_definition_to_the_same_bits() {
+        let values = |salt: usize| -> Vec<f32> {
+            (0..TASK + 77).map(|i| ((i * 7919 + salt * 104_729) % 20_011) as f32 / 10_005.5 - 1.0).collect()
+        };
+        let (theta, gradient) = (values(1), values(2));
+        let (first, second) = (values(3), values(4).into_iter().map(f32::abs).collect::<Vec<_>>());
+        let run = |isa| {
+            let (mut m, mut v) = (first.clone(), second.clone());
+            let stepped = step(isa, &theta, &gradient, [&mut m, &mut v], C);
+            (stepped, m, v)
+        };
+        let (stepped, m, v) = run(Isa::Portable);
+        for i in 0..theta.len() {
+            let [theta, g, m0, v0] = [&theta, &gradient, &first, &second].map(|values| f64::from(values[i]));
+            let (m1, v1) = (0.9 * m0 + 0.1 * g, 0.999 * v0 + 0.001 * g * g);
+            let expected = theta - 0.02 * m1 / (v1.sqrt() / 0.5 + 1e-8) - 1e-4 * theta;
+            for (got, expected) in [(stepped[i], expected), (m[i], m1), (v[i], v1)] {
+                assert!(
+                    (f64::from(got) - expected).abs() < 1e-5 * (1.0 + expected.abs()),
+                    "{i}: {got}, {expected}"
+                );
+            }
+        }
+        for isa in Isa::available() {
+            assert!(run(isa) == (stepped.clone(), m.clone(), v.clone()), "{isa:?}");
         }
     }
 }

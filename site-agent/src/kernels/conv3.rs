@@ -5,15 +5,19 @@ use rayon::prelude::*;
 use super::Extent;
 use super::isa::Isa;
 use super::micro::{Product, Shape, add_product};
-use super::pack::{Halo, TAPS, append_columns, channels_first, channels_last, mirrored_panels, panels};
+use super::pack::{
+    Channels, Halo, TAPS, by_plane, channels_last, mirrored_panels, panels, slabs, write_columns,
+};
 
 /// A panel of weights beyond this size is read tap row by tap row, so that what is being reused stays in the L2 cache.
 const PANEL_BYTES: usize = 512 << 10;
 
 /// `y[n, o] = bias[o] + Σ_i weights[o, i] ⋆ x[n, i]`, `[outs, ins, 3, 3, 3]` weights; returns `[n, outs, x, y, z]`.
+///
+/// The inputs may lie in several arrays, first the channels of the first; `extent` counts all of them.
 pub fn forward(
     isa: Isa,
-    x: &[f32],
+    x: &[&[f32]],
     extent: Extent,
     weights: &[f32],
     bias: Option<&[f32]>,
@@ -21,117 +25,140 @@ pub fn forward(
 ) -> Vec<f32> {
     let shape = Shape::for_columns(isa, outs);
     let panels = panels(weights, outs, extent.channels, shape.columns());
-    convolve(isa, x, extent, &panels, bias, outs, shape)
+    let zeros = vec![0.0; outs];
+    let mut y = vec![0.0; extent.with_channels(outs).len()];
+    convolve(isa, x, extent, &panels, bias.unwrap_or(&zeros), shape, [&mut y]);
+    y
 }
 
-/// Gradient with respect to the input, from `dy` with `extent.channels` = outputs of the convolution; `ins` its inputs.
-pub fn input_gradient(isa: Isa, dy: &[f32], extent: Extent, weights: &[f32], ins: usize) -> Vec<f32> {
-    let shape = Shape::for_columns(isa, ins);
-    let panels = mirrored_panels(weights, extent.channels, ins, shape.columns());
-    convolve(isa, dy, extent, &panels, None, ins, shape)
-}
-
-fn convolve(
+/// Gradient with respect to the inputs, from `dy` with `extent.channels` = outputs of the convolution; one array for each of
+/// `ins`, which are their channels.
+pub fn input_gradient<const N: usize>(
     isa: Isa,
-    x: &[f32],
+    dy: &[f32],
+    extent: Extent,
+    weights: &[f32],
+    ins: [usize; N],
+) -> [Vec<f32>; N] {
+    let all: usize = ins.iter().sum();
+    let shape = Shape::for_columns(isa, all);
+    let panels = mirrored_panels(weights, extent.channels, all, shape.columns());
+    let mut dx = ins.map(|ins| vec![0.0; extent.with_channels(ins).len()]);
+    convolve(isa, &[dy], extent, &panels, &vec![0.0; all], shape, &mut dx);
+    dx
+}
+
+/// Writes the convolution, one output for each bias, to `to`: the first outputs to the first array.
+fn convolve<'a>(
+    isa: Isa,
+    x: &[&[f32]],
     extent: Extent,
     panels: &[f32],
-    bias: Option<&[f32]>,
-    outs: usize,
+    bias: &[f32],
     shape: Shape,
-) -> Vec<f32> {
+    to: impl IntoIterator<Item = &'a mut Vec<f32>>,
+) {
     let ins = extent.channels;
-    let packed = channels_last(x, extent, ins);
     let (halo, columns) = (Halo::new(extent.space), shape.columns());
     let [nx, ny, nz] = extent.space;
-    let zeros = vec![0.0; outs];
-    let bias = bias.unwrap_or(&zeros);
     // Three taps along z lie side by side in channels-last order: nine segments of 3·ins terms.
     let corner = |t: usize| ((t / 3) * halo.plane() + (t % 3) * halo.line()) * ins;
     let segments: [usize; 9] = std::array::from_fn(corner);
     let at_once = if TAPS * ins * columns * size_of::<f32>() > PANEL_BYTES { 1 } else { segments.len() };
 
-    let plane = |sums: &mut Vec<f32>, index: usize| {
-        let (n, i) = (index / nx, index % nx);
-        let volume = &packed[n * halo.voxels() * ins..][..halo.voxels() * ins];
-        let mut plane = Vec::with_capacity(outs * ny * nz);
-        for (weights, bias) in panels.chunks_exact(TAPS * ins * columns).zip(bias.chunks(columns)) {
-            sums.clear();
-            sums.resize(ny * nz * columns, 0.0);
-            let slices = segments.chunks(at_once).zip(weights.chunks(at_once * 3 * ins * columns));
-            for (segments, right) in slices {
-                for (j, line) in sums.chunks_exact_mut(nz * columns).enumerate() {
-                    let mut k = 0;
-                    while k < nz {
-                        let rows = shape.fit(nz - k);
-                        let start = (halo.position(i, j) + k - halo.plane() - halo.line() - 1) * ins;
-                        let product = Product {
-                            left: volume,
-                            start,
-                            row: ins,
-                            step: 1,
-                            segments,
-                            terms: 3 * ins,
-                            right,
-                            right_step: columns,
-                        };
-                        add_product(isa, product, shape, rows, &mut line[k * columns..][..rows * columns]);
-                        k += rows;
+    let x = Channels::of(x, extent);
+    let mut to = by_plane(to, extent.n, extent.space);
+    for (n, run) in slabs(extent, ins) {
+        let packed = channels_last(&x, ins, n, &run);
+        let plane = |sums: &mut Vec<f32>, (i, plane): (usize, &mut Vec<&mut [f32]>)| {
+            let parts = plane.chunks_mut(columns).zip(bias.chunks(columns));
+            for (weights, (part, bias)) in panels.chunks_exact(TAPS * ins * columns).zip(parts) {
+                sums.clear();
+                sums.resize(ny * nz * columns, 0.0);
+                let slices = segments.chunks(at_once).zip(weights.chunks(at_once * 3 * ins * columns));
+                for (segments, right) in slices {
+                    for (j, line) in sums.chunks_exact_mut(nz * columns).enumerate() {
+                        let mut k = 0;
+                        while k < nz {
+                            let rows = shape.fit(nz - k);
+                            let start = (halo.position(i, j) + k - halo.plane() - halo.line() - 1) * ins;
+                            let product = Product {
+                                left: &packed,
+                                start,
+                                row: ins,
+                                step: 1,
+                                segments,
+                                terms: 3 * ins,
+                                right,
+                                right_step: columns,
+                            };
+                            add_product(
+                                isa,
+                                product,
+                                shape,
+                                rows,
+                                &mut line[k * columns..][..rows * columns],
+                            );
+                            k += rows;
+                        }
                     }
                 }
+                write_columns(part, sums, columns, bias);
             }
-            append_columns(&mut plane, sums, columns, bias);
-        }
-        plane
-    };
-    let planes: Vec<_> = (0..extent.n * nx).into_par_iter().map_init(Vec::new, plane).collect();
-    channels_first(&planes, extent.with_channels(outs))
+        };
+        let to = &mut to[n * nx + run.start..n * nx + run.end];
+        to.par_iter_mut().enumerate().for_each_init(Vec::new, plane);
+    }
 }
 
-/// Gradient with respect to the weights: `[outs, ins, 3, 3, 3]`. `extent` is that of `x`; `dy` has `outs` channels.
-pub fn weight_gradient(isa: Isa, x: &[f32], extent: Extent, dy: &[f32], outs: usize) -> Vec<f32> {
+/// Gradient with respect to the weights: `[outs, ins, 3, 3, 3]`. `x` and `extent` are as in [`forward`]; `dy` has `outs`
+/// channels.
+pub fn weight_gradient(isa: Isa, x: &[&[f32]], extent: Extent, dy: &[f32], outs: usize) -> Vec<f32> {
     let ins = extent.channels;
     let shape = Shape::for_columns(isa, outs);
     let columns = shape.columns();
     let stride = outs.div_ceil(columns) * columns;
-    let packed_x = channels_last(x, extent, ins);
-    let packed_dy = channels_last(dy, extent.with_channels(outs), stride);
     let halo = Halo::new(extent.space);
     // A plane of x is one run of voxels; the halo columns inside it add zeros, for `dy` is zero there.
-    let run = extent.space[1] * halo.line() - 2;
+    let run_length = extent.space[1] * halo.line() - 2;
     let blocks = shape.strips(ins);
 
     // One task: some inputs, some outputs, the nine taps of one x. Planes outside, taps inside: what is read stays near.
-    let tasks = (0..stride / columns * blocks.len() * 3).into_par_iter().map(|task| {
-        let (panel, dx) = (task / 3 / blocks.len(), task % 3);
-        let (row, rows) = blocks[task / 3 % blocks.len()];
-        let mut sums = vec![0.0; 9 * rows * columns];
-        for n in 0..extent.n {
-            for i in 0..extent.space[0] {
-                let position = n * halo.voxels() + halo.position(i, 0);
-                for (tap, sums) in sums.chunks_exact_mut(rows * columns).enumerate() {
-                    let shift = dx * halo.plane() + (tap / 3) * halo.line() + tap % 3;
+    let mut tasks: Vec<Task> = (0..stride / columns * blocks.len() * 3)
+        .map(|task| {
+            let (row, rows) = blocks[task / 3 % blocks.len()];
+            let (panel, dx) = (task / 3 / blocks.len(), task % 3);
+            Task { panel, dx, row, rows, sums: vec![0.0; 9 * rows * columns] }
+        })
+        .collect();
+    let (x, dy) = (Channels::of(x, extent), Channels::of(&[dy], extent.with_channels(outs)));
+    for (n, run) in slabs(extent, ins + stride) {
+        let packed_x = channels_last(&x, ins, n, &run);
+        let packed_dy = channels_last(&dy, stride, n, &run);
+        tasks.par_iter_mut().for_each(|Task { panel, dx, row, rows, sums }| {
+            for i in 0..run.len() {
+                let position = halo.position(i, 0);
+                for (tap, sums) in sums.chunks_exact_mut(*rows * columns).enumerate() {
+                    let shift = *dx * halo.plane() + (tap / 3) * halo.line() + tap % 3;
                     let origin = position + shift - halo.plane() - halo.line() - 1;
                     let product = Product {
                         left: &packed_x,
-                        start: origin * ins + row,
+                        start: origin * ins + *row,
                         row: 1,
                         step: ins,
                         segments: &[0],
-                        terms: run,
-                        right: &packed_dy[position * stride + panel * columns..],
+                        terms: run_length,
+                        right: &packed_dy[position * stride + *panel * columns..],
                         right_step: stride,
                     };
-                    add_product(isa, product, shape, rows, sums);
+                    add_product(isa, product, shape, *rows, sums);
                 }
             }
-        }
-        (panel, dx, row, sums)
-    });
+        });
+    }
 
     let mut gradient = vec![0.0; outs * ins * TAPS];
-    for (panel, dx, row, sums) in tasks.collect::<Vec<_>>() {
-        let rows = sums.len() / (9 * columns);
+    for Task { panel, dx, row, rows, sums } in tasks {
         for (index, lanes) in sums.chunks_exact(columns).enumerate() {
             let (tap, i) = (9 * dx + index / rows, row + index % rows);
             for (o, &sum) in (panel * columns..outs).zip(lanes) {
@@ -140,6 +167,15 @@ pub fn weight_gradient(isa: Isa, x: &[f32], extent: Extent, dy: &[f32], outs: us
         }
     }
     gradient
+}
+
+/// A part of the weights' gradient: `rows` inputs from `row` on, a panel of outputs, the nine taps of one x.
+struct Task {
+    panel: usize,
+    dx: usize,
+    row: usize,
+    rows: usize,
+    sums: Vec<f32>,
 }
 
 /// Gradient with respect to the bias: the sum of `dy` per channel, in f64.
@@ -181,6 +217,12 @@ mod tests {
         let (x, weights) = (fill(extent.len()), fill(outs * channels * TAPS));
         let (bias, dy) = (fill(outs), fill(extent.with_channels(outs).len()));
         Case { extent, outs, x, weights, bias, dy }
+    }
+
+    impl Case {
+        fn parts(&self) -> [&[f32]; 1] {
+            [&self.x]
+        }
     }
 
     /// Calls `visit(n, o, i, tap, output voxel, input voxel)` for every product of the convolution's definition.
@@ -241,12 +283,19 @@ mod tests {
                     "y",
                     seed,
                     isa,
-                    &forward(isa, &c.x, c.extent, &c.weights, Some(&c.bias), c.outs),
+                    &forward(isa, &c.parts(), c.extent, &c.weights, Some(&c.bias), c.outs),
                     &y,
                 );
                 let ins = c.extent.channels;
-                assert_close("dx", seed, isa, &input_gradient(isa, &c.dy, output, &c.weights, ins), &dx);
-                assert_close("dw", seed, isa, &weight_gradient(isa, &c.x, c.extent, &c.dy, c.outs), &dw);
+                let [got] = input_gradient(isa, &c.dy, output, &c.weights, [ins]);
+                assert_close("dx", seed, isa, &got, &dx);
+                assert_close(
+                    "dw",
+                    seed,
+                    isa,
+                    &weight_gradient(isa, &c.parts(), c.extent, &c.dy, c.outs),
+                    &dw,
+                );
             }
         }
     }
@@ -258,10 +307,38 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let isa = Isa::detect();
-                let y = forward(isa, &c.x, c.extent, &c.weights, None, c.outs);
-                (y, weight_gradient(isa, &c.x, c.extent, &c.dy, c.outs))
+                let y = forward(isa, &c.parts(), c.extent, &c.weights, None, c.outs);
+                (y, weight_gradient(isa, &c.parts(), c.extent, &c.dy, c.outs))
             })
         };
         assert_eq!(run(1), run(3));
+    }
+
+    #[test]
+    fn inputs_in_two_arrays_are_one_input_to_the_bit() {
+        let isa = Isa::detect();
+        for (first, second) in [(3, 5), (8, 16), (1, 24)] {
+            let mut rng = ChaCha8Rng::seed_from_u64(first as u64);
+            let extent = Extent { n: 2, channels: first + second, space: [4, 3, 5] };
+            let mut fill = |len: usize| (0..len).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
+            let (x, weights) = (fill(extent.len()), fill(9 * extent.channels * TAPS));
+            let dy = fill(extent.with_channels(9).len());
+            // Volume by volume, the first channels and the rest.
+            let part = |from: usize, to: usize| -> Vec<f32> {
+                let v = extent.voxels();
+                x.chunks_exact(extent.channels * v).flat_map(|x| x[from * v..to * v].to_vec()).collect()
+            };
+            let (a, b) = (part(0, first), part(first, first + second));
+            let (one, two) = ([x.as_slice()], [a.as_slice(), b.as_slice()]);
+
+            let y = |x: &[&[f32]]| forward(isa, x, extent, &weights, None, 9);
+            assert_eq!(y(&one), y(&two));
+            let dw = |x: &[&[f32]]| weight_gradient(isa, x, extent, &dy, 9);
+            assert_eq!(dw(&one), dw(&two));
+            let [dx] = input_gradient(isa, &dy, extent.with_channels(9), &weights, [first + second]);
+            let [da, db] = input_gradient(isa, &dy, extent.with_channels(9), &weights, [first, second]);
+            let joined = da.chunks_exact(first * 60).zip(db.chunks_exact(second * 60));
+            assert_eq!(joined.flat_map(|(a, b)| [a, b].concat()).collect::<Vec<_>>(), dx);
+        }
     }
 }

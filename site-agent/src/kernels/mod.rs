@@ -12,11 +12,12 @@
 )]
 
 pub mod adamw;
-pub mod batch_norm;
+pub mod conv1;
 pub mod conv3;
 pub mod isa;
 pub mod masked_loss;
 mod micro;
+pub mod norm_relu;
 mod pack;
 pub mod pool2;
 pub mod segmentor;

@@ -1,5 +1,7 @@
 //! Channels-last copies with a halo, and weights in panels: the layouts that the inner loops read straight through.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::Extent;
@@ -25,31 +27,73 @@ impl Halo {
         (self.space[1] + 2) * self.line()
     }
 
-    /// Voxels with the halo.
-    pub(super) fn voxels(self) -> usize {
-        (self.space[0] + 2) * self.plane()
-    }
-
-    /// Position of voxel `[x, y, 0]` of the volume proper.
+    /// Position of voxel `[x, y, 0]`, `x` counted from the first plane of a packed run.
     pub(super) fn position(self, x: usize, y: usize) -> usize {
         (x + 1) * self.plane() + (y + 1) * self.line() + 1
     }
 }
 
-/// `[n, channels, x, y, z]` → per volume, `[voxel with halo][stride]`; channels past the last are zero.
-pub(super) fn channels_last(values: &[f32], extent: Extent, stride: usize) -> Vec<f32> {
-    let halo = Halo::new(extent.space);
-    let [_, ny, nz] = extent.space;
-    let mut packed = vec![0.0; extent.n * halo.voxels() * stride];
-    let planes = packed.par_chunks_mut(halo.plane() * stride).enumerate();
-    planes.for_each(|(index, plane)| {
-        let (n, x) = (index / (extent.space[0] + 2), index % (extent.space[0] + 2));
-        if x == 0 || x > extent.space[0] {
-            return;
-        }
+/// A packed copy of so many bytes at once, about: the copy of a large volume would be its largest array.
+const SLAB_BYTES: usize = 16 << 20;
+
+/// Cuts a batch into runs of planes, `(volume, planes)`, of which a packed copy with `stride` numbers for each voxel stays
+/// small; no fewer planes at once than there are threads.
+pub(super) fn slabs(extent: Extent, stride: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let planes = extent.space[0];
+    let bytes = Halo::new(extent.space).plane() * stride * size_of::<f32>();
+    let at_once = (SLAB_BYTES / bytes.max(1)).max(rayon::current_num_threads());
+    let slabs = planes.div_ceil(at_once);
+    let depth = planes.div_ceil(slabs.max(1)).max(1);
+    (0..extent.n).flat_map(move |n| {
+        (0..planes).step_by(depth).map(move |first| (n, first..(first + depth).min(planes)))
+    })
+}
+
+/// The channels of a batch, which may lie in several arrays `[n, some channels, x, y, z]`, one after the other.
+#[derive(Clone, Debug)]
+pub(super) struct Channels<'a> {
+    extent: Extent,
+    /// The array of each channel, how many channels that has, and which of them it is.
+    of: Vec<(&'a [f32], usize, usize)>,
+}
+
+impl<'a> Channels<'a> {
+    /// `extent` has as many channels as all parts together.
+    pub(super) fn of(parts: &[&'a [f32]], extent: Extent) -> Self {
+        let channels = |part: &&'a [f32]| {
+            let (part, channels) = (*part, part.len() / (extent.n * extent.voxels()).max(1));
+            (0..channels).map(move |channel| (part, channels, channel))
+        };
+        let of: Vec<_> = parts.iter().flat_map(channels).collect();
+        debug_assert_eq!(of.len(), extent.channels);
+        Self { extent, of }
+    }
+
+    /// Line `[n, x, y]` of a channel.
+    fn line(&self, channel: usize, [n, x, y]: [usize; 3]) -> &'a [f32] {
+        let (part, channels, index) = self.of[channel];
+        let [_, ny, nz] = self.extent.space;
+        &part[(n * channels + index) * self.extent.voxels() + (x * ny + y) * nz..][..nz]
+    }
+}
+
+/// `planes` of volume `n`, and one more on either side → `[voxel with halo][stride]`; channels past the last and voxels
+/// outside of the volume are zero.
+pub(super) fn channels_last(
+    channels: &Channels<'_>,
+    stride: usize,
+    n: usize,
+    planes: &Range<usize>,
+) -> Vec<f32> {
+    let halo = Halo::new(channels.extent.space);
+    let [nx, ny, nz] = channels.extent.space;
+    let mut packed = vec![0.0; (planes.len() + 2) * halo.plane() * stride];
+    // The first one lies before the run.
+    packed.par_chunks_mut(halo.plane() * stride).enumerate().for_each(|(index, plane)| {
+        let Some(x) = (planes.start + index).checked_sub(1).filter(|&x| x < nx) else { return };
         for y in 0..ny {
             let to = &mut plane[((y + 1) * halo.line() + 1) * stride..][..nz * stride];
-            interleave_line(values, extent, [n, x - 1, y], to, stride);
+            interleave_line(channels, [n, x, y], to, stride);
         }
     });
     packed
@@ -58,28 +102,26 @@ pub(super) fn channels_last(values: &[f32], extent: Extent, stride: usize) -> Ve
 /// `[n, channels, x, y, z]` → `[n · x · y · z][stride]`, without a halo; channels past the last are zero.
 pub(super) fn voxel_rows(values: &[f32], extent: Extent, stride: usize) -> Vec<f32> {
     let [nx, ny, nz] = extent.space;
+    let channels = Channels::of(&[values], extent);
     let mut packed = vec![0.0; extent.n * extent.voxels() * stride];
     packed.par_chunks_mut(nz * stride).enumerate().for_each(|(index, line)| {
         let at = [index / (nx * ny), index / ny % nx, index % ny];
-        interleave_line(values, extent, at, line, stride);
+        interleave_line(&channels, at, line, stride);
     });
     packed
 }
 
-/// Writes line `[n, x, y]` of all channels to `to`, a row of `stride` for each voxel. Channels are the inner loop: the rows
+/// Writes line `at` of all channels to `to`, a row of `stride` for each voxel. Channels are the inner loop: the rows
 /// that all of them are written to stay in the nearest cache.
-fn interleave_line(values: &[f32], extent: Extent, [n, x, y]: [usize; 3], to: &mut [f32], stride: usize) {
-    let [_, ny, nz] = extent.space;
-    let line = |channel: usize| {
-        &values[(n * extent.channels + channel) * extent.voxels() + (x * ny + y) * nz..][..nz]
-    };
+fn interleave_line(channels: &Channels<'_>, at: [usize; 3], to: &mut [f32], stride: usize) {
+    let count = channels.extent.channels;
     let mut channel = 0;
-    while channel + GROUP <= extent.channels {
-        interleave::<GROUP>(to, stride, channel, std::array::from_fn(|c| line(channel + c)));
+    while channel + GROUP <= count {
+        interleave::<GROUP>(to, stride, channel, std::array::from_fn(|c| channels.line(channel + c, at)));
         channel += GROUP;
     }
-    while channel < extent.channels {
-        interleave(to, stride, channel, [line(channel)]);
+    while channel < count {
+        interleave(to, stride, channel, [channels.line(channel, at)]);
         channel += 1;
     }
 }
@@ -95,24 +137,29 @@ fn interleave<const C: usize>(to: &mut [f32], stride: usize, channel: usize, lin
     }
 }
 
-/// The planes of a batch, each `[channels, y, z]`, in the order `[n, x]` → `[n, channels, x, y, z]`.
-pub(super) fn channels_first(planes: &[Vec<f32>], extent: Extent) -> Vec<f32> {
-    let [nx, ny, nz] = extent.space;
-    let mut out = Vec::with_capacity(extent.len());
-    for volume in planes.chunks_exact(nx) {
-        for channel in 0..extent.channels {
-            for plane in volume {
-                out.extend_from_slice(&plane[channel * ny * nz..][..ny * nz]);
-            }
+/// The parts of several arrays `[n, some channels, x, y, z]` that belong to each plane, in the order `[n, x]`: one `[y, z]` for
+/// each channel of the first array, then of the next.
+pub(super) fn by_plane<'a>(
+    arrays: impl IntoIterator<Item = &'a mut Vec<f32>>,
+    n: usize,
+    [nx, ny, nz]: [usize; 3],
+) -> Vec<Vec<&'a mut [f32]>> {
+    let mut planes: Vec<Vec<&mut [f32]>> = (0..n * nx).map(|_| Vec::new()).collect();
+    for values in arrays {
+        let of_volume = values.len() / (n * ny * nz).max(1);
+        for (index, part) in values.chunks_exact_mut(ny * nz).enumerate() {
+            planes[index / of_volume * nx + index % nx].push(part);
         }
     }
-    out
+    planes
 }
 
-/// Appends the first columns of `rows` of `columns`, as many as there are biases, one after the other with its bias added.
-pub(super) fn append_columns(to: &mut Vec<f32>, rows: &[f32], columns: usize, bias: &[f32]) {
-    for (column, &bias) in bias.iter().enumerate() {
-        to.extend(rows.chunks_exact(columns).map(|row| row[column] + bias));
+/// Writes the first columns of `rows` of `columns`, as many as there are biases, each to its own place with its bias added.
+pub(super) fn write_columns(to: &mut [&mut [f32]], rows: &[f32], columns: usize, bias: &[f32]) {
+    for (column, (to, &bias)) in to.iter_mut().zip(bias).enumerate() {
+        for (to, row) in to.iter_mut().zip(rows.chunks_exact(columns)) {
+            *to = row[column] + bias;
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::Extent;
 use super::isa::Isa;
 use super::micro::{Product, Shape, add_product};
-use super::pack::{append_columns, channels_first, matrix_panels, voxel_rows};
+use super::pack::{by_plane, matrix_panels, voxel_rows, write_columns};
 
 /// Voxels of a block.
 const BLOCK: usize = 8;
@@ -20,13 +20,15 @@ pub fn forward(isa: Isa, x: &[f32], extent: Extent, weights: &[f32], bias: &[f32
     let product = Panels::new(isa, ins, outs * BLOCK, |i, column| weights[i * outs * BLOCK + column]);
     let [nx, ny, nz] = extent.space;
     let area = ny * nz;
-    let planes = (0..extent.n * nx).into_par_iter().map_init(Vec::new, |sums, plane| {
-        let mut blocks = vec![0.0; outs * BLOCK * area];
+    // Two planes of the output lie one after the other: here they are one.
+    let mut y = vec![0.0; extent.n * outs * nx * BLOCK * area];
+    let planes = by_plane([&mut y], extent.n, [nx, BLOCK, area]).into_par_iter().enumerate();
+    planes.for_each_init(Vec::new, |sums, (plane, mut blocks)| {
         for panel in 0..product.count() {
             product.multiply(isa, &rows[plane * area * ins..][..area * ins], panel, sums);
             for (lane, column) in product.columns_of(panel).enumerate() {
                 let (o, [a, b, c]) = (column / BLOCK, corner(column % BLOCK));
-                let to = &mut blocks[(o * 2 + a) * 4 * area..][..4 * area];
+                let to = &mut blocks[o][a * 4 * area..][..4 * area];
                 for (y, line) in sums.chunks_exact(nz * product.width()).enumerate() {
                     let to = to[(2 * y + b) * 2 * nz..][..2 * nz].chunks_exact_mut(2);
                     for (to, row) in to.zip(line.chunks_exact(product.width())) {
@@ -35,11 +37,8 @@ pub fn forward(isa: Isa, x: &[f32], extent: Extent, weights: &[f32], bias: &[f32
                 }
             }
         }
-        blocks
     });
-    // Two planes of the output lie one after the other: to the gathering they are one.
-    let planes: Vec<_> = planes.collect();
-    channels_first(&planes, Extent { n: extent.n, channels: outs, space: [nx, BLOCK, area] })
+    y
 }
 
 /// Gradient with respect to the input, `extent`, from `dy` `[n, outs, 2x, 2y, 2z]`.
@@ -50,15 +49,16 @@ pub fn input_gradient(isa: Isa, dy: &[f32], extent: Extent, weights: &[f32]) -> 
     let product = Panels::new(isa, terms, ins, |term, i| weights[i * terms + term]);
     let area = extent.space[1] * extent.space[2];
     let zeros = vec![0.0; ins];
-    let planes = (0..extent.n * extent.space[0]).into_par_iter().map_init(Vec::new, |sums, plane| {
-        let mut gradient = Vec::with_capacity(ins * area);
+    let mut dx = vec![0.0; extent.len()];
+    let planes = by_plane([&mut dx], extent.n, extent.space).into_par_iter().enumerate();
+    planes.for_each_init(Vec::new, |sums, (plane, mut parts)| {
         for panel in 0..product.count() {
             product.multiply(isa, &blocks[plane * area * terms..][..area * terms], panel, sums);
-            append_columns(&mut gradient, sums, product.width(), &zeros[product.columns_of(panel)]);
+            let columns = product.columns_of(panel);
+            write_columns(&mut parts[columns.clone()], sums, product.width(), &zeros[columns]);
         }
-        gradient
     });
-    channels_first(&planes.collect::<Vec<_>>(), extent)
+    dx
 }
 
 /// Gradient with respect to the weights, `[ins, outs, 2, 2, 2]`. `extent` is that of `x`.

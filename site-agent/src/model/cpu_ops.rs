@@ -10,19 +10,29 @@ mod host;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, backend_extension};
 
-use crate::kernels::batch_norm::Statistics;
 use crate::kernels::masked_loss::Loss;
+use crate::kernels::norm_relu::{Statistics, Together};
 
 /// Operations with a kernel of ours. Tensors are `[n, channel, x, y, z]`, f32.
 #[backend_extension(Flex, Autodiff)]
 pub(super) trait CpuOps: Backend {
+    /// 1×1×1 convolution with bias; `weight` is `[outs, ins, 1, 1, 1]`.
+    fn conv1(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     /// 3×3×3 convolution, stride 1, padding 1, with bias; `weight` is `[outs, ins, 3, 3, 3]`.
     fn conv3(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// Batch normalisation by the statistics of this batch, then the rectifier.
+    /// As [`CpuOps::conv3`] on the channels of both, `a` first, which are never joined in memory.
+    fn conv3_pair(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    /// Normalisation by the statistics at hand, then the rectifier.
     fn norm_relu(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        together: Together,
         epsilon: f32,
     ) -> FloatTensor<Self>;
     /// Maximum of each 2×2×2 block.
@@ -43,9 +53,17 @@ pub(super) trait CpuOps: Backend {
 /// The gradients of [`CpuOps`], first order only.
 pub(super) trait CpuGradients: Backend {
     /// From the output's gradient to the input's.
-    fn conv3_input(dy: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn conv1_input(dy: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
     /// From the output's gradient to the weight's.
-    fn conv3_weight(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn conv1_weight(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// From the output's gradient to those of the inputs, which have so many channels each.
+    fn conv3_input<const N: usize>(
+        dy: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        channels: [usize; N],
+    ) -> [FloatTensor<Self>; N];
+    /// From the output's gradient to the weight's; `x` are the inputs.
+    fn conv3_weight<const N: usize>(x: [FloatTensor<Self>; N], dy: FloatTensor<Self>) -> FloatTensor<Self>;
     /// Sum per channel.
     fn channel_sums(dy: FloatTensor<Self>) -> FloatTensor<Self>;
     /// [`CpuOps::norm_relu`], and the statistics that its gradient needs.
@@ -53,14 +71,24 @@ pub(super) trait CpuGradients: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        together: Together,
         epsilon: f32,
     ) -> (FloatTensor<Self>, Statistics);
+    /// The output of [`CpuGradients::norm_relu_forward`] once more, the same bits.
+    fn norm_relu_again(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        together: Together,
+        statistics: &Statistics,
+    ) -> FloatTensor<Self>;
     /// Gradients with respect to input, weight and bias.
     fn norm_relu_backward(
         x: FloatTensor<Self>,
-        y: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        together: Together,
         statistics: &Statistics,
     ) -> [FloatTensor<Self>; 3];
     /// [`CpuOps::pool2`], and which voxel of each block it took.

@@ -31,17 +31,17 @@ impl CpuStep for Flex {
         coefficients: Coefficients,
     ) -> (Host, Host, Host) {
         let (theta, gradient) = (theta.to_contiguous(), gradient.to_contiguous());
-        let (first, second) = (first.to_contiguous(), second.to_contiguous());
-        let new = adamw::step(
-            Isa::detect(),
-            theta.storage(),
-            gradient.storage(),
-            first.storage(),
-            second.storage(),
-            coefficients,
-        );
+        let (mut first, mut second) = (whole(first), whole(second));
+        // The optimiser has given its moments away: they are changed where they lie, unless somebody kept a copy.
+        let moments = [first.storage_mut(), second.storage_mut()];
+        let stepped = adamw::step(Isa::detect(), theta.storage(), gradient.storage(), moments, coefficients);
         let shape = [theta.shape().num_elements()];
-        let flat = |values| Host::from_data(TensorData::new(values, shape));
-        (flat(new.theta), flat(new.first), flat(new.second))
+        (Host::from_data(TensorData::new(stepped, shape)), first, second)
     }
+}
+
+/// A tensor whose storage is its values in order. `to_contiguous` alone would share what it need not copy.
+fn whole(tensor: Host) -> Host {
+    let fills = tensor.bytes().len() == tensor.shape().num_elements() * size_of::<f32>();
+    if fills && tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
 }

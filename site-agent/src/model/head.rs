@@ -129,7 +129,7 @@ impl Head {
 
     /// The global image feature `[n, 256]`.
     pub fn image_feature(&self, bottleneck: Tensor<5>) -> Tensor<2> {
-        let normed = relu(self.gap.norm.forward(bottleneck));
+        let normed = self.gap.norm.forward_relu(bottleneck);
         let [n, channels, x, y, z] = normed.dims();
         let mean = normed.reshape([n, channels, x * y * z]).mean_dim(2).reshape([n, channels]);
         let (weight, bias) = self.gap.conv.matrix();
@@ -138,7 +138,7 @@ impl Head {
 
     /// The 8 numbers per voxel that all classes read, `[n, 8, x, y, z]`.
     pub fn voxel_features(&self, decoder: Tensor<5>) -> Tensor<5> {
-        self.precls.conv.forward(relu(self.precls.norm.forward(decoder)))
+        self.precls.conv.forward(self.precls.norm.forward_relu(decoder))
     }
 
     /// The generated numbers `[n, classes, 153]`.

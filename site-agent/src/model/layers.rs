@@ -4,10 +4,11 @@
 
 use burn::{
     module::{Module, Param},
-    tensor::{Device, Tensor, module::batch_norm_train},
+    tensor::{Device, Tensor},
 };
 
 use super::ops;
+use crate::kernels::norm_relu::Together;
 
 /// Added to every variance before its root is taken.
 const EPSILON: f64 = 1e-5;
@@ -32,6 +33,11 @@ impl Conv3d {
 
     pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
         ops::conv3d(x, self.weight.val(), self.bias.val())
+    }
+
+    /// As [`Self::forward`] on the channels of both, `a` first.
+    pub(super) fn forward_pair(&self, a: Tensor<5>, b: Tensor<5>) -> Tensor<5> {
+        ops::conv3d_pair(a, b, self.weight.val(), self.bias.val())
     }
 }
 
@@ -111,7 +117,7 @@ impl BatchNorm {
 
     /// The rectifier follows every batch normalisation of the network, so it is part of this.
     pub(super) fn forward_relu(&self, x: Tensor<5>) -> Tensor<5> {
-        ops::norm_relu(x, self.weight.val(), self.bias.val(), EPSILON)
+        ops::norm_relu(x, self.weight.val(), self.bias.val(), Together::Channel, EPSILON)
     }
 }
 
@@ -128,16 +134,8 @@ impl GroupNorm {
         Self { weight: zeros([channels], device), bias: zeros([channels], device) }
     }
 
-    /// A group of one sample is normalised as a channel of a batch of one would be: one differentiable kernel for both.
-    pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        let shape = x.dims();
-        let [n, channels, ..] = shape;
-        let groups = n * GROUPS;
-        let size = shape.iter().product::<usize>() / groups;
-        let (ones, zeros) = (Tensor::ones([groups], &x.device()), Tensor::zeros([groups], &x.device()));
-        let normalised = batch_norm_train(x.reshape([1, groups, size]), ones, zeros, EPSILON).output;
-        let per_channel = [1, channels, 1, 1, 1];
-        normalised.reshape(shape) * self.weight.val().reshape(per_channel)
-            + self.bias.val().reshape(per_channel)
+    /// As [`BatchNorm::forward_relu`].
+    pub(super) fn forward_relu(&self, x: Tensor<5>) -> Tensor<5> {
+        ops::norm_relu(x, self.weight.val(), self.bias.val(), Together::Groups(GROUPS), EPSILON)
     }
 }

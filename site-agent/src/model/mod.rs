@@ -30,7 +30,7 @@ use common::ids::ClassId;
 
 pub use self::{
     config::{Backbone, EmbeddingConfig, ModelConfig},
-    device::{DeviceKind, device},
+    device::{DeviceKind, device, training_device},
     embedding::{ClassEmbeddings, EmbeddingKind},
     error::ModelError,
     parameters::Gradients,

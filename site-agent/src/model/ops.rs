@@ -15,6 +15,7 @@ use super::cpu_ops::CpuOps;
 use super::cpu_step::CpuStep;
 use super::loss_parts;
 use crate::kernels::adamw::Coefficients;
+use crate::kernels::norm_relu::Together;
 use crate::kernels::segmentor::HIDDEN;
 
 /// Whether our kernels, which are f32, can work on this tensor where it is.
@@ -31,13 +32,51 @@ pub(super) fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor
     module::conv3d(x, weight, Some(bias), ConvOptions::new([1; 3], [1; 3], [1; 3], 1))
 }
 
-/// Normalisation by the statistics of the batch at hand, then the rectifier; shape kept.
-pub(super) fn norm_relu(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<5> {
+/// As [`conv3d`] on the channels of both, `a` first.
+pub(super) fn conv3d_pair(a: Tensor<5>, b: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+    if on_cpu(&a) {
+        let (a, b) = (a.into_dispatch(), b.into_dispatch());
+        let (weight, bias) = (weight.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::conv3_pair(a, b, weight, bias));
+    }
+    conv3d(Tensor::cat(vec![a, b], 1), weight, bias)
+}
+
+/// Normalisation by the statistics at hand, then the rectifier; shape kept.
+pub(super) fn norm_relu(
+    x: Tensor<5>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    together: Together,
+    epsilon: f64,
+) -> Tensor<5> {
     if on_cpu(&x) {
         let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-        return Tensor::from_dispatch(Dispatch::norm_relu(x, weight, bias, epsilon as f32));
+        return Tensor::from_dispatch(Dispatch::norm_relu(x, weight, bias, together, epsilon as f32));
     }
-    relu(batch_norm_train(x, weight, bias, epsilon).output)
+    norm_relu_by_burn(x, weight, bias, together, epsilon)
+}
+
+/// A group of one sample is normalised as a channel of a batch of one would be: burn has a batch normalisation with a
+/// gradient of its own.
+fn norm_relu_by_burn(
+    x: Tensor<5>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    together: Together,
+    epsilon: f64,
+) -> Tensor<5> {
+    let Together::Groups(groups) = together else {
+        return relu(batch_norm_train(x, weight, bias, epsilon).output);
+    };
+    let shape = x.dims();
+    let [n, channels, ..] = shape;
+    let sets = n * groups;
+    let size = shape.iter().product::<usize>() / sets;
+    let (ones, zeros) = (Tensor::ones([sets], &x.device()), Tensor::zeros([sets], &x.device()));
+    let normalised = batch_norm_train(x.reshape([1, sets, size]), ones, zeros, epsilon).output.reshape(shape);
+    let per_channel = [1, channels, 1, 1, 1];
+    relu(normalised * weight.reshape(per_channel) + bias.reshape(per_channel))
 }
 
 /// Transposed convolution, kernel 2, stride 2: doubles each side; weight `[in, out, 2, 2, 2]`.
@@ -54,8 +93,17 @@ pub(super) fn conv_transpose3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>)
     )
 }
 
-/// 1x1x1 convolution: one matrix product per sample; weight `[out, in, 1, 1, 1]`.
+/// 1x1x1 convolution; weight `[out, in, 1, 1, 1]`.
 pub(super) fn pointwise(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+    if on_cpu(&x) {
+        let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::conv1(x, weight, bias));
+    }
+    pointwise_by_product(x, weight, bias)
+}
+
+/// One matrix product per sample.
+fn pointwise_by_product(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
     let [n, channels, sx, sy, sz] = x.dims();
     let out = bias.dims()[0];
     let flat = x.reshape([n, channels, sx * sy * sz]);
@@ -205,6 +253,32 @@ mod tests {
         }
 
         #[test]
+        fn our_pointwise_convolution_is_a_product(n in 1usize..3, ins in 1usize..20, outs in 1usize..20, sides in [1usize..14, 1usize..14, 1usize..14]) {
+            let (x, weight, bias) = (tensor([n, ins, sides[0], sides[1], sides[2]], 1), tensor([outs, ins, 1, 1, 1], 2), tensor([outs], 3));
+            let names = ["y", "dx", "dw", "db"];
+            let pairs = run(pointwise, &x, &weight, &bias).into_iter().zip(run(pointwise_by_product, &x, &weight, &bias));
+            for (name, (ours, products)) in names.into_iter().zip(pairs) {
+                assert_close(name, ours, products);
+            }
+        }
+
+        #[test]
+        fn our_convolution_of_a_pair_is_that_of_the_joined(n in 1usize..3, first in 1usize..20, second in 1usize..20, outs in 1usize..20, sides in [1usize..6, 1usize..6, 1usize..6]) {
+            let volumes = |channels| [n, channels, sides[0], sides[1], sides[2]];
+            let (x, bias) = (tensor(volumes(first + second), 1), tensor([outs], 3));
+            let weight = tensor([outs, first + second, 3, 3, 3], 2);
+            let pair = |x: Tensor<5>, w, b| {
+                conv3d_pair(x.clone().narrow(1, 0, first), x.narrow(1, first, second), w, b)
+            };
+            let burns = |x, w, b| module::conv3d(x, w, Some(b), ConvOptions::new([1; 3], [1; 3], [1; 3], 1));
+            let names = ["y", "dx", "dw", "db"];
+            let pairs = run(pair, &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
+            for (name, (ours, burns)) in names.into_iter().zip(pairs) {
+                assert_close(name, ours, burns);
+            }
+        }
+
+        #[test]
         fn our_transposed_convolution_is_burns(n in 1usize..3, ins in 1usize..36, outs in 1usize..20, sides in [1usize..6, 1usize..6, 1usize..6]) {
             let (x, weight, bias) = (tensor([n, ins, sides[0], sides[1], sides[2]], 1), tensor([ins, outs, 2, 2, 2], 2), tensor([outs], 3));
             let options = ConvTransposeOptions::new([2; 3], [0; 3], [0; 3], [1; 3], 1);
@@ -231,12 +305,14 @@ mod tests {
         }
 
         #[test]
-        fn our_normalisation_is_burns(n in 1usize..3, channels in 1usize..9, sides in [1usize..9, 2usize..9, 2usize..9]) {
+        fn our_normalisation_is_burns(n in 1usize..3, channels in 1usize..9, groups in 0usize..4, sides in [1usize..9, 2usize..9, 2usize..9]) {
+            let together = if groups == 0 { Together::Channel } else { Together::Groups(groups) };
+            let channels = channels * groups.max(1);
             let (x, weight, bias) = (tensor([n, channels, sides[0], sides[1], sides[2]], 1), tensor([channels], 2), tensor([channels], 3));
-            let burns = |x, w, b| relu(batch_norm_train(x, w, b, 1e-5).output);
             let names = ["y", "dx", "dw", "db"];
-            let pairs = run(|x, w, b| norm_relu(x, w, b, 1e-5), &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
-            for (name, (ours, burns)) in names.into_iter().zip(pairs) {
+            let ours = run(|x, w, b| norm_relu(x, w, b, together, 1e-5), &x, &weight, &bias);
+            let burns = run(|x, w, b| norm_relu_by_burn(x, w, b, together, 1e-5), &x, &weight, &bias);
+            for (name, (ours, burns)) in names.into_iter().zip(ours.into_iter().zip(burns)) {
                 assert_close(name, ours, burns);
             }
         }

@@ -210,9 +210,13 @@ impl<F: FnMut(&str, Tensor<1>) -> Tensor<1>> ModuleMapper for Updater<F> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = self.path.reference_name();
         param.map(|old| {
-            let (shape, is_autodiff, is_trained) = (old.shape(), old.is_autodiff(), old.is_require_grad());
+            let (shape, is_trained) = (old.shape(), old.is_require_grad());
+            let recomputing = old.gradient_checkpointing_strategy();
             let new = (self.change)(&name, old.inner().flatten(0, D - 1)).reshape(shape);
-            let new = if is_autodiff { new.autodiff() } else { new };
+            let new = match recomputing {
+                Some(strategy) => new.autodiff().with_gradient_checkpointing_strategy(strategy),
+                None => new,
+            };
             new.set_require_grad(is_trained)
         })
     }

@@ -36,6 +36,10 @@ impl ConvUnit {
     fn forward(&self, x: Tensor<5>) -> Tensor<5> {
         self.bn1.forward_relu(self.conv1.forward(x))
     }
+
+    fn forward_pair(&self, a: Tensor<5>, b: Tensor<5>) -> Tensor<5> {
+        self.bn1.forward_relu(self.conv1.forward_pair(a, b))
+    }
 }
 
 /// Two units at one resolution; pooling is done by the caller, who keeps the output as skip connection.
@@ -58,20 +62,19 @@ impl Down {
 #[derive(Module, Debug)]
 struct Up {
     up_conv: UpConv3d,
-    ops: Vec<ConvUnit>,
+    ops: [ConvUnit; 2],
 }
 
 impl Up {
     fn new(input: usize, output: usize, device: &Device) -> Self {
         // The skip connection of a stage has as many channels as the stage puts out.
-        let units =
-            vec![ConvUnit::new(input + output, output, device), ConvUnit::new(output, output, device)];
+        let units = [ConvUnit::new(input + output, output, device), ConvUnit::new(output, output, device)];
         Self { up_conv: UpConv3d::new(input, device), ops: units }
     }
 
     fn forward(&self, x: Tensor<5>, skip: Tensor<5>) -> Tensor<5> {
-        let joined = Tensor::cat(vec![self.up_conv.forward(x), skip], 1);
-        self.ops.iter().fold(joined, |x, unit| unit.forward(x))
+        let [first, second] = &self.ops;
+        second.forward(first.forward_pair(self.up_conv.forward(x), skip))
     }
 }
 

@@ -93,7 +93,7 @@ impl BurnTrainer {
             let batch = batch?;
             // A micro-batch without any annotated pair teaches nothing.
             if batch.annotated.contains(&true) {
-                step.add(on_pool(|| self.micro_batch(&batch))?);
+                step.add(on_pool(|| self.micro_batch(batch))?);
             }
         }
         if let Some(gradients) = &step.mean {
@@ -103,17 +103,17 @@ impl BurnTrainer {
     }
 
     /// Forward and backward pass. The head runs only for the classes that some sample of the batch annotates.
-    fn micro_batch(&self, batch: &Batch) -> Result<MicroBatch, TrainError> {
-        let [x, y, z] = batch.patch;
-        let tensor = |values: &[f32], channels: usize| {
-            let shape = [batch.samples, channels, x, y, z];
-            Tensor::<5>::from_data(TensorData::new(values.to_vec(), shape), &self.device)
+    fn micro_batch(&self, batch: Batch) -> Result<MicroBatch, TrainError> {
+        let Batch { patch: [x, y, z], samples, images, classes, targets, annotated } = batch;
+        let tensor = |values: Vec<f32>, channels: usize| {
+            let shape = [samples, channels, x, y, z];
+            Tensor::<5>::from_data(TensorData::new(values, shape), &self.device)
         };
-        let logits = self.model.forward(tensor(&batch.images, 1), &batch.classes)?;
-        let target = tensor(&batch.targets, batch.classes.len());
+        let logits = self.model.forward(tensor(images, 1), &classes)?;
+        let target = tensor(targets.into_iter().map(f32::from).collect(), classes.len());
         let Loss { bce, dice } = self.settings.training.loss;
         let kind = if dice == DiceTerm::Slice { DiceKind::Slice } else { DiceKind::Volume };
-        let parts = masked_loss(logits, target, &batch.annotated, kind)?;
+        let parts = masked_loss(logits, target, &annotated, kind)?;
         let mut objective = parts.bce.clone() * bce;
         if dice != DiceTerm::None {
             objective = objective + parts.dice.clone();

@@ -1,7 +1,14 @@
 //! The operations in a graph: what each keeps for its backward pass, and that pass.
+//!
+//! Where the device says so (`gradient_checkpointing`), normalisations are not kept for those who read them: they are made
+//! again, to the bit, from what was read to make them. That halves what a training step holds.
+
+use std::marker::PhantomData;
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -9,9 +16,24 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, TensorMetadata};
 
 use super::{Counted, CpuGradients, CpuOps};
-use crate::kernels::batch_norm::Statistics;
+use crate::kernels::norm_relu::{Statistics, Together};
 
 impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> {
+    fn conv1(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        match Conv1.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), prep.checkpoint(&weight));
+                prep.finish(
+                    state,
+                    B::conv1(x.into_primitive(), weight.into_primitive(), bias.into_primitive()),
+                )
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::conv1(x.into_primitive(), weight.into_primitive(), bias.into_primitive()))
+            }
+        }
+    }
+
     fn conv3(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         match Conv3.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
@@ -27,23 +49,51 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
         }
     }
 
+    fn conv3_pair(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let nodes = [a.node(), b.node(), weight.node(), bias.node()];
+        let channels = [&a, &b].map(|x| x.shape()[1]);
+        match Conv3Pair.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = ([&a, &b, &weight].map(|tensor| prep.checkpoint(tensor)), channels);
+                let (weight, bias) = (weight.into_primitive(), bias.into_primitive());
+                prep.finish(state, B::conv3_pair(a.into_primitive(), b.into_primitive(), weight, bias))
+            }
+            OpsKind::UnTracked(prep) => {
+                let (weight, bias) = (weight.into_primitive(), bias.into_primitive());
+                prep.finish(B::conv3_pair(a.into_primitive(), b.into_primitive(), weight, bias))
+            }
+        }
+    }
+
     fn norm_relu(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        together: Together,
         epsilon: f32,
     ) -> FloatTensor<Self> {
-        match NormRelu.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
+        let nodes = [x.node(), weight.node(), bias.node()];
+        let primitives = [&x, &weight, &bias].map(|tensor| tensor.clone().into_primitive());
+        let [input, gamma, beta] = primitives;
+        let (y, statistics) = B::norm_relu_forward(input, gamma, beta, together, epsilon);
+        let again = NormReluAgain::<B> {
+            parents: [x.node().id(), weight.node().id(), bias.node().id()],
+            together,
+            statistics: statistics.clone(),
+            backend: PhantomData,
+        };
+        let prep = NormRelu.prepare::<C>(nodes).memory_bound().retro_forward(again);
+        match prep.parents([&x, &weight, &bias]).stateful() {
             OpsKind::Tracked(mut prep) => {
-                let (input, gamma) = (prep.checkpoint(&x), prep.checkpoint(&weight));
-                let (weight, bias) = (weight.into_primitive(), bias.into_primitive());
-                let (y, statistics) = B::norm_relu_forward(x.into_primitive(), weight, bias, epsilon);
-                prep.finish((input, gamma, y.clone(), statistics), y)
+                let parents = [&x, &weight, &bias].map(|tensor| prep.checkpoint(tensor));
+                prep.finish((parents, together, statistics), y)
             }
-            OpsKind::UnTracked(prep) => {
-                let (weight, bias) = (weight.into_primitive(), bias.into_primitive());
-                prep.finish(B::norm_relu(x.into_primitive(), weight, bias, epsilon))
-            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
 
@@ -105,6 +155,29 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
 }
 
 #[derive(Debug)]
+struct Conv1;
+
+impl<B: CpuGradients> Backward<B, 3> for Conv1 {
+    type State = (NodeId, NodeId);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [x_node, weight_node, bias_node] = ops.parents;
+        let dy = grads.consume::<B>(&ops.node);
+        let x: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.0);
+        let weight: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.1);
+        if let Some(node) = bias_node {
+            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
+        }
+        if let Some(node) = weight_node {
+            grads.register::<B>(node.id, B::conv1_weight(x, dy.clone()));
+        }
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::conv1_input(dy, weight));
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Conv3;
 
 impl<B: CpuGradients> Backward<B, 3> for Conv3 {
@@ -119,11 +192,41 @@ impl<B: CpuGradients> Backward<B, 3> for Conv3 {
             grads.register::<B>(node.id, B::channel_sums(dy.clone()));
         }
         if let Some(node) = weight_node {
-            grads.register::<B>(node.id, B::conv3_weight(x, dy.clone()));
+            grads.register::<B>(node.id, B::conv3_weight([x], dy.clone()));
         }
         // The first layer's input is the scan: nobody asks for its gradient, which would cost most of that layer.
         if let Some(node) = x_node {
-            grads.register::<B>(node.id, B::conv3_input(dy, weight));
+            let [_, channels, ..] = weight.shape().dims::<5>();
+            let [dx] = B::conv3_input(dy, weight, [channels]);
+            grads.register::<B>(node.id, dx);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Conv3Pair;
+
+impl<B: CpuGradients> Backward<B, 4> for Conv3Pair {
+    type State = ([NodeId; 3], [usize; 2]);
+
+    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [a_node, b_node, weight_node, bias_node] = ops.parents;
+        let dy = grads.consume::<B>(&ops.node);
+        let (saved, channels) = ops.state;
+        let [a, b, weight] = saved.map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
+        if let Some(node) = bias_node {
+            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
+        }
+        if let Some(node) = weight_node {
+            grads.register::<B>(node.id, B::conv3_weight([a, b], dy.clone()));
+        }
+        if a_node.is_some() || b_node.is_some() {
+            let gradients = B::conv3_input(dy, weight, channels);
+            for (node, gradient) in [a_node, b_node].into_iter().zip(gradients) {
+                if let Some(node) = node {
+                    grads.register::<B>(node.id, gradient);
+                }
+            }
         }
     }
 }
@@ -132,19 +235,33 @@ impl<B: CpuGradients> Backward<B, 3> for Conv3 {
 struct NormRelu;
 
 impl<B: CpuGradients> Backward<B, 3> for NormRelu {
-    type State = (NodeId, NodeId, FloatTensor<B>, Statistics);
+    type State = ([NodeId; 3], Together, Statistics);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
-        let (x, weight, y, statistics) = ops.state;
-        let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
-        let weight: FloatTensor<B> = checkpointer.retrieve_node_output(weight);
-        let gradients = B::norm_relu_backward(x, y, dy, weight, &statistics);
+        let (parents, together, statistics) = ops.state;
+        let [x, weight, bias] = parents.map(|node| checkpointer.retrieve_node_output(node));
+        let gradients = B::norm_relu_backward(x, dy, weight, bias, together, &statistics);
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, gradient);
             }
         }
+    }
+}
+
+#[derive(Debug)]
+struct NormReluAgain<B> {
+    parents: [NodeId; 3],
+    together: Together,
+    statistics: Statistics,
+    backend: PhantomData<B>,
+}
+
+impl<B: CpuGradients> RetroForward for NormReluAgain<B> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let [x, weight, bias] = self.parents.map(|node| states.get_state::<FloatTensor<B>>(&node));
+        states.save(out_node, B::norm_relu_again(x, weight, bias, self.together, &self.statistics));
     }
 }
 

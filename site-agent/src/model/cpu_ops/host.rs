@@ -5,17 +5,33 @@ use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::TensorData;
 
 use super::{Counted, CpuGradients, CpuOps};
-use crate::kernels::batch_norm::{self, Statistics};
 use crate::kernels::isa::Isa;
 use crate::kernels::masked_loss::{self, Loss, Pairs};
+use crate::kernels::norm_relu::{self, Statistics, Together};
 use crate::kernels::segmentor::{self, HIDDEN, HeadExtent};
-use crate::kernels::{Extent, conv3, pool2, up2};
+use crate::kernels::{Extent, conv1, conv3, pool2, up2};
 
 type Host = FloatTensor<Flex>;
 
 fn extent(tensor: &Host) -> Extent {
     let [n, channels, x, y, z] = tensor.shape().dims();
     Extent { n, channels, space: [x, y, z] }
+}
+
+/// The extent of all channels of several volumes.
+fn joint_extent(x: &[Host]) -> Extent {
+    let of_one = extent(&x[0]);
+    of_one.with_channels(x.iter().map(|x| extent(x).channels).sum())
+}
+
+fn convolve<const N: usize>(x: [Host; N], weight: Host, bias: Host) -> Host {
+    let x = x.map(|x| x.to_contiguous());
+    let (weight, bias) = (weight.to_contiguous(), bias.to_contiguous());
+    let (extent, outs) = (joint_extent(&x), bias.shape().num_elements());
+    let parts = x.each_ref().map(|x| x.storage::<f32>());
+    let bias = Some(bias.storage());
+    let y = conv3::forward(Isa::detect(), &parts, extent, weight.storage(), bias, outs);
+    volumes(y, extent.with_channels(outs))
 }
 
 fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Host {
@@ -34,16 +50,23 @@ fn volumes(values: Vec<f32>, extent: Extent) -> Host {
 }
 
 impl CpuOps for Flex {
-    fn conv3(x: Host, weight: Host, bias: Host) -> Host {
+    fn conv1(x: Host, weight: Host, bias: Host) -> Host {
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
         let (extent, outs) = (extent(&x), bias.shape().num_elements());
-        let y =
-            conv3::forward(Isa::detect(), x.storage(), extent, weight.storage(), Some(bias.storage()), outs);
+        let y = conv1::forward(Isa::detect(), x.storage(), extent, weight.storage(), bias.storage());
         volumes(y, extent.with_channels(outs))
     }
 
-    fn norm_relu(x: Host, weight: Host, bias: Host, epsilon: f32) -> Host {
-        Self::norm_relu_forward(x, weight, bias, epsilon).0
+    fn conv3(x: Host, weight: Host, bias: Host) -> Host {
+        convolve([x], weight, bias)
+    }
+
+    fn conv3_pair(a: Host, b: Host, weight: Host, bias: Host) -> Host {
+        convolve([a, b], weight, bias)
+    }
+
+    fn norm_relu(x: Host, weight: Host, bias: Host, together: Together, epsilon: f32) -> Host {
+        Self::norm_relu_forward(x, weight, bias, together, epsilon).0
     }
 
     fn pool2(x: Host) -> Host {
@@ -71,18 +94,33 @@ impl CpuOps for Flex {
 }
 
 impl CpuGradients for Flex {
-    fn conv3_input(dy: Host, weight: Host) -> Host {
+    fn conv1_input(dy: Host, weight: Host) -> Host {
         let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
-        let [_, ins, ..] = weight.shape().dims::<5>();
-        let extent = extent(&dy);
-        let dx = conv3::input_gradient(Isa::detect(), dy.storage(), extent, weight.storage(), ins);
+        let ([_, ins, ..], extent) = (weight.shape().dims::<5>(), extent(&dy));
+        let dx = conv1::input_gradient(Isa::detect(), dy.storage(), extent, weight.storage(), ins);
         volumes(dx, extent.with_channels(ins))
     }
 
-    fn conv3_weight(x: Host, dy: Host) -> Host {
+    fn conv1_weight(x: Host, dy: Host) -> Host {
         let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
         let (extent, [_, outs, ..]) = (extent(&x), dy.shape().dims::<5>());
-        let dw = conv3::weight_gradient(Isa::detect(), x.storage(), extent, dy.storage(), outs);
+        let dw = conv1::weight_gradient(Isa::detect(), x.storage(), extent, dy.storage(), outs);
+        tensor(dw, [outs, extent.channels, 1, 1, 1])
+    }
+
+    fn conv3_input<const N: usize>(dy: Host, weight: Host, channels: [usize; N]) -> [Host; N] {
+        let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
+        let extent = extent(&dy);
+        let dx = conv3::input_gradient(Isa::detect(), dy.storage(), extent, weight.storage(), channels);
+        let mut channels = channels.into_iter();
+        dx.map(|dx| volumes(dx, extent.with_channels(channels.next().unwrap_or(0))))
+    }
+
+    fn conv3_weight<const N: usize>(x: [Host; N], dy: Host) -> Host {
+        let (x, dy) = (x.map(|x| x.to_contiguous()), dy.to_contiguous());
+        let (extent, [_, outs, ..]) = (joint_extent(&x), dy.shape().dims::<5>());
+        let parts = x.each_ref().map(|x| x.storage::<f32>());
+        let dw = conv3::weight_gradient(Isa::detect(), &parts, extent, dy.storage(), outs);
         tensor(dw, [outs, extent.channels, 3, 3, 3])
     }
 
@@ -92,31 +130,51 @@ impl CpuGradients for Flex {
         tensor(conv3::bias_gradient(dy.storage(), extent), [extent.channels])
     }
 
-    fn norm_relu_forward(x: Host, weight: Host, bias: Host, epsilon: f32) -> (Host, Statistics) {
+    fn norm_relu_forward(
+        x: Host,
+        weight: Host,
+        bias: Host,
+        together: Together,
+        epsilon: f32,
+    ) -> (Host, Statistics) {
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
-        let extent = extent(&x);
-        let (y, statistics) = batch_norm::forward_relu(
-            Isa::detect(),
-            x.storage(),
-            extent,
-            weight.storage(),
-            bias.storage(),
-            epsilon,
-        );
+        let (extent, affine) = (extent(&x), [weight.storage(), bias.storage()]);
+        let (y, statistics) =
+            norm_relu::forward(Isa::detect(), x.storage(), extent, together, affine, epsilon);
         (volumes(y, extent), statistics)
     }
 
-    fn norm_relu_backward(x: Host, y: Host, dy: Host, weight: Host, statistics: &Statistics) -> [Host; 3] {
-        let (x, y) = (x.to_contiguous(), y.to_contiguous());
-        let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
-        let extent = extent(&x);
-        let gradients = batch_norm::backward_relu(
+    fn norm_relu_again(
+        x: Host,
+        weight: Host,
+        bias: Host,
+        together: Together,
+        statistics: &Statistics,
+    ) -> Host {
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let (extent, affine) = (extent(&x), [weight.storage(), bias.storage()]);
+        let y = norm_relu::again(Isa::detect(), x.storage(), extent, together, affine, statistics);
+        volumes(y, extent)
+    }
+
+    fn norm_relu_backward(
+        x: Host,
+        dy: Host,
+        weight: Host,
+        bias: Host,
+        together: Together,
+        statistics: &Statistics,
+    ) -> [Host; 3] {
+        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
+        let (weight, bias) = (weight.to_contiguous(), bias.to_contiguous());
+        let (extent, affine) = (extent(&x), [weight.storage(), bias.storage()]);
+        let gradients = norm_relu::backward(
             Isa::detect(),
             x.storage(),
-            y.storage(),
             dy.storage(),
             extent,
-            weight.storage(),
+            together,
+            affine,
             statistics,
         );
         let channels = [extent.channels];

@@ -1,0 +1,337 @@
+//! Normalisation by the statistics at hand, with the rectifier that follows it: batch and group normalisation in one.
+//!
+//! What is normalised together is a set of (sample, channel) volumes: a channel of all samples, or some channels of one
+//! sample. The reference never reads running statistics, not even in inference (specification §8), so there are none here.
+//! One task does one set from its statistics to its last voxel: what it read first is still in the cache.
+//!
+//! The output is not needed for the gradients: [`again`] makes it from the input, to the bit, when somebody asks.
+
+use rayon::prelude::*;
+
+use super::Extent;
+use super::isa::{Isa, for_each_isa};
+
+/// What is normalised together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Together {
+    /// Each channel, over all samples.
+    Channel,
+    /// This many groups of channels in each sample.
+    Groups(usize),
+}
+
+/// Mean and reciprocal standard deviation of each set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Statistics {
+    /// Mean of each set.
+    pub mean: Vec<f32>,
+    /// `1 / sqrt(biased variance + ε)` of each set.
+    pub scale: Vec<f32>,
+}
+
+/// Gradients of one normalisation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gradients {
+    /// With respect to the input, `[n, channels, x, y, z]`.
+    pub input: Vec<f32>,
+    /// With respect to the weight γ, one for each channel.
+    pub weight: Vec<f32>,
+    /// With respect to the bias β, one for each channel.
+    pub bias: Vec<f32>,
+}
+
+impl Together {
+    /// How many sets there are.
+    fn sets(self, extent: Extent) -> usize {
+        match self {
+            Self::Channel => extent.channels,
+            Self::Groups(groups) => extent.n * groups,
+        }
+    }
+
+    /// The set of a volume; `volume` counts `[n, channel]`.
+    fn set_of(self, volume: usize, extent: Extent) -> usize {
+        let (n, channel) = (volume / extent.channels, volume % extent.channels);
+        match self {
+            Self::Channel => channel,
+            Self::Groups(groups) => n * groups + channel / (extent.channels / groups),
+        }
+    }
+
+    /// Hands each volume to its set, in order.
+    fn split<T>(self, volumes: impl Iterator<Item = T>, extent: Extent) -> Vec<Vec<T>> {
+        let mut sets: Vec<Vec<T>> = (0..self.sets(extent)).map(|_| Vec::new()).collect();
+        for (index, volume) in volumes.enumerate() {
+            sets[self.set_of(index, extent)].push(volume);
+        }
+        sets
+    }
+}
+
+/// The slope and offset of one channel after normalisation.
+#[derive(Clone, Copy)]
+struct Affine {
+    weight: f32,
+    bias: f32,
+}
+
+/// γ and β of each volume, by set.
+fn affines(weight: &[f32], bias: &[f32], extent: Extent, together: Together) -> Vec<Vec<Affine>> {
+    let of =
+        |volume| Affine { weight: weight[volume % extent.channels], bias: bias[volume % extent.channels] };
+    together.split((0..extent.n * extent.channels).map(of), extent)
+}
+
+/// `relu(γ · (x − mean) / sqrt(variance + ε) + β)`.
+pub fn forward(
+    isa: Isa,
+    x: &[f32],
+    extent: Extent,
+    together: Together,
+    [weight, bias]: [&[f32]; 2],
+    epsilon: f32,
+) -> (Vec<f32>, Statistics) {
+    let mut y = vec![0.0; x.len()];
+    let affines = affines(weight, bias, extent, together);
+    let sets = volumes_of(x, extent, together).into_par_iter().zip(volumes_of_mut(&mut y, extent, together));
+    let normalise = |((x, y), affines): ((Vec<&[f32]>, Vec<&mut [f32]>), Vec<Affine>)| {
+        let (mean, scale) = statistics(isa, &x, epsilon);
+        normalise(isa, &x, y, &affines, mean, scale);
+        (mean, scale)
+    };
+    let (mean, scale) = sets.zip(affines).map(normalise).unzip();
+    (y, Statistics { mean, scale })
+}
+
+/// The output of [`forward`] once more, the same bits, from the input and the statistics.
+pub fn again(
+    isa: Isa,
+    x: &[f32],
+    extent: Extent,
+    together: Together,
+    [weight, bias]: [&[f32]; 2],
+    statistics: &Statistics,
+) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    let affines = affines(weight, bias, extent, together);
+    let sets = volumes_of(x, extent, together).into_par_iter().zip(volumes_of_mut(&mut y, extent, together));
+    sets.zip(affines).enumerate().for_each(|(set, ((x, y), affines))| {
+        normalise(isa, &x, y, &affines, statistics.mean[set], statistics.scale[set]);
+    });
+    y
+}
+
+/// Gradients, from the input and the gradient of the output.
+pub fn backward(
+    isa: Isa,
+    x: &[f32],
+    dy: &[f32],
+    extent: Extent,
+    together: Together,
+    [weight, bias]: [&[f32]; 2],
+    statistics: &Statistics,
+) -> Gradients {
+    let mut input = vec![0.0; x.len()];
+    let affines = affines(weight, bias, extent, together);
+    let sets = volumes_of(x, extent, together)
+        .into_par_iter()
+        .zip(volumes_of(dy, extent, together))
+        .zip(volumes_of_mut(&mut input, extent, together))
+        .zip(affines);
+    let of_volumes = sets.enumerate().map(|(set, (((x, dy), dx), affines))| {
+        differentiate(isa, &x, &dy, dx, &affines, statistics.mean[set], statistics.scale[set])
+    });
+    let of_volumes: Vec<Vec<[f64; 2]>> = of_volumes.collect();
+    let mut sums = vec![[0.0; 2]; extent.channels];
+    let mut rest: Vec<_> = of_volumes.into_iter().map(Vec::into_iter).collect();
+    for volume in 0..extent.n * extent.channels {
+        let of_volume = rest[together.set_of(volume, extent)].next().unwrap_or_default();
+        for (sum, term) in sums[volume % extent.channels].iter_mut().zip(of_volume) {
+            *sum += term;
+        }
+    }
+    let column = |i: usize| sums.iter().map(|sums| sums[i] as f32).collect();
+    Gradients { input, weight: column(1), bias: column(0) }
+}
+
+for_each_isa! {
+    /// Mean of a set and its reciprocal standard deviation.
+    fn statistics(x: &[&[f32]], epsilon: f32) -> (f32, f32) {
+        let count = x.iter().map(|x| x.len()).sum::<usize>() as f64;
+        let mean = x.iter().map(|x| sums([x], |[x]| [x])[0]).sum::<f64>() / count;
+        let centre = mean as f32;
+        let variance = x.iter().map(|x| sums([x], |[x]| [(x - centre) * (x - centre)])[0]).sum::<f64>() / count;
+        (centre, (1.0 / (variance + f64::from(epsilon)).sqrt()) as f32)
+    }
+}
+
+for_each_isa! {
+    /// Writes a set's output.
+    fn normalise(x: &[&[f32]], y: Vec<&mut [f32]>, affines: &[Affine], mean: f32, scale: f32) {
+        for ((y, x), affine) in y.into_iter().zip(x).zip(affines) {
+            let slope = affine.weight * scale;
+            let offset = affine.bias - mean * slope;
+            for (y, &x) in y.iter_mut().zip(*x) {
+                *y = (x * slope + offset).max(0.0);
+            }
+        }
+    }
+}
+
+for_each_isa! {
+    /// Writes the gradient of a set's input; returns, for each volume, the sums of what the rectifier let through, plain and
+    /// times the normalised input.
+    fn differentiate(
+        x: &[&[f32]],
+        dy: &[&[f32]],
+        dx: Vec<&mut [f32]>,
+        affines: &[Affine],
+        mean: f32,
+        scale: f32,
+    ) -> Vec<[f64; 2]> {
+        let count = x.iter().map(|x| x.len()).sum::<usize>() as f64;
+        let mut of_volumes = Vec::with_capacity(x.len());
+        let (mut plain, mut by_input) = (0.0, 0.0);
+        for ((x, dy), affine) in x.iter().zip(dy).zip(affines) {
+            let slope = affine.weight * scale;
+            let offset = affine.bias - mean * slope;
+            let of_volume = sums([x, dy], |[x, dy]| {
+                let open = if x * slope + offset > 0.0 { dy } else { 0.0 };
+                [open, open * ((x - mean) * scale)]
+            });
+            plain += f64::from(affine.weight) * of_volume[0];
+            by_input += f64::from(affine.weight) * of_volume[1];
+            of_volumes.push(of_volume);
+        }
+        let (plain_mean, input_mean) = ((plain / count) as f32, (by_input / count) as f32);
+        for (((dx, x), dy), affine) in dx.into_iter().zip(x).zip(dy).zip(affines) {
+            let slope = affine.weight * scale;
+            let offset = affine.bias - mean * slope;
+            for ((dx, &x), &dy) in dx.iter_mut().zip(*x).zip(*dy) {
+                let open = if x * slope + offset > 0.0 { dy } else { 0.0 };
+                let normal = (x - mean) * scale;
+                *dx = scale * (affine.weight * open - plain_mean - normal * input_mean);
+            }
+        }
+        of_volumes
+    }
+}
+
+fn volumes_of(values: &[f32], extent: Extent, together: Together) -> Vec<Vec<&[f32]>> {
+    together.split(values.chunks_exact(extent.voxels()), extent)
+}
+
+fn volumes_of_mut(values: &mut [f32], extent: Extent, together: Together) -> Vec<Vec<&mut [f32]>> {
+    together.split(values.chunks_exact_mut(extent.voxels()), extent)
+}
+
+/// `Σ term(a[i], b[i], …)` of `S` terms at once: sixteen f32 lanes over short runs, runs added in f64. Always in the same order.
+#[inline(always)]
+fn sums<const A: usize, const S: usize>(
+    values: [&[f32]; A],
+    term: impl Fn([f32; A]) -> [f32; S],
+) -> [f64; S] {
+    const RUN: usize = 512;
+    const LANES: usize = 16;
+    let len = values[0].len();
+    let mut totals = [0.0f64; S];
+    for start in (0..len).step_by(RUN) {
+        let runs = values.map(|v| &v[start..(start + RUN).min(len)]);
+        let mut lanes = [[0.0f32; LANES]; S];
+        let blocks = runs[0].len() / LANES;
+        for block in 0..blocks {
+            let block: [&[f32; LANES]; A] =
+                runs.map(|run| run[block * LANES..][..LANES].try_into().expect("a slice of that length"));
+            for l in 0..LANES {
+                let terms = term(block.map(|v| v[l]));
+                for (lanes, term) in lanes.iter_mut().zip(terms) {
+                    lanes[l] += term;
+                }
+            }
+        }
+        let mut tail = [0.0f32; S];
+        for i in blocks * LANES..runs[0].len() {
+            for (tail, term) in tail.iter_mut().zip(term(runs.map(|run| run[i]))) {
+                *tail += term;
+            }
+        }
+        for (total, (lanes, tail)) in totals.iter_mut().zip(lanes.iter().zip(tail)) {
+            *total += f64::from(lanes.iter().sum::<f32>() + tail);
+        }
+    }
+    totals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    const EXTENT: Extent = Extent { n: 2, channels: 4, space: [3, 2, 4] };
+
+    #[test]
+    fn gradients_agree_with_finite_differences_on_every_instruction_set() {
+        for (together, isa) in [Together::Channel, Together::Groups(2), Together::Groups(4)]
+            .into_iter()
+            .flat_map(|together| Isa::available().into_iter().map(move |isa| (together, isa)))
+        {
+            let mut rng = ChaCha8Rng::seed_from_u64(1);
+            let mut fill = |len: usize| (0..len).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
+            let (x, dy, weight, bias) = (fill(EXTENT.len()), fill(EXTENT.len()), fill(4), fill(4));
+            let loss = |x: &[f32], weight: &[f32], bias: &[f32]| -> f64 {
+                let (y, _) = forward(isa, x, EXTENT, together, [weight, bias], 1e-5);
+                y.iter().zip(&dy).map(|(&y, &d)| f64::from(y) * f64::from(d)).sum()
+            };
+            let (_, statistics) = forward(isa, &x, EXTENT, together, [&weight, &bias], 1e-5);
+            let g = backward(isa, &x, &dy, EXTENT, together, [&weight, &bias], &statistics);
+            let check = |what: &str, values: &[f32], gradient: &[f32], at: &dyn Fn(&[f32]) -> f64| {
+                let (mut smooth, step, here) = (0, 1e-3, at(values));
+                for i in 0..values.len() {
+                    let mut moved = values.to_vec();
+                    moved[i] = values[i] + step;
+                    let up = (at(&moved) - here) / f64::from(step);
+                    moved[i] = values[i] - step;
+                    let down = (here - at(&moved)) / f64::from(step);
+                    // Between the two a rectifier opened or closed: there is no slope to compare with.
+                    if (up - down).abs() > 2e-2 {
+                        continue;
+                    }
+                    smooth += 1;
+                    let slope = (up + down) / 2.0;
+                    assert!(
+                        (slope - f64::from(gradient[i])).abs() < 2e-2,
+                        "{what}[{i}], {together:?}, {isa:?}: {} against {slope}",
+                        gradient[i]
+                    );
+                }
+                assert!(2 * smooth > values.len(), "{what}: {smooth} of {} compared", values.len());
+            };
+            check("x", &x, &g.input, &|x| loss(x, &weight, &bias));
+            check("weight", &weight, &g.weight, &|w| loss(&x, w, &bias));
+            check("bias", &bias, &g.bias, &|b| loss(&x, &weight, b));
+        }
+    }
+
+    #[test]
+    fn the_output_made_again_is_the_same_to_the_bit() {
+        let x: Vec<f32> = (0..EXTENT.len()).map(|i| ((i * 37) % 41) as f32 / 7.0 - 2.0).collect();
+        let (weight, bias) = ([0.5, -1.0, 2.0, 1.0], [0.1, 0.2, -0.3, 0.0]);
+        for together in [Together::Channel, Together::Groups(2)] {
+            for isa in Isa::available() {
+                let (y, statistics) = forward(isa, &x, EXTENT, together, [&weight, &bias], 1e-5);
+                assert_eq!(again(isa, &x, EXTENT, together, [&weight, &bias], &statistics), y);
+            }
+        }
+    }
+
+    #[test]
+    fn an_open_rectifier_leaves_mean_and_spread_of_the_affine_map() {
+        let extent = Extent { n: 1, channels: 1, space: [10, 10, 10] };
+        let x: Vec<f32> = (0..1000).map(|i| i as f32).collect();
+        let (y, _) = forward(Isa::detect(), &x, extent, Together::Channel, [&[2.0], &[10.0]], 0.0);
+        let mean = y.iter().sum::<f32>() / 1000.0;
+        let spread = (y.iter().map(|y| (y - mean).powi(2)).sum::<f32>() / 1000.0).sqrt();
+        assert!((mean - 10.0).abs() < 1e-3 && (spread - 2.0).abs() < 1e-3, "{mean} {spread}");
+    }
+}
