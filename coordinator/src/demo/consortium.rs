@@ -355,6 +355,8 @@ fn write_site(
         site.insert(key.to_owned(), value.into());
     }
     site.insert("threads".to_owned(), i64::try_from(threads)?.into());
+    // A network as small as the demo's has memory to spare.
+    site.insert("recompute".to_owned(), false.into());
     site.insert("min_count".to_owned(), min_count.into());
     site.insert("dataset".to_owned(), datasets.iter().map(dataset_table).collect::<Vec<_>>().into());
     fs::write(folder.join("site.toml"), toml::to_string(&site)?)?;

@@ -58,8 +58,8 @@ foreground_probability = 0.9
 
 # The held-out hospital has larger patients, and its scanner is outside of the trainers' range.
 [sampling.augmentation]
-zoom_probability = 0.3
-zoom_range = [1.0, 1.15]
+zoom_probability = 0.5
+zoom_range = [1.0, 1.2]
 intensity_shift_probability = 0.5
 intensity_shift_max = 0.1
 

@@ -17,9 +17,9 @@ const ORGAN_LIMIT: f64 = 0.80;
 
 /// How far an organ lies from its mean place at most along each axis, mm. Wide enough that its mean mask says little: a
 /// network has to look at the image.
-const SHIFT_MM: f64 = 14.0;
+const SHIFT_MM: f64 = 16.0;
 /// As [`SHIFT_MM`], for each corner of a tube.
-const BEND_MM: f64 = 9.0;
+const BEND_MM: f64 = 10.0;
 /// Factor of each radius of an ellipsoid.
 const STRETCH: std::ops::RangeInclusive<f64> = 0.8..=1.2;
 /// Largest tilt of an ellipsoid, degrees.
@@ -79,7 +79,7 @@ const ORGANS: [Organ; 12] = [
     organ(11, 85.0, Form::Tube(&[[0.16, 0.10, -0.06], [-0.08, 0.20, 0.02], [-0.48, -0.02, 0.14]], 13.0)),
     enhanced(2, 165.0, Form::Ellipsoids(&[([0.42, -0.42, -0.14], [0.19, 0.26, 0.30])])),
     enhanced(3, 165.0, Form::Ellipsoids(&[([-0.42, -0.42, -0.06], [0.19, 0.26, 0.30])])),
-    organ(4, 8.0, Form::Ellipsoids(&[([0.36, 0.48, 0.0], [0.14, 0.18, 0.16])])),
+    organ(4, 8.0, Form::Ellipsoids(&[([0.36, 0.48, 0.0], [0.18, 0.22, 0.20])])),
     organ(9, 140.0, Form::Tube(&[[0.15, -0.22, 0.5], [0.14, -0.24, 0.0], [0.13, -0.26, -0.55]], 12.0)),
     enhanced(8, 200.0, Form::Tube(&[[-0.06, -0.26, 0.9], [-0.08, -0.24, 0.0], [-0.08, -0.26, -0.55]], 11.0)),
     organ(21, 5.0, Form::Ellipsoids(&[([0.0, 0.12, -0.78], [0.32, 0.38, 0.19])])),
