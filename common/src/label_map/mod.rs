@@ -95,6 +95,9 @@ pub struct LabelMap {
     pub raw_masks: Vec<RawMask>,
     /// Lesions that do not count as organ.
     pub exclusions: Vec<Exclusion>,
+    /// How often a patch is centred on a voxel of raw value 0, 1, 2, …, relative to each other, where a study draws from any
+    /// voxel (specification §5); empty where foreground and background are enough.
+    pub crop_ratios: Vec<u32>,
 }
 
 impl LabelMap {
@@ -131,8 +134,18 @@ impl LabelMap {
 
     /// Names the map by what it does (not by its name), for caches.
     pub fn digest(&self) -> Digest {
-        let Self { name: _, key: _, purpose: _, values, annotated, folds, splits, raw_masks, exclusions: _ } =
-            self;
+        let Self {
+            name: _,
+            key: _,
+            purpose: _,
+            values,
+            annotated,
+            folds,
+            splits,
+            raw_masks,
+            exclusions: _,
+            crop_ratios: _,
+        } = self;
         Digest::of(
             format!("consilium label map 1 {values:?} {annotated:?} {folds:?} {splits:?} {raw_masks:?}")
                 .as_bytes(),

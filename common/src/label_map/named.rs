@@ -38,6 +38,7 @@ pub(super) fn from_names(name: &str, names: &BTreeMap<i32, String>, taxonomy: &T
         splits: Vec::new(),
         raw_masks: Vec::new(),
         exclusions: Vec::new(),
+        crop_ratios: Vec::new(),
     }
 }
 

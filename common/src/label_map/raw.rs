@@ -22,6 +22,8 @@ pub(super) struct RawLabelMap {
     #[serde(rename = "use")]
     purpose: RawPurpose,
     annotated: RawAnnotated,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    crop_ratios: Vec<u32>,
     values: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     fold: Vec<RawFold>,
@@ -129,7 +131,9 @@ pub(super) fn check(raw: RawLabelMap, taxonomy: &Taxonomy) -> (LabelMap, Problem
         splits,
         raw_masks,
         exclusions,
+        crop_ratios: raw.crop_ratios,
     };
+    check_crop_ratios(&map, &mut names);
     check_together(&map, &mut names);
     (map, names.problems)
 }
@@ -226,6 +230,19 @@ fn check_masks(raw: &[RawRawMask], listed: &BTreeMap<i32, Target>, names: &mut N
     masks
 }
 
+fn check_crop_ratios(map: &LabelMap, names: &mut Names<'_>) {
+    for (value, _) in (0i32..).zip(&map.crop_ratios).filter(|(value, _)| !map.values.contains_key(value)) {
+        names.problems.add("crop_ratios", format!("{value} is not listed under `values`"));
+    }
+    if !map.crop_ratios.is_empty() && map.crop_ratios.iter().all(|&ratio| ratio == 0) {
+        names.problems.add_allowed(
+            "crop_ratios",
+            "all are 0",
+            "one number for each value from 0 on, not all 0",
+        );
+    }
+}
+
 /// Rules that concern several parts at once.
 fn check_together(map: &LabelMap, names: &mut Names<'_>) {
     let Annotated::Always(annotated) = &map.annotated else { return };
@@ -281,6 +298,7 @@ pub(super) fn print(map: &LabelMap, taxonomy: &Taxonomy) -> String {
             Annotated::Always(classes) => RawAnnotated::Classes(names(classes)),
             Annotated::PerCase => RawAnnotated::Word(PER_CASE.to_owned()),
         },
+        crop_ratios: map.crop_ratios.clone(),
         values: map
             .values
             .iter()

@@ -202,3 +202,19 @@ fn the_digest_follows_what_the_map_does_and_not_its_name() {
     let changed = LabelMap { folds: vec![], ..map.clone() };
     assert_ne!(changed.digest(), map.digest());
 }
+
+#[test]
+fn crop_ratios_are_of_listed_values_and_survive_the_way_to_a_file_and_back() {
+    let taxonomy = Taxonomy::standard();
+    let map = LabelMap::standard("lits").unwrap();
+    assert_eq!(map.crop_ratios, [1, 1, 5]);
+    let text = map.to_toml(&taxonomy);
+    assert_eq!(LabelMap::parse("lits.toml", &text, &taxonomy).unwrap(), map);
+
+    let refused = |ratios: &str| {
+        let text = text.replace("crop_ratios = [1, 1, 5]", &format!("crop_ratios = {ratios}"));
+        LabelMap::parse("lits.toml", &text, &taxonomy).unwrap_err().to_string()
+    };
+    assert!(refused("[1, 1, 5, 1]").contains("3 is not listed under `values`"));
+    assert!(refused("[0, 0, 0]").contains("all are 0"));
+}

@@ -64,8 +64,11 @@ impl PreparedCase {
 
 /// The prepared cases of a site: in memory as far as they may, the others on disk.
 pub struct CaseStore {
-    cases: Vec<Slot>,
+    cases: Vec<(Slot, CropRatios)>,
 }
+
+/// Of the case's label map.
+type CropRatios = Vec<u32>;
 
 /// Where a prepared case is. Settled when the store is opened, so that nothing is ever evicted or waited for.
 enum Slot {
@@ -107,22 +110,33 @@ impl CaseStore {
             let prepared = cache.load_or(key, || PreparedCase::read(&case, &settings, taxonomy))?;
             summaries.push(summary(&prepared));
             let needed = prepared.image.grid().len() * BYTES_PER_VOXEL;
-            if needed <= room {
+            let ratios = case.label_map.crop_ratios.clone();
+            let slot = if needed <= room {
                 room -= needed;
-                slots.push(Slot::Memory(Arc::new(prepared)));
+                Slot::Memory(Arc::new(prepared))
             } else {
                 let (cache, taxonomy) = (cache.clone(), taxonomy.clone());
-                slots.push(Slot::Disk(Box::new(move || {
+                Slot::Disk(Box::new(move || {
                     cache.load_or(key, || PreparedCase::read(&case, &settings, &taxonomy))
-                })));
-            }
+                }))
+            };
+            slots.push((slot, ratios));
         }
         Ok((Self { cases: slots }, summaries))
     }
 
     /// A store of cases that are already prepared.
     pub fn in_memory(cases: impl IntoIterator<Item = PreparedCase>) -> Self {
-        Self { cases: cases.into_iter().map(|case| Slot::Memory(Arc::new(case))).collect() }
+        let slot = |case| (Slot::Memory(Arc::new(case)), CropRatios::new());
+        Self { cases: cases.into_iter().map(slot).collect() }
+    }
+
+    /// [`crop_ratios`](common::label_map::LabelMap::crop_ratios) of the label map of case number `index`.
+    ///
+    /// # Panics
+    /// When there is no such case: a mistake of the caller.
+    pub fn crop_ratios(&self, index: usize) -> &[u32] {
+        &self.cases[index].1
     }
 
     /// Number of cases.
@@ -143,7 +157,7 @@ impl CaseStore {
     /// # Panics
     /// When there is no such case: a mistake of the caller.
     pub fn load(&self, index: usize) -> Result<Arc<PreparedCase>, DataError> {
-        match &self.cases[index] {
+        match &self.cases[index].0 {
             Slot::Memory(case) => Ok(case.clone()),
             Slot::Disk(read) => read().map(Arc::new),
         }

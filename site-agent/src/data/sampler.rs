@@ -47,9 +47,10 @@ impl Sampler {
     }
 
     fn crop(&self, rng: &mut impl Rng) -> Result<(Crop, Arc<PreparedCase>), DataError> {
-        let case = self.cases.load(rng.random_range(0..self.cases.len()))?;
+        let index = rng.random_range(0..self.cases.len());
+        let case = self.cases.load(index)?;
         let drawn = Augmentation::draw(&self.settings.sampling.augmentation, rng);
-        let centre = draw_centre(&case, &self.settings.sampling, rng);
+        let centre = draw_centre(&case, &self.settings.sampling, self.cases.crop_ratios(index), rng);
         Ok((Crop::cut(&case, centre, self.settings.patch, &drawn), case))
     }
 }
@@ -75,6 +76,8 @@ enum Pool {
     Labelled,
     /// The reference's background: no raw label, and inside the body.
     BodyWithoutLabel,
+    /// This raw label, inside the body.
+    Raw(i32),
 }
 
 impl Pool {
@@ -84,7 +87,8 @@ impl Pool {
             Self::Anywhere => true,
             Self::Class(class) => case.labels.contains(class, offset),
             Self::Labelled => raw() != 0,
-            Self::BodyWithoutLabel => raw() == 0 && case.image.voxels()[offset] > 0.0,
+            Self::BodyWithoutLabel => Self::Raw(0).contains(case, offset),
+            Self::Raw(value) => raw() == value && case.image.voxels()[offset] > 0.0,
         }
     }
 
@@ -93,19 +97,50 @@ impl Pool {
     }
 }
 
-/// Draws foreground or not, then a pool, then one of its voxels.
-fn draw_centre(case: &PreparedCase, sampling: &Sampling, rng: &mut impl Rng) -> [usize; 3] {
-    let (foreground, background) = pools(case, sampling.foreground, rng.random());
-    let wants_foreground = rng.random::<f64>() < sampling.foreground_probability;
-    let (wanted, other) = if wants_foreground { (foreground, background) } else { (background, foreground) };
-    // An empty pool hands over to the other (specification §5), and two empty ones to the whole case.
-    let pool_of = |pool: Pool| Some((pool, pool.size(case))).filter(|&(_, size)| size > 0);
-    let whole = (Pool::Anywhere, case.image.grid().len());
-    let (pool, size) = pool_of(wanted).or_else(|| pool_of(other)).unwrap_or(whole);
+/// Draws a pool, then one of its voxels.
+fn draw_centre(
+    case: &PreparedCase,
+    sampling: &Sampling,
+    crop_ratios: &[u32],
+    rng: &mut impl Rng,
+) -> [usize; 3] {
+    let (place, share) = (rng.random(), rng.random::<f64>());
+    let sized = |pool: Pool| Some((pool, pool.size(case))).filter(|&(_, size)| size > 0);
+    let balanced = match sampling.foreground {
+        Foreground::AnyVoxel => by_raw_value(crop_ratios, sized, share),
+        Foreground::EachClass => None,
+    };
+    let (pool, size) = balanced.unwrap_or_else(|| {
+        let (foreground, background) = pools(case, sampling.foreground, place);
+        let (wanted, other) = match share < sampling.foreground_probability {
+            true => (foreground, background),
+            false => (background, foreground),
+        };
+        // An empty pool hands over to the other (specification §5), and two empty ones to the whole case.
+        sized(wanted).or_else(|| sized(other)).unwrap_or((Pool::Anywhere, case.image.grid().len()))
+    });
     let nth = rng.random_range(0..size.max(1));
-    let offset = (0..whole.1).filter(|&offset| pool.contains(case, offset)).nth(nth).unwrap_or(0);
+    let offset =
+        (0..case.image.grid().len()).filter(|&offset| pool.contains(case, offset)).nth(nth).unwrap_or(0);
     let [_, columns, rows] = case.image.shape();
     [offset / (columns * rows), offset / rows % columns, offset % rows]
+}
+
+/// A raw value by its ratio among those that the case has; `share` in [0, 1) chooses.
+fn by_raw_value(
+    ratios: &[u32],
+    sized: impl Fn(Pool) -> Option<(Pool, usize)>,
+    share: f64,
+) -> Option<(Pool, usize)> {
+    let present = (0..).zip(ratios).filter(|(_, ratio)| **ratio > 0);
+    let present: Vec<_> =
+        present.filter_map(|(value, &ratio)| Some((f64::from(ratio), sized(Pool::Raw(value))?))).collect();
+    let mut left = share * present.iter().map(|(ratio, _)| ratio).sum::<f64>();
+    let chosen = present.iter().find(|(ratio, _)| {
+        left -= ratio;
+        left < 0.0
+    });
+    chosen.or(present.last()).map(|&(_, pool)| pool)
 }
 
 /// Where foreground and other centres come from; `place` in [0, 1) chooses the class.
@@ -198,7 +233,7 @@ mod tests {
         let sampling = settings(0.6, Foreground::EachClass).sampling;
         let mut counts = [0; 3];
         for sample in 0..3000 {
-            let centre = draw_centre(&case, &sampling, &mut KeyedRng::new(1).sample(sample).rng());
+            let centre = draw_centre(&case, &sampling, &[], &mut KeyedRng::new(1).sample(sample).rng());
             match case.labels.mapped().at(centre) {
                 1 => counts[0] += 1,
                 6 => counts[1] += 1,
@@ -218,10 +253,26 @@ mod tests {
         for (probability, labelled) in [(1.0, true), (0.0, false)] {
             let sampling = settings(probability, Foreground::AnyVoxel).sampling;
             for sample in 0..200 {
-                let centre = draw_centre(&case, &sampling, &mut KeyedRng::new(2).sample(sample).rng());
+                let centre = draw_centre(&case, &sampling, &[], &mut KeyedRng::new(2).sample(sample).rng());
                 assert_eq!(case.labels.raw().at(centre) != 0, labelled);
                 assert!(labelled || case.image.at(centre) > 0.0);
             }
+        }
+    }
+
+    #[test]
+    fn raw_values_are_drawn_by_their_ratios_and_absent_ones_count_for_nothing() {
+        let (case, mut drawn) = (case(), BTreeMap::<i32, usize>::new());
+        let sampling = settings(0.0, Foreground::AnyVoxel).sampling;
+        // Values 2 to 5 do not occur; 7 and 8 are no values of the data set.
+        let ratios = [1, 2, 50, 50, 50, 50, 5];
+        for sample in 0..4000 {
+            let centre = draw_centre(&case, &sampling, &ratios, &mut KeyedRng::new(3).sample(sample).rng());
+            *drawn.entry(case.labels.raw().at(centre)).or_default() += 1;
+        }
+        assert_eq!(drawn.keys().copied().collect::<Vec<_>>(), [0, 1, 6]);
+        for (value, expected) in [(0, 500), (1, 1000), (6, 2500)] {
+            assert!(drawn[&value].abs_diff(expected) < 120, "{value}: {} of 4000", drawn[&value]);
         }
     }
 

@@ -84,6 +84,7 @@ fn label_map(hospital: &Hospital, dataset: &PhantomDataset, taxonomy: &Taxonomy)
         splits: Vec::new(),
         raw_masks: Vec::new(),
         exclusions: Vec::new(),
+        crop_ratios: Vec::new(),
     };
     let mut annotated = Vec::new();
     for label in dataset.labels {
