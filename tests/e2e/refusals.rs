@@ -20,6 +20,7 @@ use site_agent::client::identity::{Identity, IdentityFolder};
 use crate::harness::consortium::{Consortium, Site};
 use crate::harness::intruder::{Intruder, KeptSessions};
 use crate::harness::process::{Process, finish};
+use crate::harness::study::NAME;
 
 /// The exit code of `site-agent` for whatever the coordinator refuses.
 const REFUSED: Option<i32> = Some(77);
@@ -264,4 +265,18 @@ fn an_invite_that_pins_another_root_reveals_nothing() {
     // The token has not left: the true invite still counts.
     fs::write(&invite, text).expect("the file is ours");
     site.enrol(&invite).ok();
+}
+
+#[test]
+fn an_update_larger_than_the_study_allows_is_refused_and_counts_for_nothing() {
+    let mut consortium = Consortium::found("thorax");
+    let north = consortium.enrol("north", Role::Trainer);
+    north.give_phantoms(&consortium.address, "site-a");
+    consortium.add_study_with_norm_bound(1e-6);
+    consortium.start_study();
+    let mut agent = north.run();
+    let why = consortium.coordinator.until_refused(Some("north"), "norm-exceeded");
+    assert!(why.contains("the study allows 0.000001"), "{why}");
+    agent.until_says("norm-exceeded");
+    assert!(consortium.report(NAME).rounds.is_empty(), "no round was made of it");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId, StudyDigest};
@@ -108,6 +109,34 @@ impl SiteWork {
     }
 }
 
+/// How much of a round was work, and how much was waiting for scans.
+#[derive(Default)]
+struct Utilisation {
+    duration: Duration,
+    waited: Duration,
+}
+
+impl Utilisation {
+    /// Share of the time from which on somebody should look after it.
+    const STARVED: f64 = 0.2;
+
+    fn add(&mut self, step: &StepReport) {
+        self.duration += step.duration;
+        self.waited += step.waited;
+    }
+
+    fn tell(&self, round: RoundId) {
+        let share = self.waited.as_secs_f64() / self.duration.as_secs_f64().max(f64::MIN_POSITIVE);
+        let (seconds, percent) = (self.duration.as_secs_f64(), 100.0 * share);
+        tracing::info!("round {round}: trained for {seconds:.1} s, {percent:.1} % of them waiting for scans");
+        if share > Self::STARVED {
+            tracing::warn!(
+                "hint: scans are prepared more slowly than they are used: raise `memory_mib`, or put the state on a faster disk"
+            );
+        }
+    }
+}
+
 fn sampler_settings(study: &Study) -> SamplerSettings {
     SamplerSettings {
         patch: study.preprocessing.patch.map(|n| n as usize),
@@ -148,7 +177,13 @@ impl Work for SiteWork {
         trainer.load_global(&global)?;
         let learning_rate = study.study().learning_rate(task.round);
         let plan = RoundPlan { round: task.round, steps: task.steps, learning_rate };
-        let outcome = trainer.train_round(&plan, progress, cancel)?;
+        let mut busy = Utilisation::default();
+        let mut progress = |step: StepReport| {
+            busy.add(&step);
+            progress(step);
+        };
+        let outcome = trainer.train_round(&plan, &mut progress, cancel)?;
+        busy.tell(task.round);
         store_state(&after, &trainer.optimizer_state())?;
         Ok(outcome)
     }

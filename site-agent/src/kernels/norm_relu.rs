@@ -94,12 +94,12 @@ pub fn forward(
     let mut y = vec![0.0; x.len()];
     let affines = affines(weight, bias, extent, together);
     let sets = volumes_of(x, extent, together).into_par_iter().zip(volumes_of_mut(&mut y, extent, together));
-    let normalise = |((x, y), affines): ((Vec<&[f32]>, Vec<&mut [f32]>), Vec<Affine>)| {
+    let normalised = sets.zip(affines).map(|((x, y), affines)| {
         let (mean, scale) = statistics(isa, &x, epsilon);
         normalise(isa, &x, y, &affines, mean, scale);
         (mean, scale)
-    };
-    let (mean, scale) = sets.zip(affines).map(normalise).unzip();
+    });
+    let (mean, scale) = normalised.unzip();
     (y, Statistics { mean, scale })
 }
 

@@ -1,7 +1,7 @@
 //! The trainer that trains: the universal model on the batches of a site.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use common::study::sections::{
@@ -75,21 +75,24 @@ impl BurnTrainer {
                 return Err(TrainError::Cancelled { steps: step - 1 });
             }
             let started = Instant::now();
-            let loss = self.step(plan.learning_rate, batches)?;
+            let (loss, waited) = self.step(plan.learning_rate, batches)?;
             if !loss.is_finite() {
                 return Err(TrainError::Diverged { step, loss });
             }
             sum += loss;
             let (round, steps) = (plan.round, plan.steps);
-            progress(StepReport { round, step, steps, loss, duration: started.elapsed() });
+            progress(StepReport { round, step, steps, loss, duration: started.elapsed(), waited });
         }
         Ok(sum / f64::from(plan.steps.max(1)))
     }
 
-    /// One optimiser step over the next micro-batches; returns their loss.
-    fn step(&mut self, learning_rate: f64, batches: &mut Batches<'_>) -> Result<f64, TrainError> {
-        let mut step = StepGradients::default();
-        for batch in batches.take(self.settings.training.accumulation as usize) {
+    /// One optimiser step over the next micro-batches; returns their loss, and how long they were waited for.
+    fn step(&mut self, learning_rate: f64, batches: &mut Batches<'_>) -> Result<(f64, Duration), TrainError> {
+        let (mut step, mut waited) = (StepGradients::default(), Duration::ZERO);
+        for _ in 0..self.settings.training.accumulation {
+            let asked = Instant::now();
+            let Some(batch) = batches.next() else { break };
+            waited += asked.elapsed();
             let batch = batch?;
             // A micro-batch without any annotated pair teaches nothing.
             if batch.annotated.contains(&true) {
@@ -99,7 +102,7 @@ impl BurnTrainer {
         if let Some(gradients) = &step.mean {
             on_pool(|| self.optimizer.step(&mut self.model, gradients, learning_rate));
         }
-        Ok(step.mean_loss)
+        Ok((step.mean_loss, waited))
     }
 
     /// Forward and backward pass. The head runs only for the classes that some sample of the batch annotates.

@@ -85,7 +85,8 @@ impl LocalTrainer for FakeTrainer {
                 return Err(TrainError::Cancelled { steps: step - 1 });
             }
             let (round, steps) = (plan.round, plan.steps);
-            progress(StepReport { round, step, steps, loss: loss(step), duration: Duration::ZERO });
+            let (duration, waited) = (Duration::ZERO, Duration::ZERO);
+            progress(StepReport { round, step, steps, loss: loss(step), duration, waited });
         }
         self.steps_remembered += u64::from(plan.steps);
         let constant = self.constant(plan);

@@ -50,6 +50,8 @@ pub struct StepReport {
     pub loss: f64,
     /// Time of this step.
     pub duration: Duration,
+    /// How much of it the trainer waited for its batches.
+    pub waited: Duration,
 }
 
 /// Ends a round early from another thread.

@@ -65,9 +65,19 @@ impl Consortium {
 
     /// As [`Consortium::add_study`], with so many steps in a round: one is enough where nobody is killed in its midst.
     pub(crate) fn add_study_of(&self, rounds: u32, steps: u32, sites: u32) {
+        self.add_study_written(&study(rounds, steps, sites));
+    }
+
+    /// Adds a small study of one round and one step for one site, which refuses updates of a larger norm.
+    pub(crate) fn add_study_with_norm_bound(&self, bound: f64) {
+        let (section, bounded) = ("[aggregation]\n", format!("[aggregation]\nmax_update_norm = {bound}\n"));
+        self.add_study_written(&study(1, 1, 1).replace(section, &bounded));
+    }
+
+    fn add_study_written(&self, study: &str) {
         let files = ["study.toml", "model.toml", "embeddings.safetensors", "model.safetensors"];
         let [study_file, config, embeddings, model] = files.map(|file| self.path(file));
-        fs::write(&study_file, study(rounds, steps, sites)).expect("the folder is ours");
+        fs::write(&study_file, study).expect("the folder is ours");
         fs::write(&config, "backbone = \"unet\"\nwidth = 8\n").expect("the folder is ours");
         let [study_file, config, embeddings, model] =
             [&study_file, &config, &embeddings, &model].map(|path| path.to_str().expect("a plain name"));
