@@ -128,7 +128,7 @@ impl Utilisation {
     fn tell(&self, round: RoundId) {
         let share = self.waited.as_secs_f64() / self.duration.as_secs_f64().max(f64::MIN_POSITIVE);
         let (seconds, percent) = (self.duration.as_secs_f64(), 100.0 * share);
-        tracing::info!("round {round}: trained for {seconds:.1} s, {percent:.1} % of them waiting for scans");
+        tracing::info!("round {round}: {seconds:.1} s of training, {percent:.1} % of them waiting for scans");
         if share > Self::STARVED {
             tracing::warn!(
                 "hint: scans are prepared more slowly than they are used: raise `memory_mib`, or put the state on a faster disk"

@@ -46,7 +46,8 @@ fn organs_are_as_large_as_in_the_recipe() {
             phantoms.iter().map(|p| count(volume(p), class) as f64).filter(|&n| n > 0.0).collect();
         present.iter().sum::<f64>() / present.len() as f64
     };
-    let table = [(4, 72.0), (11, 127.0), (9, 169.0), (8, 186.0), (1, 278.0), (6, 1824.0)];
+    // The gall bladder is larger than the recipe's 72 voxels, which are too few to be found at 8 mm.
+    let table = [(4, 128.0), (11, 127.0), (9, 169.0), (8, 186.0), (1, 278.0), (6, 1824.0)];
     for (class, expected) in table {
         let got = mean(|p| &p.organs, class);
         assert!((got / expected - 1.0).abs() < 0.15, "class {class}: {got:.0} voxels, expected {expected}");
