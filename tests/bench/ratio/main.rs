@@ -85,7 +85,7 @@ fn main() -> anyhow::Result<()> {
     };
     let cases: Vec<&Case> = CASES.iter().filter(wanted).collect();
     ensure!(!cases.is_empty(), "no such case; there are: {}", CASES.map(|case| case.name).join(", "));
-    let seconds = Duration::from_secs(options.seconds.unwrap_or(if options.quick { 8 } else { 40 }));
+    let seconds = Duration::from_secs(options.seconds.unwrap_or(if options.quick { 2 } else { 40 }));
 
     let folder = tempfile::tempdir()?;
     if !options.json {
