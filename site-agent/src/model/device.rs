@@ -29,7 +29,7 @@ pub fn device(kind: DeviceKind) -> Result<Device, ModelError> {
 }
 
 /// Opens a device for training. With `recompute` it makes normalised activations again in the backward pass, in the place
-/// of keeping them: the same bits, about half the memory.
+/// of keeping them: the same bits in less memory.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 //! The operations in a graph: what each keeps for its backward pass, and that pass.
 //!
 //! Where the device says so (`gradient_checkpointing`), normalisations are not kept for those who read them: they are made
-//! again, to the bit, from what was read to make them. That halves what a training step holds.
+//! again, to the bit, from what was read to make them. A step then holds the outputs of its convolutions.
 
 use std::marker::PhantomData;
 
