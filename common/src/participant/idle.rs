@@ -40,6 +40,11 @@ impl Studies {
         }
     }
 
+    pub(super) fn undecided(&self) -> BTreeSet<StudyDigest> {
+        let asked = self.0.iter().filter(|(_, standing)| matches!(standing, Standing::Asked));
+        asked.map(|(&study, _)| study).collect()
+    }
+
     /// False if it was not known.
     pub(super) fn forget(&mut self, study: StudyDigest) -> bool {
         self.0.remove(&study).is_some()

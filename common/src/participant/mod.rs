@@ -96,6 +96,8 @@ pub struct Status {
     pub evaluations: BTreeMap<RoundId, ModelHash>,
     /// Whether the coordinator has welcomed this connection.
     pub connected: bool,
+    /// Studies of which nobody here has decided whether the site takes part.
+    pub undecided: BTreeSet<StudyDigest>,
 }
 
 impl ParticipantMachine {
@@ -169,13 +171,14 @@ impl ParticipantMachine {
 
     /// Where the site stands.
     pub fn status(&self) -> Status {
-        let State { phase, evaluations, connected, .. } = &self.state;
+        let State { phase, studies, evaluations, connected, .. } = &self.state;
         Status {
             phase: phase.name(),
             work: phase.work().map(|(study, round, _)| (study, round)),
             evaluation: evaluations.step_name(),
             evaluations: evaluations.models(),
             connected: *connected,
+            undecided: studies.undecided(),
         }
     }
 
@@ -337,12 +340,10 @@ impl State {
         news
     }
 
-    /// For a trainer the study is past; an evaluator may still owe the report on its last model.
+    /// The study is past, but an evaluator that approved it may still owe the report on its last model.
     fn finished(&mut self, study: StudyDigest, cx: &mut Context<'_>) -> bool {
-        let known = match self.identity.role {
-            Role::Trainer => self.studies.forget(study),
-            Role::Evaluator => self.studies.standing(study).is_some(),
-        };
+        let owes = self.identity.role == Role::Evaluator && self.studies.needs(study).is_some();
+        let known = owes || self.studies.forget(study);
         if known {
             cx.report(Fact::StudyFinished);
             self.leave_study(study, cx);

@@ -51,7 +51,7 @@ impl Committed {
 impl Over {
     fn finish(round: RoundId, model: ModelHash, cx: &mut Context<'_>) -> Self {
         cx.report(Fact::StudyFinished { model });
-        cx.act(Action::AnnounceFinished { model, to: cx.roster.sites() });
+        cx.act(Action::AnnounceFinished { model });
         Self { round, model }
     }
 
@@ -62,7 +62,7 @@ impl Over {
         }
         let (round, model) = phase.durable();
         cx.report(Fact::StudyAborted { model });
-        cx.act(Action::AnnounceFinished { model, to: cx.roster.sites() });
+        cx.act(Action::AnnounceFinished { model });
         Self { round, model }
     }
 }

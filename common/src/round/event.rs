@@ -294,12 +294,11 @@ pub enum Action {
         /// Whom to tell.
         to: BTreeSet<SiteId>,
     },
-    /// Tell these sites that the study is over.
+    /// Tell every connected site that the study is over, if it [`is_over_for`](super::RoundMachine::is_over_for) its role:
+    /// those too that have not approved it, for whom it waits no more. Who connects later is told then.
     AnnounceFinished {
         /// Its last durable model.
         model: ModelHash,
-        /// Whom to tell.
-        to: BTreeSet<SiteId>,
     },
     /// Send `TimerFired(timer)` at `at`; replaces an earlier setting.
     SetTimer {

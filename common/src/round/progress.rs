@@ -190,9 +190,6 @@ impl Progress<'_> {
         cx.roster.ready.insert(site.clone(), counts);
         cx.roster.expected.insert(site.clone());
         let to = BTreeSet::from([site]);
-        if let Phase::Finished(over) | Phase::Aborted(over) = &*self.phase {
-            return cx.act(Action::AnnounceFinished { model: over.model, to });
-        }
         if let Some(pause) = &*self.pause {
             return cx.act(Action::AnnouncePaused { reason: pause.reason, to });
         }

@@ -79,9 +79,11 @@ impl Driver {
                 let notice = Notice::StudyPaused { study, reason: plan::pause_words(reason).into() };
                 to.iter().for_each(|site| self.peers.tell(site, notice.clone()));
             }
-            Action::AnnounceFinished { model, to } => {
-                let notice = Notice::StudyFinished { study, model };
-                to.iter().for_each(|site| self.peers.tell(site, notice.clone()));
+            Action::AnnounceFinished { model } => {
+                if let Some(run) = self.studies.get(&study) {
+                    let notice = Notice::StudyFinished { study, model };
+                    self.peers.tell_roles(|role| run.rounds.is_over_for(role), &notice);
+                }
             }
             Action::SetTimer { timer, at } => self.set_timer(study, TimerKey::Round(timer), Some(at)),
             Action::ClearTimer(timer) => self.set_timer(study, TimerKey::Round(timer), None),

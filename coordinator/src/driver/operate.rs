@@ -193,10 +193,6 @@ impl Driver {
         }
         let run = self.studies.get(&digest).ok_or_else(no_study)?;
         let status = run.rounds.status();
-        if order == Order::Abort {
-            // Those too who have not yet approved: it waits for nobody any more.
-            self.peers.tell_all(&Notice::StudyFinished { study: digest, model: status.model });
-        }
         Ok(Reply::Done { words: control_words(order, &status, run.document.study().quorum.sites) })
     }
 

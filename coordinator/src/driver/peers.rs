@@ -82,6 +82,12 @@ impl Peers {
         self.by_site.keys().for_each(|site| self.tell(site, notice.clone()));
     }
 
+    /// Tells everybody of the roles that it concerns.
+    pub(super) fn tell_roles(&self, concerns: impl Fn(Role) -> bool, notice: &Notice) {
+        let concerned = self.by_site.iter().filter(|(_, entry)| concerns(entry.peer.role));
+        concerned.for_each(|(site, _)| self.tell(site, notice.clone()));
+    }
+
     /// Who is connected, with the address.
     pub(super) fn addresses(&self) -> BTreeMap<SiteId, String> {
         let address = |entry: &Entry| entry.peer.connection.remote_address().to_string();

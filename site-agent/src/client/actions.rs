@@ -130,7 +130,6 @@ impl Agent {
     }
 
     fn ask_approval(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
-        self.undecided.insert(study);
         if self.studies.document(study)?.is_some() {
             return self.judge(study);
         }
@@ -189,7 +188,6 @@ impl Agent {
             }
             (None, Verdict::Ask) => return Ok(None),
         };
-        self.undecided.remove(&study);
         Ok(Some(event))
     }
 

@@ -77,7 +77,6 @@ pub struct Agent {
     pub(super) errands: BTreeMap<Errand, CancellationToken>,
     pub(super) tasks: JoinSet<()>,
     pub(super) news: mpsc::Sender<News>,
-    pub(super) undecided: BTreeSet<StudyDigest>,
     pub(super) manifests: BTreeMap<StudyDigest, SignedBytes>,
     pub(super) counting: BTreeSet<StudyDigest>,
     pub(super) training: Option<(AttemptId, Cancel)>,
@@ -125,7 +124,6 @@ impl Agent {
             errands: BTreeMap::new(),
             tasks: JoinSet::new(),
             news,
-            undecided: BTreeSet::new(),
             manifests: BTreeMap::new(),
             counting: BTreeSet::new(),
             training: None,
@@ -183,17 +181,17 @@ impl Agent {
                         self.feed(Event::TimerFired(timer))?;
                     }
                 }
-                _ = look.tick() => self.look_for_decisions()?,
+                _ = look.tick() => self.look_for_decisions(self.machine.status().undecided)?,
                 // Ended tasks are let go; each has told its news already.
                 Some(_) = self.tasks.join_next() => {}
             }
         }
     }
 
-    /// Takes up what was under way when the agent stopped.
+    /// Takes up what was under way when the agent stopped, and what was decided meanwhile: a policy may have changed.
     fn start(&mut self) -> anyhow::Result<()> {
-        self.undecided.extend(self.studies.list()?);
-        self.feed(Event::Restarted)
+        self.feed(Event::Restarted)?;
+        self.look_for_decisions(self.studies.list()?)
     }
 
     /// Journals an event, ticks, executes; and so on with what the actions gave at once.
@@ -227,13 +225,7 @@ impl Agent {
                 tracing::info!("the coordinator says goodbye: {}", code.code());
                 Ok(())
             }
-            LinkEvent::Notice(notice) => {
-                if let Notice::StudyFinished { study, .. } = notice {
-                    // Nobody needs to decide about it any more.
-                    self.undecided.remove(&study);
-                }
-                event_of(&notice).map_or(Ok(()), |event| self.feed(event))
-            }
+            LinkEvent::Notice(notice) => event_of(&notice).map_or(Ok(()), |event| self.feed(event)),
             LinkEvent::Down { problem, hint, passes, retry_in } => {
                 let again = retry_in.as_secs();
                 match passes {
@@ -266,8 +258,8 @@ impl Agent {
         }
     }
 
-    fn look_for_decisions(&mut self) -> anyhow::Result<()> {
-        for study in self.undecided.clone() {
+    fn look_for_decisions(&mut self, about: impl IntoIterator<Item = StudyDigest>) -> anyhow::Result<()> {
+        for study in about {
             if let Some(event) = self.decided(study)? {
                 self.feed(event)?;
             }
@@ -278,9 +270,8 @@ impl Agent {
     /// For `site-agent status`. A status that cannot be written stops nothing.
     pub(super) fn write_status(&mut self) -> anyhow::Result<()> {
         let machine = AgentStatus::of(&self.machine.status());
-        let waiting_for_approval = self.undecided.iter().copied().collect();
         let (problem, steps) = (self.status.problem.clone(), self.status.steps);
-        let status = AgentStatus { problem, steps, waiting_for_approval, ..machine };
+        let status = AgentStatus { problem, steps, ..machine };
         let changed = AgentStatus { at: self.status.at, ..status.clone() } != self.status;
         if changed && let Err(error) = files::write_json(&self.state.status(), &status) {
             tracing::warn!("status: {error:#}");

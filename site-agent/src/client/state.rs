@@ -57,7 +57,7 @@ impl AgentStatus {
             work: machine.work.map(|(study, round)| (study, round.0)),
             steps: None,
             evaluation: machine.evaluation.to_owned(),
-            waiting_for_approval: Vec::new(),
+            waiting_for_approval: machine.undecided.iter().copied().collect(),
         }
     }
 }

@@ -135,10 +135,12 @@ impl World {
                     self.notice(&site, participant::Event::StudyPaused { study: study() });
                 }
             }
-            Action::AnnounceFinished { model, to } => {
+            Action::AnnounceFinished { model } => {
                 self.books.announced(model, "the result");
-                for site in to {
-                    self.notice(&site, participant::Event::StudyFinished { study: study() });
+                for site in self.coordinator.links.keys().copied().collect::<Vec<_>>() {
+                    if self.coordinator.rounds.is_over_for(self.sites[site].identity.role) {
+                        self.reply(site, Reply::Notice(participant::Event::StudyFinished { study: study() }));
+                    }
                 }
             }
             Action::SetTimer { timer, at } => {

@@ -93,7 +93,12 @@ impl World {
         self.coordinator.links.insert(site, link);
         self.sites[site].link = Some(link);
         self.feed_site(site, participant::Event::Connected);
-        self.reply(site, Reply::Notice(participant::Event::StudyOffered { study: study() }));
+        let study = study();
+        let notice = match self.coordinator.rounds.is_over_for(self.sites[site].identity.role) {
+            false => participant::Event::StudyOffered { study },
+            true => participant::Event::StudyFinished { study },
+        };
+        self.reply(site, Reply::Notice(notice));
     }
 
     pub(super) fn gone(&mut self, site: usize) {
