@@ -11,6 +11,8 @@ use super::pack::{
 
 /// A panel of weights beyond this size is read tap row by tap row, so that what is being reused stays in the L2 cache.
 const PANEL_BYTES: usize = 512 << 10;
+/// Outputs that all taps of a task use before the next are read: they stay in the nearest cache.
+const SLICE_BYTES: usize = 24 << 10;
 
 /// `y[n, o] = bias[o] + Σ_i weights[o, i] ⋆ x[n, i]`, `[outs, ins, 3, 3, 3]` weights; returns `[n, outs, x, y, z]`.
 ///
@@ -117,51 +119,58 @@ pub fn weight_gradient(isa: Isa, x: &[&[f32]], extent: Extent, dy: &[f32], outs:
     let ins = extent.channels;
     let shape = Shape::for_columns(isa, outs);
     let columns = shape.columns();
-    let stride = outs.div_ceil(columns) * columns;
+    let panels: Vec<_> = (0..outs).step_by(columns).map(|first| first..(first + columns).min(outs)).collect();
     let halo = Halo::new(extent.space);
-    // A plane of x is one run of voxels; the halo columns inside it add zeros, for `dy` is zero there.
-    let run_length = extent.space[1] * halo.line() - 2;
+    let [_, ny, _] = extent.space;
     let blocks = shape.strips(ins);
+    // Lines that are used by all taps of a task before the next: their outputs stay in the nearest cache.
+    let lines = (SLICE_BYTES / (halo.line() * columns * size_of::<f32>())).clamp(1, ny);
 
     // One task: some inputs, some outputs, the nine taps of one x. Planes outside, taps inside: what is read stays near.
-    let mut tasks: Vec<Task> = (0..stride / columns * blocks.len() * 3)
+    let mut tasks: Vec<Task> = (0..panels.len() * blocks.len() * 3)
         .map(|task| {
-            let (row, rows) = blocks[task / 3 % blocks.len()];
-            let (panel, dx) = (task / 3 / blocks.len(), task % 3);
-            Task { panel, dx, row, rows, sums: vec![0.0; 9 * rows * columns] }
+            let (panel, block, dx) = (task / 3 / blocks.len(), task / 3 % blocks.len(), task % 3);
+            Task { panel, block, dx, sums: vec![0.0; 9 * blocks[block].1 * columns] }
         })
         .collect();
     let (x, dy) = (Channels::of(x, extent), Channels::of(&[dy], extent.with_channels(outs)));
-    for (n, run) in slabs(extent, ins + stride) {
-        let packed_x = channels_last(&x, ins, n, &run);
-        let packed_dy = channels_last(&dy, stride, n, &run);
-        tasks.par_iter_mut().for_each(|Task { panel, dx, row, rows, sums }| {
-            for i in 0..run.len() {
-                let position = halo.position(i, 0);
-                for (tap, sums) in sums.chunks_exact_mut(*rows * columns).enumerate() {
+    for (n, run) in slabs(extent, ins + panels.len() * columns) {
+        let pack = |channels: Channels<'_>, stride: usize| channels_last(&channels, stride, n, &run);
+        let packed_x: Vec<_> =
+            blocks.iter().map(|&(first, rows)| pack(x.range(first..first + rows), rows)).collect();
+        let packed_dy: Vec<_> = panels.iter().map(|panel| pack(dy.range(panel.clone()), columns)).collect();
+        tasks.par_iter_mut().for_each(|Task { panel, block, dx, sums }| {
+            let rows = blocks[*block].1;
+            for (i, first) in (0..run.len()).flat_map(|i| (0..ny).step_by(lines).map(move |first| (i, first)))
+            {
+                // Lines are one run of voxels; the halo columns inside it add zeros, for `dy` is zero there.
+                let terms = lines.min(ny - first) * halo.line() - 2;
+                let position = halo.position(i, first);
+                for (tap, sums) in sums.chunks_exact_mut(rows * columns).enumerate() {
                     let shift = *dx * halo.plane() + (tap / 3) * halo.line() + tap % 3;
                     let origin = position + shift - halo.plane() - halo.line() - 1;
                     let product = Product {
-                        left: &packed_x,
-                        start: origin * ins + *row,
+                        left: &packed_x[*block],
+                        start: origin * rows,
                         row: 1,
-                        step: ins,
+                        step: rows,
                         segments: &[0],
-                        terms: run_length,
-                        right: &packed_dy[position * stride + *panel * columns..],
-                        right_step: stride,
+                        terms,
+                        right: &packed_dy[*panel][position * columns..],
+                        right_step: columns,
                     };
-                    add_product(isa, product, shape, *rows, sums);
+                    add_product(isa, product, shape, rows, sums);
                 }
             }
         });
     }
 
     let mut gradient = vec![0.0; outs * ins * TAPS];
-    for Task { panel, dx, row, rows, sums } in tasks {
+    for Task { panel, block, dx, sums } in tasks {
+        let (row, rows) = blocks[block];
         for (index, lanes) in sums.chunks_exact(columns).enumerate() {
             let (tap, i) = (9 * dx + index / rows, row + index % rows);
-            for (o, &sum) in (panel * columns..outs).zip(lanes) {
+            for (o, &sum) in panels[panel].clone().zip(lanes) {
                 gradient[(o * ins + i) * TAPS + tap] = sum;
             }
         }
@@ -169,12 +178,11 @@ pub fn weight_gradient(isa: Isa, x: &[&[f32]], extent: Extent, dy: &[f32], outs:
     gradient
 }
 
-/// A part of the weights' gradient: `rows` inputs from `row` on, a panel of outputs, the nine taps of one x.
+/// A part of the weights' gradient: a block of inputs, a panel of outputs, the nine taps of one x.
 struct Task {
     panel: usize,
+    block: usize,
     dx: usize,
-    row: usize,
-    rows: usize,
     sums: Vec<f32>,
 }
 

@@ -69,6 +69,11 @@ impl<'a> Channels<'a> {
         Self { extent, of }
     }
 
+    /// Some of the channels.
+    pub(super) fn range(&self, channels: Range<usize>) -> Self {
+        Self { extent: self.extent.with_channels(channels.len()), of: self.of[channels].to_vec() }
+    }
+
     /// Line `[n, x, y]` of a channel.
     fn line(&self, channel: usize, [n, x, y]: [usize; 3]) -> &'a [f32] {
         let (part, channels, index) = self.of[channel];
