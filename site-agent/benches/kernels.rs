@@ -10,7 +10,7 @@ use divan::{Bencher, black_box};
 use rayon::ThreadPoolBuilder;
 use site_agent::kernels::isa::Isa;
 use site_agent::kernels::masked_loss::Pairs;
-use site_agent::kernels::norm_relu::Together;
+use site_agent::kernels::norm_relu::{Normalisation, Together};
 use site_agent::kernels::segmentor::{HIDDEN, HeadExtent, PARAMETERS};
 use site_agent::kernels::{Extent, adamw, conv1, conv3, masked_loss, norm_relu, pool2, segmentor, up2};
 
@@ -21,7 +21,7 @@ fn main() {
 }
 
 /// Inputs, outputs and side of the 3×3×3 convolutions.
-const CONVOLUTIONS: [(usize, usize, usize); 10] = [
+const CONVOLUTIONS: [(usize, usize, usize); 12] = [
     (1, 8, 24),
     (8, 16, 24),
     (48, 16, 24),
@@ -30,7 +30,9 @@ const CONVOLUTIONS: [(usize, usize, usize); 10] = [
     (96, 32, 12),
     (192, 64, 6),
     (64, 128, 3),
-    (192, 64, 32),
+    (64, 64, 64),
+    (192, 64, 64),
+    (384, 128, 32),
     (256, 256, 8),
 ];
 /// Channels and side before the transposed convolutions.
@@ -135,22 +137,22 @@ fn up2_gradients(bencher: Bencher<'_, '_>, On { isa, shape: (channels, side) }: 
     });
 }
 
+const NORMALISATION: Normalisation = Normalisation { together: Together::Channel, epsilon: 1e-5, slope: 0.0 };
+
 #[divan::bench(args = Isa::available())]
 fn norm_relu_forward(bencher: Bencher<'_, '_>, isa: Isa) {
     let (extent, affine) = (volume(16, 24), values(16));
     let x = values(extent.len());
-    bencher.bench_local(|| {
-        norm_relu::forward(isa, black_box(&x), extent, Together::Channel, [&affine, &affine], 1e-5)
-    });
+    bencher.bench_local(|| norm_relu::forward(isa, black_box(&x), extent, NORMALISATION, [&affine, &affine]));
 }
 
 #[divan::bench(args = Isa::available())]
 fn norm_relu_gradients(bencher: Bencher<'_, '_>, isa: Isa) {
     let (extent, affine) = (volume(16, 24), values(16));
     let (x, dy, affine) = (values(extent.len()), values(extent.len()), [affine.as_slice(); 2]);
-    let (_, statistics) = norm_relu::forward(isa, &x, extent, Together::Channel, affine, 1e-5);
+    let (_, statistics) = norm_relu::forward(isa, &x, extent, NORMALISATION, affine);
     bencher.bench_local(|| {
-        norm_relu::backward(isa, black_box(&x), &dy, extent, Together::Channel, affine, &statistics)
+        norm_relu::backward(isa, black_box(&x), &dy, extent, NORMALISATION, affine, &statistics)
     });
 }
 

@@ -34,7 +34,7 @@ use site_agent::data::sampler::{Sampler, SamplerSettings};
 use site_agent::infer::sliding_window::{WindowPlan, sliding_window};
 use site_agent::infer::{InferError, Predictor};
 use site_agent::model::{
-    Backbone, ClassEmbeddings, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors, UniversalModel,
+    ClassEmbeddings, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors, UniversalModel,
 };
 use site_agent::phantom::{HOSPITALS, Hospital, write_hospital};
 use site_agent::train::burn_trainer::{BurnTrainer, TrainerSettings};
@@ -171,7 +171,7 @@ fn model(seed: u64) -> Result<UniversalModel> {
     let parents: Vec<Option<usize>> = taxonomy.classes().iter().map(parent).collect();
     let embeddings = ClassEmbeddings::few_hot(&parents, 4.0)?;
     let embedding = EmbeddingConfig { kind: EmbeddingKind::FewHot, rows: 32, width: 32 };
-    let config = ModelConfig { backbone: Backbone::Unet, width: 8, embedding };
+    let config = ModelConfig::unet(8, embedding);
     Ok(UniversalModel::new(&config, Some(&embeddings), seed, &device())?)
 }
 

@@ -29,8 +29,8 @@ use site_agent::data::sampler::{Sampler, SamplerSettings};
 use site_agent::data::volume::{Grid, Volume};
 use site_agent::data::{augment::Augmentation, batch};
 use site_agent::model::{
-    Backbone, ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors,
-    UniversalModel, training_device,
+    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors, UniversalModel,
+    training_device,
 };
 use site_agent::train::burn_trainer::{BurnTrainer, TrainerSettings};
 use site_agent::train::loss::{DiceKind, masked_loss};
@@ -85,7 +85,7 @@ fn model(seed: u64) -> UniversalModel {
 fn model_on(device: &Device, seed: u64) -> UniversalModel {
     let embeddings = ClassEmbeddings::one_hot(CLASSES, 4.0).unwrap();
     let embedding = EmbeddingConfig { kind: EmbeddingKind::OneHot, rows: CLASSES, width: CLASSES };
-    let config = ModelConfig { backbone: Backbone::Unet, width: 8, embedding };
+    let config = ModelConfig::unet(8, embedding);
     UniversalModel::new(&config, Some(&embeddings), seed, device).unwrap()
 }
 

@@ -1,4 +1,4 @@
-//! Agreement of the model with the reference in float64: golden cases (a), the paper's width, and (c).
+//! Agreement of the model with the reference in float64: golden cases (a), the paper's width, (c), and the pieces of (d).
 //!
 //! In float64 nothing hides behind rounding: every gradient has to agree to 1e-7. burn's default number format is one
 //! per process and can be set once, hence a test binary of its own.
@@ -11,12 +11,19 @@ use std::sync::Once;
 
 use burn::tensor::{Device, DeviceConfig, FloatDType};
 use serde_json::Value;
+use site_agent::model::Backbone;
 use site_agent::train::loss::{DiceKind, masked_loss};
 use support::{
-    compare::{assert_gradient_stats_agree, assert_within, has_no_true_gradient, number},
+    compare::{
+        assert_gradient_stats_agree, assert_stats_agree, assert_within, has_no_true_gradient, number, stats,
+    },
     golden::Golden,
     hash_fill,
-    under_test::{BTCV, MSD_LIVER, all_classes, annotated, hash_filled, scalar, to_device, to_host},
+    swin::{assert_pieces_agree, small_swin_gradients},
+    under_test::{
+        BTCV, MSD_LIVER, all_classes, annotated, hash_filled, hash_filled_backbone, scalar, to_device,
+        to_host,
+    },
 };
 
 fn compute_in_float64() {
@@ -76,4 +83,27 @@ fn the_full_size_model_agrees_in_float64() {
     assert_within("bce", scalar(&loss.bce), number(&json["loss"]["bce"]), 1e-6);
     assert_within("dice", scalar(&loss.dice), number(&json["loss"]["dice_volume"]), 1e-6);
     assert_gradient_stats_agree(&model, &loss, &json["grads_bce_plus_dice_volume"], |_, _| 1e-7);
+}
+
+#[test]
+fn the_small_swin_unetr_agrees_in_float64() {
+    let Some(golden) = Golden::open() else { return };
+    let json: Value = golden.json("d_swin_f12.json");
+    compute_in_float64();
+    let model = hash_filled_backbone(Backbone::SwinUnetr, 12);
+    let input = hash_fill::unit("case_d.input", &[1, 1, 64, 64, 96]);
+    let features = model.features(to_device(&input, &Device::flex())).unwrap();
+    assert_stats_agree("out", &to_host(features.decoder.clone()), &stats(&json["out"]), 1e-6);
+    assert_stats_agree("dec4", &to_host(features.bottleneck.clone()), &stats(&json["dec4"]), 1e-6);
+    let gradients = small_swin_gradients(&model, features);
+    for (name, golden) in json["grads"].as_object().unwrap() {
+        assert_stats_agree(name, gradients[&format!("backbone.{name}")].values(), &stats(golden), 1e-6);
+    }
+}
+
+#[test]
+fn blocks_and_merging_agree_in_float64() {
+    let Some(golden) = Golden::open() else { return };
+    compute_in_float64();
+    assert_pieces_agree(&golden, 1e-6);
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::sections::{
-    Aggregation, Augmentation, Embeddings, Evaluation, ModelConfig, OptimizerKind, Preprocessing, Quorum,
-    Training,
+    Aggregation, Augmentation, Backbone, Embeddings, Evaluation, ModelConfig, OptimizerKind, Preprocessing,
+    Quorum, Training,
 };
 use super::{Study, StudyDraft};
 use crate::config::Problems;
@@ -37,7 +37,7 @@ pub(super) fn draft(draft: &StudyDraft, taxonomy: &Taxonomy) -> Problems {
     problems.in_range("seed", draft.seed, 0..=i64::MAX as u64);
     problems.in_range("rounds", draft.rounds, 1..=100_000);
     model("model.", &draft.model, &mut problems);
-    preprocessing(&draft.preprocessing, &mut problems);
+    preprocessing(&draft.preprocessing, draft.model.backbone, &mut problems);
     problems.in_range("sampling.foreground_probability", draft.sampling.foreground_probability, 0.0..=1.0);
     augmentation(&draft.sampling.augmentation, &mut problems);
     training(&draft.training, draft.rounds, &mut problems);
@@ -49,17 +49,20 @@ pub(super) fn draft(draft: &StudyDraft, taxonomy: &Taxonomy) -> Problems {
 
 /// `prefix` is where the section stands: a model file has no section around it.
 pub(super) fn model(prefix: &str, model: &ModelConfig, problems: &mut Problems) {
-    // The head's group norm has 16 groups over 2 · width channels.
-    if !(8..=256).contains(&model.width) || !model.width.is_multiple_of(8) {
+    let multiple = model.backbone.width_multiple();
+    if !(multiple..=256).contains(&model.width) || !model.width.is_multiple_of(multiple) {
         problems.add_allowed(
             format!("{prefix}width"),
             model.width.to_string(),
-            "a multiple of 8 from 8 to 256",
+            format!("a multiple of {multiple} from {multiple} to 256"),
         );
+    }
+    if model.backbone != Backbone::SwinUnetr && !model.patch_merging.is_published() {
+        problems.add(format!("{prefix}patch_merging"), "only a `swin_unetr` merges patches");
     }
 }
 
-fn preprocessing(preprocessing: &Preprocessing, problems: &mut Problems) {
+fn preprocessing(preprocessing: &Preprocessing, backbone: Backbone, problems: &mut Problems) {
     for (axis, spacing) in preprocessing.spacing_mm.into_iter().enumerate() {
         problems.in_range(&format!("preprocessing.spacing_mm[{axis}]"), spacing, 0.1..=20.0);
     }
@@ -71,10 +74,11 @@ fn preprocessing(preprocessing: &Preprocessing, problems: &mut Problems) {
             .add("preprocessing.window_hu", format!("the first, {low}, must be below the second, {high}"));
     }
     for (axis, voxels) in preprocessing.patch.into_iter().enumerate() {
-        // Three poolings halve the patch; below 16 the bottleneck would be one voxel, which batch norm cannot take.
-        if !(16..=512).contains(&voxels) || !voxels.is_multiple_of(8) {
-            let key = format!("preprocessing.patch[{axis}]");
-            problems.add_allowed(key, voxels.to_string(), "a multiple of 8 from 16 to 512");
+        let multiple = backbone.side_multiple();
+        if !(2 * multiple..=512).contains(&voxels) || !voxels.is_multiple_of(multiple) {
+            let (key, least) = (format!("preprocessing.patch[{axis}]"), 2 * multiple);
+            let allowed = format!("a multiple of {multiple} from {least} to 512");
+            problems.add_allowed(key, voxels.to_string(), allowed);
         }
     }
 }

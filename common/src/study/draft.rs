@@ -15,8 +15,6 @@ use crate::taxonomy::Taxonomy;
 pub const EMBEDDING_TENSOR: &str = "organ_embedding";
 /// The model's tensor that the embeddings are multiplied with; its second axis is their width.
 const TEXT_TENSOR: &str = "text_to_vision.weight";
-/// The first convolution, `[width, 1, 3, 3, 3]`.
-const FIRST_TENSOR: &str = "backbone.down_tr64.ops.0.conv1.weight";
 
 /// A study file. Valid once it comes out of [`StudyDraft::parse`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -148,9 +146,10 @@ fn embedding_shape(artifact: &ArtifactManifest, problems: &mut Problems) -> (u32
 fn check_model(model: &ArtifactManifest, config: &ModelConfig, width: u32, problems: &mut Problems) {
     let shape_of =
         |name: &str| model.layout().tensors().iter().find(|t| t.name == name).map(|t| &t.shape[..]);
-    let Some(&[first, ..]) = shape_of(FIRST_TENSOR) else {
-        let allowed = format!("a network with `{FIRST_TENSOR}`: `site-agent model init` makes one");
-        return problems.add_allowed("model", "not a model", allowed);
+    let first_tensor = config.backbone.first_tensor();
+    let Some(&[first, ..]) = shape_of(first_tensor) else {
+        let allowed = format!("a network with `{first_tensor}`: `site-agent model init` makes one");
+        return problems.add_allowed("model", format!("not a {}", config.backbone.words()), allowed);
     };
     if first != config.width {
         let allowed = format!("{}, as `model.width` of the study", config.width);

@@ -14,8 +14,11 @@ use crate::ids::{ArtifactHash, ClassId, SiteId};
 pub struct ModelConfig {
     /// Which backbone.
     pub backbone: Backbone,
-    /// Channels of the first convolution; 32 is the paper's.
+    /// Channels of the first convolution: 32 is the paper's U-Net, 48 its Swin UNETR.
     pub width: u32,
+    /// How a Swin UNETR merges patches.
+    #[serde(default, skip_serializing_if = "PatchMerging::is_published")]
+    pub patch_merging: PatchMerging,
 }
 
 impl ModelConfig {
@@ -35,10 +38,65 @@ impl ModelConfig {
 
 /// The backbones that a study may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Backbone {
     /// The U-Net of specification §8.
     Unet,
+    /// The Swin UNETR of specification §9.
+    SwinUnetr,
+}
+
+impl Backbone {
+    /// In words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Unet => "U-Net",
+            Self::SwinUnetr => "Swin UNETR",
+        }
+    }
+
+    /// Widths are multiples of this: of the groups of the head's normalisation, and of the heads of the attention.
+    pub const fn width_multiple(self) -> u32 {
+        match self {
+            Self::Unet => 8,
+            Self::SwinUnetr => 12,
+        }
+    }
+
+    /// Sides of a patch are multiples of this, and twice as long at least: a bottleneck of one voxel has no statistics.
+    pub const fn side_multiple(self) -> u32 {
+        match self {
+            Self::Unet => 8,
+            Self::SwinUnetr => 32,
+        }
+    }
+
+    /// The tensor of the first convolution, `[width, 1, …]`.
+    pub const fn first_tensor(self) -> &'static str {
+        match self {
+            Self::Unet => "backbone.down_tr64.ops.0.conv1.weight",
+            Self::SwinUnetr => "backbone.swinViT.patch_embed.proj.weight",
+        }
+    }
+}
+
+/// Which of eight neighbouring patches a Swin UNETR merges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PatchMerging {
+    /// As in MONAI 0.9.0, and so in every published checkpoint: two of them are left out, two are read twice.
+    #[default]
+    #[serde(rename = "monai-0.9")]
+    Monai0_9,
+    /// Each once. For new studies only.
+    Corrected,
+}
+
+impl PatchMerging {
+    /// Whether it is that of the published checkpoints.
+    pub fn is_published(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The class embeddings: an artifact with one tensor `organ_embedding` of shape `[rows, width]`.

@@ -39,21 +39,21 @@ fn every_mistake_is_reported_at_once() {
     insta::assert_snapshot!(refused, @r#"
     study.toml:6: `rounds`: 0 is out of range
       allowed: 1 to 100000
-    error: study.toml:18: `preprocessing.window_hu`: the first, 250, must be below the second, -175
-    error: study.toml:19: `preprocessing.patch[1]`: 100
+    error: study.toml:19: `preprocessing.window_hu`: the first, 250, must be below the second, -175
+    error: study.toml:20: `preprocessing.patch[1]`: 100
       allowed: a multiple of 8 from 16 to 512
-    error: study.toml:19: `preprocessing.patch[2]`: 8
+    error: study.toml:20: `preprocessing.patch[2]`: 8
       allowed: a multiple of 8 from 16 to 512
-    error: study.toml:36: `training.warmup_rounds`: 5 is out of range
+    error: study.toml:37: `training.warmup_rounds`: 5 is out of range
       allowed: 0 to 0
-    error: study.toml:43: `training.optimizer.weight_decay`: belongs to `adamw`; `sgd` has none
-    error: study.toml:59: `quorum.accept_s`: 8000 is out of range
+    error: study.toml:44: `training.optimizer.weight_decay`: belongs to `adamw`; `sgd` has none
+    error: study.toml:60: `quorum.accept_s`: 8000 is out of range
       allowed: 1 to 7200
-    error: study.toml:62: `evaluation.every_rounds`: 5 is out of range
+    error: study.toml:63: `evaluation.every_rounds`: 5 is out of range
       allowed: 0 to 0
-    error: study.toml:70: `evaluation.nsd_tolerance_mm.classes[2].mm`: -4 is out of range
+    error: study.toml:71: `evaluation.nsd_tolerance_mm.classes[2].mm`: -4 is out of range
       allowed: 0 to 100
-    error: study.toml:70: `evaluation.nsd_tolerance_mm.classes[2].class`: the taxonomy has no class 77
+    error: study.toml:71: `evaluation.nsd_tolerance_mm.classes[2].class`: the taxonomy has no class 77
     "#);
 }
 
@@ -65,9 +65,9 @@ fn unknown_keys_and_wrong_words_are_reported_at_once() {
         .replace("kind = \"few-hot\"", "kind = \"imported:\"");
     let refused = StudyDraft::parse("study.toml", &text, &Taxonomy::standard()).unwrap_err();
     insta::assert_snapshot!(refused, @r#"
-    study.toml:9: `model.backbone`: unknown variant `vnet`, expected `unet`
-    error: study.toml:13: `embeddings.kind`: embedding kind `imported:`: expected `one-hot`, `few-hot` or `imported:NAME`
-    error: study.toml:52: `aggregation.weight`: unknown field `weight`, expected one of `strategy`, `server_lr`, `weights`, `max_site_weight`, `max_update_norm`
+    study.toml:9: `model.backbone`: unknown variant `vnet`, expected `unet` or `swin_unetr`
+    error: study.toml:14: `embeddings.kind`: embedding kind `imported:`: expected `one-hot`, `few-hot` or `imported:NAME`
+    error: study.toml:53: `aggregation.weight`: unknown field `weight`, expected one of `strategy`, `server_lr`, `weights`, `max_site_weight`, `max_update_norm`
     "#);
 }
 
@@ -85,7 +85,7 @@ fn artifacts_that_do_not_fit_are_refused() {
     };
     let refusal = |name, shape: &[u32]| refused(&model(32), &artifact_of_zeros(&[(name, shape)]));
     insta::assert_snapshot!(refused(&table, &table), @r"
-    artifacts: `model`: not a model
+    artifacts: `model`: not a U-Net
       allowed: a network with `backbone.down_tr64.ops.0.conv1.weight`: `site-agent model init` makes one
     ");
     insta::assert_snapshot!(refused(&model(16), &table), @r"

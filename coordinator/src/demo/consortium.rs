@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::Programs;
 use super::process::{Process, Program};
-use super::study::{MODEL, POLICY, Settings};
+use super::study::{POLICY, Settings};
 use super::watch::{Wanted, Watch};
 use crate::cli::line;
 use crate::config::Config;
@@ -136,7 +136,7 @@ impl Consortium<'_> {
         let (file, model_config) = (self.folder.join("study.toml"), self.folder.join("model.toml"));
         let trainers = self.members.iter().filter(|member| member.role == Role::Trainer).count();
         fs::write(&file, self.settings.to_toml(trainers))?;
-        fs::write(&model_config, MODEL)?;
+        fs::write(&model_config, self.settings.network.to_toml())?;
         let seed = self.settings.seed.to_string();
         let embed = self.agent("embed").args(["embed", "few-hot", "--scale", "4", "--out"]);
         embed.args([embeddings.as_os_str()]).finish().await?;

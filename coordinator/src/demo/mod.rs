@@ -17,7 +17,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use self::consortium::{Consortium, Member};
-use self::study::Settings;
+use self::study::{Network, Settings};
 use crate::cli::line;
 
 /// What the demo can be told.
@@ -49,6 +49,9 @@ pub struct Options {
     /// Seed of phantoms, initial model and training.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
     seed: u64,
+    /// The network that is trained. A transformer takes some ten times as long a step: try 20 rounds.
+    #[arg(long, value_enum, default_value_t = Network::Unet)]
+    backbone: Network,
     /// Repeat without masking, pooled, and each site alone: what masking and federation are worth. Takes long.
     #[arg(long)]
     ablation: bool,

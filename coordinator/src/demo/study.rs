@@ -2,6 +2,33 @@
 
 use super::Options;
 
+/// A network that the demo can train, small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Network {
+    /// Convolutions alone.
+    Unet,
+    /// A transformer of shifted windows beside convolutions.
+    SwinUnetr,
+}
+
+impl Network {
+    /// The model's configuration, as `site-agent model init` reads it; the same as in the study.
+    pub(super) const fn to_toml(self) -> &'static str {
+        match self {
+            Self::Unet => "backbone = \"unet\"\nwidth = 8\n",
+            Self::SwinUnetr => "backbone = \"swin_unetr\"\nwidth = 12\n",
+        }
+    }
+
+    /// Side of a patch: the transformer halves it five times, and the last time two voxels must be left.
+    const fn patch(self) -> u32 {
+        match self {
+            Self::Unet => 24,
+            Self::SwinUnetr => 64,
+        }
+    }
+}
+
 /// What may differ between runs.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -9,6 +36,7 @@ pub(super) struct Settings {
     pub(super) seed: u64,
     pub(super) rounds: u32,
     pub(super) steps: u32,
+    pub(super) network: Network,
     /// `masked` or `background`.
     pub(super) unlabelled: &'static str,
     /// Rounds between evaluations; 0: the last alone.
@@ -25,6 +53,7 @@ impl Settings {
             seed: options.seed,
             rounds: options.rounds,
             steps: options.steps,
+            network: options.backbone,
             unlabelled: "masked",
             // Four points make a curve, and an evaluation costs as much as a round.
             evaluate_every: options.rounds.div_ceil(4),
@@ -35,23 +64,22 @@ impl Settings {
 
     /// The study's TOML for `trainers` sites.
     pub(super) fn to_toml(&self, trainers: usize) -> String {
-        let Self { name, seed, rounds, steps, unlabelled, evaluate_every, min_count } = self;
+        let Self { name, seed, rounds, steps, network, unlabelled, evaluate_every, min_count } = self;
+        let (model, side) = (network.to_toml(), network.patch());
         format!(
             r#"name = "{name}"
 seed = {seed}
 rounds = {rounds}
 
 [model]
-backbone = "unet"
-width = 8
-
+{model}
 [embeddings]
 kind = "few-hot"
 
 [preprocessing]
 spacing_mm = [8.0, 8.0, 8.0]
 window_hu = [-175.0, 250.0]
-patch = [24, 24, 24]
+patch = [{side}, {side}, {side}]
 
 [sampling]
 foreground_probability = 0.9
@@ -96,9 +124,6 @@ default = 4.0
     }
 }
 
-/// The model's configuration, as `site-agent model init` reads it; the same as in the study.
-pub(super) const MODEL: &str = "backbone = \"unet\"\nwidth = 8\n";
-
 /// A hospital's policy in a demo: every study is welcome, nothing but the usual kinds may leave.
 pub(super) const POLICY: &str = r#"[studies]
 # A demonstration: nobody sits there to approve.
@@ -120,16 +145,19 @@ mod tests {
 
     #[test]
     fn the_demos_study_is_one() {
-        let settings = Settings {
-            name: "demo".to_owned(),
-            seed: 1,
-            rounds: 4,
-            steps: 2,
-            unlabelled: "background",
-            evaluate_every: 1,
-            min_count: 3,
-        };
-        let draft = StudyDraft::parse("study.toml", &settings.to_toml(3), &Taxonomy::standard()).unwrap();
-        assert_eq!((draft.rounds, draft.quorum.sites), (4, 3));
+        for network in [Network::Unet, Network::SwinUnetr] {
+            let settings = Settings {
+                name: "demo".to_owned(),
+                seed: 1,
+                rounds: 4,
+                steps: 2,
+                network,
+                unlabelled: "background",
+                evaluate_every: 1,
+                min_count: 3,
+            };
+            let draft = StudyDraft::parse("study.toml", &settings.to_toml(3), &Taxonomy::standard()).unwrap();
+            assert_eq!((draft.rounds, draft.quorum.sites), (4, 3));
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use common::study::sections::{Backbone as StudyBackbone, ModelConfig as StudyModel};
+use common::study::sections::ModelConfig as StudyModel;
 use common::taxonomy::Taxonomy;
 
 use super::error_report::CliError;
@@ -14,8 +14,8 @@ use crate::client::files;
 use crate::model::embedding::EMBEDDING_NAME;
 use crate::model::record::{read_safetensors, write_safetensors};
 use crate::model::{
-    Backbone, ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors,
-    UniversalModel, device,
+    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors, UniversalModel,
+    device,
 };
 
 /// Commands about model files.
@@ -119,14 +119,13 @@ fn parent_rows(taxonomy: &Taxonomy) -> Vec<Option<usize>> {
 
 fn init(args: &InitArgs) -> Result<(), CliError> {
     let text = fs::read_to_string(&args.config).with_context(|| args.config.display().to_string())?;
-    let StudyModel { backbone: StudyBackbone::Unet, width } =
-        StudyModel::parse(&args.config.display().to_string(), &text)?;
+    let network = StudyModel::parse(&args.config.display().to_string(), &text)?;
     let table = read_table(EmbeddingKind::Imported, &args.embeddings)?;
     let &[rows, embedding_width] = table.table().shape() else {
         return Err(CliError::new(anyhow::anyhow!("{} holds no table", args.embeddings.display())));
     };
     let embedding = EmbeddingConfig { kind: table.kind(), rows, width: embedding_width };
-    let config = ModelConfig { backbone: Backbone::Unet, width: width as usize, embedding };
+    let config = ModelConfig::of_study(&network, embedding);
     let model = UniversalModel::new(&config, Some(&table), args.seed, &device(DeviceKind::Cpu)?)?;
     let tensors = model.export();
     write(&args.out, &tensors)?;

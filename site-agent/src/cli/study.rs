@@ -3,7 +3,6 @@
 use std::io::Write;
 
 use clap::{Args, Subcommand};
-use common::study::sections::Backbone;
 use common::study::{Study, StudyDocument};
 
 use super::error_report::{CliError, Exit};
@@ -106,7 +105,6 @@ fn describe(document: &StudyDocument) -> Vec<String> {
         document.study();
     let bound = aggregation.max_update_norm.map_or("no bound".to_owned(), |norm| format!("at most {norm}"));
     let classes = document.study().taxonomy.classes().len();
-    let Backbone::Unet = model.backbone;
     let [x, y, z] = preprocessing.spacing_mm;
     let evaluates = match evaluation.every_rounds {
         0 => "after the last round".to_owned(),
@@ -117,7 +115,7 @@ fn describe(document: &StudyDocument) -> Vec<String> {
         format!("study      {name}"),
         format!("digest     {}", document.digest()),
         format!("trains     {rounds} rounds of {} steps; {classes} classes", training.steps_per_round),
-        format!("network    U-Net, width {}; scans at {x} x {y} x {z} mm", model.width),
+        format!("network    {}, width {}; scans at {x} x {y} x {z} mm", model.backbone.words(), model.width),
         format!("averages   at least {} sites; norm of an update: {bound}", quorum.sites),
         format!("evaluates  {evaluates}; numbers below {} patients stay here", evaluation.min_count),
         "leaves     label counts, loss, weights, metrics; no scan, no mask, no picture".to_owned(),

@@ -6,14 +6,13 @@ use common::study::sections as study;
 use super::{InferError, Predictor};
 use crate::model::embedding::EMBEDDING_NAME;
 use crate::model::{
-    Backbone, ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, ModelError,
-    NamedTensors, UniversalModel, WindowNetwork, device,
+    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, ModelError, NamedTensors,
+    UniversalModel, WindowNetwork, device,
 };
 use crate::train::trainer::Cancel;
 
 /// The configuration of a study's network.
 pub fn model_config(study: &Study) -> ModelConfig {
-    let study::Backbone::Unet = study.model.backbone;
     let embeddings = &study.embeddings;
     let kind = match embeddings.kind {
         _ if embeddings.trainable => EmbeddingKind::Learned,
@@ -23,7 +22,7 @@ pub fn model_config(study: &Study) -> ModelConfig {
     };
     let embedding =
         EmbeddingConfig { kind, rows: embeddings.rows as usize, width: embeddings.width as usize };
-    ModelConfig { backbone: Backbone::Unet, width: study.model.width as usize, embedding }
+    ModelConfig::of_study(&study.model, embedding)
 }
 
 /// The class embeddings of an artifact, for a model of this configuration; none where the model trains its own.

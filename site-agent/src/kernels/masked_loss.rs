@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, for_each_isa};
+use super::transcendental::{exp_of_negative, log_one_plus};
 
 /// The means over annotated pairs, and what their gradients need.
 #[derive(Clone, Debug, PartialEq)]
@@ -157,48 +158,9 @@ fn probability(x: f32, e: f32) -> f32 {
     numerator / (1.0 + e)
 }
 
-/// `exp(x)` for `x ≤ 0`, to about two units in the last place; a polynomial, so that loops over it are vectorised
-/// (range reduction and coefficients as in Moshier's Cephes, `expf`).
-#[inline(always)]
-fn exp_of_negative(x: f32) -> f32 {
-    // Below −87 the result is denormal: taken for e^−87, which is nothing beside 1.
-    let x = x.max(-87.0);
-    // Adding and taking away 1.5 · 2²³ rounds to the nearest whole number.
-    const ROUND: f32 = 12_582_912.0;
-    let whole = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
-    let r = x - whole * 0.693_359_4 - whole * -2.121_944_4e-4;
-    let tail = [1.987_569_1e-4f32, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5]
-        .into_iter()
-        .fold(0.0, |sum, coefficient| sum * r + coefficient);
-    let power = f32::from_bits(((whole as i32 + 127) as u32) << 23);
-    (tail * r * r + r + 1.0) * power
-}
-
-/// `ln(1 + e)` for `0 ≤ e ≤ 1`: `2 artanh(e / (2 + e))`, whose argument is at most a third, as an odd polynomial.
-#[inline(always)]
-fn log_one_plus(e: f32) -> f32 {
-    let s = e / (2.0 + e);
-    let square = s * s;
-    let sum = [1.0f32 / 15.0, 1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0]
-        .into_iter()
-        .fold(0.0, |sum, coefficient| sum * square + coefficient);
-    2.0 * s + 2.0 * s * square * sum
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exponential_and_logarithm_are_good_to_a_few_last_places() {
-        for step in 0..87_000 {
-            let x = -(step as f32) / 1000.0;
-            let (got, exact) = (exp_of_negative(x), f64::from(x).exp());
-            assert!((f64::from(got) / exact - 1.0).abs() < 3e-7, "exp({x}): {got} against {exact}");
-            let (got, exact) = (log_one_plus(got), f64::from(got).ln_1p());
-            assert!((f64::from(got) / exact - 1.0).abs() < 3e-7, "ln(1 + exp({x})): {got} against {exact}");
-        }
-    }
 
     #[test]
     fn every_instruction_set_computes_the_definition_and_its_gradient() {

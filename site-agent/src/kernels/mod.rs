@@ -12,16 +12,21 @@
 )]
 
 pub mod adamw;
+pub mod attention;
 pub mod conv1;
 pub mod conv3;
+pub mod gelu;
 pub mod isa;
+pub mod layer_norm;
 pub mod masked_loss;
 mod micro;
 pub mod norm_relu;
 mod pack;
 pub mod pool2;
 pub mod segmentor;
+mod transcendental;
 pub mod up2;
+pub mod windows;
 
 /// Extent of a batch of volumes: `[n, channels, x, y, z]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

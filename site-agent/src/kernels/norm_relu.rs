@@ -1,4 +1,5 @@
-//! Normalisation by the statistics at hand, with the rectifier that follows it: batch and group normalisation in one.
+//! Normalisation by the statistics at hand, with the rectifier that follows it: batch, group and instance normalisation in
+//! one.
 //!
 //! What is normalised together is a set of (sample, channel) volumes: a channel of all samples, or some channels of one
 //! sample. The reference never reads running statistics, not even in inference (specification §8), so there are none here.
@@ -18,6 +19,17 @@ pub enum Together {
     Channel,
     /// This many groups of channels in each sample.
     Groups(usize),
+}
+
+/// A normalisation and its rectifier.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Normalisation {
+    /// What is normalised together.
+    pub together: Together,
+    /// ε, added to the variance.
+    pub epsilon: f32,
+    /// Slope of the rectifier below zero, from 0 (it cuts off) to 1 (there is none).
+    pub slope: f32,
 }
 
 /// Mean and reciprocal standard deviation of each set.
@@ -75,6 +87,20 @@ struct Affine {
     bias: f32,
 }
 
+/// What a set is normalised by, and the slope of its rectifier.
+#[derive(Clone, Copy)]
+struct Set {
+    mean: f32,
+    scale: f32,
+    slope: f32,
+}
+
+impl Statistics {
+    fn set(&self, index: usize, slope: f32) -> Set {
+        Set { mean: self.mean[index], scale: self.scale[index], slope }
+    }
+}
+
 /// γ and β of each volume, by set.
 fn affines(weight: &[f32], bias: &[f32], extent: Extent, together: Together) -> Vec<Vec<Affine>> {
     let of =
@@ -82,21 +108,20 @@ fn affines(weight: &[f32], bias: &[f32], extent: Extent, together: Together) -> 
     together.split((0..extent.n * extent.channels).map(of), extent)
 }
 
-/// `relu(γ · (x − mean) / sqrt(variance + ε) + β)`.
+/// `rectify(γ · (x − mean) / sqrt(variance + ε) + β)`.
 pub fn forward(
     isa: Isa,
     x: &[f32],
     extent: Extent,
-    together: Together,
+    Normalisation { together, epsilon, slope }: Normalisation,
     [weight, bias]: [&[f32]; 2],
-    epsilon: f32,
 ) -> (Vec<f32>, Statistics) {
     let mut y = vec![0.0; x.len()];
     let affines = affines(weight, bias, extent, together);
     let sets = volumes_of(x, extent, together).into_par_iter().zip(volumes_of_mut(&mut y, extent, together));
     let normalised = sets.zip(affines).map(|((x, y), affines)| {
         let (mean, scale) = statistics(isa, &x, epsilon);
-        normalise(isa, &x, y, &affines, mean, scale);
+        normalise(isa, &x, y, &affines, Set { mean, scale, slope });
         (mean, scale)
     });
     let (mean, scale) = normalised.unzip();
@@ -108,7 +133,7 @@ pub fn again(
     isa: Isa,
     x: &[f32],
     extent: Extent,
-    together: Together,
+    Normalisation { together, slope, .. }: Normalisation,
     [weight, bias]: [&[f32]; 2],
     statistics: &Statistics,
 ) -> Vec<f32> {
@@ -116,7 +141,7 @@ pub fn again(
     let affines = affines(weight, bias, extent, together);
     let sets = volumes_of(x, extent, together).into_par_iter().zip(volumes_of_mut(&mut y, extent, together));
     sets.zip(affines).enumerate().for_each(|(set, ((x, y), affines))| {
-        normalise(isa, &x, y, &affines, statistics.mean[set], statistics.scale[set]);
+        normalise(isa, &x, y, &affines, statistics.set(set, slope));
     });
     y
 }
@@ -127,7 +152,7 @@ pub fn backward(
     x: &[f32],
     dy: &[f32],
     extent: Extent,
-    together: Together,
+    Normalisation { together, slope, .. }: Normalisation,
     [weight, bias]: [&[f32]; 2],
     statistics: &Statistics,
 ) -> Gradients {
@@ -139,7 +164,7 @@ pub fn backward(
         .zip(volumes_of_mut(&mut input, extent, together))
         .zip(affines);
     let of_volumes = sets.enumerate().map(|(set, (((x, dy), dx), affines))| {
-        differentiate(isa, &x, &dy, dx, &affines, statistics.mean[set], statistics.scale[set])
+        differentiate(isa, &x, &dy, dx, &affines, statistics.set(set, slope))
     });
     let of_volumes: Vec<Vec<[f64; 2]>> = of_volumes.collect();
     let mut sums = vec![[0.0; 2]; extent.channels];
@@ -167,12 +192,19 @@ for_each_isa! {
 
 for_each_isa! {
     /// Writes a set's output.
-    fn normalise(x: &[&[f32]], y: Vec<&mut [f32]>, affines: &[Affine], mean: f32, scale: f32) {
+    fn normalise(
+        x: &[&[f32]],
+        y: Vec<&mut [f32]>,
+        affines: &[Affine],
+        set: Set,
+    ) {
+        let Set { mean, scale, slope } = set;
         for ((y, x), affine) in y.into_iter().zip(x).zip(affines) {
-            let slope = affine.weight * scale;
-            let offset = affine.bias - mean * slope;
+            let factor = affine.weight * scale;
+            let offset = affine.bias - mean * factor;
             for (y, &x) in y.iter_mut().zip(*x) {
-                *y = (x * slope + offset).max(0.0);
+                let normal = x * factor + offset;
+                *y = normal.max(normal * slope);
             }
         }
     }
@@ -186,17 +218,17 @@ for_each_isa! {
         dy: &[&[f32]],
         dx: Vec<&mut [f32]>,
         affines: &[Affine],
-        mean: f32,
-        scale: f32,
+        set: Set,
     ) -> Vec<[f64; 2]> {
+        let Set { mean, scale, slope } = set;
         let count = x.iter().map(|x| x.len()).sum::<usize>() as f64;
         let mut of_volumes = Vec::with_capacity(x.len());
         let (mut plain, mut by_input) = (0.0, 0.0);
         for ((x, dy), affine) in x.iter().zip(dy).zip(affines) {
-            let slope = affine.weight * scale;
-            let offset = affine.bias - mean * slope;
+            let factor = affine.weight * scale;
+            let offset = affine.bias - mean * factor;
             let of_volume = sums([x, dy], |[x, dy]| {
-                let open = if x * slope + offset > 0.0 { dy } else { 0.0 };
+                let open = if x * factor + offset > 0.0 { dy } else { dy * slope };
                 [open, open * ((x - mean) * scale)]
             });
             plain += f64::from(affine.weight) * of_volume[0];
@@ -205,10 +237,10 @@ for_each_isa! {
         }
         let (plain_mean, input_mean) = ((plain / count) as f32, (by_input / count) as f32);
         for (((dx, x), dy), affine) in dx.into_iter().zip(x).zip(dy).zip(affines) {
-            let slope = affine.weight * scale;
-            let offset = affine.bias - mean * slope;
+            let factor = affine.weight * scale;
+            let offset = affine.bias - mean * factor;
             for ((dx, &x), &dy) in dx.iter_mut().zip(*x).zip(*dy) {
-                let open = if x * slope + offset > 0.0 { dy } else { 0.0 };
+                let open = if x * factor + offset > 0.0 { dy } else { dy * slope };
                 let normal = (x - mean) * scale;
                 *dx = scale * (affine.weight * open - plain_mean - normal * input_mean);
             }
@@ -272,19 +304,20 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_finite_differences_on_every_instruction_set() {
-        for (together, isa) in [Together::Channel, Together::Groups(2), Together::Groups(4)]
+        for (how, isa) in [(Together::Channel, 0.0), (Together::Groups(2), 0.0), (Together::Groups(4), 0.2)]
             .into_iter()
-            .flat_map(|together| Isa::available().into_iter().map(move |isa| (together, isa)))
+            .flat_map(|how| Isa::available().into_iter().map(move |isa| (how, isa)))
         {
+            let how = Normalisation { together: how.0, epsilon: 1e-5, slope: how.1 };
             let mut rng = ChaCha8Rng::seed_from_u64(1);
             let mut fill = |len: usize| (0..len).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
             let (x, dy, weight, bias) = (fill(EXTENT.len()), fill(EXTENT.len()), fill(4), fill(4));
             let loss = |x: &[f32], weight: &[f32], bias: &[f32]| -> f64 {
-                let (y, _) = forward(isa, x, EXTENT, together, [weight, bias], 1e-5);
+                let (y, _) = forward(isa, x, EXTENT, how, [weight, bias]);
                 y.iter().zip(&dy).map(|(&y, &d)| f64::from(y) * f64::from(d)).sum()
             };
-            let (_, statistics) = forward(isa, &x, EXTENT, together, [&weight, &bias], 1e-5);
-            let g = backward(isa, &x, &dy, EXTENT, together, [&weight, &bias], &statistics);
+            let (_, statistics) = forward(isa, &x, EXTENT, how, [&weight, &bias]);
+            let g = backward(isa, &x, &dy, EXTENT, how, [&weight, &bias], &statistics);
             let check = |what: &str, values: &[f32], gradient: &[f32], at: &dyn Fn(&[f32]) -> f64| {
                 let (mut smooth, step, here) = (0, 1e-3, at(values));
                 for i in 0..values.len() {
@@ -301,7 +334,7 @@ mod tests {
                     let slope = (up + down) / 2.0;
                     assert!(
                         (slope - f64::from(gradient[i])).abs() < 2e-2,
-                        "{what}[{i}], {together:?}, {isa:?}: {} against {slope}",
+                        "{what}[{i}], {how:?}, {isa:?}: {} against {slope}",
                         gradient[i]
                     );
                 }
@@ -318,9 +351,10 @@ mod tests {
         let x: Vec<f32> = (0..EXTENT.len()).map(|i| ((i * 37) % 41) as f32 / 7.0 - 2.0).collect();
         let (weight, bias) = ([0.5, -1.0, 2.0, 1.0], [0.1, 0.2, -0.3, 0.0]);
         for together in [Together::Channel, Together::Groups(2)] {
+            let how = Normalisation { together, epsilon: 1e-5, slope: 0.01 };
             for isa in Isa::available() {
-                let (y, statistics) = forward(isa, &x, EXTENT, together, [&weight, &bias], 1e-5);
-                assert_eq!(again(isa, &x, EXTENT, together, [&weight, &bias], &statistics), y);
+                let (y, statistics) = forward(isa, &x, EXTENT, how, [&weight, &bias]);
+                assert_eq!(again(isa, &x, EXTENT, how, [&weight, &bias], &statistics), y);
             }
         }
     }
@@ -329,7 +363,8 @@ mod tests {
     fn an_open_rectifier_leaves_mean_and_spread_of_the_affine_map() {
         let extent = Extent { n: 1, channels: 1, space: [10, 10, 10] };
         let x: Vec<f32> = (0..1000).map(|i| i as f32).collect();
-        let (y, _) = forward(Isa::detect(), &x, extent, Together::Channel, [&[2.0], &[10.0]], 0.0);
+        let how = Normalisation { together: Together::Channel, epsilon: 0.0, slope: 0.0 };
+        let (y, _) = forward(Isa::detect(), &x, extent, how, [&[2.0], &[10.0]]);
         let mean = y.iter().sum::<f32>() / 1000.0;
         let spread = (y.iter().map(|y| (y - mean).powi(2)).sum::<f32>() / 1000.0).sqrt();
         assert!((mean - 10.0).abs() < 1e-3 && (spread - 2.0).abs() < 1e-3, "{mean} {spread}");

@@ -1,5 +1,6 @@
 //! What a model is: backbone, width, class embeddings. A study pins it.
 
+use common::study::sections::{self, Backbone, PatchMerging};
 use serde::{Deserialize, Serialize};
 
 use super::{embedding::EmbeddingKind, error::ModelError, head::FEATURE_WIDTH};
@@ -10,18 +11,13 @@ use super::{embedding::EmbeddingKind, error::ModelError, head::FEATURE_WIDTH};
 pub struct ModelConfig {
     /// The feature extractor.
     pub backbone: Backbone,
-    /// Channels of the first convolution: 32 is the paper's network. A multiple of 8.
+    /// Channels of the first convolution: 32 is the paper's U-Net (a multiple of 8), 48 its Swin UNETR (a multiple of 12).
     pub width: usize,
+    /// How a Swin UNETR merges patches; a U-Net has none.
+    #[serde(default, skip_serializing_if = "PatchMerging::is_published")]
+    pub patch_merging: PatchMerging,
     /// The class embeddings that the model is used with.
     pub embedding: EmbeddingConfig,
-}
-
-/// The feature extractor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backbone {
-    /// Convolutional, three poolings.
-    Unet,
 }
 
 /// Kind and shape of the class embeddings.
@@ -37,14 +33,26 @@ pub struct EmbeddingConfig {
 }
 
 impl ModelConfig {
+    /// The network that a study names, with these class embeddings.
+    pub fn of_study(network: &sections::ModelConfig, embedding: EmbeddingConfig) -> Self {
+        let &sections::ModelConfig { backbone, width, patch_merging } = network;
+        Self { backbone, width: width as usize, patch_merging, embedding }
+    }
+
+    /// A U-Net as published.
+    pub fn unet(width: usize, embedding: EmbeddingConfig) -> Self {
+        Self { backbone: Backbone::Unet, width, patch_merging: PatchMerging::default(), embedding }
+    }
+
     /// Checks what the types do not say.
     ///
     /// # Errors
     ///
     /// [`ModelError::Width`] or [`ModelError::Embedding`].
     pub fn validate(&self) -> Result<(), ModelError> {
-        if self.width == 0 || !self.width.is_multiple_of(8) {
-            return Err(ModelError::Width { width: self.width });
+        let multiple = self.backbone.width_multiple() as usize;
+        if self.width == 0 || !self.width.is_multiple_of(multiple) {
+            return Err(ModelError::Width { width: self.width, multiple });
         }
         let EmbeddingConfig { kind, rows, width } = self.embedding;
         let learned_at_wrong_width = kind == EmbeddingKind::Learned && width != FEATURE_WIDTH;
@@ -70,7 +78,7 @@ mod tests {
 
     fn config(width: usize) -> ModelConfig {
         let embedding = EmbeddingConfig { kind: EmbeddingKind::OneHot, rows: 32, width: 32 };
-        ModelConfig { backbone: Backbone::Unet, width, embedding }
+        ModelConfig::unet(width, embedding)
     }
 
     #[test]

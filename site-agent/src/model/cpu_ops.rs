@@ -7,11 +7,15 @@
 mod differentiation;
 mod host;
 
+use std::sync::Arc;
+
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, backend_extension};
 
+use crate::kernels::layer_norm;
 use crate::kernels::masked_loss::Loss;
-use crate::kernels::norm_relu::{Statistics, Together};
+use crate::kernels::norm_relu::{Normalisation, Statistics};
+use crate::kernels::windows::Windows;
 
 /// Operations with a kernel of ours. Tensors are `[n, channel, x, y, z]`, f32.
 #[backend_extension(Flex, Autodiff)]
@@ -32,8 +36,24 @@ pub(super) trait CpuOps: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        together: Together,
+        how: Normalisation,
+    ) -> FloatTensor<Self>;
+    /// Normalisation of each row of `[…, width]` over its numbers.
+    fn row_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         epsilon: f32,
+    ) -> FloatTensor<Self>;
+    /// `x · Φ(x)`, shape kept.
+    fn exact_gelu(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// Attention within windows: `qkv` is `[n, voxels, 3 · width]`, `padding` `[3 · width]`, `table` `[2197, heads]`; the output
+    /// `[n, voxels, width]`.
+    fn window_attention(
+        qkv: FloatTensor<Self>,
+        padding: FloatTensor<Self>,
+        table: FloatTensor<Self>,
+        windows: Arc<Windows>,
     ) -> FloatTensor<Self>;
     /// Maximum of each 2×2×2 block.
     fn pool2(x: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -71,15 +91,14 @@ pub(super) trait CpuGradients: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        together: Together,
-        epsilon: f32,
+        how: Normalisation,
     ) -> (FloatTensor<Self>, Statistics);
     /// The output of [`CpuGradients::norm_relu_forward`] once more, the same bits.
     fn norm_relu_again(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        together: Together,
+        how: Normalisation,
         statistics: &Statistics,
     ) -> FloatTensor<Self>;
     /// Gradients with respect to input, weight and bias.
@@ -88,8 +107,45 @@ pub(super) trait CpuGradients: Backend {
         dy: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        together: Together,
+        how: Normalisation,
         statistics: &Statistics,
+    ) -> [FloatTensor<Self>; 3];
+    /// [`CpuOps::row_norm`], and the statistics that its gradient needs.
+    fn row_norm_forward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> (FloatTensor<Self>, layer_norm::Statistics);
+    /// The output of [`CpuGradients::row_norm_forward`] once more, the same bits.
+    fn row_norm_again(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        statistics: &layer_norm::Statistics,
+    ) -> FloatTensor<Self>;
+    /// Gradients with respect to input, weight and bias.
+    fn row_norm_backward(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        statistics: &layer_norm::Statistics,
+    ) -> [FloatTensor<Self>; 3];
+    /// From the output's gradient to the input's.
+    fn exact_gelu_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// [`CpuOps::window_attention`], and the logarithms that its gradient needs.
+    fn window_attention_forward(
+        qkv: FloatTensor<Self>,
+        padding: FloatTensor<Self>,
+        table: FloatTensor<Self>,
+        windows: &Windows,
+    ) -> (FloatTensor<Self>, Vec<f32>);
+    /// Gradients with respect to `qkv`, `padding` and `table`, of `inputs` in that order.
+    fn window_attention_backward(
+        inputs: [FloatTensor<Self>; 3],
+        dy: FloatTensor<Self>,
+        windows: &Windows,
+        logs: &[f32],
     ) -> [FloatTensor<Self>; 3];
     /// [`CpuOps::pool2`], and which voxel of each block it took.
     fn pool2_forward(x: FloatTensor<Self>) -> (FloatTensor<Self>, Vec<u8>);

@@ -8,13 +8,17 @@ use super::tensors::TensorMismatch;
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// The width does not suit the group normalisation of the head.
-    #[error("width {width} is not a positive multiple of 8: the decoder's {} channels must split into 16 groups", .width * 2)]
+    #[error(
+        "width {width} is not a positive multiple of {multiple}, as this backbone's channels and groups need"
+    )]
     Width {
         /// Width asked for.
         width: usize,
+        /// What it must be a multiple of.
+        multiple: usize,
     },
     /// Channel counts of a stand-alone head do not suit its group normalisation.
-    #[error("{channels} channels do not split into 16 groups")]
+    #[error("{channels} channels do not split into groups: expected a multiple of 4")]
     Groups {
         /// Channel count of the feature map.
         channels: usize,
@@ -43,13 +47,15 @@ pub enum ModelError {
         /// Values given.
         got: usize,
     },
-    /// The input patch cannot pass three poolings, or ends in one voxel.
+    /// The input patch cannot be halved as often as the backbone does, or ends in one voxel.
     #[error(
-        "patch of {got:?} voxels: each side must be a multiple of 8, and not all 8 (batch statistics of one voxel)"
+        "patch of {got:?} voxels: each side must be a multiple of {multiple}, and not all {multiple} (statistics of one voxel)"
     )]
     Patch {
         /// Axes `[x, y, z]` of the patch.
         got: [usize; 3],
+        /// What each side must be a multiple of.
+        multiple: usize,
     },
     /// An input that does not have exactly one channel.
     #[error("input has {got} channels, the model reads 1")]

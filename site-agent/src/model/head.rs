@@ -9,12 +9,12 @@ use burn::{
 };
 
 use super::{
+    backbone::Features,
     embedding::ClassEmbeddings,
     error::ModelError,
-    layers::{GROUPS, GroupNorm, Linear, Pointwise},
+    layers::{GroupNorm, Linear, Pointwise, SMALLEST_GROUPS},
     ops,
     tensors::HostTensor,
-    unet::Features,
 };
 use crate::kernels::segmentor::{HIDDEN, PARAMETERS};
 
@@ -75,7 +75,7 @@ impl Head {
     ///
     /// # Errors
     ///
-    /// [`ModelError::Groups`] if a number of channels is not a positive multiple of 16.
+    /// [`ModelError::Groups`] if a number of channels is not a positive multiple of 4.
     pub fn new(
         bottleneck_channels: usize,
         decoder_channels: usize,
@@ -83,7 +83,7 @@ impl Head {
         device: &Device,
     ) -> Result<Self, ModelError> {
         for channels in [bottleneck_channels, decoder_channels] {
-            if channels == 0 || channels % GROUPS != 0 {
+            if channels == 0 || channels % SMALLEST_GROUPS != 0 {
                 return Err(ModelError::Groups { channels });
             }
         }

@@ -9,8 +9,8 @@ use super::tensors::{HostTensor, NamedTensors};
 
 /// Initial values for tensors of these names and shapes.
 ///
-/// Normalisations start at weight 1 and bias 0, a trainable embedding table at N(0, 1), everything else uniform in
-/// ±1/sqrt(fan-in), where a bias uses the fan-in of its weight.
+/// Normalisations start at weight 1 and bias 0, a trainable embedding table at N(0, 1), biases of relative positions at
+/// N(0, 0.02²), everything else uniform in ±1/sqrt(fan-in), where a bias uses the fan-in of its weight.
 pub fn initial_tensors(shapes: &BTreeMap<String, Vec<usize>>, seed: u64) -> NamedTensors {
     let value = |name: &String, shape: &Vec<usize>| {
         let mut draws = Draws::new(seed, name);
@@ -18,6 +18,10 @@ pub fn initial_tensors(shapes: &BTreeMap<String, Vec<usize>>, seed: u64) -> Name
         let weight_shape = layer.unwrap_or(shape);
         if name == "organ_embedding.weight" {
             return HostTensor::from_fn(shape.clone(), |_| draws.normal());
+        }
+        if name.ends_with(".relative_position_bias_table") {
+            // The reference truncates at ±2, which is a hundred of these deviations.
+            return HostTensor::from_fn(shape.clone(), |_| 0.02 * draws.normal());
         }
         if weight_shape.len() == 1 {
             let constant = if layer.is_some() { 0.0 } else { 1.0 };
@@ -30,7 +34,7 @@ pub fn initial_tensors(shapes: &BTreeMap<String, Vec<usize>>, seed: u64) -> Name
 }
 
 /// Numbers that feed one output, as PyTorch counts them: all axes but the first, for transposed convolutions too
-/// (whose first axis is the input; here both channel axes are equal).
+/// (whose first axis is the input).
 fn fan_in(weight_shape: &[usize]) -> f64 {
     weight_shape.iter().skip(1).product::<usize>() as f64
 }

@@ -8,14 +8,16 @@ use burn::{
 };
 
 use super::ops;
-use crate::kernels::norm_relu::Together;
+use crate::kernels::norm_relu::{Normalisation, Together};
 
 /// Added to every variance before its root is taken.
-const EPSILON: f64 = 1e-5;
+const EPSILON: f32 = 1e-5;
 /// Groups of the head's normalisations.
-pub(super) const GROUPS: usize = 16;
+const GROUPS: usize = 16;
+/// Fewest groups that a head may have: channels are a multiple of this.
+pub(super) const SMALLEST_GROUPS: usize = 4;
 
-fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
+pub(super) fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
     Param::from_tensor(Tensor::zeros(shape, device))
 }
 
@@ -94,9 +96,135 @@ impl Linear {
         Self { weight: zeros([output, input], device), bias: zeros([output], device) }
     }
 
-    /// `[rows, in]` to `[rows, out]`.
-    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        x.matmul(self.weight.val().transpose()) + self.bias.val().unsqueeze()
+    /// `[…, in]` to `[…, out]`.
+    pub(super) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        ops::linear(x, self.weight.val(), Some(self.bias.val()))
+    }
+
+    pub(super) fn bias(&self) -> Tensor<1> {
+        self.bias.val()
+    }
+}
+
+/// Linear map of rows, without bias; weight `[out, in]`.
+#[derive(Module, Debug)]
+pub(super) struct PlainLinear {
+    weight: Param<Tensor<2>>,
+}
+
+impl PlainLinear {
+    pub(super) fn new(input: usize, output: usize, device: &Device) -> Self {
+        Self { weight: zeros([output, input], device) }
+    }
+
+    /// `[…, in]` to `[…, out]`.
+    pub(super) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        ops::linear(x, self.weight.val(), None)
+    }
+}
+
+/// Normalises each row over its numbers.
+#[derive(Module, Debug)]
+pub(super) struct LayerNorm {
+    weight: Param<Tensor<1>>,
+    bias: Param<Tensor<1>>,
+}
+
+impl LayerNorm {
+    pub(super) fn new(width: usize, device: &Device) -> Self {
+        Self { weight: zeros([width], device), bias: zeros([width], device) }
+    }
+
+    /// Shape kept.
+    pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        ops::layer_norm(x, self.weight.val(), self.bias.val(), EPSILON)
+    }
+}
+
+/// A [`LayerNorm`] without parameters.
+pub(super) fn plain_layer_norm(x: Tensor<3>) -> Tensor<3> {
+    let ([.., width], device) = (x.dims(), x.device());
+    let (ones, zeros) = (Tensor::ones([width], &device), Tensor::zeros([width], &device));
+    ops::layer_norm(x, ones, zeros, EPSILON)
+}
+
+/// 3x3x3 convolution without bias.
+#[derive(Module, Debug)]
+pub(super) struct PlainConv3d {
+    weight: Param<Tensor<5>>,
+}
+
+impl PlainConv3d {
+    pub(super) fn new(input: usize, output: usize, device: &Device) -> Self {
+        Self { weight: zeros([output, input, 3, 3, 3], device) }
+    }
+
+    pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        ops::conv3d(x, self.weight.val(), no_bias(&self.weight, 0))
+    }
+
+    /// As [`Self::forward`] on the channels of both, `a` first.
+    pub(super) fn forward_pair(&self, a: Tensor<5>, b: Tensor<5>) -> Tensor<5> {
+        ops::conv3d_pair(a, b, self.weight.val(), no_bias(&self.weight, 0))
+    }
+}
+
+/// 1x1x1 convolution without bias.
+#[derive(Module, Debug)]
+pub(super) struct PlainPointwise {
+    weight: Param<Tensor<5>>,
+}
+
+impl PlainPointwise {
+    pub(super) fn new(input: usize, output: usize, device: &Device) -> Self {
+        Self { weight: zeros([output, input, 1, 1, 1], device) }
+    }
+
+    pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        ops::pointwise(x, self.weight.val(), no_bias(&self.weight, 0))
+    }
+}
+
+/// Transposed convolution without bias that doubles each side.
+#[derive(Module, Debug)]
+pub(super) struct PlainUpConv3d {
+    weight: Param<Tensor<5>>,
+}
+
+impl PlainUpConv3d {
+    pub(super) fn new(input: usize, output: usize, device: &Device) -> Self {
+        Self { weight: zeros([input, output, 2, 2, 2], device) }
+    }
+
+    pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        ops::conv_transpose3d(x, self.weight.val(), no_bias(&self.weight, 1))
+    }
+}
+
+/// A bias of zeros that nobody trains, for a layer with its outputs on this axis of its weight.
+fn no_bias(weight: &Param<Tensor<5>>, axis: usize) -> Tensor<1> {
+    Tensor::zeros([weight.dims()[axis]], &weight.device())
+}
+
+/// Convolution of 2x2x2 blocks that do not overlap: each becomes one token.
+#[derive(Module, Debug)]
+pub(super) struct PatchEmbedding {
+    weight: Param<Tensor<5>>,
+    bias: Param<Tensor<1>>,
+}
+
+impl PatchEmbedding {
+    pub(super) fn new(width: usize, device: &Device) -> Self {
+        Self { weight: zeros([width, 1, 2, 2, 2], device), bias: zeros([width], device) }
+    }
+
+    /// `[n, 1, x, y, z]` with even sides to `[n, x/2 · y/2 · z/2, width]`.
+    pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<3> {
+        let [n, _, sx, sy, sz] = x.dims();
+        let [width, ..] = self.weight.dims();
+        let blocks = x.reshape([n, sx / 2, 2, sy / 2, 2, sz / 2, 2]).permute([0, 1, 3, 5, 2, 4, 6]);
+        let blocks = blocks.reshape([n, sx * sy * sz / 8, 8]);
+        ops::linear(blocks, self.weight.val().reshape([width, 8]), Some(self.bias.val()))
     }
 }
 
@@ -117,11 +245,12 @@ impl BatchNorm {
 
     /// The rectifier follows every batch normalisation of the network, so it is part of this.
     pub(super) fn forward_relu(&self, x: Tensor<5>) -> Tensor<5> {
-        ops::norm_relu(x, self.weight.val(), self.bias.val(), Together::Channel, EPSILON)
+        rectified(x, &self.weight, &self.bias, Together::Channel)
     }
 }
 
-/// Group normalisation over 16 groups of channels, each sample by itself.
+/// Group normalisation over 16 groups of channels, each sample by itself; over 8 or 4 where the channels of a backbone
+/// smaller than the paper's do not split into more.
 #[derive(Module, Debug)]
 pub(super) struct GroupNorm {
     weight: Param<Tensor<1>>,
@@ -129,13 +258,25 @@ pub(super) struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// `channels` is a multiple of [`GROUPS`]; the head checks it.
+    /// `channels` is a multiple of [`SMALLEST_GROUPS`]; the head checks it.
     pub(super) fn new(channels: usize, device: &Device) -> Self {
         Self { weight: zeros([channels], device), bias: zeros([channels], device) }
     }
 
     /// As [`BatchNorm::forward_relu`].
     pub(super) fn forward_relu(&self, x: Tensor<5>) -> Tensor<5> {
-        ops::norm_relu(x, self.weight.val(), self.bias.val(), Together::Groups(GROUPS), EPSILON)
+        let [_, channels, ..] = x.dims();
+        // The largest power of two in both.
+        let groups = GROUPS.min(1 << channels.trailing_zeros());
+        rectified(x, &self.weight, &self.bias, Together::Groups(groups))
     }
+}
+
+fn rectified(
+    x: Tensor<5>,
+    weight: &Param<Tensor<1>>,
+    bias: &Param<Tensor<1>>,
+    together: Together,
+) -> Tensor<5> {
+    ops::norm_relu(x, weight.val(), bias.val(), Normalisation { together, epsilon: EPSILON, slope: 0.0 })
 }

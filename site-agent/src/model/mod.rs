@@ -1,10 +1,11 @@
 //! The universal model in burn: one network, one output channel for each class that is asked for.
 //!
-//! [`UniversalModel`] joins a backbone (`unet`) and the text-driven [`head`]. Its tensors go in and out by name
+//! [`UniversalModel`] joins a [`backbone`] and the text-driven [`head`]. Its tensors go in and out by name
 //! ([`parameters`], [`record`]); class embeddings ([`embedding`]) are given to it and never trained, unless the
 //! configuration says so. Nothing outside this folder and `train` names burn's modules. Losses and optimisers are in
 //! [`train`](crate::train).
 
+mod backbone;
 pub mod config;
 mod cpu_ops;
 mod cpu_step;
@@ -19,7 +20,6 @@ pub(crate) mod ops;
 pub mod parameters;
 pub mod record;
 pub mod tensors;
-mod unet;
 mod window;
 
 use burn::{
@@ -27,26 +27,30 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use common::ids::ClassId;
+pub use common::study::sections::{Backbone, PatchMerging};
 
+use self::{
+    backbone::BackboneNetwork,
+    head::{ClassSource, Head},
+};
 pub use self::{
-    config::{Backbone, EmbeddingConfig, ModelConfig},
+    backbone::{
+        Features,
+        swin_unetr::{Block as SwinBlock, Downsample as SwinMerging},
+    },
+    config::{EmbeddingConfig, ModelConfig},
     device::{DeviceKind, device, training_device},
     embedding::{ClassEmbeddings, EmbeddingKind},
     error::ModelError,
     parameters::Gradients,
     tensors::{HostTensor, NamedTensors},
-    unet::Features,
     window::WindowNetwork,
-};
-use self::{
-    head::{ClassSource, Head},
-    unet::UNet,
 };
 
 /// The CLIP-driven universal model (Liu et al., ICCV 2023).
 #[derive(Module, Debug)]
 pub struct UniversalModel {
-    backbone: UNet,
+    backbone: BackboneNetwork,
     head: Head,
     #[module(skip)]
     config: ModelConfig,
@@ -68,10 +72,9 @@ impl UniversalModel {
     ) -> Result<Self, ModelError> {
         config.validate()?;
         let source = class_source(config, embeddings)?;
-        let (bottleneck, decoder) = UNet::channels(config.width);
+        let (bottleneck, decoder) = backbone::channels(config);
         let head = Head::new(bottleneck, decoder, source, device)?;
-        let Backbone::Unet = config.backbone;
-        let blank = Self { backbone: UNet::new(config.width, device), head, config: config.clone() };
+        let blank = Self { backbone: BackboneNetwork::new(config, device), head, config: config.clone() };
         let initial = init::initial_tensors(&parameters::shapes(&blank), seed);
         parameters::load(blank, &initial)
     }
@@ -154,17 +157,19 @@ impl UniversalModel {
     pub fn features_by_stage(
         &self,
         x: Tensor<5>,
-        show: impl FnMut(&'static str, &Tensor<5>),
+        mut show: impl FnMut(&'static str, &Tensor<5>),
     ) -> Result<Features, ModelError> {
         let [_, channels, sx, sy, sz] = x.dims();
         let sides = [sx, sy, sz];
         if channels != 1 {
             return Err(ModelError::InputChannels { got: channels });
         }
-        if sides.iter().any(|&side| side == 0 || !side.is_multiple_of(8)) || sides == [8; 3] {
-            return Err(ModelError::Patch { got: sides });
+        let multiple = self.config.backbone.side_multiple() as usize;
+        let suits = |&side: &usize| side > 0 && side.is_multiple_of(multiple);
+        if !sides.iter().all(suits) || sides == [multiple; 3] {
+            return Err(ModelError::Patch { got: sides, multiple });
         }
-        Ok(self.backbone.forward(x, show))
+        Ok(self.backbone.forward(x, &mut show))
     }
 
     /// Gradients of an objective that was computed with this model.

@@ -3,10 +3,13 @@
 //! All volumes are `[batch, channel, x, y, z]`. On the CPU these are our own kernels ([`cpu_ops`](super::cpu_ops)), on
 //! any other device burn's; here is the one place that chooses.
 
+use std::sync::Arc;
+
 use burn::backend::Dispatch;
+use burn::backend::tensor::FloatTensor;
 use burn::tensor::{
-    DType, Device, Tensor,
-    activation::relu,
+    DType, Device, Int, Tensor,
+    activation::{self, leaky_relu, relu, softmax},
     module::{self, batch_norm_train, max_pool2d},
     ops::{ConvOptions, ConvTransposeOptions, MaxPoolOptions},
 };
@@ -15,19 +18,31 @@ use super::cpu_ops::CpuOps;
 use super::cpu_step::CpuStep;
 use super::loss_parts;
 use crate::kernels::adamw::Coefficients;
-use crate::kernels::norm_relu::Together;
+use crate::kernels::norm_relu::{Normalisation, Together};
 use crate::kernels::segmentor::HIDDEN;
+use crate::kernels::windows::{Windows, offset_row};
+
+type Dispatched = FloatTensor<Dispatch>;
 
 /// Whether our kernels, which are f32, can work on this tensor where it is.
 fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     x.device() == Device::flex() && x.dtype() == DType::F32
 }
 
+/// A layer with weights, by one of [`CpuOps`].
+fn on_dispatch<const D: usize, const W: usize>(
+    layer: impl FnOnce(Dispatched, Dispatched, Dispatched) -> Dispatched,
+    x: Tensor<D>,
+    weight: Tensor<W>,
+    bias: Tensor<1>,
+) -> Tensor<D> {
+    Tensor::from_dispatch(layer(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()))
+}
+
 /// 3x3x3 convolution, padding 1: `[n, in, x, y, z]` to `[n, out, x, y, z]`; weight `[out, in, 3, 3, 3]`.
 pub(super) fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
     if on_cpu(&x) {
-        let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-        return Tensor::from_dispatch(Dispatch::conv3(x, weight, bias));
+        return on_dispatch(Dispatch::conv3, x, weight, bias);
     }
     module::conv3d(x, weight, Some(bias), ConvOptions::new([1; 3], [1; 3], [1; 3], 1))
 }
@@ -43,31 +58,20 @@ pub(super) fn conv3d_pair(a: Tensor<5>, b: Tensor<5>, weight: Tensor<5>, bias: T
 }
 
 /// Normalisation by the statistics at hand, then the rectifier; shape kept.
-pub(super) fn norm_relu(
-    x: Tensor<5>,
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    together: Together,
-    epsilon: f64,
-) -> Tensor<5> {
+pub(super) fn norm_relu(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, how: Normalisation) -> Tensor<5> {
     if on_cpu(&x) {
-        let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-        return Tensor::from_dispatch(Dispatch::norm_relu(x, weight, bias, together, epsilon as f32));
+        return on_dispatch(|x, weight, bias| Dispatch::norm_relu(x, weight, bias, how), x, weight, bias);
     }
-    norm_relu_by_burn(x, weight, bias, together, epsilon)
+    norm_relu_by_burn(x, weight, bias, how)
 }
 
 /// A group of one sample is normalised as a channel of a batch of one would be: burn has a batch normalisation with a
 /// gradient of its own.
-fn norm_relu_by_burn(
-    x: Tensor<5>,
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    together: Together,
-    epsilon: f64,
-) -> Tensor<5> {
-    let Together::Groups(groups) = together else {
-        return relu(batch_norm_train(x, weight, bias, epsilon).output);
+fn norm_relu_by_burn(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, how: Normalisation) -> Tensor<5> {
+    let (epsilon, slope) = (f64::from(how.epsilon), f64::from(how.slope));
+    let rectify = |x: Tensor<5>| if slope == 0.0 { relu(x) } else { leaky_relu(x, slope) };
+    let Together::Groups(groups) = how.together else {
+        return rectify(batch_norm_train(x, weight, bias, epsilon).output);
     };
     let shape = x.dims();
     let [n, channels, ..] = shape;
@@ -76,14 +80,20 @@ fn norm_relu_by_burn(
     let (ones, zeros) = (Tensor::ones([sets], &x.device()), Tensor::zeros([sets], &x.device()));
     let normalised = batch_norm_train(x.reshape([1, sets, size]), ones, zeros, epsilon).output.reshape(shape);
     let per_channel = [1, channels, 1, 1, 1];
-    relu(normalised * weight.reshape(per_channel) + bias.reshape(per_channel))
+    rectify(normalised * weight.reshape(per_channel) + bias.reshape(per_channel))
+}
+
+/// Each channel of each sample normalised by itself, without parameters; then a rectifier of this slope below zero.
+pub(super) fn instance_norm(x: Tensor<5>, slope: f32) -> Tensor<5> {
+    let (channels, device) = (x.dims()[1], x.device());
+    let how = Normalisation { together: Together::Groups(channels), epsilon: 1e-5, slope };
+    norm_relu(x, Tensor::ones([channels], &device), Tensor::zeros([channels], &device), how)
 }
 
 /// Transposed convolution, kernel 2, stride 2: doubles each side; weight `[in, out, 2, 2, 2]`.
 pub(super) fn conv_transpose3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
     if on_cpu(&x) {
-        let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-        return Tensor::from_dispatch(Dispatch::up2(x, weight, bias));
+        return on_dispatch(Dispatch::up2, x, weight, bias);
     }
     module::conv_transpose3d(
         x,
@@ -96,8 +106,7 @@ pub(super) fn conv_transpose3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>)
 /// 1x1x1 convolution; weight `[out, in, 1, 1, 1]`.
 pub(super) fn pointwise(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
     if on_cpu(&x) {
-        let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-        return Tensor::from_dispatch(Dispatch::conv1(x, weight, bias));
+        return on_dispatch(Dispatch::conv1, x, weight, bias);
     }
     pointwise_by_product(x, weight, bias)
 }
@@ -110,6 +119,84 @@ fn pointwise_by_product(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Ten
     let y = weight.reshape([1, out, channels]).matmul(flat) + bias.reshape([1, out, 1]);
     y.reshape([n, out, sx, sy, sz])
 }
+
+/// Linear map of rows, `[…, in]` to `[…, out]`; weight `[out, in]`.
+pub(super) fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    module::linear(x, weight.transpose(), bias)
+}
+
+/// Normalises each row over its numbers; shape kept.
+pub(super) fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f32) -> Tensor<3> {
+    if on_cpu(&x) {
+        return on_dispatch(|x, weight, bias| Dispatch::row_norm(x, weight, bias, epsilon), x, weight, bias);
+    }
+    module::layer_norm(x, weight, Some(bias), f64::from(epsilon))
+}
+
+/// `x · Φ(x)`, exact; shape kept.
+pub(super) fn gelu(x: Tensor<3>) -> Tensor<3> {
+    if on_cpu(&x) {
+        return Tensor::from_dispatch(Dispatch::exact_gelu(x.into_dispatch()));
+    }
+    activation::gelu(x)
+}
+
+/// Attention within windows: queries, keys and values `[n, voxels, 3 · width]` to `[n, voxels, width]`.
+///
+/// `padding` are the three of a token that is no voxel, `[3 · width]`; `table` the biases of relative positions, `[2197, heads]`.
+pub(super) fn window_attention(
+    qkv: Tensor<3>,
+    padding: Tensor<1>,
+    table: Tensor<2>,
+    windows: &Arc<Windows>,
+) -> Tensor<3> {
+    if on_cpu(&qkv) {
+        let (qkv, padding, table) = (qkv.into_dispatch(), padding.into_dispatch(), table.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::window_attention(qkv, padding, table, Arc::clone(windows)));
+    }
+    window_attention_by_products(qkv, padding, table, windows)
+}
+
+/// Every window's tokens side by side, padding too, and their scores in whole.
+fn window_attention_by_products(
+    qkv: Tensor<3>,
+    padding: Tensor<1>,
+    table: Tensor<2>,
+    windows: &Windows,
+) -> Tensor<3> {
+    let [_, heads] = table.dims();
+    let ([n, voxels, triple], device) = (qkv.dims(), qkv.device());
+    let (width, tokens, count) = (triple / 3, windows.tokens, windows.count());
+    let ints = |values: Vec<i32>| Tensor::<1, Int>::from_ints(values.as_slice(), &device);
+
+    let padding = padding.reshape([1, 1, triple]).expand([n, 1, triple]);
+    let rows = windows.voxel.iter().map(|voxel| voxel.map_or(voxels as i32, |voxel| voxel as i32)).collect();
+    let qkv = Tensor::cat(vec![qkv, padding], 1).select(1, ints(rows));
+    let qkv = qkv.reshape([n * count, tokens, 3, heads, width / heads]).permute([2, 0, 3, 1, 4]);
+    let part = |i: usize| qkv.clone().narrow(0, i, 1).squeeze_dim::<4>(0);
+    let (q, k, v) = (part(0), part(1), part(2));
+
+    let scores = q.mul_scalar(((width / heads) as f64).powf(-0.5)).matmul(k.swap_dims(2, 3));
+    let offsets = (0..tokens * tokens).map(|pair| offset_row(pair / tokens, pair % tokens) as i32).collect();
+    let bias = table.select(0, ints(offsets)).reshape([tokens, tokens, heads]).permute([2, 0, 1]);
+    let scores = scores + bias.unsqueeze_dim(0);
+    let scores = match windows.region.is_empty() {
+        true => scores,
+        false => {
+            let apart: Vec<f32> =
+                windows.pairs_apart().map(|apart| if apart { APART } else { 0.0 }).collect();
+            let apart = Tensor::<1>::from_floats(apart.as_slice(), &device);
+            let apart = apart.reshape([1, count, 1, tokens, tokens]);
+            let by_sample = scores.reshape([n, count, heads, tokens, tokens]) + apart;
+            by_sample.reshape([n * count, heads, tokens, tokens])
+        }
+    };
+    let mixed = softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape([n, count * tokens, width]);
+    mixed.select(1, ints(windows.entries().into_iter().map(|entry| entry as i32).collect()))
+}
+
+/// What is added to the score of two tokens that are not to see each other, as in the reference.
+const APART: f32 = -100.0;
 
 /// Runs the generated networks: voxel features `[n, 8, x, y, z]`, parameters `[n, k, 153]`, logits `[n, k, x, y, z]`.
 pub(super) fn segment(voxels: Tensor<5>, parameters: Tensor<3>) -> Tensor<5> {
@@ -197,6 +284,7 @@ fn max_pool_by_planes(x: Tensor<5>) -> Tensor<5> {
 #[cfg(test)]
 mod tests {
     use crate::kernels::segmentor::PARAMETERS;
+    use crate::kernels::windows::OFFSETS;
     use proptest::prelude::*;
 
     use super::*;
@@ -305,15 +393,55 @@ mod tests {
         }
 
         #[test]
-        fn our_normalisation_is_burns(n in 1usize..3, channels in 1usize..9, groups in 0usize..4, sides in [1usize..9, 2usize..9, 2usize..9]) {
+        fn our_normalisation_is_burns(n in 1usize..3, channels in 1usize..9, groups in 0usize..4, slope in 0usize..3, sides in [1usize..9, 2usize..9, 2usize..9]) {
             let together = if groups == 0 { Together::Channel } else { Together::Groups(groups) };
+            let how = Normalisation { together, epsilon: 1e-5, slope: [0.0, 0.01, 1.0][slope] };
             let channels = channels * groups.max(1);
             let (x, weight, bias) = (tensor([n, channels, sides[0], sides[1], sides[2]], 1), tensor([channels], 2), tensor([channels], 3));
             let names = ["y", "dx", "dw", "db"];
-            let ours = run(|x, w, b| norm_relu(x, w, b, together, 1e-5), &x, &weight, &bias);
-            let burns = run(|x, w, b| norm_relu_by_burn(x, w, b, together, 1e-5), &x, &weight, &bias);
+            let ours = run(|x, w, b| norm_relu(x, w, b, how), &x, &weight, &bias);
+            let burns = run(|x, w, b| norm_relu_by_burn(x, w, b, how), &x, &weight, &bias);
             for (name, (ours, burns)) in names.into_iter().zip(ours.into_iter().zip(burns)) {
                 assert_close(name, ours, burns);
+            }
+        }
+
+        #[test]
+        fn our_row_normalisation_and_activation_are_burns(n in 1usize..3, rows in 1usize..400, width in 2usize..70) {
+            let (x, weight, bias) = (tensor([n, rows, width], 1), tensor([width], 2), tensor([width], 3));
+            let upstream = tensor([n, rows, width], 9).detach();
+            let of = |y: Tensor<3>| {
+                let gradients = (y.clone() * upstream.clone()).sum().backward();
+                let parameters = [&weight, &bias].map(|tensor| tensor.grad(&gradients).map(values).unwrap_or_default());
+                (values(y), values(x.grad(&gradients).expect("a gradient")), parameters)
+            };
+            let ours = of(gelu(layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5)));
+            let burns = module::layer_norm(x.clone(), weight.clone(), Some(bias.clone()), 1e-5);
+            let burns = of(activation::gelu(burns));
+            assert_close("y", ours.0, burns.0);
+            assert_close("dx", ours.1, burns.1);
+            for (name, (ours, burns)) in ["dw", "db"].into_iter().zip(ours.2.into_iter().zip(burns.2)) {
+                assert_close(name, ours, burns);
+            }
+        }
+
+        #[test]
+        fn our_window_attention_is_that_of_products(n in 1usize..3, heads in 1usize..4, depth in 1usize..20, shifted: bool, sides in [1usize..10, 1usize..10, 1usize..10]) {
+            let windows = Arc::new(Windows::new(sides, shifted));
+            let (voxels, width) = (sides.iter().product(), heads * depth);
+            let qkv = tensor([n, voxels, 3 * width], 1);
+            let (padding, table) = (tensor([3 * width], 2), tensor([OFFSETS, heads], 3));
+            let upstream = tensor([n, voxels, width], 9).detach();
+            let of = |y: Tensor<3>| {
+                let gradients = (y.clone() * upstream.clone()).sum().backward();
+                let of_padding = padding.grad(&gradients).map(values);
+                let of_table = values(table.grad(&gradients).expect("a gradient"));
+                [values(y), values(qkv.grad(&gradients).expect("a gradient")), of_padding.expect("a gradient"), of_table]
+            };
+            let ours = of(window_attention(qkv.clone(), padding.clone(), table.clone(), &windows));
+            let products = of(window_attention_by_products(qkv.clone(), padding.clone(), table.clone(), &windows));
+            for (name, (ours, products)) in ["y", "dqkv", "dpadding", "dtable"].into_iter().zip(ours.into_iter().zip(products)) {
+                assert_close(name, ours, products);
             }
         }
     }

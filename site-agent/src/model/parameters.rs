@@ -16,7 +16,8 @@ use super::{
 };
 
 /// Where our module tree and the reference's differ: prefix of ours, prefix of theirs.
-const REFERENCE_PREFIXES: [(&str, &str); 8] = [
+const REFERENCE_PREFIXES: [(&str, &str); 9] = [
+    ("backbone.swin_vit.", "backbone.swinViT."),
     ("head.precls.norm.", "precls_conv.0."),
     ("head.precls.conv.", "precls_conv.2."),
     ("head.gap.norm.", "GAP.0."),

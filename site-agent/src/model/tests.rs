@@ -3,7 +3,7 @@ use burn::module::list_param_ids;
 use super::*;
 
 fn config(kind: EmbeddingKind, rows: usize, width: usize) -> ModelConfig {
-    ModelConfig { backbone: Backbone::Unet, width: 8, embedding: EmbeddingConfig { kind, rows, width } }
+    ModelConfig::unet(8, EmbeddingConfig { kind, rows, width })
 }
 
 fn one_hot_model(seed: u64) -> UniversalModel {

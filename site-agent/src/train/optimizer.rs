@@ -164,15 +164,11 @@ pub fn sgd_step(model: &mut UniversalModel, gradients: &Gradients, learning_rate
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Backbone, ClassEmbeddings, EmbeddingConfig, EmbeddingKind, ModelConfig};
+    use crate::model::{ClassEmbeddings, EmbeddingConfig, EmbeddingKind, ModelConfig};
 
     fn new_model(seed: u64) -> UniversalModel {
         let embeddings = ClassEmbeddings::one_hot(2, 1.0).unwrap();
-        let config = ModelConfig {
-            backbone: Backbone::Unet,
-            width: 8,
-            embedding: EmbeddingConfig { kind: EmbeddingKind::OneHot, rows: 2, width: 2 },
-        };
+        let config = ModelConfig::unet(8, EmbeddingConfig { kind: EmbeddingKind::OneHot, rows: 2, width: 2 });
         UniversalModel::new(&config, Some(&embeddings), seed, &Device::flex().autodiff()).unwrap()
     }
 

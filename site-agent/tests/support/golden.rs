@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 pub(crate) type Comparison = (&'static str, &'static str, &'static str);
 
 const MODEL: &str = "tests/parity_model.rs";
+const SWIN: &str = "tests/parity_swin.rs";
 const FLOAT64: &str = "tests/parity_float64.rs";
 const PREPROCESS: &str = "src/data/preprocess/tests.rs";
 const LABELS: &str = "src/data/labels/tests.rs";
@@ -30,6 +31,15 @@ pub(crate) const COMPARED: &[Comparison] = &[
     ("a_unet_full.safetensors", MODEL, "the_full_size_model_agrees_in_every_stage_and_gradient"),
     ("a_unet_full.json", FLOAT64, "the_full_size_model_agrees_in_float64"),
     ("a_unet_full.safetensors", FLOAT64, "the_full_size_model_agrees_in_float64"),
+    ("b_swinunetr_full.json", SWIN, "the_full_size_swin_unetr_agrees_in_every_stage"),
+    ("b_swinunetr_full.safetensors", SWIN, "the_full_size_swin_unetr_agrees_in_every_stage"),
+    ("d_swin_f12.json", SWIN, "the_small_swin_unetr_agrees_in_every_stage_and_gradient"),
+    ("d_swin_f12_forward.safetensors", SWIN, "the_small_swin_unetr_agrees_in_every_stage_and_gradient"),
+    ("d_swin_pieces.json", SWIN, "blocks_and_merging_agree_by_themselves"),
+    ("d_swin_pieces.safetensors", SWIN, "blocks_and_merging_agree_by_themselves"),
+    ("d_swin_f12.json", FLOAT64, "the_small_swin_unetr_agrees_in_float64"),
+    ("d_swin_pieces.json", FLOAT64, "blocks_and_merging_agree_in_float64"),
+    ("d_swin_pieces.safetensors", FLOAT64, "blocks_and_merging_agree_in_float64"),
     ("c_unet_w8_forward.safetensors", FLOAT64, "the_small_model_agrees_in_float64"),
     ("c_unet_w8_grads_volume_dice.safetensors", FLOAT64, "the_small_model_agrees_in_float64"),
     ("c_unet_w8.json", MODEL, "the_small_model_agrees_in_every_stage"),
@@ -115,15 +125,8 @@ pub(crate) enum Why {
     NotOurs(&'static str),
 }
 
-/// Files left to the issue "The Universal Model, whole and faithful": the Swin backbone,
-/// post-processing, checkpoints of the reference.
+/// Files left to the issue "The Universal Model, whole and faithful": post-processing, checkpoints of the reference.
 pub(crate) const LEFT: &[&str] = &[
-    "b_swinunetr_full.json",
-    "b_swinunetr_full.safetensors",
-    "d_swin_f12.json",
-    "d_swin_f12_forward.safetensors",
-    "d_swin_pieces.json",
-    "d_swin_pieces.safetensors",
     "k_postprocess.json",
     "k_postprocess.safetensors",
     "l_swin_f12_layoutB.pth",

@@ -1,6 +1,7 @@
 //! The hash fill: synthetic weights and inputs that are a function of a tensor's name (golden README, "The hash fill").
 
-use site_agent::model::HostTensor;
+use burn::module::Module;
+use site_agent::model::{HostTensor, NamedTensors, parameters};
 
 /// FNV-1a, 64 bit.
 pub(crate) fn fnv1a(name: &str) -> u64 {
@@ -20,6 +21,18 @@ pub(crate) fn u24(seed: u64, i: usize) -> u32 {
 pub(crate) fn unit(name: &str, shape: &[usize]) -> HostTensor {
     let seed = fnv1a(name);
     HostTensor::from_fn(shape.to_vec(), |i| u24(seed, i) as f32 / (1 << 24) as f32)
+}
+
+/// An input or an upstream gradient: uniform in [-1, 1).
+pub(crate) fn sym(name: &str, shape: &[usize]) -> HostTensor {
+    let seed = fnv1a(name);
+    HostTensor::from_fn(shape.to_vec(), |i| u24(seed, i) as f32 / (1 << 23) as f32 - 1.0)
+}
+
+/// Weights for every tensor of `module`, hashed by its name below `prefix`.
+pub(crate) fn weights_below<M: Module>(prefix: &str, module: &M) -> NamedTensors {
+    let shapes = parameters::shapes(module).into_iter();
+    shapes.map(|(name, shape)| (name.clone(), weight(&format!("{prefix}{name}"), &shape))).collect()
 }
 
 /// A weight: offset and scale follow from its name and shape.

@@ -17,12 +17,17 @@ pub(crate) fn training_device() -> Device {
     Device::flex().autodiff()
 }
 
-/// The universal model with the hash fill's weights and a hash-filled embedding table of CLIP's width.
+/// The universal model over a U-Net with the hash fill's weights and a hash-filled embedding table of CLIP's width.
 pub(crate) fn hash_filled(width: usize) -> UniversalModel {
+    hash_filled_backbone(Backbone::Unet, width)
+}
+
+/// As [`hash_filled`], over any backbone.
+pub(crate) fn hash_filled_backbone(backbone: Backbone, width: usize) -> UniversalModel {
     let table = hash_fill::weight("organ_embedding", &[CLASSES, 512]);
     let embeddings = ClassEmbeddings::new(EmbeddingKind::Imported, table).unwrap();
     let embedding = EmbeddingConfig { kind: EmbeddingKind::Imported, rows: CLASSES, width: 512 };
-    let config = ModelConfig { backbone: Backbone::Unet, width, embedding };
+    let config = ModelConfig { backbone, ..ModelConfig::unet(width, embedding) };
     let mut model = UniversalModel::new(&config, Some(&embeddings), 0, &training_device()).unwrap();
     let weights =
         model.export().iter().map(|(name, t)| (name.clone(), hash_fill::weight(name, t.shape()))).collect();

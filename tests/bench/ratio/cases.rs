@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use site_agent::infer::sliding_window::{WindowPlan, gaussian_importance};
 use site_agent::model::record::{read_safetensors, write_safetensors};
 use site_agent::model::{
-    Backbone, ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig,
-    NamedTensors, UniversalModel, device,
+    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig, NamedTensors,
+    UniversalModel, device,
 };
 
 /// Rows of the table of class embeddings.
@@ -147,7 +147,7 @@ pub(crate) fn load(folder: &Path) -> anyhow::Result<Loaded> {
 /// The model's configuration.
 pub(crate) fn config(width: usize) -> ModelConfig {
     let embedding = EmbeddingConfig { kind: EmbeddingKind::Imported, rows: ROWS, width: 512 };
-    ModelConfig { backbone: Backbone::Unet, width, embedding }
+    ModelConfig::unet(width, embedding)
 }
 
 /// In [-0.5, 0.5), the same everywhere.

@@ -4,6 +4,7 @@
 //! again, to the bit, from what was read to make them. A step then holds the outputs of its convolutions.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -13,40 +14,28 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, TensorMetadata};
+use burn::backend::{Autodiff, Backend, TensorMetadata};
 
 use super::{Counted, CpuGradients, CpuOps};
-use crate::kernels::norm_relu::{Statistics, Together};
+use crate::kernels::layer_norm;
+use crate::kernels::norm_relu::{Normalisation, Statistics};
+use crate::kernels::windows::Windows;
 
 impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> {
     fn conv1(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        match Conv1.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), prep.checkpoint(&weight));
-                prep.finish(
-                    state,
-                    B::conv1(x.into_primitive(), weight.into_primitive(), bias.into_primitive()),
-                )
-            }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::conv1(x.into_primitive(), weight.into_primitive(), bias.into_primitive()))
-            }
-        }
+        let gradients = Convolution { input: |dy, w, _| B::conv1_input(dy, w), weight: B::conv1_weight };
+        gradients.record::<C>(B::conv1, x, weight, bias)
     }
 
     fn conv3(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        match Conv3.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), prep.checkpoint(&weight));
-                prep.finish(
-                    state,
-                    B::conv3(x.into_primitive(), weight.into_primitive(), bias.into_primitive()),
-                )
-            }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::conv3(x.into_primitive(), weight.into_primitive(), bias.into_primitive()))
-            }
-        }
+        let gradients = Convolution {
+            input: |dy, w, [_, channels, ..]| {
+                let [dx] = B::conv3_input(dy, w, [channels]);
+                dx
+            },
+            weight: |x, dy| B::conv3_weight([x], dy),
+        };
+        gradients.record::<C>(B::conv3, x, weight, bias)
     }
 
     fn conv3_pair(
@@ -74,16 +63,15 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        together: Together,
-        epsilon: f32,
+        how: Normalisation,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), weight.node(), bias.node()];
         let primitives = [&x, &weight, &bias].map(|tensor| tensor.clone().into_primitive());
         let [input, gamma, beta] = primitives;
-        let (y, statistics) = B::norm_relu_forward(input, gamma, beta, together, epsilon);
+        let (y, statistics) = B::norm_relu_forward(input, gamma, beta, how);
         let again = NormReluAgain::<B> {
             parents: [x.node().id(), weight.node().id(), bias.node().id()],
-            together,
+            how,
             statistics: statistics.clone(),
             backend: PhantomData,
         };
@@ -91,9 +79,65 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
         match prep.parents([&x, &weight, &bias]).stateful() {
             OpsKind::Tracked(mut prep) => {
                 let parents = [&x, &weight, &bias].map(|tensor| prep.checkpoint(tensor));
-                prep.finish((parents, together, statistics), y)
+                prep.finish((parents, how, statistics), y)
             }
             OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn row_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), weight.node(), bias.node()];
+        let [input, gamma, beta] = [&x, &weight, &bias].map(|tensor| tensor.clone().into_primitive());
+        let (y, statistics) = B::row_norm_forward(input, gamma, beta, epsilon);
+        let statistics = Arc::new(statistics);
+        let parents = [x.node().id(), weight.node().id(), bias.node().id()];
+        let again =
+            LayerNormAgain::<B> { parents, statistics: Arc::clone(&statistics), backend: PhantomData };
+        let prep = LayerNorm.prepare::<C>(nodes).memory_bound().retro_forward(again);
+        match prep.parents([&x, &weight, &bias]).stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let parents = [&x, &weight].map(|tensor| prep.checkpoint(tensor));
+                prep.finish((parents, statistics), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn exact_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let y = B::exact_gelu(x.clone().into_primitive());
+        let again = GeluAgain::<B> { parent: x.node().id(), backend: PhantomData };
+        match Gelu.prepare::<C>([x.node()]).memory_bound().retro_forward(again).parents([&x]).stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let parent = prep.checkpoint(&x);
+                prep.finish(parent, y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn window_attention(
+        qkv: FloatTensor<Self>,
+        padding: FloatTensor<Self>,
+        table: FloatTensor<Self>,
+        windows: Arc<Windows>,
+    ) -> FloatTensor<Self> {
+        let nodes = [qkv.node(), padding.node(), table.node()];
+        match WindowAttention.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let inputs = [&qkv, &padding, &table].map(|tensor| prep.checkpoint(tensor));
+                let [qkv, padding, table] = [qkv, padding, table].map(|tensor| tensor.into_primitive());
+                let (y, logs) = B::window_attention_forward(qkv, padding, table, &windows);
+                prep.finish((inputs, windows, logs), y)
+            }
+            OpsKind::UnTracked(prep) => {
+                let [qkv, padding, table] = [qkv, padding, table].map(|tensor| tensor.into_primitive());
+                prep.finish(B::window_attention(qkv, padding, table, windows))
+            }
         }
     }
 
@@ -109,16 +153,8 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
     }
 
     fn up2(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        let shape = x.shape().dims();
-        match Up2.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), prep.checkpoint(&weight), shape);
-                prep.finish(state, B::up2(x.into_primitive(), weight.into_primitive(), bias.into_primitive()))
-            }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::up2(x.into_primitive(), weight.into_primitive(), bias.into_primitive()))
-            }
-        }
+        let gradients = Convolution { input: B::up2_input, weight: B::up2_weight };
+        gradients.record::<C>(B::up2, x, weight, bias)
     }
 
     fn segment(features: FloatTensor<Self>, parameters: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -154,51 +190,70 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
     }
 }
 
-#[derive(Debug)]
-struct Conv1;
-
-impl<B: CpuGradients> Backward<B, 3> for Conv1 {
-    type State = (NodeId, NodeId);
-
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let [x_node, weight_node, bias_node] = ops.parents;
-        let dy = grads.consume::<B>(&ops.node);
-        let x: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.0);
-        let weight: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.1);
-        if let Some(node) = bias_node {
-            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
-        }
-        if let Some(node) = weight_node {
-            grads.register::<B>(node.id, B::conv1_weight(x, dy.clone()));
-        }
-        if let Some(node) = x_node {
-            grads.register::<B>(node.id, B::conv1_input(dy, weight));
+/// Hands each gradient to the node that asks for it.
+fn register<B: Backend, const N: usize>(
+    grads: &mut Gradients,
+    nodes: [Option<NodeId>; N],
+    gradients: [FloatTensor<B>; N],
+) {
+    for (node, gradient) in nodes.into_iter().zip(gradients) {
+        if let Some(node) = node {
+            grads.register::<B>(node, gradient);
         }
     }
 }
 
-#[derive(Debug)]
-struct Conv3;
+type Recorded<B, C> = FloatTensor<Autodiff<B, C>>;
 
-impl<B: CpuGradients> Backward<B, 3> for Conv3 {
-    type State = (NodeId, NodeId);
+/// How the gradients of a convolution of one volume are made, whatever its kernel.
+#[derive(Debug)]
+struct Convolution<B: Backend> {
+    /// From the output's gradient, the weight and the input's shape.
+    input: fn(FloatTensor<B>, FloatTensor<B>, [usize; 5]) -> FloatTensor<B>,
+    /// From the input and the output's gradient.
+    weight: fn(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+}
+
+impl<B: CpuGradients> Convolution<B> {
+    /// Runs the convolution and records it if anybody will ask for its gradients.
+    fn record<C: CheckpointStrategy>(
+        self,
+        forward: fn(FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+        x: Recorded<B, C>,
+        weight: Recorded<B, C>,
+        bias: Recorded<B, C>,
+    ) -> Recorded<B, C> {
+        let shape = x.shape().dims();
+        let run = |x: Recorded<B, C>, weight: Recorded<B, C>, bias: Recorded<B, C>| {
+            forward(x.into_primitive(), weight.into_primitive(), bias.into_primitive())
+        };
+        match self.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), prep.checkpoint(&weight), shape);
+                prep.finish(state, run(x, weight, bias))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(run(x, weight, bias)),
+        }
+    }
+}
+
+impl<B: CpuGradients> Backward<B, 3> for Convolution<B> {
+    type State = (NodeId, NodeId, [usize; 5]);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let [x_node, weight_node, bias_node] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
-        let x: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.0);
-        let weight: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.1);
+        let (x, weight, shape) = ops.state;
+        let [x, weight] = [x, weight].map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
         if let Some(node) = bias_node {
             grads.register::<B>(node.id, B::channel_sums(dy.clone()));
         }
         if let Some(node) = weight_node {
-            grads.register::<B>(node.id, B::conv3_weight([x], dy.clone()));
+            grads.register::<B>(node.id, (self.weight)(x, dy.clone()));
         }
         // The first layer's input is the scan: nobody asks for its gradient, which would cost most of that layer.
         if let Some(node) = x_node {
-            let [_, channels, ..] = weight.shape().dims::<5>();
-            let [dx] = B::conv3_input(dy, weight, [channels]);
-            grads.register::<B>(node.id, dx);
+            grads.register::<B>(node.id, (self.input)(dy, weight, shape));
         }
     }
 }
@@ -221,12 +276,11 @@ impl<B: CpuGradients> Backward<B, 4> for Conv3Pair {
             grads.register::<B>(node.id, B::conv3_weight([a, b], dy.clone()));
         }
         if a_node.is_some() || b_node.is_some() {
-            let gradients = B::conv3_input(dy, weight, channels);
-            for (node, gradient) in [a_node, b_node].into_iter().zip(gradients) {
-                if let Some(node) = node {
-                    grads.register::<B>(node.id, gradient);
-                }
-            }
+            register::<B, 2>(
+                grads,
+                [a_node, b_node].map(|node| node.map(|node| node.id)),
+                B::conv3_input(dy, weight, channels),
+            );
         }
     }
 }
@@ -235,25 +289,21 @@ impl<B: CpuGradients> Backward<B, 4> for Conv3Pair {
 struct NormRelu;
 
 impl<B: CpuGradients> Backward<B, 3> for NormRelu {
-    type State = ([NodeId; 3], Together, Statistics);
+    type State = ([NodeId; 3], Normalisation, Statistics);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
-        let (parents, together, statistics) = ops.state;
+        let (parents, how, statistics) = ops.state;
         let [x, weight, bias] = parents.map(|node| checkpointer.retrieve_node_output(node));
-        let gradients = B::norm_relu_backward(x, dy, weight, bias, together, &statistics);
-        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let Some(node) = node {
-                grads.register::<B>(node.id, gradient);
-            }
-        }
+        let gradients = B::norm_relu_backward(x, dy, weight, bias, how, &statistics);
+        register::<B, 3>(grads, ops.parents.map(|node| node.map(|node| node.id)), gradients);
     }
 }
 
 #[derive(Debug)]
 struct NormReluAgain<B> {
     parents: [NodeId; 3],
-    together: Together,
+    how: Normalisation,
     statistics: Statistics,
     backend: PhantomData<B>,
 }
@@ -261,7 +311,87 @@ struct NormReluAgain<B> {
 impl<B: CpuGradients> RetroForward for NormReluAgain<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
         let [x, weight, bias] = self.parents.map(|node| states.get_state::<FloatTensor<B>>(&node));
-        states.save(out_node, B::norm_relu_again(x, weight, bias, self.together, &self.statistics));
+        states.save(out_node, B::norm_relu_again(x, weight, bias, self.how, &self.statistics));
+    }
+}
+
+#[derive(Debug)]
+struct LayerNorm;
+
+impl<B: CpuGradients> Backward<B, 3> for LayerNorm {
+    type State = ([NodeId; 2], Arc<layer_norm::Statistics>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let dy = grads.consume::<B>(&ops.node);
+        let (parents, statistics) = ops.state;
+        let [x, weight] = parents.map(|node| checkpointer.retrieve_node_output(node));
+        register::<B, 3>(
+            grads,
+            ops.parents.map(|node| node.map(|node| node.id)),
+            B::row_norm_backward(x, dy, weight, &statistics),
+        );
+    }
+}
+
+#[derive(Debug)]
+struct LayerNormAgain<B> {
+    parents: [NodeId; 3],
+    statistics: Arc<layer_norm::Statistics>,
+    backend: PhantomData<B>,
+}
+
+impl<B: CpuGradients> RetroForward for LayerNormAgain<B> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let [x, weight, bias] = self.parents.map(|node| states.get_state::<FloatTensor<B>>(&node));
+        states.save(out_node, B::row_norm_again(x, weight, bias, &self.statistics));
+    }
+}
+
+#[derive(Debug)]
+struct Gelu;
+
+impl<B: CpuGradients> Backward<B, 1> for Gelu {
+    type State = NodeId;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let dy = grads.consume::<B>(&ops.node);
+        let x = checkpointer.retrieve_node_output(ops.state);
+        register::<B, 1>(
+            grads,
+            ops.parents.map(|node| node.map(|node| node.id)),
+            [B::exact_gelu_backward(x, dy)],
+        );
+    }
+}
+
+#[derive(Debug)]
+struct GeluAgain<B> {
+    parent: NodeId,
+    backend: PhantomData<B>,
+}
+
+impl<B: CpuOps> RetroForward for GeluAgain<B> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let x = states.get_state::<FloatTensor<B>>(&self.parent);
+        states.save(out_node, B::exact_gelu(x));
+    }
+}
+
+#[derive(Debug)]
+struct WindowAttention;
+
+impl<B: CpuGradients> Backward<B, 3> for WindowAttention {
+    type State = ([NodeId; 3], Arc<Windows>, Vec<f32>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let dy = grads.consume::<B>(&ops.node);
+        let (inputs, windows, logs) = ops.state;
+        let inputs = inputs.map(|node| checkpointer.retrieve_node_output(node));
+        register::<B, 3>(
+            grads,
+            ops.parents.map(|node| node.map(|node| node.id)),
+            B::window_attention_backward(inputs, dy, &windows, &logs),
+        );
     }
 }
 
@@ -282,30 +412,6 @@ impl<B: CpuGradients> Backward<B, 1> for Pool2 {
 }
 
 #[derive(Debug)]
-struct Up2;
-
-impl<B: CpuGradients> Backward<B, 3> for Up2 {
-    type State = (NodeId, NodeId, [usize; 5]);
-
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let [x_node, weight_node, bias_node] = ops.parents;
-        let dy = grads.consume::<B>(&ops.node);
-        let (x, weight, shape) = ops.state;
-        let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
-        let weight: FloatTensor<B> = checkpointer.retrieve_node_output(weight);
-        if let Some(node) = bias_node {
-            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
-        }
-        if let Some(node) = weight_node {
-            grads.register::<B>(node.id, B::up2_weight(x, dy.clone()));
-        }
-        if let Some(node) = x_node {
-            grads.register::<B>(node.id, B::up2_input(dy, weight, shape));
-        }
-    }
-}
-
-#[derive(Debug)]
 struct Segment;
 
 impl<B: CpuGradients> Backward<B, 2> for Segment {
@@ -316,11 +422,7 @@ impl<B: CpuGradients> Backward<B, 2> for Segment {
         let features: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.0);
         let parameters: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.1);
         let gradients = B::segment_backward(features, parameters, dy);
-        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let Some(node) = node {
-                grads.register::<B>(node.id, gradient);
-            }
-        }
+        register::<B, 2>(grads, ops.parents.map(|node| node.map(|node| node.id)), gradients);
     }
 }
 

@@ -1,15 +1,19 @@
 //! The operations on the CPU device: tensors in, slices to the kernels, tensors out.
 
+use std::sync::Arc;
+
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::TensorData;
 
 use super::{Counted, CpuGradients, CpuOps};
+use crate::kernels::attention::{self, Attention};
 use crate::kernels::isa::Isa;
 use crate::kernels::masked_loss::{self, Loss, Pairs};
-use crate::kernels::norm_relu::{self, Statistics, Together};
+use crate::kernels::norm_relu::{self, Normalisation, Statistics};
 use crate::kernels::segmentor::{self, HIDDEN, HeadExtent};
-use crate::kernels::{Extent, conv1, conv3, pool2, up2};
+use crate::kernels::windows::Windows;
+use crate::kernels::{Extent, conv1, conv3, gelu, layer_norm, pool2, up2};
 
 type Host = FloatTensor<Flex>;
 
@@ -49,6 +53,20 @@ fn volumes(values: Vec<f32>, extent: Extent) -> Host {
     tensor(values, [extent.n, extent.channels, x, y, z])
 }
 
+fn of_shape(values: Vec<f32>, like: &Host) -> Host {
+    Host::from_data(TensorData::new(values, like.shape()))
+}
+
+/// The attention over `[qkv, padding, table]`.
+fn attention_of<'a>([qkv, _, table]: &[Host; 3], windows: &'a Windows) -> Attention<'a> {
+    let ([n, _, triple], [_, heads]) = (qkv.shape().dims(), table.shape().dims());
+    Attention { windows, n, width: triple / 3, heads }
+}
+
+fn attention_inputs([qkv, padding, table]: &[Host; 3]) -> attention::Inputs<'_> {
+    attention::Inputs { qkv: qkv.storage(), padding: padding.storage(), table: table.storage() }
+}
+
 impl CpuOps for Flex {
     fn conv1(x: Host, weight: Host, bias: Host) -> Host {
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
@@ -65,8 +83,21 @@ impl CpuOps for Flex {
         convolve([a, b], weight, bias)
     }
 
-    fn norm_relu(x: Host, weight: Host, bias: Host, together: Together, epsilon: f32) -> Host {
-        Self::norm_relu_forward(x, weight, bias, together, epsilon).0
+    fn norm_relu(x: Host, weight: Host, bias: Host, how: Normalisation) -> Host {
+        Self::norm_relu_forward(x, weight, bias, how).0
+    }
+
+    fn row_norm(x: Host, weight: Host, bias: Host, epsilon: f32) -> Host {
+        Self::row_norm_forward(x, weight, bias, epsilon).0
+    }
+
+    fn exact_gelu(x: Host) -> Host {
+        let x = x.to_contiguous();
+        of_shape(gelu::forward(Isa::detect(), x.storage()), &x)
+    }
+
+    fn window_attention(qkv: Host, padding: Host, table: Host, windows: Arc<Windows>) -> Host {
+        Self::window_attention_forward(qkv, padding, table, &windows).0
     }
 
     fn pool2(x: Host) -> Host {
@@ -130,17 +161,10 @@ impl CpuGradients for Flex {
         tensor(conv3::bias_gradient(dy.storage(), extent), [extent.channels])
     }
 
-    fn norm_relu_forward(
-        x: Host,
-        weight: Host,
-        bias: Host,
-        together: Together,
-        epsilon: f32,
-    ) -> (Host, Statistics) {
+    fn norm_relu_forward(x: Host, weight: Host, bias: Host, how: Normalisation) -> (Host, Statistics) {
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
         let (extent, affine) = (extent(&x), [weight.storage(), bias.storage()]);
-        let (y, statistics) =
-            norm_relu::forward(Isa::detect(), x.storage(), extent, together, affine, epsilon);
+        let (y, statistics) = norm_relu::forward(Isa::detect(), x.storage(), extent, how, affine);
         (volumes(y, extent), statistics)
     }
 
@@ -148,12 +172,12 @@ impl CpuGradients for Flex {
         x: Host,
         weight: Host,
         bias: Host,
-        together: Together,
+        how: Normalisation,
         statistics: &Statistics,
     ) -> Host {
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
         let (extent, affine) = (extent(&x), [weight.storage(), bias.storage()]);
-        let y = norm_relu::again(Isa::detect(), x.storage(), extent, together, affine, statistics);
+        let y = norm_relu::again(Isa::detect(), x.storage(), extent, how, affine, statistics);
         volumes(y, extent)
     }
 
@@ -162,27 +186,66 @@ impl CpuGradients for Flex {
         dy: Host,
         weight: Host,
         bias: Host,
-        together: Together,
+        how: Normalisation,
         statistics: &Statistics,
     ) -> [Host; 3] {
         let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
         let (weight, bias) = (weight.to_contiguous(), bias.to_contiguous());
         let (extent, affine) = (extent(&x), [weight.storage(), bias.storage()]);
-        let gradients = norm_relu::backward(
-            Isa::detect(),
-            x.storage(),
-            dy.storage(),
-            extent,
-            together,
-            affine,
-            statistics,
-        );
+        let gradients =
+            norm_relu::backward(Isa::detect(), x.storage(), dy.storage(), extent, how, affine, statistics);
         let channels = [extent.channels];
         [
             volumes(gradients.input, extent),
             tensor(gradients.weight, channels),
             tensor(gradients.bias, channels),
         ]
+    }
+
+    fn row_norm_forward(x: Host, weight: Host, bias: Host, epsilon: f32) -> (Host, layer_norm::Statistics) {
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let affine = [weight.storage(), bias.storage()];
+        let (y, statistics) = layer_norm::forward(Isa::detect(), x.storage(), affine, epsilon);
+        (of_shape(y, &x), statistics)
+    }
+
+    fn row_norm_again(x: Host, weight: Host, bias: Host, statistics: &layer_norm::Statistics) -> Host {
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let affine = [weight.storage(), bias.storage()];
+        of_shape(layer_norm::again(Isa::detect(), x.storage(), affine, statistics), &x)
+    }
+
+    fn row_norm_backward(x: Host, dy: Host, weight: Host, statistics: &layer_norm::Statistics) -> [Host; 3] {
+        let (x, dy, weight) = (x.to_contiguous(), dy.to_contiguous(), weight.to_contiguous());
+        let gradients =
+            layer_norm::backward(Isa::detect(), x.storage(), dy.storage(), weight.storage(), statistics);
+        let (of_weight, of_bias) = (of_shape(gradients.weight, &weight), of_shape(gradients.bias, &weight));
+        [of_shape(gradients.input, &x), of_weight, of_bias]
+    }
+
+    fn exact_gelu_backward(x: Host, dy: Host) -> Host {
+        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
+        of_shape(gelu::backward(Isa::detect(), x.storage(), dy.storage()), &x)
+    }
+
+    fn window_attention_forward(
+        qkv: Host,
+        padding: Host,
+        table: Host,
+        windows: &Windows,
+    ) -> (Host, Vec<f32>) {
+        let inputs = [qkv, padding, table].map(|tensor| tensor.to_contiguous());
+        let (a, [n, voxels, triple]) = (attention_of(&inputs, windows), inputs[0].shape().dims());
+        let (y, logs) = attention::forward(Isa::detect(), a, attention_inputs(&inputs));
+        (tensor(y, [n, voxels, triple / 3]), logs)
+    }
+
+    fn window_attention_backward(inputs: [Host; 3], dy: Host, windows: &Windows, logs: &[f32]) -> [Host; 3] {
+        let (inputs, dy) = (inputs.map(|tensor| tensor.to_contiguous()), dy.to_contiguous());
+        let a = attention_of(&inputs, windows);
+        let gradients = attention::backward(Isa::detect(), a, attention_inputs(&inputs), logs, dy.storage());
+        let [qkv, padding, table] = &inputs;
+        [of_shape(gradients.qkv, qkv), of_shape(gradients.padding, padding), of_shape(gradients.table, table)]
     }
 
     fn pool2_forward(x: Host) -> (Host, Vec<u8>) {

@@ -7,19 +7,11 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
-use super::{
+use super::{FeatureExtractor, Features, Show};
+use crate::model::{
     layers::{BatchNorm, Conv3d, UpConv3d},
     ops,
 };
-
-/// What a backbone hands to the head.
-#[derive(Clone, Debug)]
-pub struct Features {
-    /// `[n, 16 width, x/8, y/8, z/8]`.
-    pub bottleneck: Tensor<5>,
-    /// `[n, 2 width, x, y, z]`.
-    pub decoder: Tensor<5>,
-}
 
 /// Convolution, batch normalisation, ReLU.
 #[derive(Module, Debug)]
@@ -80,7 +72,7 @@ impl Up {
 
 /// The backbone.
 #[derive(Module, Debug)]
-pub(super) struct UNet {
+pub(in crate::model) struct UNet {
     down_tr64: Down,
     down_tr128: Down,
     down_tr256: Down,
@@ -91,11 +83,6 @@ pub(super) struct UNet {
 }
 
 impl UNet {
-    /// Number of channels of the bottleneck and of the decoder's output.
-    pub(super) const fn channels(width: usize) -> (usize, usize) {
-        (16 * width, 2 * width)
-    }
-
     pub(super) fn new(width: usize, device: &Device) -> Self {
         let w = width;
         Self {
@@ -108,11 +95,15 @@ impl UNet {
             up_tr64: Up::new(4 * w, 2 * w, device),
         }
     }
+}
 
-    /// `[n, 1, x, y, z]`, sides multiples of 8.
-    ///
-    /// `show` is given the name and the output of each stage; a stage of the encoder ends with its pooling.
-    pub(super) fn forward(&self, x: Tensor<5>, mut show: impl FnMut(&'static str, &Tensor<5>)) -> Features {
+impl FeatureExtractor for UNet {
+    fn channels(width: usize) -> (usize, usize) {
+        (16 * width, 2 * width)
+    }
+
+    /// A stage of the encoder ends with its pooling.
+    fn forward(&self, x: Tensor<5>, show: &mut Show<'_>) -> Features {
         let skip1 = self.down_tr64.forward(x);
         let x = ops::max_pool(skip1.clone());
         show("down_tr64", &x);

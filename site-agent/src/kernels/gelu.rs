@@ -1,0 +1,42 @@
+//! The Gaussian error linear unit `x · Φ(x)`, exact (not its tanh form), and its gradient.
+
+use rayon::prelude::*;
+
+use super::isa::{Isa, for_each_isa};
+use super::transcendental::normal;
+
+/// Numbers that one task does.
+const CHUNK: usize = 1 << 14;
+
+/// `x · Φ(x)`.
+pub fn forward(isa: Isa, x: &[f32]) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    let parts = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
+    parts.for_each(|(y, x)| activate(isa, x, y));
+    y
+}
+
+/// The gradient of the input from that of the output.
+pub fn backward(isa: Isa, x: &[f32], dy: &[f32]) -> Vec<f32> {
+    let mut dx = vec![0.0; x.len()];
+    let parts = dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
+    parts.for_each(|((dx, x), dy)| differentiate(isa, x, dy, dx));
+    dx
+}
+
+for_each_isa! {
+    fn activate(x: &[f32], y: &mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = x * normal(x).0;
+        }
+    }
+}
+
+for_each_isa! {
+    fn differentiate(x: &[f32], dy: &[f32], dx: &mut [f32]) {
+        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+            let (below, density) = normal(x);
+            *dx = dy * (below + x * density);
+        }
+    }
+}
