@@ -11,6 +11,7 @@ use crate::client::state::InUse;
 use crate::data::DataError;
 use crate::egress::{EgressError, PolicyRefusal};
 use crate::infer::InferError;
+use crate::model::checkpoint::CheckpointError;
 
 /// Exit codes of `site-agent`; clap's own is 2, for a wrong command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +116,9 @@ fn hint_of(cause: Cause<'_>) -> Option<&'static str> {
             "ask the coordinator's operator for an invite and run `site-agent enroll INVITE --dir FOLDER`",
         );
     }
+    if let Some(error) = cause.downcast_ref::<CheckpointError>() {
+        return error.hint();
+    }
     if cause.is::<InUse>() {
         return Some("stop the other one, or wait for it; `site-agent status` shows what it does");
     }
@@ -152,7 +156,8 @@ fn exit_of(cause: Cause<'_>) -> Option<Exit> {
     if cause.is::<Diagnostics>() || matches!(cause.downcast_ref(), Some(IdentityError::NotEnrolled { .. })) {
         return Some(Exit::Config);
     }
-    (cause.is::<DataError>() || cause.is::<InferError>()).then_some(Exit::Data)
+    let is_data = cause.is::<DataError>() || cause.is::<InferError>() || cause.is::<CheckpointError>();
+    is_data.then_some(Exit::Data)
 }
 
 #[cfg(test)]

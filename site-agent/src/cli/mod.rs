@@ -9,6 +9,7 @@
 //! Exit codes are in [`error_report::Exit`].
 
 mod check;
+mod checkpoint;
 mod chosen_model;
 mod egress;
 mod enroll;
@@ -58,7 +59,7 @@ enum Command {
     Predict(predict::PredictArgs),
     /// Make CT-like phantoms with known labels.
     Phantom(phantom::PhantomArgs),
-    /// Make and look at model files.
+    /// Make, look at, import and export model files.
     #[command(subcommand)]
     Model(model::ModelCommand),
     /// Make class embeddings.

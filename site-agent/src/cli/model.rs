@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use common::study::sections::ModelConfig as StudyModel;
 use common::taxonomy::Taxonomy;
 
+use super::checkpoint::{self, ExportArgs, ImportArgs as ImportCheckpointArgs};
 use super::error_report::CliError;
 use super::{line, shown};
 use crate::client::files;
@@ -25,6 +26,10 @@ pub(super) enum ModelCommand {
     Init(InitArgs),
     /// List the tensors of a model or embedding file.
     Info(InfoArgs),
+    /// Read a checkpoint of the reference's PyTorch code, or a pre-trained backbone.
+    Import(ImportCheckpointArgs),
+    /// Write a model for other programs, PyTorch among them.
+    Export(ExportArgs),
 }
 
 /// Arguments of `model init`.
@@ -90,6 +95,8 @@ pub(super) fn run(command: &ModelCommand) -> Result<(), CliError> {
     match command {
         ModelCommand::Init(args) => init(args),
         ModelCommand::Info(args) => info(args),
+        ModelCommand::Import(args) => checkpoint::import(args),
+        ModelCommand::Export(args) => checkpoint::export(args),
     }
 }
 
@@ -118,19 +125,23 @@ fn parent_rows(taxonomy: &Taxonomy) -> Vec<Option<usize>> {
 }
 
 fn init(args: &InitArgs) -> Result<(), CliError> {
-    let text = fs::read_to_string(&args.config).with_context(|| args.config.display().to_string())?;
-    let network = StudyModel::parse(&args.config.display().to_string(), &text)?;
     let table = read_table(EmbeddingKind::Imported, &args.embeddings)?;
     let &[rows, embedding_width] = table.table().shape() else {
         return Err(CliError::new(anyhow::anyhow!("{} holds no table", args.embeddings.display())));
     };
     let embedding = EmbeddingConfig { kind: table.kind(), rows, width: embedding_width };
-    let config = ModelConfig::of_study(&network, embedding);
+    let config = configuration(&args.config, embedding)?;
     let model = UniversalModel::new(&config, Some(&table), args.seed, &device(DeviceKind::Cpu)?)?;
     let tensors = model.export();
     write(&args.out, &tensors)?;
     line(format!("{}: {}", args.out.display(), size(&tensors)));
     Ok(())
+}
+
+/// The model that a file describes, for these class embeddings.
+pub(super) fn configuration(path: &Path, embedding: EmbeddingConfig) -> Result<ModelConfig, CliError> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    Ok(ModelConfig::of_study(&StudyModel::parse(&path.display().to_string(), &text)?, embedding))
 }
 
 fn info(args: &InfoArgs) -> Result<(), CliError> {
@@ -145,7 +156,7 @@ fn info(args: &InfoArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn size(tensors: &NamedTensors) -> String {
+pub(super) fn size(tensors: &NamedTensors) -> String {
     let parameters: usize = tensors.values().map(|tensor| tensor.values().len()).sum();
     format!(
         "{} tensors, {parameters} numbers, {:.1} MiB",
@@ -160,11 +171,11 @@ pub(super) fn read(path: &Path) -> anyhow::Result<NamedTensors> {
     read_safetensors(&bytes).with_context(|| path.display().to_string())
 }
 
-fn read_table(kind: EmbeddingKind, path: &Path) -> anyhow::Result<ClassEmbeddings> {
+pub(super) fn read_table(kind: EmbeddingKind, path: &Path) -> anyhow::Result<ClassEmbeddings> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
     ClassEmbeddings::from_safetensors(kind, &bytes).with_context(|| path.display().to_string())
 }
 
-fn write(path: &Path, tensors: &NamedTensors) -> anyhow::Result<()> {
+pub(super) fn write(path: &Path, tensors: &NamedTensors) -> anyhow::Result<()> {
     Ok(files::write(path, &write_safetensors(tensors)?)?)
 }

@@ -1,11 +1,12 @@
 //! The universal model in burn: one network, one output channel for each class that is asked for.
 //!
 //! [`UniversalModel`] joins a [`backbone`] and the text-driven [`head`]. Its tensors go in and out by name
-//! ([`parameters`], [`record`]); class embeddings ([`embedding`]) are given to it and never trained, unless the
-//! configuration says so. Nothing outside this folder and `train` names burn's modules. Losses and optimisers are in
-//! [`train`](crate::train).
+//! ([`parameters`], [`record`], and the reference's files in [`checkpoint`]); class embeddings ([`embedding`]) are given to
+//! it and never trained, unless the configuration says so. Nothing outside this folder and `train` names burn's modules.
+//! Losses and optimisers are in [`train`](crate::train).
 
 mod backbone;
+pub mod checkpoint;
 pub mod config;
 mod cpu_ops;
 mod cpu_step;

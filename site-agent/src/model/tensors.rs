@@ -84,12 +84,25 @@ impl TensorMismatch {
     ///
     /// [`ModelError::Mismatch`] unless names and shapes are exactly the expected ones.
     pub fn check(expected: &BTreeMap<String, Vec<usize>>, given: &NamedTensors) -> Result<(), ModelError> {
+        let given = given.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+        Self::check_shapes(expected, &given)
+    }
+
+    /// As [`Self::check`], from shapes alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::check`].
+    pub fn check_shapes(
+        expected: &BTreeMap<String, Vec<usize>>,
+        given: &BTreeMap<String, Vec<usize>>,
+    ) -> Result<(), ModelError> {
         let wrong_shape = |(name, shape): (&String, &Vec<usize>)| {
-            let got = given.get(name)?.shape();
-            (got != shape.as_slice()).then(|| WrongShape {
+            let got = given.get(name)?;
+            (got != shape).then(|| WrongShape {
                 name: name.clone(),
                 expected: shape.clone(),
-                got: got.to_vec(),
+                got: got.clone(),
             })
         };
         let mismatch = Self {
@@ -118,9 +131,20 @@ impl fmt::Display for TensorMismatch {
         }
         for WrongShape { name, expected, got } in &self.wrong_shape {
             write!(f, "\n  wrong shape  {name}: {got:?}, expected {expected:?}")?;
+            if has_one_class_less(expected, got) {
+                write!(f, " (31 channels, not 32: from before the kidney cyst became a class)")?;
+            }
         }
         Ok(())
     }
+}
+
+/// The reference had 31 classes before it had the 32nd, and its older checkpoints still do.
+fn has_one_class_less(expected: &[usize], got: &[usize]) -> bool {
+    let different = || expected.iter().zip(got).filter(|(expected, got)| expected != got);
+    expected.len() == got.len()
+        && different().count() > 0
+        && different().all(|(&expected, &got)| (expected, got) == (32, 31))
 }
 
 #[cfg(test)]
@@ -146,6 +170,14 @@ mod tests {
             mismatch.wrong_shape,
             [WrongShape { name: "b".to_owned(), expected: vec![3], got: vec![4] }]
         );
+    }
+
+    #[test]
+    fn a_checkpoint_of_31_classes_is_named_as_such() {
+        let shapes = |rows| BTreeMap::from([("organ_embedding.weight".to_owned(), vec![rows, 256])]);
+        let words = |rows| TensorMismatch::check_shapes(&shapes(32), &shapes(rows)).unwrap_err().to_string();
+        assert!(words(31).contains("[31, 256], expected [32, 256] (31 channels, not 32"), "{}", words(31));
+        assert!(!words(30).contains("channels"), "{}", words(30));
     }
 
     #[test]
