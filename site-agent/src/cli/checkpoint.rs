@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use common::taxonomy::Taxonomy;
 
 use super::error_report::{CliError, Exit};
-use super::{line, model, shown};
+use super::{embed, line, model, shown};
 use crate::client::files;
 use crate::model::checkpoint::{Checkpoint, CheckpointError, Imported, Part, write_pytorch};
 use crate::model::embedding::EMBEDDING_NAME;
@@ -160,7 +160,7 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), CliError> {
 }
 
 fn read_table(path: &Path) -> anyhow::Result<HostTensor> {
-    Ok(model::read_table(EmbeddingKind::Imported, path)?.table().clone())
+    Ok(embed::read_table(path)?.table().clone())
 }
 
 #[cfg(test)]

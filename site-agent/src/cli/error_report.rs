@@ -12,6 +12,7 @@ use crate::data::DataError;
 use crate::egress::{EgressError, PolicyRefusal};
 use crate::infer::InferError;
 use crate::model::checkpoint::CheckpointError;
+use crate::model::text::TextError;
 
 /// Exit codes of `site-agent`; clap's own is 2, for a wrong command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +157,10 @@ fn exit_of(cause: Cause<'_>) -> Option<Exit> {
     if cause.is::<Diagnostics>() || matches!(cause.downcast_ref(), Some(IdentityError::NotEnrolled { .. })) {
         return Some(Exit::Config);
     }
-    let is_data = cause.is::<DataError>() || cause.is::<InferError>() || cause.is::<CheckpointError>();
+    let is_data = cause.is::<DataError>()
+        || cause.is::<InferError>()
+        || cause.is::<CheckpointError>()
+        || cause.is::<TextError>();
     is_data.then_some(Exit::Data)
 }
 

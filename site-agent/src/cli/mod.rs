@@ -12,9 +12,11 @@ mod check;
 mod checkpoint;
 mod chosen_model;
 mod egress;
+mod embed;
 mod enroll;
 pub mod error_report;
 mod evaluate;
+mod heat_map;
 mod model;
 mod phantom;
 mod predict;
@@ -62,9 +64,9 @@ enum Command {
     /// Make, look at, import and export model files.
     #[command(subcommand)]
     Model(model::ModelCommand),
-    /// Make class embeddings.
+    /// Make class embeddings, and see which classes they hold for alike.
     #[command(subcommand)]
-    Embed(model::EmbedCommand),
+    Embed(embed::EmbedCommand),
     /// Look at what has left this site.
     #[command(subcommand)]
     Egress(egress::EgressCommand),
@@ -100,7 +102,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Predict(args) => predict::run(&args),
         Command::Phantom(args) => phantom::run(&args),
         Command::Model(command) => model::run(&command),
-        Command::Embed(command) => model::embed(&command),
+        Command::Embed(command) => embed::run(&command),
         Command::Egress(command) => egress::run(&command),
     }
 }

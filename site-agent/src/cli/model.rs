@@ -1,4 +1,4 @@
-//! `site-agent model` and `site-agent embed`: the files that a study starts from.
+//! `site-agent model`: the network that a study starts from, and a look into files of tensors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use common::study::sections::ModelConfig as StudyModel;
-use common::taxonomy::Taxonomy;
 
 use super::checkpoint::{self, ExportArgs, ImportArgs as ImportCheckpointArgs};
+use super::embed::read_table;
 use super::error_report::CliError;
 use super::{line, shown};
 use crate::client::files;
-use crate::model::embedding::EMBEDDING_NAME;
 use crate::model::record::{read_safetensors, write_safetensors};
 use crate::model::{
-    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors, UniversalModel,
-    device,
+    DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors, UniversalModel, device,
 };
 
 /// Commands about model files.
@@ -59,38 +57,6 @@ pub(super) struct InfoArgs {
     tensors: bool,
 }
 
-/// Commands that make class embeddings.
-#[derive(Debug, Subcommand)]
-pub(super) enum EmbedCommand {
-    /// One bit for each class: classes know nothing of each other.
-    OneHot(TableArgs),
-    /// A class's own bit and that of the organ that it belongs to.
-    FewHot(TableArgs),
-    /// A table made elsewhere, such as a text encoder's: safetensors with one tensor of a row for each class.
-    Import(ImportArgs),
-}
-
-/// Arguments of `embed one-hot` and `embed few-hot`.
-#[derive(Debug, Args)]
-pub(super) struct TableArgs {
-    /// Value of a set bit: larger rows make the controller listen to the class sooner.
-    #[arg(long, default_value_t = 1.0)]
-    scale: f32,
-    /// Where to; safetensors.
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-}
-
-/// Arguments of `embed import`.
-#[derive(Debug, Args)]
-pub(super) struct ImportArgs {
-    /// The table.
-    file: PathBuf,
-    /// Where to; safetensors.
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-}
-
 pub(super) fn run(command: &ModelCommand) -> Result<(), CliError> {
     match command {
         ModelCommand::Init(args) => init(args),
@@ -100,36 +66,12 @@ pub(super) fn run(command: &ModelCommand) -> Result<(), CliError> {
     }
 }
 
-pub(super) fn embed(command: &EmbedCommand) -> Result<(), CliError> {
-    let taxonomy = Taxonomy::standard();
-    let (table, out) = match command {
-        EmbedCommand::OneHot(args) => (ClassEmbeddings::one_hot(taxonomy.len(), args.scale)?, &args.out),
-        EmbedCommand::FewHot(args) => {
-            (ClassEmbeddings::few_hot(&parent_rows(&taxonomy), args.scale)?, &args.out)
-        }
-        EmbedCommand::Import(args) => (read_table(EmbeddingKind::Imported, &args.file)?, &args.out),
-    };
-    let shape = table.table().shape();
-    if shape.first() != Some(&taxonomy.len()) {
-        let classes = taxonomy.len();
-        return Err(CliError::new(anyhow::anyhow!("the table has shape {shape:?}: expected {classes} rows")));
-    }
-    write(out, &NamedTensors::from([(EMBEDDING_NAME.to_owned(), table.table().clone())]))?;
-    line(format!("{}: {} rows of {} numbers", out.display(), shape[0], shape[1]));
-    Ok(())
-}
-
-/// Each class's row of the organ that it belongs to.
-fn parent_rows(taxonomy: &Taxonomy) -> Vec<Option<usize>> {
-    taxonomy.classes().iter().map(|class| class.parents.first().map(|parent| parent.channel())).collect()
-}
-
 fn init(args: &InitArgs) -> Result<(), CliError> {
-    let table = read_table(EmbeddingKind::Imported, &args.embeddings)?;
+    let table = read_table(&args.embeddings)?;
     let &[rows, embedding_width] = table.table().shape() else {
         return Err(CliError::new(anyhow::anyhow!("{} holds no table", args.embeddings.display())));
     };
-    let embedding = EmbeddingConfig { kind: table.kind(), rows, width: embedding_width };
+    let embedding = EmbeddingConfig { kind: EmbeddingKind::Imported, rows, width: embedding_width };
     let config = configuration(&args.config, embedding)?;
     let model = UniversalModel::new(&config, Some(&table), args.seed, &device(DeviceKind::Cpu)?)?;
     let tensors = model.export();
@@ -169,11 +111,6 @@ pub(super) fn size(tensors: &NamedTensors) -> String {
 pub(super) fn read(path: &Path) -> anyhow::Result<NamedTensors> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
     read_safetensors(&bytes).with_context(|| path.display().to_string())
-}
-
-pub(super) fn read_table(kind: EmbeddingKind, path: &Path) -> anyhow::Result<ClassEmbeddings> {
-    let bytes = fs::read(path).with_context(|| path.display().to_string())?;
-    ClassEmbeddings::from_safetensors(kind, &bytes).with_context(|| path.display().to_string())
 }
 
 pub(super) fn write(path: &Path, tensors: &NamedTensors) -> anyhow::Result<()> {

@@ -2,8 +2,9 @@
 //!
 //! [`UniversalModel`] joins a [`backbone`] and the text-driven [`head`]. Its tensors go in and out by name
 //! ([`parameters`], [`record`], and the reference's files in [`checkpoint`]); class embeddings ([`embedding`]) are given to
-//! it and never trained, unless the configuration says so. Nothing outside this folder and `train` names burn's modules.
-//! Losses and optimisers are in [`train`](crate::train).
+//! it and never trained, unless the configuration says so. [`text`] makes them of prompts, [`similarity`] compares their
+//! rows. Nothing outside this folder and `train` names burn's modules. Losses and optimisers are in
+//! [`train`](crate::train).
 
 mod backbone;
 pub mod checkpoint;
@@ -20,7 +21,9 @@ mod loss_parts;
 pub(crate) mod ops;
 pub mod parameters;
 pub mod record;
+pub mod similarity;
 pub mod tensors;
+pub mod text;
 mod window;
 
 use burn::{

@@ -1,5 +1,7 @@
 //! Named tensors as safetensors files.
 
+use std::collections::HashMap;
+
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::{
@@ -7,14 +9,30 @@ use super::{
     tensors::{HostTensor, NamedTensors},
 };
 
+/// Key of the note in a file's metadata.
+const NOTE: &str = "made";
+
 /// Reads every tensor of a safetensors file as f32.
 ///
 /// # Errors
 ///
 /// [`ModelError::Safetensors`] for other bytes, [`ModelError::Dtype`] for a tensor that is not floating point.
 pub fn read_safetensors(bytes: &[u8]) -> Result<NamedTensors, ModelError> {
+    read_safetensors_where(bytes, |_| true)
+}
+
+/// As [`read_safetensors`], of the tensors with a name that is wanted alone: the rest may be of any format.
+///
+/// # Errors
+///
+/// As [`read_safetensors`].
+pub fn read_safetensors_where(
+    bytes: &[u8],
+    is_wanted: impl Fn(&str) -> bool,
+) -> Result<NamedTensors, ModelError> {
     let file = SafeTensors::deserialize(bytes)?;
-    file.iter().map(|(name, view)| Ok((name.to_owned(), decode(name, &view)?))).collect()
+    let wanted = file.iter().filter(|(name, _)| is_wanted(name));
+    wanted.map(|(name, view)| Ok((name.to_owned(), decode(name, &view)?))).collect()
 }
 
 /// Writes tensors as F32, in ascending order of name: equal tensors give equal bytes.
@@ -23,6 +41,26 @@ pub fn read_safetensors(bytes: &[u8]) -> Result<NamedTensors, ModelError> {
 ///
 /// [`ModelError::Safetensors`] if the header would be too large.
 pub fn write_safetensors(tensors: &NamedTensors) -> Result<Vec<u8>, ModelError> {
+    write(tensors, None)
+}
+
+/// As [`write_safetensors`], with a note of how the tensors were made; [`note`] reads it.
+///
+/// # Errors
+///
+/// As [`write_safetensors`].
+pub fn write_safetensors_with_note(tensors: &NamedTensors, note: &str) -> Result<Vec<u8>, ModelError> {
+    // One key alone: the order of several would not be the same in each run.
+    write(tensors, Some(HashMap::from([(NOTE.to_owned(), note.to_owned())])))
+}
+
+/// How the tensors of a file were made, if the file says so. Foreign text: show it with care.
+pub fn note(bytes: &[u8]) -> Option<String> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).ok()?;
+    metadata.metadata().as_ref()?.get(NOTE).cloned()
+}
+
+fn write(tensors: &NamedTensors, metadata: Option<HashMap<String, String>>) -> Result<Vec<u8>, ModelError> {
     let bytes: Vec<(&String, &HostTensor, Vec<u8>)> = tensors
         .iter()
         .map(|(name, tensor)| (name, tensor, tensor.values().iter().flat_map(|v| v.to_le_bytes()).collect()))
@@ -31,7 +69,7 @@ pub fn write_safetensors(tensors: &NamedTensors) -> Result<Vec<u8>, ModelError> 
         .iter()
         .map(|(name, tensor, data)| Ok((*name, TensorView::new(Dtype::F32, tensor.shape().to_vec(), data)?)))
         .collect::<Result<Vec<_>, ModelError>>()?;
-    Ok(safetensors::serialize(views, None)?)
+    Ok(safetensors::serialize(views, metadata)?)
 }
 
 fn decode(name: &str, view: &TensorView<'_>) -> Result<HostTensor, ModelError> {
@@ -74,6 +112,25 @@ mod tests {
         let view = TensorView::new(Dtype::I64, vec![1], &[0; 8]).unwrap();
         let file = safetensors::serialize([("count", view)], None).unwrap();
         assert!(matches!(read_safetensors(&file), Err(ModelError::Dtype { .. })));
+    }
+
+    #[test]
+    fn a_note_is_read_back_and_changes_no_tensor() {
+        let tensors = NamedTensors::from([("a".to_owned(), HostTensor::from_fn(vec![2], |i| i as f32))]);
+        let file = write_safetensors_with_note(&tensors, "one-hot").unwrap();
+        assert_eq!(note(&file).as_deref(), Some("one-hot"));
+        assert_eq!(read_safetensors(&file).unwrap(), tensors);
+        assert_eq!(note(&write_safetensors(&tensors).unwrap()), None);
+        assert_eq!(note(b"not safetensors"), None);
+    }
+
+    #[test]
+    fn a_tensor_that_is_not_wanted_may_be_of_any_format() {
+        let numbers = TensorView::new(Dtype::I64, vec![1], &[0; 8]).unwrap();
+        let wanted = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+        let file = safetensors::serialize([("ids", numbers), ("weight", wanted)], None).unwrap();
+        let read = read_safetensors_where(&file, |name| name == "weight").unwrap();
+        assert_eq!(read.into_keys().collect::<Vec<_>>(), ["weight"]);
     }
 
     #[test]

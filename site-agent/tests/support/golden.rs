@@ -132,10 +132,7 @@ pub(crate) enum Why {
 }
 
 /// Files left to the issue "The Universal Model, whole and faithful": post-processing.
-pub(crate) const LEFT: &[&str] = &[
-    "k_postprocess.json",
-    "k_postprocess.safetensors",
-];
+pub(crate) const LEFT: &[&str] = &["k_postprocess.json", "k_postprocess.safetensors"];
 
 /// Files of the manifest that hold no numbers.
 pub(crate) const PROSE: &[&str] = &["README.md"];
