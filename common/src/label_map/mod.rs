@@ -3,8 +3,10 @@
 //! A label map is data: the rules of the reference's label transfer (fold tumours into their organ, split left from right,
 //! take a tumour's mask from the raw values) are entries of `configs/datasets/*.toml`, so that a hospital writes its own
 //! without code. Applying one to a volume is the site agent's work. A raw value that the map does not list is an error
-//! there: a silent drop would turn a structure into background.
+//! there: a silent drop would turn a structure into background. The way back, from classes to a data set's values, is a
+//! [`MergeTable`].
 
+mod merge;
 mod named;
 mod raw;
 mod standard;
@@ -16,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::{Diagnostics, Document};
 use crate::ids::{ClassId, Digest};
 use crate::taxonomy::Taxonomy;
+pub use merge::{MergeError, MergeTable, painting_order};
 
 /// What a raw value stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +101,8 @@ pub struct LabelMap {
     /// How often a patch is centred on a voxel of raw value 0, 1, 2, …, relative to each other, where a study draws from any
     /// voxel (specification §5); empty where foreground and background are enough.
     pub crop_ratios: Vec<u32>,
+    /// Values of classes in one label file, in painting order; empty where turning `values` round gives them.
+    pub merge: Vec<(ClassId, i32)>,
 }
 
 impl LabelMap {
@@ -145,6 +150,7 @@ impl LabelMap {
             raw_masks,
             exclusions: _,
             crop_ratios: _,
+            merge: _,
         } = self;
         Digest::of(
             format!("consilium label map 1 {values:?} {annotated:?} {folds:?} {splits:?} {raw_masks:?}")

@@ -39,6 +39,7 @@ pub(super) fn from_names(name: &str, names: &BTreeMap<i32, String>, taxonomy: &T
         raw_masks: Vec::new(),
         exclusions: Vec::new(),
         crop_ratios: Vec::new(),
+        merge: Vec::new(),
     }
 }
 

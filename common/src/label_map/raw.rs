@@ -24,6 +24,8 @@ pub(super) struct RawLabelMap {
     annotated: RawAnnotated,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     crop_ratios: Vec<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    merge: Vec<(String, i32)>,
     values: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     fold: Vec<RawFold>,
@@ -121,6 +123,7 @@ pub(super) fn check(raw: RawLabelMap, taxonomy: &Taxonomy) -> (LabelMap, Problem
     let (folds, splits) = (check_folds(&raw.fold, &mut names), check_splits(&raw.split, &mut names));
     let raw_masks = check_masks(&raw.mask, &values, &mut names);
     let exclusions = check_exclusions(&raw.exclude, &mut names);
+    let merge = check_merge(&raw.merge, &mut names);
     let map = LabelMap {
         name: raw.name,
         key: raw.key,
@@ -132,6 +135,7 @@ pub(super) fn check(raw: RawLabelMap, taxonomy: &Taxonomy) -> (LabelMap, Problem
         raw_masks,
         exclusions,
         crop_ratios: raw.crop_ratios,
+        merge,
     };
     check_crop_ratios(&map, &mut names);
     check_together(&map, &mut names);
@@ -230,6 +234,19 @@ fn check_masks(raw: &[RawRawMask], listed: &BTreeMap<i32, Target>, names: &mut N
     masks
 }
 
+fn check_merge(raw: &[(String, i32)], names: &mut Names<'_>) -> Vec<(ClassId, i32)> {
+    let mut merge: Vec<(ClassId, i32)> = Vec::new();
+    for (name, value) in raw {
+        let Some(class) = names.class("merge", name) else { continue };
+        if merge.iter().any(|(listed, _)| *listed == class) {
+            names.problems.add("merge", format!("`{name}` is named twice"));
+        }
+        names.problems.in_range("merge", *value, 1..=255);
+        merge.push((class, *value));
+    }
+    merge
+}
+
 fn check_crop_ratios(map: &LabelMap, names: &mut Names<'_>) {
     for (value, _) in (0i32..).zip(&map.crop_ratios).filter(|(value, _)| !map.values.contains_key(value)) {
         names.problems.add("crop_ratios", format!("{value} is not listed under `values`"));
@@ -299,6 +316,7 @@ pub(super) fn print(map: &LabelMap, taxonomy: &Taxonomy) -> String {
             Annotated::PerCase => RawAnnotated::Word(PER_CASE.to_owned()),
         },
         crop_ratios: map.crop_ratios.clone(),
+        merge: map.merge.iter().map(|(class, value)| (name(class), *value)).collect(),
         values: map
             .values
             .iter()

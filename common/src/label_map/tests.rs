@@ -218,3 +218,27 @@ fn crop_ratios_are_of_listed_values_and_survive_the_way_to_a_file_and_back() {
     assert!(refused("[1, 1, 5, 1]").contains("3 is not listed under `values`"));
     assert!(refused("[0, 0, 0]").contains("all are 0"));
 }
+
+#[test]
+fn a_merge_list_names_each_class_once_with_a_value_of_a_byte() {
+    let taxonomy = Taxonomy::standard();
+    let map = LabelMap::standard("ct-org").unwrap();
+    assert_eq!(map.merge[2], (class(21), 2));
+    let text = map.to_toml(&taxonomy);
+    assert_eq!(LabelMap::parse("ct-org.toml", &text, &taxonomy).unwrap(), map);
+
+    let text = r#"
+name = "mine"
+key = "mine"
+use = "training"
+annotated = ["liver"]
+merge = [["liver", 0], ["liver", 256], ["heart", 1]]
+[values]
+1 = "liver"
+"#;
+    let refused = LabelMap::parse("mine.toml", text, &taxonomy).unwrap_err().to_string();
+    for mistake in ["0 is out of range", "`liver` is named twice", "256 is out of range", "no class `heart`"]
+    {
+        assert!(refused.contains(mistake), "{mistake}: {refused}");
+    }
+}

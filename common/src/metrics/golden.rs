@@ -22,11 +22,9 @@ fn masks_and_numbers() -> Option<(Vec<bool>, Vec<bool>, Value)> {
     Some((mask(&file, "metric.a"), mask(&file, "metric.b"), numbers["metrics"].clone()))
 }
 
-/// The reference adds 1 to the denominator of Dice; ours does not, so its formula is applied to our counts.
+/// The order of the reference's numbers.
 fn reference_row(overlap: &Overlap) -> [Option<f64>; 4] {
-    let Overlap { true_positive: tp, false_positive: fp, false_negative: fn_, .. } = *overlap;
-    let smoothed = (2 * tp) as f64 / (2 * tp + fp + fn_ + 1) as f64;
-    [Some(smoothed), overlap.recall(), overlap.precision(), overlap.specificity()]
+    [Some(overlap.smoothed_dice()), overlap.recall(), overlap.precision(), overlap.specificity()]
 }
 
 fn assert_row(overlap: &Overlap, expected: &Value, name: &str) {
@@ -45,12 +43,30 @@ fn assert_row(overlap: &Overlap, expected: &Value, name: &str) {
 fn overlap_counts_give_the_reference_numbers() {
     let Some((a, b, numbers)) = masks_and_numbers() else { return };
     let none = vec![false; a.len()];
-    let pairs =
-        [("overlap", &a, &b), ("identical", &a, &a), ("pred_empty", &none, &b), ("label_empty", &a, &none)];
+    let pairs = [
+        ("overlap", &a, &b),
+        ("identical", &a, &a),
+        ("pred_empty", &none, &b),
+        ("label_empty", &a, &none),
+        ("both_empty", &none, &none),
+    ];
     for (name, prediction, truth) in pairs {
         let overlap = Overlap::of(prediction.iter().copied(), truth.iter().copied());
-        assert_row(&overlap, &numbers[format!("dice_{name}")], name);
+        let expected = &numbers[format!("dice_{name}")];
+        assert!(expected.is_array(), "no dice_{name}");
+        assert_row(&overlap, expected, name);
     }
+    let compared = numbers.as_object().unwrap().keys().filter(|name| name.starts_with("dice_")).count();
+    assert_eq!(compared, pairs.len(), "every case of the file is compared");
+}
+
+#[test]
+fn plain_dice_differs_from_the_reference_by_the_one_in_the_denominator() {
+    let Some((a, b, numbers)) = masks_and_numbers() else { return };
+    let overlap = Overlap::of(a.iter().copied(), b.iter().copied());
+    let sizes = (2 * overlap.true_positive + overlap.false_positive + overlap.false_negative) as f64;
+    let theirs = numbers["dice_overlap"][0].as_f64().unwrap();
+    assert!((overlap.dice().unwrap() - theirs * (sizes + 1.0) / sizes).abs() < 1e-6);
 }
 
 #[test]

@@ -85,6 +85,7 @@ fn label_map(hospital: &Hospital, dataset: &PhantomDataset, taxonomy: &Taxonomy)
         raw_masks: Vec::new(),
         exclusions: Vec::new(),
         crop_ratios: Vec::new(),
+        merge: Vec::new(),
     };
     let mut annotated = Vec::new();
     for label in dataset.labels {
