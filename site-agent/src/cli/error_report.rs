@@ -60,6 +60,12 @@ impl CliError {
         self
     }
 
+    /// With a line before the error that says what it is about.
+    #[must_use]
+    pub fn about(self, what: String) -> Self {
+        Self { error: self.error.context(what), ..self }
+    }
+
     /// With this hint, whatever the causes know.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -10,6 +10,7 @@ use common::taxonomy::Taxonomy;
 
 use super::chosen_model::ChosenModel;
 use super::error_report::CliError;
+use super::postprocess::PostProcess;
 use super::{ConfigArgs, limit_threads, line};
 use crate::client::config::SiteConfig;
 use crate::client::files;
@@ -29,9 +30,12 @@ pub(super) struct EvaluateArgs {
     /// Score the validation scans only; default: all that are not excluded.
     #[arg(long)]
     validation: bool,
+    /// What happens to the network's masks before they are scored. Reports of a study are of what the network says.
+    #[arg(long, value_enum, default_value_t = PostProcess::Off, value_name = "RULES")]
+    postprocess: PostProcess,
     /// Instead of a model, score where structures lie on average in the training scans of the sites with these
     /// configurations: what a model must beat that has learnt anything from images.
-    #[arg(long, value_name = "SITE.TOML", conflicts_with_all = ["model", "embeddings"])]
+    #[arg(long, value_name = "SITE.TOML", conflicts_with_all = ["model", "embeddings", "postprocess"])]
     location_only: Vec<PathBuf>,
     /// Write `evaluation.json` and a picture of each scan into this folder.
     #[arg(long, value_name = "DIR")]
@@ -53,7 +57,8 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     if let Some(out) = &args.out {
         files::make_private_folder(out)?;
     }
-    let settings = InferenceSettings::of(study);
+    let postprocessing = args.postprocess.rules(&study.taxonomy);
+    let settings = InferenceSettings { postprocessing, ..InferenceSettings::of(study) };
     let tau_mm = |class| study.evaluation.nsd_tolerance_mm.of(class);
     let evaluation = Evaluation {
         window_hu: settings.preprocessing.window_hu,

@@ -1,18 +1,34 @@
-//! `site-agent predict`: label files for scans, each on the grid of its own file.
+//! `site-agent predict`: label files for scans, each on the grid of its own file, with what viewers need to show them.
+//!
+//! Every file appears under its name when it is whole; a scan that cannot be labelled is named and the next one begun.
+
+mod outputs;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
+use common::ids::ClassId;
+use common::label_map::{LabelMap, MergeTable};
+use common::study::Study;
+use common::taxonomy::Taxonomy;
 
+use self::outputs::{Output, outputs, slug};
 use super::chosen_model::ChosenModel;
 use super::error_report::{CliError, Exit};
+use super::postprocess::PostProcess;
 use super::{ConfigArgs, limit_threads, line, shown};
+use crate::client::files;
 use crate::data::DataError;
 use crate::data::error::CaseFault;
 use crate::data::intensity::check_hounsfield;
-use crate::data::nifti::{Limits, read_image, write_labels};
-use crate::infer::predict::{InferenceSettings, merge_labels, segment};
+use crate::data::nifti::{Image, Limits, read_image, write_image_f32, write_labels};
+use crate::data::orientation::Reorientation;
+use crate::data::volume::Volume;
+use crate::infer::masks::ClassMasks;
+use crate::infer::merge::{merge, merge_labels};
+use crate::infer::predict::{InferenceSettings, Prediction, predict};
+use crate::infer::{Predictor, colours, preview};
 
 /// Arguments of `predict`.
 #[derive(Debug, Args)]
@@ -24,10 +40,30 @@ pub(super) struct PredictArgs {
     config: ConfigArgs,
     #[command(flatten)]
     chosen: ChosenModel,
-    /// Where the label files go: `NAME-labels.nii.gz`, one class per voxel by its number in the taxonomy. Scans of the same
-    /// name are told apart by their folders: `FOLDER-NAME-labels.nii.gz`.
+    /// Where the results go: `NAME-labels.nii.gz`, one class per voxel by its number in the taxonomy; its names and colours
+    /// for ITK-SNAP (`.label.txt`) and 3D Slicer (`.ctbl`); `NAME-preview.png`. Scans of the same name are told apart by
+    /// their folders: `FOLDER-NAME-labels.nii.gz`.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// What happens to the network's masks. The reference's rules drop a lung that is alone in the scan.
+    #[arg(long, value_enum, default_value_t = PostProcess::Reference, value_name = "RULES")]
+    postprocess: PostProcess,
+    /// Write the label file in the values of this data set: a known name (`btcv`) or a label map (`mine.toml`).
+    #[arg(long, value_name = "DATASET")]
+    labels_of: Option<String>,
+    /// With --labels-of: left organs whose value is that of the right one get the next free values.
+    #[arg(long, requires = "labels_of")]
+    sides: bool,
+    /// Also write a mask of each class, `NAME-mask-CLASS.nii.gz`. Masks may overlap, which the label file cannot show.
+    #[arg(long)]
+    masks: bool,
+    /// Also write the raw probability of each class, `NAME-probability-CLASS.nii.gz`. Needs four bytes of memory for each class
+    /// and voxel of the network's grid.
+    #[arg(long)]
+    probabilities: bool,
+    /// The classes that --masks and --probabilities write, by name or number; default: all.
+    #[arg(long, value_name = "CLASS", value_delimiter = ',')]
+    classes: Vec<String>,
     /// These are CT although their values look otherwise.
     #[arg(long)]
     assume_hounsfield: bool,
@@ -36,14 +72,107 @@ pub(super) struct PredictArgs {
 pub(super) fn run(args: &PredictArgs) -> Result<(), CliError> {
     let config = args.config.read()?;
     limit_threads(config.threads)?;
-    let outputs = outputs(&args.scans, &args.out)?;
     let document = args.chosen.study(&config)?;
+    let wanted = Wanted::of(args, document.study())?;
+    let outputs = outputs(&args.scans, &args.out, &wanted.ends())?;
     let network = args.chosen.network(&config, &document)?;
-    let settings = InferenceSettings::of(document.study());
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
-    for (scan, out) in args.scans.iter().zip(&outputs) {
+    let failed = wanted.label_all(&args.scans, &outputs, &network);
+    if failed > 0 {
+        let failed = anyhow::anyhow!("{failed} of {} scans were not labelled", args.scans.len());
+        let hint = "each is named above, with the reason; all others are done";
+        return Err(CliError::new(failed).exit(Exit::Data).hint(hint));
+    }
+    Ok(())
+}
+
+const LABELS: &str = "-labels.nii.gz";
+const ITK_SNAP: &str = "-labels.label.txt";
+const SLICER: &str = "-labels.ctbl";
+const PREVIEW: &str = "-preview.png";
+
+/// What is written for each scan.
+struct Wanted<'a> {
+    settings: InferenceSettings,
+    taxonomy: &'a Taxonomy,
+    /// Values of the label file.
+    table: MergeTable,
+    /// Classes with a mask of their own.
+    masks: Vec<ClassId>,
+    /// Classes with a volume of probabilities.
+    probabilities: Vec<ClassId>,
+    assume_hounsfield: bool,
+}
+
+impl<'a> Wanted<'a> {
+    fn of(args: &PredictArgs, study: &'a Study) -> Result<Self, CliError> {
+        let taxonomy = &study.taxonomy;
+        let postprocessing = args.postprocess.rules(taxonomy);
+        let classes = chosen_classes(&args.classes, taxonomy)?;
+        let table = match &args.labels_of {
+            Some(name) => merge_table(name, args.sides, taxonomy)?,
+            None => MergeTable::universal(taxonomy),
+        };
+        Ok(Self {
+            settings: InferenceSettings { postprocessing, ..InferenceSettings::of(study) },
+            taxonomy,
+            table,
+            masks: if args.masks { classes.clone() } else { Vec::new() },
+            probabilities: if args.probabilities { classes } else { Vec::new() },
+            assume_hounsfield: args.assume_hounsfield,
+        })
+    }
+
+    /// How the names of a scan's files end.
+    fn ends(&self) -> Vec<String> {
+        let masks = self.masks.iter().map(|&class| self.mask_end(class));
+        let probabilities = self.probabilities.iter().map(|&class| self.probability_end(class));
+        let always = [LABELS, ITK_SNAP, SLICER, PREVIEW].map(str::to_owned).into_iter();
+        always.chain(masks).chain(probabilities).collect()
+    }
+
+    fn mask_end(&self, class: ClassId) -> String {
+        format!("-mask-{}.nii.gz", slug(&self.taxonomy.name(class)))
+    }
+
+    fn probability_end(&self, class: ClassId) -> String {
+        format!("-probability-{}.nii.gz", slug(&self.taxonomy.name(class)))
+    }
+
+    /// Labels every scan that can be, a line for each, and says how many could not.
+    fn label_all(&self, scans: &[PathBuf], outputs: &[Output], network: &dyn Predictor) -> usize {
+        let mut failed = 0;
+        for (number, (scan, out)) in (1..).zip(scans.iter().zip(outputs)) {
+            let place = format!("[{number}/{}] {}", scans.len(), scan.display());
+            match self.label(scan, out, network) {
+                Ok(()) => line(format!("{place} -> {}", out.file(LABELS).display())),
+                Err(error) => {
+                    failed += 1;
+                    line(format!("{place}: not labelled"));
+                    // The exit code is that of all scans together.
+                    let _ = error.about(format!("scan {number} of {}", scans.len())).report();
+                }
+            }
+        }
+        failed
+    }
+
+    fn label(&self, scan: &Path, out: &Output, network: &dyn Predictor) -> Result<(), CliError> {
+        let image = self.read(scan)?;
+        let turn = Reorientation::of(image.volume.grid());
+        let upright = turn.to_ras(&image.volume);
+        let predicted = predict(image, &self.settings, network, &self.probabilities);
+        let predicted = predicted.with_context(|| scan.display().to_string())?;
+        self.write(out, &predicted)?;
+        let labels = turn.to_ras(&merge_labels(&predicted.masks, self.taxonomy));
+        let window_hu = self.settings.preprocessing.window_hu;
+        preview::write(&out.file(PREVIEW), &upright, labels.voxels(), window_hu)?;
+        Ok(())
+    }
+
+    fn read(&self, scan: &Path) -> Result<Image, CliError> {
         let image = read_image(scan, &Limits::default()).map_err(DataError::from)?;
-        if !args.assume_hounsfield {
+        if !self.assume_hounsfield {
             check_hounsfield(&image.volume).map_err(|fault| {
                 let error = DataError::Case {
                     case: shown(scan).to_string(),
@@ -52,70 +181,74 @@ pub(super) fn run(args: &PredictArgs) -> Result<(), CliError> {
                 CliError::new(error).hint("if it is CT all the same, say so with --assume-hounsfield")
             })?;
         }
-        let masks = segment(image, &settings, &network)?;
-        write_labels(out, &merge_labels(&masks, &document.study().taxonomy)).map_err(DataError::from)?;
-        line(format!("{} -> {}", scan.display(), out.display()));
+        Ok(image)
     }
-    Ok(())
-}
 
-/// Where the labels of each scan go. Settled before the work begins: nothing is overwritten, and no hour is lost.
-fn outputs(scans: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, CliError> {
-    let stems: Vec<String> = scans.iter().map(|scan| stem(scan)).collect();
-    let name = |(scan, stem): (&PathBuf, &String)| {
-        // In case folders every scan has the same name.
-        let parent = scan.parent().and_then(Path::file_name).map(|parent| parent.to_string_lossy());
-        match parent.filter(|_| stems.iter().filter(|other| *other == stem).count() > 1) {
-            Some(parent) => folder.join(format!("{parent}-{stem}-labels.nii.gz")),
-            None => folder.join(format!("{stem}-labels.nii.gz")),
+    /// All but the preview.
+    fn write(&self, out: &Output, Prediction { masks, probabilities }: &Prediction) -> Result<(), CliError> {
+        write_labels(&out.file(LABELS), &merge(masks, &self.table)).map_err(DataError::from)?;
+        let tables = [
+            (ITK_SNAP, colours::itk_snap(&self.table, self.taxonomy)),
+            (SLICER, colours::slicer(&self.table, self.taxonomy)),
+        ];
+        for (end, text) in tables {
+            files::write_result(&out.file(end), text.as_bytes())?;
         }
-    };
-    let outputs: Vec<PathBuf> = scans.iter().zip(&stems).map(name).collect();
-    for (scan, out) in scans.iter().zip(&outputs) {
-        let wrong = if out.exists() {
-            format!("{} exists", out.display())
-        } else if outputs.iter().filter(|other| *other == out).count() > 1 {
-            format!("{} is not the only scan whose labels would go to {}", scan.display(), out.display())
-        } else {
-            continue;
-        };
-        let hint = "move it away, or name another folder with --out";
-        return Err(CliError::new(anyhow::anyhow!(wrong)).exit(Exit::Data).hint(hint));
+        for &class in &self.masks {
+            write_labels(&out.file(&self.mask_end(class)), &mask(masks, class)).map_err(DataError::from)?;
+        }
+        for &class in &self.probabilities {
+            // All that are asked for were kept.
+            let Some(volume) = probabilities.of(class) else { continue };
+            write_image_f32(&out.file(&self.probability_end(class)), &volume).map_err(DataError::from)?;
+        }
+        Ok(())
     }
-    Ok(outputs)
 }
 
-/// The file's name without what says that it is NIfTI.
-fn stem(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let known = [".nii.gz", ".nii", ".hdr", ".img"];
-    known.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name).to_owned()
+/// 1 where the class is.
+fn mask(masks: &ClassMasks, class: ClassId) -> Volume<u8> {
+    Volume::new(masks.grid().clone(), masks.mask(class).into_iter().map(u8::from).collect())
+}
+
+/// The classes of these names; all, if none is named.
+fn chosen_classes(names: &[String], taxonomy: &Taxonomy) -> Result<Vec<ClassId>, CliError> {
+    if names.is_empty() {
+        return Ok(taxonomy.classes().iter().map(|class| class.id).collect());
+    }
+    let class = |name: &String| {
+        let found = taxonomy.find(name).map(|class| class.id);
+        found.ok_or_else(|| {
+            let near = taxonomy.suggest(name).map(|near| format!("did you mean `{near}`?"));
+            let hint = near.unwrap_or_else(|| "name classes as the study's taxonomy does".to_owned());
+            CliError::new(anyhow::anyhow!("`--classes`: the study has no class `{name}`"))
+                .exit(Exit::Config)
+                .hint(hint)
+        })
+    };
+    let mut classes = names.iter().map(class).collect::<Result<Vec<_>, _>>()?;
+    classes.sort_unstable();
+    classes.dedup();
+    Ok(classes)
+}
+
+/// The values of a data set: one that is known by name, or a label map of the site's own.
+fn merge_table(name: &str, sides: bool, taxonomy: &Taxonomy) -> Result<MergeTable, CliError> {
+    let map = if name.ends_with(".toml") {
+        LabelMap::parse(name, &files::read_text(Path::new(name))?, taxonomy)?
+    } else {
+        let known = LabelMap::standard(name).ok_or_else(|| {
+            let names: Vec<&str> = LabelMap::standard_names().collect();
+            CliError::new(anyhow::anyhow!("`--labels-of`: unknown data set `{name}`"))
+                .exit(Exit::Config)
+                .hint(format!("known: {}; or name a label map that ends in .toml", names.join(", ")))
+        })?;
+        // Known maps speak of the standard taxonomy: a study's own has the same names and maybe other ids.
+        LabelMap::parse(name, &known.to_toml(&Taxonomy::standard()), taxonomy)?
+    };
+    let table = if sides { MergeTable::with_sides(&map, taxonomy) } else { MergeTable::of(&map, taxonomy) };
+    table.map_err(|error| CliError::new(error).exit(Exit::Config))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(scans: &[&str], folder: &Path) -> Result<Vec<String>, CliError> {
-        let scans: Vec<PathBuf> = scans.iter().map(PathBuf::from).collect();
-        let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-        Ok(outputs(&scans, folder)?.into_iter().map(name).collect())
-    }
-
-    #[test]
-    fn scans_of_one_name_are_told_apart_by_their_folders() {
-        let out = Path::new("/nowhere");
-        let given = names(&["a/ct.nii.gz", "b/ct.nii", "c/other.nii.gz"], out).unwrap();
-        assert_eq!(given, ["a-ct-labels.nii.gz", "b-ct-labels.nii.gz", "other-labels.nii.gz"]);
-    }
-
-    #[test]
-    fn nothing_begins_when_labels_would_be_overwritten() {
-        let out = tempfile::tempdir().unwrap();
-        let same = names(&["1/a/ct.nii.gz", "2/a/ct.nii.gz"], out.path()).unwrap_err().text();
-        assert!(same.contains("1/a/ct.nii.gz is not the only scan"), "{same}");
-        std::fs::write(out.path().join("ct-labels.nii.gz"), "").unwrap();
-        let there = names(&["ct.nii.gz"], out.path()).unwrap_err().text();
-        assert!(there.contains("exists") && there.contains("--out"), "{there}");
-    }
-}
+mod tests;

@@ -2,10 +2,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// For the owner alone.
+const PRIVATE: u32 = 0o600;
+/// For everybody whom the user's umask lets in.
+const BY_UMASK: u32 = 0o666;
 
 /// A file that could not be read or written, and what was tried.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +57,15 @@ pub fn read_text(path: &Path) -> Result<String, FileError> {
 /// # Errors
 /// [`FileError`].
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    put(path, bytes, |temporary, path| temporary.persist(path).map(drop).map_err(|e| e.error))
+    put(path, bytes, PRIVATE, |temporary, path| temporary.persist(path).map(drop).map_err(|e| e.error))
+}
+
+/// Replaces a file as [`write()`] does; who else may read it is for the user's umask to say, as for label files.
+///
+/// # Errors
+/// [`FileError`].
+pub fn write_result(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    put(path, bytes, BY_UMASK, |temporary, path| temporary.persist(path).map(drop).map_err(|e| e.error))
 }
 
 /// Writes a file that must not exist yet; only its owner can read it.
@@ -59,18 +73,23 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 /// # Errors
 /// [`FileError`], also when it exists.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    put(path, bytes, |temporary, path| temporary.persist_noclobber(path).map(drop).map_err(|e| e.error))
+    let place = |temporary: tempfile::NamedTempFile, path: &Path| {
+        temporary.persist_noclobber(path).map(drop).map_err(|e| e.error)
+    };
+    put(path, bytes, PRIVATE, place)
 }
 
 fn put(
     path: &Path,
     bytes: &[u8],
+    mode: u32,
     place: impl FnOnce(tempfile::NamedTempFile, &Path) -> io::Result<()>,
 ) -> Result<(), FileError> {
     let folder = folder_of(path);
     let attempt = || {
-        // Made with mode 0600.
-        let mut temporary = tempfile::Builder::new().prefix(".writing-").tempfile_in(&folder)?;
+        let permissions = fs::Permissions::from_mode(mode);
+        let mut temporary =
+            tempfile::Builder::new().prefix(".writing-").permissions(permissions).tempfile_in(&folder)?;
         temporary.write_all(bytes)?;
         temporary.as_file().sync_all()?;
         place(temporary, path)?;
@@ -145,8 +164,6 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]

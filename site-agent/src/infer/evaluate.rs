@@ -9,14 +9,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::ids::ClassId;
+use common::label_map::painting_order;
 use common::metrics::{self, Overlap, normalised_surface_distance};
 use common::report::{CaseOutcome, CaseScore};
 use common::taxonomy::Taxonomy;
 use rayon::prelude::*;
 
 use super::masks::ClassMasks;
+use super::merge::paint;
 use super::overlay::{self, Overlay};
-use super::predict::{paint, painting_order};
 use super::{InferError, Segmenter};
 use crate::data::DataError;
 use crate::data::dataset::Case;
@@ -98,7 +99,7 @@ impl Evaluation<'_> {
         let merged = |belongs: &dyn Fn(ClassId, usize) -> bool| {
             let mut voxels = vec![0; image.grid().len()];
             for class in painting_order(self.taxonomy).filter(|class| case.annotated.contains(class)) {
-                paint(&mut voxels, class, |offset| belongs(class, offset));
+                paint(&mut voxels, class.get(), |offset| belongs(class, offset));
             }
             voxels
         };

@@ -50,6 +50,19 @@ impl ClassMasks {
         voxels.iter_mut().zip(flags).filter(|(_, flag)| *flag).for_each(|(voxel, _)| *voxel |= bit);
     }
 
+    /// Makes `flags`, C order over the grid, the whole mask of `class`.
+    ///
+    /// # Panics
+    /// When there is no such channel: a mistake of the caller.
+    pub fn replace(&mut self, class: ClassId, flags: impl Iterator<Item = bool>) {
+        let channel = class.channel();
+        assert!(channel < self.classes, "channel {channel} of {}", self.classes);
+        let bit = 1 << (channel % 8);
+        for (voxel, flag) in self.planes[channel / 8].voxels_mut().iter_mut().zip(flags) {
+            *voxel = if flag { *voxel | bit } else { *voxel & !bit };
+        }
+    }
+
     /// Mask of one class, C order.
     pub fn mask(&self, class: ClassId) -> Vec<bool> {
         (0..self.grid.len()).map(|offset| self.contains(class, offset)).collect()
@@ -86,5 +99,16 @@ mod tests {
         assert_eq!(of(8), [false, true, false, true, false, false]);
         assert_eq!(of(9), [false, true, false, false, false, false]);
         assert_eq!(of(10), [false; 6]);
+    }
+
+    #[test]
+    fn a_replaced_mask_keeps_nothing_of_the_old_and_leaves_its_neighbours() {
+        let grid = Grid { shape: [1, 1, 3], affine: Affine::new(Matrix4::identity()).unwrap() };
+        let mut masks = ClassMasks::empty(grid, 8);
+        masks.insert(2, 0, [true, true, true].into_iter());
+        masks.insert(3, 0, [true, false, true].into_iter());
+        masks.replace(ClassId::new(4).unwrap(), [false, true, false].into_iter());
+        assert_eq!(masks.mask(ClassId::new(3).unwrap()), [true; 3]);
+        assert_eq!(masks.mask(ClassId::new(4).unwrap()), [false, true, false]);
     }
 }

@@ -4,15 +4,24 @@
 //! blending and metrics runs with a predictor written in a line. Nothing here sends anything either; what an evaluation
 //! finds leaves the site through `egress`.
 //!
-//! [`predict`] makes masks and label files, [`evaluate`] compares them with the truth, [`overlay`] draws both; [`location`]
-//! is the baseline that looks at no organ.
+//! [`predict`] makes masks and [`probabilities`], [`postprocess`] cleans them, [`merge`] makes one label per voxel of them,
+//! with [`colours`] and a [`preview`]; [`evaluate`] compares them with the truth, [`overlay`] draws both; [`location`] is the
+//! baseline that looks at no organ.
 
+pub mod colours;
 pub mod evaluate;
 pub mod location;
 pub mod masks;
+pub mod merge;
+pub mod morphology;
 pub mod network;
 pub mod overlay;
+pub mod picture;
+pub mod postprocess;
 pub mod predict;
+pub mod preview;
+pub mod probabilities;
+mod slices;
 pub mod sliding_window;
 mod upsample;
 

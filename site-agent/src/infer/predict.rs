@@ -3,17 +3,17 @@
 use common::ids::ClassId;
 use common::study::Study;
 use common::study::sections::Upsampling;
-use common::taxonomy::{ClassKind, Taxonomy};
 
 use super::masks::ClassMasks;
+use super::postprocess::{Rules, postprocess};
+use super::probabilities::Probabilities;
 use super::sliding_window::{WindowPlan, sliding_window};
 use super::upsample::Upsampler;
 use super::{InferError, Predictor, Segmenter};
 use crate::data::nifti::Image;
 use crate::data::preprocess::{Preprocessing, preprocess_image};
-use crate::data::volume::Volume;
 
-/// What a study fixes about inference.
+/// How inference is done. All but the post-processing is fixed by a study.
 #[derive(Clone, Debug)]
 pub struct InferenceSettings {
     /// The network's grid and intensities.
@@ -26,10 +26,12 @@ pub struct InferenceSettings {
     pub threshold: f64,
     /// How the network's grid becomes the scan's.
     pub upsampling: Upsampling,
+    /// How masks are cleaned before they come back to the scan's grid; none leaves them as the network has them.
+    pub postprocessing: Option<Rules>,
 }
 
 impl InferenceSettings {
-    /// The settings of `study`.
+    /// The settings of `study`, without post-processing.
     pub fn of(study: &Study) -> Self {
         let [low, high] = study.preprocessing.window_hu;
         Self {
@@ -41,6 +43,15 @@ impl InferenceSettings {
             overlap: study.evaluation.overlap,
             threshold: study.evaluation.threshold,
             upsampling: study.evaluation.upsampling,
+            postprocessing: None,
+        }
+    }
+
+    /// Masks with axes R, A, S, cleaned or not.
+    fn cleaned(&self, raw: ClassMasks) -> ClassMasks {
+        match &self.postprocessing {
+            Some(rules) => postprocess(&raw, rules.classes(), rules),
+            None => raw,
         }
     }
 
@@ -64,71 +75,79 @@ impl Segmenter for NetworkSegmenter<'_> {
     }
 }
 
-/// The masks of all classes on the grid of the image's file. All classes come from one pass over the windows.
+/// What a network says of a scan, on the grid of its file.
+#[derive(Clone, Debug)]
+pub struct Prediction {
+    /// The masks of all classes, post-processed if the settings say so.
+    pub masks: ClassMasks,
+    /// How sure the network is of the classes that were asked for.
+    pub probabilities: Probabilities,
+}
+
+/// The masks of all classes on the grid of the image's file.
 ///
 /// # Errors
-/// What the network says, or [`InferError::Resample`] for a scan that would not fit into memory.
+/// As [`predict`].
 pub fn segment(
     image: Image,
     settings: &InferenceSettings,
     network: &dyn Predictor,
 ) -> Result<ClassMasks, InferError> {
+    Ok(predict(image, settings, network, &[])?.masks)
+}
+
+/// The masks of all classes, and the probabilities of the classes in `sure`: four bytes of memory for each of them and voxel
+/// of the network's grid. All classes come from one pass over the windows.
+///
+/// # Errors
+/// What the network says, or [`InferError::Resample`] for a scan that would not fit into memory.
+pub fn predict(
+    image: Image,
+    settings: &InferenceSettings,
+    network: &dyn Predictor,
+    sure: &[ClassId],
+) -> Result<Prediction, InferError> {
     let prepared = preprocess_image(image, &settings.preprocessing)?;
-    let shape = prepared.image.shape();
-    let plane_voxels = shape[1] * shape[2];
-    let threshold = settings.logit_threshold();
+    let (journey, shape) = (&prepared.journey, prepared.image.shape());
+    let (threshold, plane_voxels) = (settings.logit_threshold(), shape[1] * shape[2]);
     let plan = WindowPlan::gaussian(settings.window, settings.overlap);
-    let journey = &prepared.journey;
     let finer = journey.finer_axes().filter(|_| settings.upsampling == Upsampling::Linear);
-    if let Some(axes) = finer {
-        let classes = network.classes();
-        let mut finer = Upsampler::new(&axes, [shape[1], shape[2]], threshold, journey.ras_grid(), classes);
-        sliding_window(prepared.image.voxels(), shape, &plan, network, |x, logits| finer.push(x, logits))?;
-        return Ok(finer.finish().moved(journey.file_grid().clone(), |plane| journey.turn_back(plane)));
+    let mut probabilities = Probabilities::empty(journey, finer.clone(), sure);
+    let windows = |plane: &mut dyn FnMut(usize, &[f32])| {
+        sliding_window(prepared.image.voxels(), shape, &plan, network, plane)
+    };
+    if let Some(axes) = &finer {
+        let (plane, grid) = ([shape[1], shape[2]], journey.ras_grid());
+        let mut fine = Upsampler::new(axes, plane, threshold, grid, network.classes());
+        windows(&mut |x: usize, logits: &[f32]| {
+            fine.push(x, logits);
+            probabilities.push(x, logits);
+        })?;
+        let masks = settings.cleaned(fine.finish());
+        let masks = masks.moved(journey.file_grid().clone(), |plane| journey.turn_back(plane));
+        return Ok(Prediction { masks, probabilities });
     }
-    let mut masks = ClassMasks::empty(prepared.journey.prepared_grid(), network.classes());
-    sliding_window(prepared.image.voxels(), shape, &plan, network, |x, logits| {
+    let mut masks = ClassMasks::empty(journey.prepared_grid(), network.classes());
+    windows(&mut |x: usize, logits: &[f32]| {
         for (channel, plane) in logits.chunks_exact(plane_voxels).enumerate() {
             masks.insert(channel, x * plane_voxels, plane.iter().map(|&logit| logit > threshold));
         }
+        probabilities.push(x, logits);
     })?;
-    Ok(masks.restore(&prepared.journey))
-}
-
-/// One class per voxel, by its id; 0 where there is none. Tumours and cysts are painted over the organs around them.
-pub fn merge_labels(masks: &ClassMasks, taxonomy: &Taxonomy) -> Volume<u8> {
-    let mut merged = vec![0; masks.grid().len()];
-    for class in painting_order(taxonomy) {
-        paint(&mut merged, class, |offset| masks.contains(class, offset));
-    }
-    Volume::new(masks.grid().clone(), merged)
-}
-
-/// Organs first, then what may lie in them; each kind in order of id.
-pub(super) fn painting_order(taxonomy: &Taxonomy) -> impl Iterator<Item = ClassId> + '_ {
-    let of = |organs: bool| {
-        let chosen =
-            taxonomy.classes().iter().filter(move |class| (class.kind == ClassKind::Organ) == organs);
-        chosen.map(|class| class.id)
-    };
-    of(true).chain(of(false))
-}
-
-/// Gives the voxels that belong to `class` its id.
-pub(super) fn paint(merged: &mut [u8], class: ClassId, belongs: impl Fn(usize) -> bool) {
-    let voxels = merged.iter_mut().enumerate().filter(|(offset, _)| belongs(*offset));
-    voxels.for_each(|(_, voxel)| *voxel = class.get());
+    Ok(Prediction { masks: settings.cleaned(masks).restore(journey), probabilities })
 }
 
 #[cfg(test)]
 mod tests {
+    use common::taxonomy::Taxonomy;
     use nalgebra::{Matrix4, Rotation3, Vector3};
 
     use super::*;
     use crate::data::geometry::Affine;
     use crate::data::nifti::{Limits, read_image, read_labels, write_image_i16, write_labels};
     use crate::data::orientation::Orientation;
-    use crate::data::volume::Grid;
+    use crate::data::volume::{Grid, Volume};
+    use crate::infer::merge::merge_labels;
 
     /// Liver (class 6) where the windowed intensity is above 0.5; no other class.
     struct Bright;
@@ -147,7 +166,8 @@ mod tests {
 
     fn settings(upsampling: Upsampling) -> InferenceSettings {
         let preprocessing = Preprocessing { spacing_mm: [1.5; 3], window_hu: (-175.0, 250.0) };
-        InferenceSettings { preprocessing, window: [16; 3], overlap: 0.5, threshold: 0.5, upsampling }
+        let (overlap, threshold, postprocessing) = (0.5, 0.5, None);
+        InferenceSettings { preprocessing, window: [16; 3], overlap, threshold, upsampling, postprocessing }
     }
 
     /// A body in air with a bright, asymmetric bar of 200 HU, given by world position (mm). The body is as far below the
@@ -242,12 +262,51 @@ mod tests {
     }
 
     #[test]
-    fn tumours_are_painted_over_their_organ() {
-        let grid = grid([1, 1, 2], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [0.0; 3]);
-        let mut masks = ClassMasks::empty(grid, 32);
-        masks.insert(26, 1, [true].into_iter());
-        masks.insert(5, 0, [true, true].into_iter());
-        assert_eq!(merge_labels(&masks, &Taxonomy::standard()).voxels(), [6, 27]);
+    fn probabilities_lie_above_one_half_where_the_raw_mask_is() {
+        let liver = ClassId::new(6).unwrap();
+        for upsampling in [Upsampling::Nearest, Upsampling::Linear] {
+            let folder = tempfile::tempdir().unwrap();
+            let ct = folder.path().join("ct.nii");
+            write_image_i16(&ct, &scan(&oblique())).unwrap();
+            let image = read_image(&ct, &Limits::default()).unwrap();
+            let Prediction { masks, probabilities } =
+                predict(image, &settings(upsampling), &Bright, &[liver]).unwrap();
+            let sure = probabilities.of(liver).unwrap();
+            assert_eq!(sure.grid(), masks.grid());
+            let above: Vec<bool> = sure.voxels().iter().map(|&p| p > 0.5).collect();
+            let inside = masks.mask(liver);
+            // A logit within rounding of zero has a probability of one half.
+            let apart = above.iter().zip(&inside).filter(|(a, b)| a != b).count();
+            assert!(inside.contains(&true) && apart <= inside.len() / 1000, "{upsampling:?}: {apart}");
+            assert!(probabilities.of(ClassId::new(1).unwrap()).is_none());
+        }
+    }
+
+    #[test]
+    fn post_processing_keeps_one_piece_of_an_organ_on_the_way_to_the_file() {
+        let grid = oblique();
+        let mut two = scan(&grid);
+        // A second, smaller bright piece, away from the bar.
+        let far = Volume::from_fn(grid.clone(), |[i, j, k]| {
+            (8..12).contains(&i) && (14..18).contains(&j) && (11..14).contains(&k)
+        });
+        two.voxels_mut().iter_mut().zip(far.voxels()).filter(|(_, far)| **far).for_each(|(hu, _)| *hu = 200);
+        let folder = tempfile::tempdir().unwrap();
+        let ct = folder.path().join("ct.nii");
+        write_image_i16(&ct, &two).unwrap();
+        let liver = ClassId::new(6).unwrap();
+        for upsampling in [Upsampling::Nearest, Upsampling::Linear] {
+            let found = |postprocessing| {
+                let settings = InferenceSettings { postprocessing, ..settings(upsampling) };
+                let image = read_image(&ct, &Limits::default()).unwrap();
+                let mask = segment(image, &settings, &Bright).unwrap().mask(liver);
+                let in_far = mask.iter().zip(far.voxels()).filter(|(inside, far)| **inside && **far).count();
+                (in_far, mask.iter().filter(|inside| **inside).count() - in_far)
+            };
+            let (raw, cleaned) = (found(None), found(Some(Rules::of(&Taxonomy::standard()))));
+            assert!(raw.0 > 0 && cleaned.0 == 0, "{upsampling:?}: {raw:?} {cleaned:?}");
+            assert!(cleaned.1 > raw.1 / 2, "{upsampling:?}: {raw:?} {cleaned:?}");
+        }
     }
 
     #[test]

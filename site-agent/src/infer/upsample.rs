@@ -81,6 +81,6 @@ impl<'a> Upsampler<'a> {
 }
 
 /// From `low` (weight 0) to `high` (weight 1).
-fn mix(low: f32, high: f32, weight: f32) -> f32 {
+pub(super) fn mix(low: f32, high: f32, weight: f32) -> f32 {
     low + (high - low) * weight
 }

@@ -74,7 +74,7 @@ fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) 
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // The user's umask says who else may read results, as for any other file that the user writes.
     let readable = Permissions::from_mode(0o666);
-    let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
+    let mut file = tempfile::Builder::new().prefix(".writing-").permissions(readable).tempfile_in(folder)?;
     let mut out = BufWriter::new(file.as_file_mut());
     if name.ends_with(".nii.gz") {
         let mut gzip = GzEncoder::new(&mut out, Compression::default());

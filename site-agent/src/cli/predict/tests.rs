@@ -1,0 +1,131 @@
+use common::study::sections::Upsampling;
+use nalgebra::{Matrix4, Vector4};
+
+use super::*;
+use crate::data::geometry::Affine;
+use crate::data::nifti::{read_labels, write_image_i16};
+use crate::data::preprocess::Preprocessing;
+use crate::data::volume::Grid;
+use crate::infer::InferError;
+
+/// Liver (class 6) where the windowed intensity is above 0.5; no other class.
+struct Bright;
+
+impl Predictor for Bright {
+    fn classes(&self) -> usize {
+        32
+    }
+
+    fn logits(&self, patch: &[f32], _: [usize; 3]) -> Result<Vec<f32>, InferError> {
+        let mut logits = vec![-1.0; 32 * patch.len()];
+        logits[5 * patch.len()..6 * patch.len()].iter_mut().zip(patch).for_each(|(l, p)| *l = p - 0.5);
+        Ok(logits)
+    }
+}
+
+fn class(id: u8) -> ClassId {
+    ClassId::new(id).unwrap()
+}
+
+fn wanted(taxonomy: &Taxonomy) -> Wanted<'_> {
+    let settings = InferenceSettings {
+        preprocessing: Preprocessing::default(),
+        window: [16; 3],
+        overlap: 0.5,
+        threshold: 0.5,
+        upsampling: Upsampling::Nearest,
+        postprocessing: PostProcess::Reference.rules(taxonomy),
+    };
+    Wanted {
+        settings,
+        taxonomy,
+        table: merge_table("lits", false, taxonomy).unwrap(),
+        masks: vec![class(6)],
+        probabilities: vec![class(6), class(27)],
+        assume_hounsfield: true,
+    }
+}
+
+/// A bright box in a darker body.
+fn write_scan(path: &Path) {
+    let affine = Affine::new(Matrix4::from_diagonal(&Vector4::new(-1.5, -1.5, 1.5, 1.0))).unwrap();
+    let inside = |index: [usize; 3]| (0..3).all(|axis| (4..12 - axis).contains(&index[axis]));
+    let grid = Grid { shape: [20, 18, 16], affine };
+    let scan = Volume::from_fn(grid, |index| if inside(index) { 200 } else { -100 });
+    write_image_i16(path, &scan).unwrap();
+}
+
+#[test]
+fn a_bad_scan_is_counted_and_the_others_are_labelled_in_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let scans = ["good.nii.gz", "bad.nii.gz", "missing.nii", "last.nii"].map(|name| folder.path().join(name));
+    write_scan(&scans[0]);
+    std::fs::write(&scans[1], "no gzip").unwrap();
+    write_scan(&scans[3]);
+    let (taxonomy, results) = (Taxonomy::standard(), tempfile::tempdir().unwrap());
+    let wanted = wanted(&taxonomy);
+    let outputs = outputs(&scans, results.path(), &wanted.ends()).unwrap();
+    assert_eq!(wanted.label_all(&scans, &outputs, &Bright), 2);
+
+    let all = std::fs::read_dir(results.path()).unwrap();
+    let mut names: Vec<String> =
+        all.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let of = |name: &str| {
+        let ends = [
+            "labels.ctbl",
+            "labels.label.txt",
+            "labels.nii.gz",
+            "mask-liver.nii.gz",
+            "preview.png",
+            "probability-liver-tumor.nii.gz",
+            "probability-liver.nii.gz",
+        ];
+        ends.map(|end| format!("{name}-{end}"))
+    };
+    assert_eq!(names, [of("good"), of("last")].concat());
+}
+
+#[test]
+fn masks_labels_and_probabilities_of_a_scan_agree() {
+    let folder = tempfile::tempdir().unwrap();
+    let scan = folder.path().join("ct.nii.gz");
+    write_scan(&scan);
+    let taxonomy = Taxonomy::standard();
+    let wanted = wanted(&taxonomy);
+    let outputs = outputs(std::slice::from_ref(&scan), folder.path(), &wanted.ends()).unwrap();
+    assert_eq!(wanted.label_all(&[scan], &outputs, &Bright), 0);
+
+    let labels = |end: &str| read_labels(&outputs[0].file(end), &Limits::default()).unwrap();
+    let (merged, mask) = (labels(LABELS), labels("-mask-liver.nii.gz"));
+    // In LiTS the liver is value 1.
+    assert_eq!(merged, mask);
+    assert_eq!(mask.voxels().iter().filter(|&&voxel| voxel == 1).count(), 8 * 7 * 6);
+    let file = outputs[0].file("-probability-liver.nii.gz");
+    let sure = read_image(&file, &Limits::default()).unwrap().volume;
+    assert!(sure.voxels().iter().zip(mask.voxels()).all(|(p, inside)| (*p > 0.5) == (*inside == 1)));
+}
+
+#[test]
+fn a_data_set_or_class_that_nobody_knows_is_refused_with_what_is_known() {
+    let taxonomy = Taxonomy::standard();
+    let refused = merge_table("lit", false, &taxonomy).unwrap_err().text();
+    assert!(refused.contains("`lit`") && refused.contains("lits"), "{refused}");
+    let refused = chosen_classes(&["livr".to_owned()], &taxonomy).unwrap_err().text();
+    assert!(refused.contains("did you mean `liver`"), "{refused}");
+}
+
+#[test]
+fn classes_are_found_by_name_and_number_and_written_once() {
+    let names = ["spleen", "27", "Liver_Tumour"].map(str::to_owned);
+    assert_eq!(chosen_classes(&names, &Taxonomy::standard()).unwrap(), [class(1), class(27)]);
+    assert_eq!(chosen_classes(&[], &Taxonomy::standard()).unwrap().len(), 32);
+}
+
+#[test]
+fn known_data_sets_are_written_in_the_ids_of_the_studys_own_taxonomy() {
+    let text = "[[class]]\nid = 1\nname = \"Liver Tumor\"\nkind = \"tumour\"\nparents = [2]\n\n[[class]]\nid = 2\nname = \"Liver\"\nkind = \"organ\"\n";
+    let taxonomy = Taxonomy::parse("own.toml", text).unwrap();
+    let table = merge_table("lits", false, &taxonomy).unwrap();
+    assert_eq!(table.pairs(), [(class(2), 1), (class(1), 2)]);
+}
