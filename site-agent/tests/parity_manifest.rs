@@ -59,3 +59,24 @@ fn what_one_test_passes_over_is_read_by_another() {
         }
     }
 }
+
+#[test]
+fn every_test_of_the_fidelity_table_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read =
+        |file: &str| std::fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+    let (table, mut named) = (read("docs/fidelity.md"), 0);
+    for row in table.lines().filter(|line| line.starts_with("| ")) {
+        let proof = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+        let (mut file, mut source) = ("no file", String::new());
+        for word in proof.split('`').skip(1).step_by(2) {
+            if word.ends_with(".rs") {
+                (file, source) = (word, read(word));
+                continue;
+            }
+            assert!(source.contains(&format!("fn {word}(")), "no test `{word}` in {file}: {row}");
+            named += 1;
+        }
+    }
+    assert!(named > 40, "{named} tests are named");
+}
