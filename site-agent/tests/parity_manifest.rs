@@ -1,4 +1,4 @@
-//! Walks the manifest of golden files: each is compared by a test that exists, or left to a named issue.
+//! Walks the manifest of golden files: each is compared by a test that exists.
 
 #![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
 
@@ -6,20 +6,16 @@ mod support;
 
 use std::{collections::BTreeSet, path::Path};
 
-use support::golden::{COMPARED, Golden, LEFT, PASSED_OVER, PROSE, Why};
+use support::golden::{COMPARED, Golden, PASSED_OVER, PROSE, Why};
 
 #[test]
-fn every_golden_file_is_compared_or_left_to_a_named_issue() {
+fn every_golden_file_is_compared() {
     let Some(golden) = Golden::open() else { return };
     let manifest = golden.manifest();
     let files: BTreeSet<&str> = manifest.as_object().unwrap().keys().map(String::as_str).collect();
     let compared = COMPARED.iter().map(|&(file, ..)| file);
-    let listed: BTreeSet<&str> = compared.chain(LEFT.iter().chain(PROSE).copied()).collect();
-    assert_eq!(
-        files.difference(&listed).collect::<Vec<_>>(),
-        Vec::<&&str>::new(),
-        "neither compared nor left"
-    );
+    let listed: BTreeSet<&str> = compared.chain(PROSE.iter().copied()).collect();
+    assert_eq!(files.difference(&listed).collect::<Vec<_>>(), Vec::<&&str>::new(), "not compared");
     assert_eq!(
         listed.difference(&files).collect::<Vec<_>>(),
         Vec::<&&str>::new(),
@@ -28,9 +24,9 @@ fn every_golden_file_is_compared_or_left_to_a_named_issue() {
 }
 
 #[test]
-fn no_file_is_both_compared_and_left() {
+fn no_file_is_both_compared_and_prose() {
     for (file, ..) in COMPARED {
-        assert!(!LEFT.contains(file) && !PROSE.contains(file), "{file}");
+        assert!(!PROSE.contains(file), "{file}");
     }
 }
 

@@ -126,7 +126,7 @@ fn predicted_labels_lie_exactly_where_the_scan_lies() {
     let said = finish(predict).ok();
 
     let labels = predicted.join("ct-labels.nii.gz");
-    assert_eq!(said, format!("{} -> {}\n", scan.display(), labels.display()));
+    assert_eq!(said, format!("[1/1] {} -> {}\n", scan.display(), labels.display()));
     let image = read_image(&scan, &Limits::default()).expect("a phantom");
     let placed_by = read_image(&labels, &Limits::default()).expect("written just now").placed_by;
     let labels = read_labels(&labels, &Limits::default()).expect("written just now");

@@ -9,8 +9,8 @@ use std::{
 };
 
 use site_agent::model::{
-    Backbone, ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig,
-    NamedTensors, UniversalModel,
+    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig, NamedTensors,
+    UniversalModel,
     checkpoint::{Checkpoint, Imported, Part, write_pytorch},
     device,
     embedding::EMBEDDING_NAME,
@@ -50,7 +50,7 @@ fn model() -> (NamedTensors, HostTensor) {
     let table = HostTensor::from_fn(vec![CLASSES, WIDTH], |i| (i as f32).sin());
     let embeddings = ClassEmbeddings::new(EmbeddingKind::Imported, table.clone()).unwrap();
     let embedding = EmbeddingConfig { kind: EmbeddingKind::Imported, rows: CLASSES, width: WIDTH };
-    let config = ModelConfig { backbone: Backbone::Unet, width: 8, embedding };
+    let config = ModelConfig::unet(8, embedding);
     let cpu = device(DeviceKind::Cpu).unwrap();
     (UniversalModel::new(&config, Some(&embeddings), 3, &cpu).unwrap().export(), table)
 }

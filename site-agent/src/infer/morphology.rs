@@ -38,7 +38,7 @@ fn along(mask: &[bool], shape: [usize; 3], axis: usize, radius: usize, least: us
     let stride: usize = shape[axis + 1..].iter().product();
     let length = shape[axis];
     let mut out = vec![false; mask.len()];
-    for first in (0..mask.len()).filter(|offset| offset / stride % length == 0) {
+    for first in (0..mask.len()).filter(|offset| (offset / stride).is_multiple_of(length)) {
         let is_set = |index: usize| mask[first + index * stride];
         let mut count = (0..radius.min(length)).filter(|&index| is_set(index)).count();
         for index in 0..length {

@@ -158,9 +158,6 @@ pub(crate) enum Why {
     NotOurs(&'static str),
 }
 
-/// Files left to the issue "The Universal Model, whole and faithful".
-pub(crate) const LEFT: &[&str] = &[];
-
 /// Files of the manifest that hold no numbers.
 pub(crate) const PROSE: &[&str] = &["README.md"];
 
