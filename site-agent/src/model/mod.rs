@@ -1,6 +1,6 @@
 //! The universal model in burn: one network, one output channel for each class that is asked for.
 //!
-//! [`UniversalModel`] joins a [`backbone`] and the text-driven [`head`]. Its tensors go in and out by name
+//! [`UniversalModel`] joins a `backbone` and the text-driven [`head`]. Its tensors go in and out by name
 //! ([`parameters`], [`record`], and the reference's files in [`checkpoint`]); class embeddings ([`embedding`]) are given to
 //! it and never trained, unless the configuration says so. [`text`] makes them of prompts, [`similarity`] compares their
 //! rows. Nothing outside this folder and `train` names burn's modules. Losses and optimisers are in
