@@ -1,6 +1,6 @@
 """The universal model in PyTorch, as the other side of tests/bench/compute.
 
-Written from the specification (sections 6-8, 10, 11) for this comparison, as one would write it to be fast: normalisation
+Written from the specification (sections 6-11) for this comparison, as one would write it to be fast: normalisation
 and ReLU in place, only the classes asked for, head layers of all classes as two batched products, fused AdamW.
 
 Reads a folder that the benchmark wrote (case.json, model.safetensors, data.safetensors), then obeys lines on standard
@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
+
+from torch_swin import Block, SwinUNETR
 
 
 class Unit(nn.Module):
@@ -70,11 +72,12 @@ class UNet(nn.Module):
 
 
 class UniversalModel(nn.Module):
-    def __init__(self, width, table):
+    def __init__(self, backbone, width, table):
         super().__init__()
-        self.backbone = UNet(width)
+        build, decoder = {"unet": (UNet, 2 * width), "swin_unetr": (SwinUNETR, width)}[backbone]
+        self.backbone = build(width)
         self.precls_conv = nn.Sequential(
-            nn.GroupNorm(16, 2 * width), nn.ReLU(inplace=True), nn.Conv3d(2 * width, 8, 1)
+            nn.GroupNorm(16, decoder), nn.ReLU(inplace=True), nn.Conv3d(decoder, 8, 1)
         )
         self.GAP = nn.Sequential(
             nn.GroupNorm(16, 16 * width),
@@ -151,6 +154,19 @@ def inferrer(case, model, data, layout):
     return infer
 
 
+def differentiator(case, model, data, _):
+    x = data["x"].reshape(1, *case["shape"], case["width"]).requires_grad_()
+
+    def differentiate():
+        model.zero_grad(set_to_none=True)
+        x.grad = None
+        square = model(x).square().mean()
+        square.backward()
+        return square.item()
+
+    return differentiate
+
+
 def resident_mb():
     with open("/proc/self/status") as status:
         return {
@@ -168,10 +184,15 @@ def main():
     torch.set_flush_denormal(True)
     layout = {"default": torch.contiguous_format, "channels-last": torch.channels_last_3d}[layout]
     data = load_file(folder / "data.safetensors")
-    model = UniversalModel(case["width"], data["table"])
+    if case["kind"] == "block":
+        model = Block(case["width"], case["width"] // 16, True)
+    else:
+        model = UniversalModel(case["backbone"], case["width"], data["table"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    model = model.to(memory_format=layout)
-    work = {"step": stepper, "infer": inferrer}[case["kind"]](case, model, data, layout)
+    # A block has no convolution to lay out.
+    model = model if case["kind"] == "block" else model.to(memory_format=layout)
+    makers = {"step": stepper, "infer": inferrer, "block": differentiator}
+    work = makers[case["kind"]](case, model, data, layout)
 
     # The peak so far, that of loading, is forgotten.
     Path("/proc/self/clear_refs").write_text("5")

@@ -326,8 +326,48 @@ mod tests {
         [values(y), gradient(x.grad(&gradients)), weight, values(bias.grad(&gradients).expect("a gradient"))]
     }
 
+    /// The gradients of a layer that is linear in each of its three tensors, along one direction of each, are differences.
+    fn assert_differences<const W: usize>(
+        f: impl Fn(Tensor<5>, Tensor<W>, Tensor<1>) -> Tensor<5>,
+        x: &Tensor<5>,
+        weight: &Tensor<W>,
+        bias: &Tensor<1>,
+    ) {
+        let upstream = tensor(f(x.clone(), weight.clone(), bias.clone()).dims(), 9).detach();
+        let weighted = |x, weight, bias| (f(x, weight, bias) * upstream.clone()).sum().into_scalar::<f32>();
+        let [_, dx, dw, db] = run(&f, x, weight, bias);
+        let (along_x, along_w) = (tensor(x.dims(), 5).detach(), tensor(weight.dims(), 6).detach());
+        let along_b = tensor(bias.dims(), 7).detach();
+        let compare = |what: &str, up: f32, down: f32, gradient: &[f32], along: &[f32]| {
+            let terms = gradient.iter().zip(along).map(|(g, a)| f64::from(*g) * f64::from(*a));
+            let (slope, size) = terms.fold((0.0, 1.0), |(sum, size), term| (sum + term, size + term.abs()));
+            let difference = f64::from(up - down) / 2.0;
+            assert!((difference - slope).abs() <= 1e-3 * size, "{what}: {slope} against {difference}");
+        };
+        let (x, w, b) = (x.clone().detach(), weight.clone().detach(), bias.clone().detach());
+        let up = weighted(x.clone() + along_x.clone(), w.clone(), b.clone());
+        let down = weighted(x.clone() - along_x.clone(), w.clone(), b.clone());
+        compare("dx", up, down, &dx, &values(along_x));
+        let up = weighted(x.clone(), w.clone() + along_w.clone(), b.clone());
+        let down = weighted(x.clone(), w.clone() - along_w.clone(), b.clone());
+        compare("dw", up, down, &dw, &values(along_w));
+        let up = weighted(x.clone(), w.clone(), b.clone() + along_b.clone());
+        compare("db", up, weighted(x, w, b - along_b.clone()), &db, &values(along_b));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn gradients_of_our_convolutions_are_differences(n in 1usize..3, ins in 2usize..20, outs in 1usize..36, sides in [1usize..7, 1usize..7, 1usize..7]) {
+            let volume = |channels| tensor([n, channels, sides[0], sides[1], sides[2]], 1);
+            let (x, bias) = (volume(ins), tensor([outs], 3));
+            assert_differences(conv3d, &x, &tensor([outs, ins, 3, 3, 3], 2), &bias);
+            assert_differences(pointwise, &x, &tensor([outs, ins, 1, 1, 1], 2), &bias);
+            assert_differences(conv_transpose3d, &x, &tensor([ins, outs, 2, 2, 2], 2), &bias);
+            let pair = |x: Tensor<5>, w, b| conv3d_pair(x.clone().narrow(1, 0, 1), x.narrow(1, 1, ins - 1), w, b);
+            assert_differences(pair, &x, &tensor([outs, ins, 3, 3, 3], 2), &bias);
+        }
 
         #[test]
         fn our_convolution_is_burns(n in 1usize..3, ins in 1usize..20, outs in 1usize..36, sides in [1usize..9, 1usize..9, 1usize..9]) {

@@ -6,14 +6,17 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use site_agent::infer::sliding_window::{WindowPlan, gaussian_importance};
+use site_agent::model::init::initial_tensors;
 use site_agent::model::record::{read_safetensors, write_safetensors};
 use site_agent::model::{
-    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig, NamedTensors,
-    UniversalModel, device,
+    Backbone, ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig,
+    NamedTensors, SwinBlock, UniversalModel, device, parameters,
 };
 
 /// Rows of the table of class embeddings.
 const ROWS: usize = 32;
+/// Numbers of one head of a transformer as wide as the paper's.
+pub(crate) const HEAD_WIDTH: usize = 16;
 /// Share of the windows that neighbours have in common.
 pub(crate) const OVERLAP: f64 = 0.5;
 
@@ -23,7 +26,8 @@ pub(crate) struct Case {
     /// Its name in the table.
     pub(crate) name: &'static str,
     kind: Kind,
-    /// Of the U-Net: 32 in the paper, 8 in the demo.
+    backbone: Backbone,
+    /// Of the U-Net: 32 in the paper, 8 in the demo. Of the Swin UNETR: 48 in the paper.
     width: usize,
     /// Classes that the head is asked for.
     classes: usize,
@@ -43,10 +47,12 @@ pub(crate) enum Kind {
     Step,
     /// Overlapping windows over a scan, blended.
     Infer,
+    /// One block of shifted windows of a transformer, forward and backward.
+    Block,
 }
 
 /// All cases. The demo's head is asked for as many classes as a hospital of the demo annotates.
-pub(crate) const CASES: [Case; 8] = [
+pub(crate) const CASES: [Case; 10] = [
     step("demo-step-24", 8, 6, 24, false),
     step("demo-step-32", 8, 6, 32, true),
     step("demo-step-64", 8, 6, 64, true),
@@ -55,20 +61,30 @@ pub(crate) const CASES: [Case; 8] = [
     step("full-step-96", 32, ROWS, 96, false),
     infer("demo-infer", 8, [96, 64, 64], 64, true),
     infer("full-infer", 32, [144, 96, 96], 96, false),
+    block("swin-block", 48, 32),
+    Case { backbone: Backbone::SwinUnetr, ..step("swin-step-64", 48, ROWS, 64, false) },
 ];
 
 const fn step(name: &'static str, width: usize, classes: usize, side: usize, quick: bool) -> Case {
-    Case { name, kind: Kind::Step, width, classes, shape: [side; 3], window: side, quick }
+    let (kind, backbone) = (Kind::Step, Backbone::Unet);
+    Case { name, kind, backbone, width, classes, shape: [side; 3], window: side, quick }
+}
+
+const fn block(name: &'static str, width: usize, side: usize) -> Case {
+    let (kind, backbone) = (Kind::Block, Backbone::SwinUnetr);
+    Case { name, kind, backbone, width, classes: 1, shape: [side; 3], window: side, quick: false }
 }
 
 const fn infer(name: &'static str, width: usize, shape: [usize; 3], window: usize, quick: bool) -> Case {
-    Case { name, kind: Kind::Infer, width, classes: ROWS, shape, window, quick }
+    let (kind, backbone) = (Kind::Infer, Backbone::Unet);
+    Case { name, kind, backbone, width, classes: ROWS, shape, window, quick }
 }
 
 /// `case.json`: what a side has to know beside the tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct CaseFile {
     pub(crate) kind: Kind,
+    pub(crate) backbone: Backbone,
     pub(crate) width: usize,
     pub(crate) channels: Vec<usize>,
     pub(crate) shape: [usize; 3],
@@ -81,7 +97,7 @@ pub(crate) struct CaseFile {
 impl Case {
     /// Writes the folder that both sides read.
     pub(crate) fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        let &Self { kind, width, classes, shape, window, .. } = self;
+        let &Self { kind, backbone, width, classes, shape, window, .. } = self;
         fs::create_dir_all(folder)?;
         let [xs, ys, zs] = WindowPlan::gaussian([window; 3], OVERLAP).starts(shape);
         let starts = xs.iter().flat_map(|&x| {
@@ -92,6 +108,7 @@ impl Case {
         });
         let file = CaseFile {
             kind,
+            backbone,
             width,
             // Spread over the table, as annotated classes are.
             channels: (0..classes).map(|class| class * ROWS / classes).collect(),
@@ -101,10 +118,14 @@ impl Case {
             learning_rate: 1e-4,
         };
         fs::write(folder.join("case.json"), serde_json::to_vec(&file)?)?;
+        if kind == Kind::Block {
+            return self.write_block(folder);
+        }
 
         let table = HostTensor::from_fn(vec![ROWS, 512], |i| noise(i + 7) * 0.4);
         let embeddings = ClassEmbeddings::new(EmbeddingKind::Imported, table.clone())?;
-        let model = UniversalModel::new(&config(width), Some(&embeddings), 1, &device(DeviceKind::Cpu)?)?;
+        let model =
+            UniversalModel::new(&config(backbone, width), Some(&embeddings), 1, &device(DeviceKind::Cpu)?)?;
         fs::write(folder.join("model.safetensors"), write_safetensors(&model.export())?)?;
 
         let [x, y, z] = shape;
@@ -117,12 +138,22 @@ impl Case {
                 let target = HostTensor::from_fn(vec![1, classes, x, y, z], |i| target(i, shape));
                 data.insert("target".to_owned(), target);
             }
-            Kind::Infer => {
+            Kind::Infer | Kind::Block => {
                 let importance = HostTensor::new(vec![window; 3], gaussian_importance([window; 3]))?;
                 data.insert("importance".to_owned(), importance);
             }
         }
         fs::write(folder.join("data.safetensors"), write_safetensors(&data)?)?;
+        Ok(())
+    }
+
+    fn write_block(&self, folder: &Path) -> anyhow::Result<()> {
+        let block = SwinBlock::new(self.width, self.width / HEAD_WIDTH, &device(DeviceKind::Cpu)?);
+        let weights = initial_tensors(&parameters::shapes(&block), 1);
+        fs::write(folder.join("model.safetensors"), write_safetensors(&weights)?)?;
+        let voxels = self.shape.iter().product();
+        let x = HostTensor::from_fn(vec![1, voxels, self.width], |i| noise(i + 3) * 2.0);
+        fs::write(folder.join("data.safetensors"), write_safetensors(&[("x".to_owned(), x)].into())?)?;
         Ok(())
     }
 }
@@ -145,9 +176,9 @@ pub(crate) fn load(folder: &Path) -> anyhow::Result<Loaded> {
 }
 
 /// The model's configuration.
-pub(crate) fn config(width: usize) -> ModelConfig {
+pub(crate) fn config(backbone: Backbone, width: usize) -> ModelConfig {
     let embedding = EmbeddingConfig { kind: EmbeddingKind::Imported, rows: ROWS, width: 512 };
-    ModelConfig::unet(width, embedding)
+    ModelConfig { backbone, ..ModelConfig::unet(width, embedding) }
 }
 
 /// In [-0.5, 0.5), the same everywhere.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use burn::tensor::{Tensor, TensorData};
 use common::ids::{ClassId, RoundId};
 use common::study::sections::{Loss, Optimizer, OptimizerKind, OptimizerState, Training, Unlabelled};
 use serde::Serialize;
@@ -15,25 +16,29 @@ use site_agent::data::batch::{Batch, BatchAddress, BatchSource};
 use site_agent::infer::sliding_window::{WindowPlan, sliding_window};
 use site_agent::infer::{InferError, Predictor};
 use site_agent::model::{
-    ClassEmbeddings, DeviceKind, EmbeddingKind, HostTensor, NamedTensors, UniversalModel, WindowNetwork,
-    device, training_device,
+    ClassEmbeddings, DeviceKind, EmbeddingKind, Gradients, HostTensor, NamedTensors, SwinBlock,
+    UniversalModel, WindowNetwork, device, parameters, training_device,
 };
 use site_agent::train::burn_trainer::{BurnTrainer, TrainerSettings};
 use site_agent::train::trainer::{Cancel, LocalTrainer, RoundPlan};
 
-use crate::cases::{self, CaseFile, Kind, Loaded, OVERLAP};
+use crate::cases::{self, CaseFile, HEAD_WIDTH, Kind, Loaded, OVERLAP};
 use crate::side::{Peak, Run};
 
 /// Obeys lines on standard input until it ends.
 pub(crate) fn serve(folder: &Path) -> anyhow::Result<()> {
     let Loaded { file, model: weights, mut data } = cases::load(folder)?;
+    if file.kind == Kind::Block {
+        return block(&file, &weights, data.get("x").context("x")?);
+    }
     let table = data.remove("table").context("table")?;
     let embeddings = ClassEmbeddings::new(EmbeddingKind::Imported, table)?;
     let device = match file.kind {
         Kind::Step => training_device(DeviceKind::Cpu, true)?,
-        Kind::Infer => device(DeviceKind::Cpu)?,
+        Kind::Infer | Kind::Block => device(DeviceKind::Cpu)?,
     };
-    let mut model = UniversalModel::new(&cases::config(file.width), Some(&embeddings), 0, &device)?;
+    let mut model =
+        UniversalModel::new(&cases::config(file.backbone, file.width), Some(&embeddings), 0, &device)?;
     model.load(&weights)?;
     match file.kind {
         Kind::Step => steps(
@@ -41,7 +46,7 @@ pub(crate) fn serve(folder: &Path) -> anyhow::Result<()> {
             BurnTrainer::new(model, device, source(&file, &mut data)?, settings(&file)),
             &weights,
         ),
-        Kind::Infer => {
+        Kind::Infer | Kind::Block => {
             let network = Network(WindowNetwork::new(model, device, file.channels.len()));
             drop(weights);
             scans(&file, &network, data.get("image").context("image")?)
@@ -74,6 +79,23 @@ fn steps(file: &CaseFile, mut trainer: BurnTrainer, weights: &NamedTensors) -> a
         // It was cancelled.
         (None, _) => Ok(()),
     }
+}
+
+fn block(file: &CaseFile, weights: &NamedTensors, x: &HostTensor) -> anyhow::Result<()> {
+    let device = training_device(DeviceKind::Cpu, true)?;
+    let block = SwinBlock::new(file.width, file.width / HEAD_WIDTH, &device);
+    let block = parameters::load(block, weights)?;
+    let values = TensorData::new(x.values().to_vec(), x.shape().to_vec());
+    let x = Tensor::<3>::from_data(values, &device).require_grad();
+    let mut desk = Desk::open()?;
+    while desk.wait()? {
+        let start = Instant::now();
+        let square = block.forward(x.clone(), file.shape, true).powi_scalar(2).mean();
+        let value = f64::from(square.clone().into_scalar::<f32>());
+        drop(Gradients::of(&block, &square));
+        desk.answer(&Run { ms: start.elapsed().as_secs_f64() * 1e3, value })?;
+    }
+    Ok(())
 }
 
 fn scans(file: &CaseFile, network: &Network, image: &HostTensor) -> anyhow::Result<()> {
