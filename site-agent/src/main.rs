@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use mimalloc::MiMalloc;
 use site_agent::cli::{self, Cli};
+use site_agent::kernels::memory;
 use tracing_subscriber::EnvFilter;
 
 /// Set by `coordinator demo` for its children: no process outlives the demo, however it ends.
@@ -17,6 +18,7 @@ const DIE_WITH_PARENT: &str = "CONSILIUM_DIE_WITH_PARENT";
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
+    memory::keep_blocks();
     if let Some(parent) = std::env::var_os(DIE_WITH_PARENT) {
         // Without it a killed demo leaves its processes: not worth failing for.
         let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);

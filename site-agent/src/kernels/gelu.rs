@@ -16,12 +16,10 @@ pub fn forward(isa: Isa, x: &[f32]) -> Vec<f32> {
     y
 }
 
-/// The gradient of the input from that of the output.
-pub fn backward(isa: Isa, x: &[f32], dy: &[f32]) -> Vec<f32> {
-    let mut dx = vec![0.0; x.len()];
-    let parts = dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
-    parts.for_each(|((dx, x), dy)| differentiate(isa, x, dy, dx));
-    dx
+/// Turns the gradient of the output into that of the input, where it lies.
+pub fn backward(isa: Isa, x: &[f32], gradient: &mut [f32]) {
+    let parts = gradient.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
+    parts.for_each(|(gradient, x)| differentiate(isa, x, gradient));
 }
 
 for_each_isa! {
@@ -33,10 +31,10 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    fn differentiate(x: &[f32], dy: &[f32], dx: &mut [f32]) {
-        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+    fn differentiate(x: &[f32], gradient: &mut [f32]) {
+        for (gradient, &x) in gradient.iter_mut().zip(x) {
             let (below, density) = normal(x);
-            *dx = dy * (below + x * density);
+            *gradient *= below + x * density;
         }
     }
 }

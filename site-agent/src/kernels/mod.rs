@@ -8,7 +8,7 @@
 //! (`pack`), so that a 3×3×3 window needs no bounds check and no im2col buffer.
 #![expect(
     unsafe_code,
-    reason = "calls into functions compiled for an instruction set that was detected at run time"
+    reason = "calls into functions compiled for an instruction set that was detected at run time, and one to the allocator"
 )]
 
 pub mod adamw;
@@ -19,6 +19,7 @@ pub mod gelu;
 pub mod isa;
 pub mod layer_norm;
 pub mod masked_loss;
+pub mod memory;
 mod micro;
 pub mod norm_relu;
 mod pack;

@@ -41,17 +41,6 @@ pub struct Statistics {
     pub scale: Vec<f32>,
 }
 
-/// Gradients of one normalisation.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Gradients {
-    /// With respect to the input, `[n, channels, x, y, z]`.
-    pub input: Vec<f32>,
-    /// With respect to the weight γ, one for each channel.
-    pub weight: Vec<f32>,
-    /// With respect to the bias β, one for each channel.
-    pub bias: Vec<f32>,
-}
-
 impl Together {
     /// How many sets there are.
     fn sets(self, extent: Extent) -> usize {
@@ -146,25 +135,24 @@ pub fn again(
     y
 }
 
-/// Gradients, from the input and the gradient of the output.
+/// Turns the gradient of the output, `[n, channels, x, y, z]`, into that of the input, where it lies; returns those of the weight γ
+/// and the bias β, one number for each channel.
 pub fn backward(
     isa: Isa,
     x: &[f32],
-    dy: &[f32],
+    gradient: &mut [f32],
     extent: Extent,
     Normalisation { together, slope, .. }: Normalisation,
     [weight, bias]: [&[f32]; 2],
     statistics: &Statistics,
-) -> Gradients {
-    let mut input = vec![0.0; x.len()];
+) -> [Vec<f32>; 2] {
     let affines = affines(weight, bias, extent, together);
     let sets = volumes_of(x, extent, together)
         .into_par_iter()
-        .zip(volumes_of(dy, extent, together))
-        .zip(volumes_of_mut(&mut input, extent, together))
+        .zip(volumes_of_mut(gradient, extent, together))
         .zip(affines);
-    let of_volumes = sets.enumerate().map(|(set, (((x, dy), dx), affines))| {
-        differentiate(isa, &x, &dy, dx, &affines, statistics.set(set, slope))
+    let of_volumes = sets.enumerate().map(|(set, ((x, gradient), affines))| {
+        differentiate(isa, &x, gradient, &affines, statistics.set(set, slope))
     });
     let of_volumes: Vec<Vec<[f64; 2]>> = of_volumes.collect();
     let mut sums = vec![[0.0; 2]; extent.channels];
@@ -175,8 +163,7 @@ pub fn backward(
             *sum += term;
         }
     }
-    let column = |i: usize| sums.iter().map(|sums| sums[i] as f32).collect();
-    Gradients { input, weight: column(1), bias: column(0) }
+    [1, 0].map(|i| sums.iter().map(|sums| sums[i] as f32).collect())
 }
 
 for_each_isa! {
@@ -211,12 +198,11 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    /// Writes the gradient of a set's input; returns, for each volume, the sums of what the rectifier let through, plain and
-    /// times the normalised input.
+    /// Writes the gradient of a set's input over that of its output; returns, for each volume, the sums of what the rectifier
+    /// let through, plain and times the normalised input.
     fn differentiate(
         x: &[&[f32]],
-        dy: &[&[f32]],
-        dx: Vec<&mut [f32]>,
+        gradient: Vec<&mut [f32]>,
         affines: &[Affine],
         set: Set,
     ) -> Vec<[f64; 2]> {
@@ -224,10 +210,10 @@ for_each_isa! {
         let count = x.iter().map(|x| x.len()).sum::<usize>() as f64;
         let mut of_volumes = Vec::with_capacity(x.len());
         let (mut plain, mut by_input) = (0.0, 0.0);
-        for ((x, dy), affine) in x.iter().zip(dy).zip(affines) {
+        for ((x, gradient), affine) in x.iter().zip(&gradient).zip(affines) {
             let factor = affine.weight * scale;
             let offset = affine.bias - mean * factor;
-            let of_volume = sums([x, dy], |[x, dy]| {
+            let of_volume = sums([x, gradient], |[x, dy]| {
                 let open = if x * factor + offset > 0.0 { dy } else { dy * slope };
                 [open, open * ((x - mean) * scale)]
             });
@@ -236,13 +222,13 @@ for_each_isa! {
             of_volumes.push(of_volume);
         }
         let (plain_mean, input_mean) = ((plain / count) as f32, (by_input / count) as f32);
-        for (((dx, x), dy), affine) in dx.into_iter().zip(x).zip(dy).zip(affines) {
+        for ((gradient, x), affine) in gradient.into_iter().zip(x).zip(affines) {
             let factor = affine.weight * scale;
             let offset = affine.bias - mean * factor;
-            for ((dx, &x), &dy) in dx.iter_mut().zip(*x).zip(*dy) {
-                let open = if x * factor + offset > 0.0 { dy } else { dy * slope };
+            for (gradient, &x) in gradient.iter_mut().zip(*x) {
+                let open = if x * factor + offset > 0.0 { *gradient } else { *gradient * slope };
                 let normal = (x - mean) * scale;
-                *dx = scale * (affine.weight * open - plain_mean - normal * input_mean);
+                *gradient = scale * (affine.weight * open - plain_mean - normal * input_mean);
             }
         }
         of_volumes
@@ -317,7 +303,9 @@ mod tests {
                 y.iter().zip(&dy).map(|(&y, &d)| f64::from(y) * f64::from(d)).sum()
             };
             let (_, statistics) = forward(isa, &x, EXTENT, how, [&weight, &bias]);
-            let g = backward(isa, &x, &dy, EXTENT, how, [&weight, &bias], &statistics);
+            let mut of_x = dy.clone();
+            let [of_weight, of_bias] =
+                backward(isa, &x, &mut of_x, EXTENT, how, [&weight, &bias], &statistics);
             let check = |what: &str, values: &[f32], gradient: &[f32], at: &dyn Fn(&[f32]) -> f64| {
                 let (mut smooth, step, here) = (0, 1e-3, at(values));
                 for i in 0..values.len() {
@@ -340,9 +328,9 @@ mod tests {
                 }
                 assert!(2 * smooth > values.len(), "{what}: {smooth} of {} compared", values.len());
             };
-            check("x", &x, &g.input, &|x| loss(x, &weight, &bias));
-            check("weight", &weight, &g.weight, &|w| loss(&x, w, &bias));
-            check("bias", &bias, &g.bias, &|b| loss(&x, &weight, b));
+            check("x", &x, &of_x, &|x| loss(x, &weight, &bias));
+            check("weight", &weight, &of_weight, &|w| loss(&x, w, &bias));
+            check("bias", &bias, &of_bias, &|b| loss(&x, &weight, b));
         }
     }
 

@@ -35,13 +35,15 @@ impl Halo {
 
 /// A packed copy of so many bytes at once, about: the copy of a large volume would be its largest array.
 const SLAB_BYTES: usize = 16 << 20;
+/// Planes of a packed copy at least: each copy has one more on either side, which are packed twice.
+const SLAB_PLANES: usize = 4;
 
 /// Cuts a batch into runs of planes, `(volume, planes)`, of which a packed copy with `stride` numbers for each voxel stays
 /// small; no fewer planes at once than there are threads.
 pub(super) fn slabs(extent: Extent, stride: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
     let planes = extent.space[0];
     let bytes = Halo::new(extent.space).plane() * stride * size_of::<f32>();
-    let at_once = (SLAB_BYTES / bytes.max(1)).max(rayon::current_num_threads());
+    let at_once = (SLAB_BYTES / bytes.max(1)).max(SLAB_PLANES).max(rayon::current_num_threads());
     let slabs = planes.div_ceil(at_once);
     let depth = planes.div_ceil(slabs.max(1)).max(1);
     (0..extent.n).flat_map(move |n| {

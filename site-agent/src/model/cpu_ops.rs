@@ -6,6 +6,7 @@
 
 mod differentiation;
 mod host;
+pub(super) use host::whole;
 
 use std::sync::Arc;
 

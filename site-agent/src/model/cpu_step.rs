@@ -4,6 +4,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Flex, TensorMetadata, backend_extension};
 use burn::tensor::TensorData;
 
+use super::cpu_ops::whole;
 use crate::kernels::adamw::{self, Coefficients};
 use crate::kernels::isa::Isa;
 
@@ -38,10 +39,4 @@ impl CpuStep for Flex {
         let shape = [theta.shape().num_elements()];
         (Host::from_data(TensorData::new(stepped, shape)), first, second)
     }
-}
-
-/// A tensor whose storage is its values in order. `to_contiguous` alone would share what it need not copy.
-fn whole(tensor: Host) -> Host {
-    let fills = tensor.bytes().len() == tensor.shape().num_elements() * size_of::<f32>();
-    if fills && tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
 }

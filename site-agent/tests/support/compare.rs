@@ -24,6 +24,9 @@ pub(crate) struct Stats {
 pub(crate) fn assert_agrees(what: &str, got: &[f32], golden: &[f32], f32_err: f64) {
     assert_eq!(got.len(), golden.len(), "{what}: number of values");
     let absolute = (10.0 * f32_err).max(1e-5);
+    let differences =
+        got.iter().zip(golden).map(|(got, golden)| (f64::from(*got) - f64::from(*golden)).abs());
+    println!("{what}: at most {:.1e} of {absolute:.1e}", differences.fold(0.0, f64::max));
     for (i, (&got, &golden)) in got.iter().zip(golden).enumerate() {
         let allowed = absolute + 1e-4 * f64::from(golden).abs();
         let difference = (f64::from(got) - f64::from(golden)).abs();

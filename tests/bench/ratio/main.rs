@@ -17,6 +17,7 @@ use anyhow::{Context as _, ensure};
 use clap::Parser;
 use mimalloc::MiMalloc;
 use serde::Serialize;
+use site_agent::kernels::memory;
 
 use self::cases::{CASES, Case};
 use self::side::{Isa, Side};
@@ -75,6 +76,7 @@ struct Row {
 }
 
 fn main() -> anyhow::Result<()> {
+    memory::keep_blocks();
     let options = Options::parse();
     if let Some(folder) = &options.ours {
         return ours::serve(folder);

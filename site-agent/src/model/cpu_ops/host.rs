@@ -53,6 +53,13 @@ fn volumes(values: Vec<f32>, extent: Extent) -> Host {
     tensor(values, [extent.n, extent.channels, x, y, z])
 }
 
+/// A tensor whose storage is its values in order, to be written where it lies unless somebody else keeps it.
+/// `to_contiguous` alone would share what it need not copy.
+pub(in crate::model) fn whole(tensor: Host) -> Host {
+    let fills = tensor.bytes().len() == tensor.shape().num_elements() * size_of::<f32>();
+    if fills && tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
+}
+
 fn of_shape(values: Vec<f32>, like: &Host) -> Host {
     Host::from_data(TensorData::new(values, like.shape()))
 }
@@ -189,17 +196,19 @@ impl CpuGradients for Flex {
         how: Normalisation,
         statistics: &Statistics,
     ) -> [Host; 3] {
-        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
+        let (x, mut dy) = (x.to_contiguous(), whole(dy));
         let (weight, bias) = (weight.to_contiguous(), bias.to_contiguous());
         let (extent, affine) = (extent(&x), [weight.storage(), bias.storage()]);
-        let gradients =
-            norm_relu::backward(Isa::detect(), x.storage(), dy.storage(), extent, how, affine, statistics);
-        let channels = [extent.channels];
-        [
-            volumes(gradients.input, extent),
-            tensor(gradients.weight, channels),
-            tensor(gradients.bias, channels),
-        ]
+        let [of_weight, of_bias] = norm_relu::backward(
+            Isa::detect(),
+            x.storage(),
+            dy.storage_mut(),
+            extent,
+            how,
+            affine,
+            statistics,
+        );
+        [dy, of_shape(of_weight, &weight), of_shape(of_bias, &bias)]
     }
 
     fn row_norm_forward(x: Host, weight: Host, bias: Host, epsilon: f32) -> (Host, layer_norm::Statistics) {
@@ -224,8 +233,9 @@ impl CpuGradients for Flex {
     }
 
     fn exact_gelu_backward(x: Host, dy: Host) -> Host {
-        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
-        of_shape(gelu::backward(Isa::detect(), x.storage(), dy.storage()), &x)
+        let (x, mut dy) = (x.to_contiguous(), whole(dy));
+        gelu::backward(Isa::detect(), x.storage(), dy.storage_mut());
+        dy
     }
 
     fn window_attention_forward(
