@@ -13,6 +13,7 @@ use data_encoding::HEXLOWER;
 
 use super::error_report::{CliError, Exit};
 use super::heat_map::HeatMap;
+use super::picture::Picture;
 use super::{line, shown};
 use crate::client::files;
 use crate::model::embedding::EMBEDDING_NAME;
@@ -162,34 +163,10 @@ fn show(args: &ShowArgs, taxonomy: &Taxonomy) -> Result<(), CliError> {
         let title = format!("Cosine similarity of class embeddings: {}", shown(&args.file));
         let rows = (0..similarity.rows()).map(|row| similarity.row(row)).collect();
         let map = HeatMap { title: &title, names: &names, rows };
-        let text = match picture {
-            Picture::Svg => map.svg(),
-            Picture::Html => map.html(),
-        };
-        files::write(out, text.as_bytes())?;
+        files::write(out, picture.text(&title, map.svg()).as_bytes())?;
         line(format!("{}: {} x {}", out.display(), names.len(), names.len()));
     }
     Ok(())
-}
-
-/// How a table is drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Picture {
-    Svg,
-    Html,
-}
-
-impl Picture {
-    fn of(path: &Path) -> Result<Self, CliError> {
-        match path.extension().and_then(|end| end.to_str()) {
-            Some("svg") => Ok(Self::Svg),
-            Some("html") => Ok(Self::Html),
-            _ => {
-                let error = anyhow::anyhow!("{}: expected a name that ends in .svg or .html", path.display());
-                Err(CliError::new(error))
-            }
-        }
-    }
 }
 
 /// Reads a table of any kind: what it means is the study's to say.

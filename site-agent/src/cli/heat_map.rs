@@ -1,9 +1,9 @@
-//! A square table of numbers as a picture: self-contained SVG, or the same in a page of HTML.
+//! A square table of numbers as a drawing.
 //!
 //! Knows rows with names, nothing of classes. Every cell shows its number, so that the picture can be read without its
 //! colours.
 
-use std::fmt::Write;
+use super::picture::{escape, write_infallibly};
 
 /// Names of rows and columns, and rows of numbers as long as there are names.
 pub(super) struct HeatMap<'a> {
@@ -27,7 +27,7 @@ const COLOURS: [[f64; 3]; 5] = [
 ];
 
 impl HeatMap<'_> {
-    /// The picture by itself.
+    /// The drawing as SVG.
     pub(super) fn svg(&self) -> String {
         let side = CELL * self.names.len() as f64;
         let (left, top) = (NAMES, TOP + NAMES);
@@ -49,15 +49,6 @@ impl HeatMap<'_> {
         draw_scale(&mut svg, [left + side + 20.0, top], side.min(240.0), low, high);
         svg.push_str("</svg>\n");
         svg
-    }
-
-    /// The picture in a page.
-    pub(super) fn html(&self) -> String {
-        format!(
-            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{}</title>\n<body style=\"margin:16px\">\n{}</body>\n</html>\n",
-            escape(self.title),
-            self.svg()
-        )
     }
 
     /// Least and largest number off the diagonal, which may be all the same and would use up the colours.
@@ -152,15 +143,6 @@ fn short(value: f64) -> String {
     }
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
-}
-
-fn write_infallibly(to: &mut String, what: std::fmt::Arguments<'_>) {
-    // Writing to a String cannot fail.
-    let _ = to.write_fmt(what);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,7 +158,6 @@ mod tests {
         assert!(svg.contains("<title>Liver, &lt;b>: 0.2500</title>"), "{svg}");
         assert_eq!(svg.matches(">.25</text>").count(), 2);
         assert_eq!(svg.matches(">1.00</text>").count(), 2);
-        assert!(map.html().starts_with("<!doctype html>"));
     }
 
     #[test]

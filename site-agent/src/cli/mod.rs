@@ -19,6 +19,7 @@ mod evaluate;
 mod heat_map;
 mod model;
 mod phantom;
+mod picture;
 mod postprocess;
 mod predict;
 mod run;
