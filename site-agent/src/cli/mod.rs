@@ -11,6 +11,7 @@
 mod check;
 mod checkpoint;
 mod chosen_model;
+mod cost_table;
 mod egress;
 mod embed;
 mod enroll;

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use common::study::sections::ModelConfig as StudyModel;
+use common::taxonomy::Taxonomy;
 
 use super::checkpoint::{self, ExportArgs, ImportArgs as ImportCheckpointArgs};
 use super::embed::read_table;
-use super::error_report::CliError;
-use super::{line, shown};
+use super::error_report::{CliError, Exit};
+use super::{cost_table, line, shown};
 use crate::client::files;
+use crate::model::cost::ModelCost;
+use crate::model::embedding::EMBEDDING_NAME;
 use crate::model::record::{read_safetensors, write_safetensors};
 use crate::model::{
     DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors, UniversalModel, device,
@@ -22,7 +25,7 @@ use crate::model::{
 pub(super) enum ModelCommand {
     /// Make a model with fresh weights, for a study to start from.
     Init(InitArgs),
-    /// List the tensors of a model or embedding file.
+    /// List the tensors of a model or embedding file, and say what the model costs.
     Info(InfoArgs),
     /// Read a checkpoint of the reference's PyTorch code, or a pre-trained backbone.
     Import(ImportCheckpointArgs),
@@ -55,6 +58,22 @@ pub(super) struct InfoArgs {
     /// Name every tensor.
     #[arg(long)]
     tensors: bool,
+    /// Backbone and width of the model (TOML), as in the study's section `[model]`: say what it costs, stage by stage.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Voxels of the patch that it costs that for, along right, anterior and superior.
+    #[arg(long, requires = "config", default_value = "96,96,96", value_name = "X,Y,Z", value_parser = sides)]
+    patch: [usize; 3],
+}
+
+/// Longest side of a patch: products of all its stages are counted in 64 bits.
+const LONGEST_SIDE: usize = 4096;
+
+fn sides(text: &str) -> Result<[usize; 3], String> {
+    let sides = text.split(',').map(|side| side.trim().parse::<usize>().ok());
+    let sides: Option<Vec<usize>> = sides.map(|side| side.filter(|&side| side <= LONGEST_SIDE)).collect();
+    let sides = sides.and_then(|sides| <[usize; 3]>::try_from(sides).ok());
+    sides.ok_or_else(|| format!("expected three numbers up to {LONGEST_SIDE}, such as 96,96,96"))
 }
 
 pub(super) fn run(command: &ModelCommand) -> Result<(), CliError> {
@@ -95,7 +114,39 @@ fn info(args: &InfoArgs) -> Result<(), CliError> {
             if not_finite > 0 { format!("  {not_finite} values are not finite") } else { String::new() };
         line(format!("{name:<52} {:?}{damage}", tensor.shape()));
     }
+    if let Some(config) = &args.config {
+        costs(args, config, &tensors)?.into_iter().for_each(line);
+    }
     Ok(())
+}
+
+/// The table of a model's costs, if the file holds a model of this configuration.
+fn costs(args: &InfoArgs, config: &Path, tensors: &NamedTensors) -> Result<Vec<String>, CliError> {
+    let refuse =
+        |what: String| CliError::new(anyhow::anyhow!("{}: {what}", shown(&args.file))).exit(Exit::Data);
+    let embedding =
+        embedding_of(tensors).ok_or_else(|| refuse("there is no whole model in it".to_owned()))?;
+    let config = configuration(config, embedding)?;
+    let cost = ModelCost::of(&config, args.patch)?;
+    let trained = tensors.iter().filter(|(name, _)| *name != EMBEDDING_NAME);
+    let held: usize = trained.map(|(_, tensor)| tensor.values().len()).sum();
+    let expected = cost.total().parameters;
+    if held as u64 != expected {
+        let hint = "name the configuration that the model was made with";
+        let what = format!("{held} trainable numbers: a model of this configuration has {expected}");
+        return Err(refuse(what).hint(hint));
+    }
+    Ok(cost_table::lines(&config, args.patch, &cost))
+}
+
+/// The class embeddings that a model was made for. A fixed table's rows are not in the model: they are the taxonomy's.
+fn embedding_of(tensors: &NamedTensors) -> Option<EmbeddingConfig> {
+    let shape = |name: &str| <[usize; 2]>::try_from(tensors.get(name)?.shape()).ok();
+    if let Some([rows, width]) = shape(&format!("{EMBEDDING_NAME}.weight")) {
+        return Some(EmbeddingConfig { kind: EmbeddingKind::Learned, rows, width });
+    }
+    let [_, width] = shape("text_to_vision.weight")?;
+    Some(EmbeddingConfig { kind: EmbeddingKind::Imported, rows: Taxonomy::standard().len(), width })
 }
 
 pub(super) fn size(tensors: &NamedTensors) -> String {
@@ -115,4 +166,42 @@ pub(super) fn read(path: &Path) -> anyhow::Result<NamedTensors> {
 
 pub(super) fn write(path: &Path, tensors: &NamedTensors) -> anyhow::Result<()> {
     Ok(files::write(path, &write_safetensors(tensors)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ClassEmbeddings;
+
+    fn info_args(file: &Path, config: &Path) -> InfoArgs {
+        InfoArgs { file: file.to_owned(), tensors: false, config: Some(config.to_owned()), patch: [64; 3] }
+    }
+
+    #[test]
+    fn a_models_file_is_priced_by_the_configuration_that_it_was_made_with_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, config, table] = ["model", "model.toml", "table"].map(|name| folder.path().join(name));
+        fs::write(&config, "backbone = \"unet\"\nwidth = 8\n").unwrap();
+        let one_hot = ClassEmbeddings::one_hot(32, 1.0).unwrap();
+        write(&table, &NamedTensors::from([(EMBEDDING_NAME.to_owned(), one_hot.table().clone())])).unwrap();
+        init(&InitArgs { config: config.clone(), embeddings: table.clone(), seed: 0, out: file.clone() })
+            .unwrap();
+        let tensors = read(&file).unwrap();
+        let lines = costs(&info_args(&file, &config), &config, &tensors).unwrap();
+        assert!(lines[0].contains("U-Net of width 8, 32 classes, one patch of 64 x 64 x 64"), "{lines:?}");
+
+        fs::write(&config, "backbone = \"unet\"\nwidth = 16\n").unwrap();
+        let refused = costs(&info_args(&file, &config), &config, &tensors).unwrap_err().text();
+        assert!(refused.contains("trainable numbers"), "{refused}");
+        let refused = costs(&info_args(&table, &config), &config, &read(&table).unwrap()).unwrap_err();
+        assert!(refused.text().contains("no whole model"), "{}", refused.text());
+    }
+
+    #[test]
+    fn the_sides_of_a_patch_are_three_numbers() {
+        assert_eq!(sides("96, 64,32"), Ok([96, 64, 32]));
+        for text in ["", "96", "96,96", "96,96,96,96", "96,-1,96", "96,96,99999"] {
+            assert!(sides(text).is_err(), "{text}");
+        }
+    }
 }

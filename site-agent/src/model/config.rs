@@ -64,6 +64,20 @@ impl ModelConfig {
         }
         Ok(())
     }
+
+    /// Checks the sides `[x, y, z]` of an input, in voxels.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Patch`] if they cannot be halved as often as the backbone does, or end in one voxel.
+    pub fn check_patch(&self, sides: [usize; 3]) -> Result<(), ModelError> {
+        let multiple = self.backbone.side_multiple() as usize;
+        let suits = |&side: &usize| side > 0 && side.is_multiple_of(multiple);
+        if !sides.iter().all(suits) || sides == [multiple; 3] {
+            return Err(ModelError::Patch { got: sides, multiple });
+        }
+        Ok(())
+    }
 }
 
 impl std::fmt::Display for EmbeddingConfig {

@@ -3,12 +3,13 @@
 //! [`UniversalModel`] joins a `backbone` and the text-driven [`head`]. Its tensors go in and out by name
 //! ([`parameters`], [`record`], and the reference's files in [`checkpoint`]); class embeddings ([`embedding`]) are given to
 //! it and never trained, unless the configuration says so. [`text`] makes them of prompts, [`similarity`] compares their
-//! rows. Nothing outside this folder and `train` names burn's modules. Losses and optimisers are in
-//! [`train`](crate::train).
+//! rows. [`cost`] counts numbers and products without a tensor. Nothing outside this folder and `train` names burn's
+//! modules. Losses and optimisers are in [`train`](crate::train).
 
 mod backbone;
 pub mod checkpoint;
 pub mod config;
+pub mod cost;
 mod cpu_ops;
 mod cpu_step;
 pub mod device;
@@ -164,15 +165,10 @@ impl UniversalModel {
         mut show: impl FnMut(&'static str, &Tensor<5>),
     ) -> Result<Features, ModelError> {
         let [_, channels, sx, sy, sz] = x.dims();
-        let sides = [sx, sy, sz];
         if channels != 1 {
             return Err(ModelError::InputChannels { got: channels });
         }
-        let multiple = self.config.backbone.side_multiple() as usize;
-        let suits = |&side: &usize| side > 0 && side.is_multiple_of(multiple);
-        if !sides.iter().all(suits) || sides == [multiple; 3] {
-            return Err(ModelError::Patch { got: sides, multiple });
-        }
+        self.config.check_patch([sx, sy, sz])?;
         Ok(self.backbone.forward(x, &mut show))
     }
 

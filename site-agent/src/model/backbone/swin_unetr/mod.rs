@@ -14,6 +14,7 @@ use burn::{
 };
 use common::study::sections::PatchMerging;
 
+pub(in crate::model) use self::transformer::{HEADS, MLP_RATIO};
 pub use self::{merging::Downsample, transformer::Block};
 use self::{
     residual::{Decoder, Encoder},

@@ -16,9 +16,9 @@ use crate::model::layers::{LayerNorm, Linear, PatchEmbedding, plain_layer_norm};
 use crate::model::ops;
 
 /// Width of the hidden layer of a block, in widths of the block.
-const MLP_RATIO: usize = 4;
+pub(in crate::model) const MLP_RATIO: usize = 4;
 /// Heads of each stage.
-const HEADS: [usize; 4] = [3, 6, 12, 24];
+pub(in crate::model) const HEADS: [usize; 4] = [3, 6, 12, 24];
 
 #[derive(Module, Debug)]
 struct Mlp {
