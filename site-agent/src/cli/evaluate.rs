@@ -47,13 +47,7 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     limit_threads(config.threads)?;
     let document = args.chosen.study(&config)?;
     let study = document.study();
-    let wanted = |split| match split {
-        Split::Validation => true,
-        Split::Training => !args.validation,
-        Split::Excluded => false,
-    };
-    let mut cases = read_datasets(&config.datasets, &config.base, &study.taxonomy)?;
-    cases.retain(|case| wanted(case.split));
+    let cases = labelled_cases(&config, &study.taxonomy, args.validation)?;
     if let Some(out) = &args.out {
         files::make_private_folder(out)?;
     }
@@ -93,6 +87,22 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
         line(format!("pictures and evaluation.json: {}", out.display()));
     }
     Ok(())
+}
+
+/// This site's labelled scans without those that are excluded; those of the validation split alone, if that is asked for.
+pub(super) fn labelled_cases(
+    config: &SiteConfig,
+    taxonomy: &Taxonomy,
+    validation_alone: bool,
+) -> Result<Vec<Case>, CliError> {
+    let wanted = |split| match split {
+        Split::Validation => true,
+        Split::Training => !validation_alone,
+        Split::Excluded => false,
+    };
+    let mut cases = read_datasets(&config.datasets, &config.base, taxonomy)?;
+    cases.retain(|case| wanted(case.split));
+    Ok(cases)
 }
 
 /// The mean masks of the training scans of all these sites, which only whoever may read them all can make.

@@ -3,7 +3,7 @@
 //! ```text
 //! enroll → check → run            once, whenever something changed, for ever
 //! study show|approve, status      while it runs
-//! evaluate, predict               the site's own use of a model
+//! evaluate, predict, features     the site's own use of a model
 //! model, embed, phantom, egress   tools
 //! ```
 //! Exit codes are in [`error_report::Exit`].
@@ -17,6 +17,7 @@ mod embed;
 mod enroll;
 pub mod error_report;
 mod evaluate;
+mod features;
 mod heat_map;
 mod model;
 mod phantom;
@@ -24,6 +25,7 @@ mod picture;
 mod postprocess;
 mod predict;
 mod run;
+mod scatter;
 mod status;
 mod study;
 
@@ -62,6 +64,8 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Label scans with a model, each on the grid of its own file.
     Predict(predict::PredictArgs),
+    /// Draw how a model tells this site's labelled classes apart, as the paper's Figure 6 does; nothing leaves.
+    Features(features::FeaturesArgs),
     /// Make CT-like phantoms with known labels.
     Phantom(phantom::PhantomArgs),
     /// Make, look at, import and export model files.
@@ -103,6 +107,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Study(command) => study::run(&command),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Features(args) => features::run(&args),
         Command::Phantom(args) => phantom::run(&args),
         Command::Model(command) => model::run(&command),
         Command::Embed(command) => embed::run(&command),

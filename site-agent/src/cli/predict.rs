@@ -212,7 +212,7 @@ fn mask(masks: &ClassMasks, class: ClassId) -> Volume<u8> {
 }
 
 /// The classes of these names; all, if none is named.
-fn chosen_classes(names: &[String], taxonomy: &Taxonomy) -> Result<Vec<ClassId>, CliError> {
+pub(super) fn chosen_classes(names: &[String], taxonomy: &Taxonomy) -> Result<Vec<ClassId>, CliError> {
     if names.is_empty() {
         return Ok(taxonomy.classes().iter().map(|class| class.id).collect());
     }

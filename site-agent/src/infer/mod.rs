@@ -6,10 +6,12 @@
 //!
 //! [`predict`] makes masks and [`probabilities`], [`postprocess`] cleans them, [`merge`] makes one label per voxel of them,
 //! with [`colours`] and a [`preview`]; [`evaluate`] compares them with the truth, [`overlay`] draws both; [`location`] is the
-//! baseline that looks at no organ.
+//! baseline that looks at no organ. [`features`] reads what the network holds for voxels of each class, and [`tsne`] lays
+//! that out in a plane.
 
 pub mod colours;
 pub mod evaluate;
+pub mod features;
 pub mod location;
 pub mod masks;
 pub mod merge;
@@ -23,6 +25,7 @@ pub mod preview;
 pub mod probabilities;
 mod slices;
 pub mod sliding_window;
+pub mod tsne;
 mod upsample;
 
 use self::masks::ClassMasks;

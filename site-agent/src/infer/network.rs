@@ -6,8 +6,8 @@ use common::study::sections as study;
 use super::{InferError, Predictor};
 use crate::model::embedding::EMBEDDING_NAME;
 use crate::model::{
-    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, ModelError, NamedTensors,
-    UniversalModel, WindowNetwork, device,
+    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, FeatureLayer, ModelConfig, ModelError,
+    NamedTensors, UniversalModel, WindowNetwork, device,
 };
 use crate::train::trainer::Cancel;
 
@@ -68,6 +68,26 @@ impl StudyNetwork {
         let classes = study.taxonomy.len();
         Ok(Self { network: WindowNetwork::new(model, device, classes), cancel })
     }
+
+    /// What a layer holds for some voxels of a patch, as [`WindowNetwork::features_at`].
+    ///
+    /// # Errors
+    /// As [`Predictor::logits`].
+    pub fn features_at(
+        &self,
+        patch: &[f32],
+        shape: [usize; 3],
+        layer: FeatureLayer,
+        voxels: &[usize],
+    ) -> Result<Vec<Vec<f32>>, InferError> {
+        self.go_on()?;
+        let features = self.network.features_at(patch, shape, layer, voxels);
+        features.map_err(|error| InferError::Network(Box::new(error)))
+    }
+
+    fn go_on(&self) -> Result<(), InferError> {
+        if self.cancel.is_cancelled() { Err(InferError::Cancelled) } else { Ok(()) }
+    }
 }
 
 impl Predictor for StudyNetwork {
@@ -76,9 +96,7 @@ impl Predictor for StudyNetwork {
     }
 
     fn logits(&self, patch: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, InferError> {
-        if self.cancel.is_cancelled() {
-            return Err(InferError::Cancelled);
-        }
+        self.go_on()?;
         self.network.logits(patch, shape).map_err(|error| InferError::Network(Box::new(error)))
     }
 }

@@ -132,15 +132,17 @@ pub fn sliding_window(
 }
 
 /// An image inside its zero padding, which is never stored.
-struct Padded<'a> {
+pub(super) struct Padded<'a> {
     image: &'a [f32],
     shape: [usize; 3],
-    before: [usize; 3],
+    /// Zeros before the image along each axis.
+    pub(super) before: [usize; 3],
     size: [usize; 3],
 }
 
 impl<'a> Padded<'a> {
-    fn new(image: &'a [f32], shape: [usize; 3], roi: [usize; 3]) -> Self {
+    /// `image` fills `shape`, C order.
+    pub(super) fn new(image: &'a [f32], shape: [usize; 3], roi: [usize; 3]) -> Self {
         let before = std::array::from_fn(|axis| roi[axis].saturating_sub(shape[axis]) / 2);
         let size = std::array::from_fn(|axis| shape[axis].max(roi[axis]));
         Self { image, shape, before, size }
@@ -151,7 +153,8 @@ impl<'a> Padded<'a> {
         row.checked_sub(self.before[0]).filter(|&x| x < self.shape[0])
     }
 
-    fn window(&self, start: [usize; 3], roi: [usize; 3]) -> Vec<f32> {
+    /// The voxels of a window that starts at `start`, counted with the padding.
+    pub(super) fn window(&self, start: [usize; 3], roi: [usize; 3]) -> Vec<f32> {
         let mut patch = vec![0.0; roi.iter().product()];
         let [nx, ny, nz] = self.shape;
         // Overlap of window and image along z, in the window's and in the image's coordinates.

@@ -29,7 +29,7 @@ mod window;
 
 use burn::{
     module::Module,
-    tensor::{Device, Tensor},
+    tensor::{Device, Int, Tensor},
 };
 use common::ids::ClassId;
 pub use common::study::sections::{Backbone, PatchMerging};
@@ -49,7 +49,7 @@ pub use self::{
     error::ModelError,
     parameters::Gradients,
     tensors::{HostTensor, NamedTensors},
-    window::WindowNetwork,
+    window::{FeatureLayer, WindowNetwork},
 };
 
 /// The CLIP-driven universal model (Liu et al., ICCV 2023).
@@ -142,6 +142,31 @@ impl UniversalModel {
         let model = self.valid();
         let logits = windows.inner().split(1, 0).into_iter().map(|window| model.forward(window, classes));
         Ok(Tensor::cat(logits.collect::<Result<_, _>>()?, 0))
+    }
+
+    /// What a layer holds for some voxels of one window `[1, 1, x, y, z]`, without gradients: `[channels, voxels.len()]`.
+    ///
+    /// A voxel is its place in the window, C order, and must lie in it, which [`WindowNetwork`] checks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::features`].
+    pub fn features_at(
+        &self,
+        window: Tensor<5>,
+        layer: FeatureLayer,
+        voxels: &[usize],
+    ) -> Result<Tensor<2>, ModelError> {
+        let model = self.valid();
+        let decoder = model.features(window.inner())?.decoder;
+        let values = match layer {
+            FeatureLayer::Decoder => decoder,
+            FeatureLayer::Head => model.head.voxel_features(decoder),
+        };
+        let [_, channels, x, y, z] = values.dims();
+        let chosen: Vec<i32> = voxels.iter().map(|&voxel| voxel as i32).collect();
+        let chosen = Tensor::<1, Int>::from_ints(chosen.as_slice(), &values.device());
+        Ok(values.reshape([channels, x * y * z]).select(1, chosen))
     }
 
     /// The backbone's output for `[n, 1, x, y, z]`.
