@@ -1,5 +1,6 @@
 //! The command line. Each command is a question to the coordinator, running or not, and how its answer is shown.
 
+mod cross_site;
 mod show;
 
 pub(crate) use show::line;
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use common::ids::{Role, SiteId};
 use tokio_util::sync::CancellationToken;
 
+use self::cross_site::CrossSiteCommand;
 use crate::config::Config;
 use crate::error_report::Refused;
 use crate::files::{self, Access};
@@ -144,6 +146,9 @@ enum Study {
         /// Its name or the first digits of its digest.
         study: String,
     },
+    /// Leave one site out: a study for each site that is left out, and the table of them all.
+    #[command(subcommand)]
+    CrossSite(CrossSiteCommand),
 }
 
 /// Does what the command line says. `stop` ends the commands that run on.
@@ -222,6 +227,7 @@ async fn steer(config: &Config, study: Study) -> anyhow::Result<()> {
         Study::Pause { study } => control(study, Order::Pause),
         Study::Resume { study } => control(study, Order::Resume),
         Study::Abort { study } => control(study, Order::Abort),
+        Study::CrossSite(command) => return cross_site::run(config, command).await,
     };
     done(ask(config, request).await?)
 }

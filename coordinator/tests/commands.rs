@@ -40,3 +40,30 @@ fn init_makes_a_consortium_once() {
     assert_eq!(status.status.code(), Some(0));
     assert!(text(&status.stdout).starts_with("consortium thorax: not running\n"), "{}", text(&status.stdout));
 }
+
+#[test]
+fn a_demo_runs_one_experiment() {
+    let folder = tempfile::tempdir().unwrap();
+    let wrong = [
+        ["demo", "--ablation", "--encodings"].as_slice(),
+        &["demo", "--encodings", "--cross-site"],
+        &["demo", "--encodings", "--embedding", "minilm"],
+        &["demo", "--seeds", "1,2"],
+        &["demo", "--cross-site", "--data", "a", "--held-out", "b"],
+    ];
+    for args in wrong {
+        let told = coordinator(folder.path(), args);
+        assert_eq!((told.status.code(), text(&told.stdout)), (Some(2), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn leaving_sites_out_needs_the_studies_that_do() {
+    let folder = tempfile::tempdir().unwrap();
+    coordinator(folder.path(), &["init", "--consortium", "thorax", "--listen", "127.0.0.1:0"]);
+    let told =
+        coordinator(folder.path(), &["study", "cross-site", "table", "lungs", "--sites", "north,south"]);
+    assert_eq!((told.status.code(), text(&told.stdout)), (Some(1), ""));
+    let words = "error: no study is called `lungs-without-north`";
+    assert!(text(&told.stderr).starts_with(words), "{}", text(&told.stderr));
+}

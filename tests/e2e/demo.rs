@@ -144,6 +144,22 @@ fn a_small_demo_succeeds_and_its_report_shows_scores_coverage_traffic_and_pictur
     assert_pictures(&report, &page, &keep);
 }
 
+#[test]
+fn a_demo_told_of_classes_in_words_says_so_in_its_report() {
+    let coarse = Coarse::make();
+    let mut demo = coarse.demo();
+    demo.args(["--rounds", "1", "--steps", "1", "--embedding", "minilm"]);
+    let mut demo = Process::start("demo", demo);
+    demo.until_says("report: ");
+    let (code, said) = demo.end();
+    assert_eq!(code, Some(0), "{said:#?}");
+
+    let report = fs::read(coarse.path("demo/report/report.json")).expect("written");
+    let report: ReportData = serde_json::from_slice(&report).expect("a report");
+    assert_eq!(report.study.embedding, "imported:minilm-l6-v2");
+    assert_eq!(report.final_scores().len(), 1, "the model of 384 numbers a class was scored");
+}
+
 const TRAINERS: [&str; 3] = ["hospital-a", "hospital-b", "hospital-c"];
 
 /// The last model is scored, on all five held-out scans.

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use common::ids::{ClassId, Role};
 use common::report::ClassReport;
-use common::taxonomy::{ClassKind, Taxonomy};
+use common::taxonomy::Taxonomy;
 use serde::Serialize;
 
 use super::Programs;
-use super::consortium::{Consortium, Member};
+use super::arm::{Arm, Scores, final_dice, is_organ, told};
+use super::consortium::{Member, pool};
 use super::process::Program;
 use super::study::Settings;
 use crate::cli::line;
@@ -22,21 +23,6 @@ const BACKGROUND: &str = "federated-background";
 const POOLED_STEPS: &str = "pooled-same-steps";
 const POOLED_SAMPLES: &str = "pooled-same-samples";
 const LOCATION: &str = "location-only";
-
-/// One arm that trains.
-struct Arm {
-    name: String,
-    members: Vec<Member>,
-    settings: Settings,
-}
-
-/// What an arm scored on the held-out scans: mean Dice.
-#[derive(Clone, Debug, Default, Serialize)]
-struct Scores {
-    organs: f64,
-    lesions: f64,
-    classes: BTreeMap<ClassId, f64>,
-}
 
 /// The difference of two arms' organs, and what it is to be.
 #[derive(Debug, Serialize)]
@@ -56,19 +42,15 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     let taxonomy = Taxonomy::standard();
     let (mut scores, mut own) = (BTreeMap::new(), BTreeMap::new());
-    for Arm { name, members, settings } in arms(members, settings) {
-        line(&format!("\n{name}: {} rounds of {} steps", settings.rounds, settings.steps));
-        let folder = folder.join(&name);
-        files::create_private_dir(&folder)?;
-        let consortium = Consortium { programs, folder: &folder, members: &members, settings: &settings };
-        let data = consortium.run(false).await?;
-        let of_arm = told(&name, Scores::of(final_dice(&data), &taxonomy));
-        if name == FEDERATED {
+    for arm in arms(members, settings) {
+        let data = arm.run(programs, folder).await?;
+        let of_arm = told(&arm.name, Scores::of(final_dice(&data), &taxonomy));
+        if arm.name == FEDERATED {
             own = own_classes(&data);
-            let location = location_only(programs, &folder, &members).await?;
+            let location = location_only(programs, &folder.join(FEDERATED), &arm.members).await?;
             scores.insert(LOCATION.to_owned(), told(LOCATION, Scores::of(location, &taxonomy)));
         }
-        scores.insert(name, of_arm);
+        scores.insert(arm.name, of_arm);
     }
     let comparisons = compare(&scores, &own, &taxonomy);
     line("");
@@ -83,12 +65,6 @@ pub(super) async fn run(
     Ok(())
 }
 
-fn told(name: &str, scores: Scores) -> Scores {
-    let Scores { organs, lesions, .. } = scores;
-    line(&format!("{name}: held-out Dice {organs:.3} over organs, {lesions:.3} over lesions"));
-    scores
-}
-
 fn arms(members: &[Member], settings: &Settings) -> Vec<Arm> {
     // Curves are the demo's; here only the last model counts.
     let settings = Settings { evaluate_every: 0, ..settings.clone() };
@@ -97,11 +73,7 @@ fn arms(members: &[Member], settings: &Settings) -> Vec<Arm> {
     let with = |trainers: Vec<Member>| trainers.into_iter().chain(evaluators.clone()).collect::<Vec<_>>();
     let arm = |name: &str, members, settings| Arm { name: name.to_owned(), members, settings };
     let pooled = || with(pool(&trainers));
-    // In samples a pooled site must do the work of all.
-    let all_samples = Settings {
-        steps: settings.steps.saturating_mul(u32::try_from(trainers.len()).unwrap_or(u32::MAX)),
-        ..settings.clone()
-    };
+    let all_samples = settings.with_the_work_of(trainers.len());
     let background = Settings { unlabelled: "background", ..settings.clone() };
     let mut arms = vec![
         arm(FEDERATED, with(trainers.clone()), settings.clone()),
@@ -117,13 +89,6 @@ fn arms(members: &[Member], settings: &Settings) -> Vec<Arm> {
 
 fn alone(site: &str) -> String {
     format!("alone-{site}")
-}
-
-/// One site with the data of all: what the law forbids, to compare with.
-fn pool(trainers: &[Member]) -> Vec<Member> {
-    let Some(first) = trainers.first() else { return Vec::new() };
-    let datasets = trainers.iter().flat_map(|trainer| trainer.datasets.clone()).collect();
-    vec![Member { datasets, ..first.clone() }]
 }
 
 /// Scores the mean training masks of all trainers of the federation in `folder` on its held-out scans.
@@ -144,11 +109,6 @@ async fn location_only(
     Ok(classes.into_iter().filter_map(|class| Some((class.class, class.present?.mean_dice))).collect())
 }
 
-fn final_dice(data: &ReportData) -> impl Iterator<Item = (ClassId, f64)> {
-    let scores = data.final_scores().into_iter().flat_map(|scores| &scores.classes);
-    scores.filter_map(|score| Some((score.class, score.mean_dice?)))
-}
-
 /// The classes that each trainer annotates.
 fn own_classes(data: &ReportData) -> BTreeMap<String, BTreeSet<ClassId>> {
     let mut own: BTreeMap<String, BTreeSet<ClassId>> = BTreeMap::new();
@@ -156,27 +116,6 @@ fn own_classes(data: &ReportData) -> BTreeMap<String, BTreeSet<ClassId>> {
         own.entry(cell.site.to_string()).or_default().insert(cell.class);
     }
     own
-}
-
-impl Scores {
-    fn of(dice: impl IntoIterator<Item = (ClassId, f64)>, taxonomy: &Taxonomy) -> Self {
-        let classes: BTreeMap<ClassId, f64> = dice.into_iter().collect();
-        let mut scores = Self { classes, ..Self::default() };
-        (scores.organs, scores.lesions) =
-            (scores.mean(|class| is_organ(class, taxonomy)), scores.mean(|class| !is_organ(class, taxonomy)));
-        scores
-    }
-
-    /// Mean over the scored classes that are wanted; not a number when there is none.
-    fn mean(&self, wanted: impl Fn(ClassId) -> bool) -> f64 {
-        let values: Vec<f64> =
-            self.classes.iter().filter(|(class, _)| wanted(**class)).map(|c| *c.1).collect();
-        values.iter().sum::<f64>() / values.len() as f64
-    }
-}
-
-fn is_organ(class: ClassId, taxonomy: &Taxonomy) -> bool {
-    taxonomy.class(class).is_some_and(|class| class.kind == ClassKind::Organ)
 }
 
 fn compare(

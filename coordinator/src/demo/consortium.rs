@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::Programs;
 use super::process::{Process, Program};
-use super::study::{POLICY, Settings};
+use super::study::{EMBEDDING_SCALE, Embedding, MINILM, POLICY, Settings};
 use super::watch::{Wanted, Watch};
 use crate::cli::line;
 use crate::config::Config;
@@ -36,6 +36,13 @@ pub(super) struct Dataset {
     label_map: Option<String>,
     /// Classes that are annotated, of those that the map knows.
     annotated: Option<Vec<String>>,
+}
+
+/// One site with the data of all: what the law forbids, to compare with.
+pub(super) fn pool(trainers: &[Member]) -> Vec<Member> {
+    let Some(first) = trainers.first() else { return Vec::new() };
+    let datasets = trainers.iter().flat_map(|trainer| trainer.datasets.clone()).collect();
+    vec![Member { datasets, ..first.clone() }]
 }
 
 /// Everything that one run needs.
@@ -138,8 +145,7 @@ impl Consortium<'_> {
         fs::write(&file, self.settings.to_toml(trainers))?;
         fs::write(&model_config, self.settings.network.to_toml())?;
         let seed = self.settings.seed.to_string();
-        let embed = self.agent("embed").args(["embed", "few-hot", "--scale", "4", "--out"]);
-        embed.args([embeddings.as_os_str()]).finish().await?;
+        self.make_embeddings(&embeddings).await?;
         let init = self.agent("model-init").args(["model", "init", "--seed", &seed, "--config"]);
         let init = init.args([model_config.as_os_str(), "--embeddings".as_ref(), embeddings.as_os_str()]);
         init.args(["--out".as_ref(), model.as_os_str()]).finish().await?;
@@ -147,6 +153,23 @@ impl Consortium<'_> {
             Reply::Added { study } => Ok(study),
             other => bail!("the study was not added: {other:?}"),
         }
+    }
+
+    /// Rows about as long as each other, whatever they mean: only what classes know of each other is to differ.
+    async fn make_embeddings(&self, out: &Path) -> anyhow::Result<()> {
+        let embed = self.agent("embed").args(["embed"]);
+        let embed = match self.settings.embedding {
+            Embedding::OneHot => embed.args(["one-hot"]),
+            Embedding::FewHot => embed.args(["few-hot"]),
+            Embedding::Minilm => {
+                let table = self.folder.join("minilm-l6-v2.safetensors");
+                fs::write(&table, MINILM)?;
+                embed.args(["import".as_ref(), table.as_os_str()])
+            }
+        };
+        let embed =
+            embed.args(["--scale".as_ref(), EMBEDDING_SCALE.as_ref(), "--out".as_ref(), out.as_os_str()]);
+        embed.finish().await
     }
 
     fn start_agents(&self) -> anyhow::Result<Vec<Process>> {
@@ -211,21 +234,27 @@ pub(super) async fn phantom_members(
         ("held-out", "site-d", Role::Evaluator, held_out),
     ];
     for (site, hospital, role, cases) in hospitals {
-        let out = folder.join(site);
-        let program = Program::new(&programs.site_agent, &format!("phantom-{site}"), folder);
-        let program = program.args([
-            "phantom",
-            "--hospital",
-            hospital,
-            "--cases",
-            &cases.to_string(),
-            "--seed",
-            &seed.to_string(),
-        ]);
-        program.args(["--out".as_ref(), out.as_os_str()]).finish().await?;
-        members.push(Member { site: site.parse()?, role, datasets: datasets_in(&out)? });
+        let datasets = make_phantoms(programs, folder, site, hospital, cases, seed).await?;
+        members.push(Member { site: site.parse()?, role, datasets });
     }
     Ok(members)
+}
+
+/// So many phantoms of `hospital` in `folder/name`.
+pub(super) async fn make_phantoms(
+    programs: &Programs,
+    folder: &Path,
+    name: &str,
+    hospital: &str,
+    cases: u32,
+    seed: u64,
+) -> anyhow::Result<Vec<Dataset>> {
+    let out = folder.join(name);
+    let (cases, seed) = (cases.to_string(), seed.to_string());
+    let program = Program::new(&programs.site_agent, &format!("phantom-{name}"), folder);
+    let program = program.args(["phantom", "--hospital", hospital, "--cases", &cases, "--seed", &seed]);
+    program.args(["--out".as_ref(), out.as_os_str()]).finish().await?;
+    datasets_in(&out)
 }
 
 /// The data sets of a folder: those of its subfolders that say with `dataset.toml` what they are.

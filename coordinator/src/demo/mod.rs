@@ -2,10 +2,14 @@
 //!
 //! Nothing here is special to a demo but the data: certificates, invites, enrolment, policies, study and report are
 //! made by the same commands that a hospital uses. [`process`] sees that no process outlives the demo, `consortium`
-//! sets one up, `study` says what is trained, `ablation` repeats it with one thing changed at a time.
+//! sets one up, `study` says what is trained. `ablation`, `encodings` and `cross_site` repeat it, each run an `arm`, to say
+//! what masking and federation are worth, what class embeddings are worth, and how far each site is from the others.
 
 mod ablation;
+mod arm;
 mod consortium;
+mod cross_site;
+mod encodings;
 pub mod process;
 mod study;
 mod watch;
@@ -17,7 +21,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use self::consortium::{Consortium, Member};
-use self::study::{Network, Settings};
+use self::study::{Embedding, Network, Settings};
 use crate::cli::line;
 
 /// What the demo can be told.
@@ -52,12 +56,26 @@ pub struct Options {
     /// The network that is trained. A transformer takes some ten times as long a step: try 20 rounds.
     #[arg(long, value_enum, default_value_t = Network::Unet)]
     backbone: Network,
+    /// What the network is told of a class.
+    #[arg(long, value_enum, default_value_t = Embedding::FewHot)]
+    embedding: Embedding,
     /// Repeat without masking, pooled, and each site alone: what masking and federation are worth. Takes long.
     #[arg(long)]
     ablation: bool,
+    /// Repeat with each class embedding and seed: what the network gains from being told what classes are. Takes long.
+    #[arg(long, conflicts_with_all = ["ablation", "embedding", "seed"])]
+    encodings: bool,
+    /// Seeds of --encodings [default: 1,2,3].
+    #[arg(long, value_name = "SEEDS", value_delimiter = ',', requires = "encodings",
+        value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    seeds: Vec<u64>,
+    /// Leave each of four phantom hospitals out once and score the model there, beside models that are pooled, of that
+    /// hospital alone, and of all four. Takes long.
+    #[arg(long, conflicts_with_all = ["ablation", "encodings", "data"])]
+    cross_site: bool,
 }
 
-/// Runs the demo, or its ablation.
+/// Runs the demo, or an experiment that repeats it.
 ///
 /// # Errors
 /// Whatever went wrong, with the end of the log of the process that failed.
@@ -67,7 +85,13 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     line(&format!("everything is in {}", folder.display()));
     let settings = Settings::of(&options);
     let shown = async {
-        let data = prepare_data(&options, &programs, &folder).await?;
+        if options.cross_site {
+            return cross_site::run(&programs, &folder, options.cases, &settings).await;
+        }
+        if options.encodings {
+            return encodings::run(&programs, &folder, &options).await;
+        }
+        let data = prepare_data(&options, &programs, &folder, options.seed).await?;
         if options.ablation {
             return ablation::run(&programs, &folder, &data, &settings).await;
         }
@@ -112,14 +136,20 @@ fn make_folder(keep: Option<&Path>) -> anyhow::Result<PathBuf> {
     Ok(std::path::absolute(keep)?)
 }
 
-async fn prepare_data(options: &Options, programs: &Programs, folder: &Path) -> anyhow::Result<Vec<Member>> {
+/// The sites with their data; `seed` is that of phantoms.
+async fn prepare_data(
+    options: &Options,
+    programs: &Programs,
+    folder: &Path,
+    seed: u64,
+) -> anyhow::Result<Vec<Member>> {
     match (&options.data, &options.held_out) {
         (Some(data), Some(held_out)) => {
             consortium::real_members(data, held_out, options.held_out_labels.as_deref())
         }
         _ => {
             line("making phantoms of three hospitals and a held-out one");
-            consortium::phantom_members(programs, &folder.join("data"), options.cases, options.seed).await
+            consortium::phantom_members(programs, &folder.join("data"), options.cases, seed).await
         }
     }
 }

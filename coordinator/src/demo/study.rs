@@ -29,6 +29,46 @@ impl Network {
     }
 }
 
+/// Class embeddings that the demo can train with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(super) enum Embedding {
+    /// Classes know nothing of each other.
+    OneHot,
+    /// A tumour's row also has the bit of its organ.
+    FewHot,
+    /// Sentence embeddings of a small public language model.
+    Minilm,
+}
+
+impl Embedding {
+    /// All, from no knowledge to words.
+    pub(super) const ALL: [Self; 3] = [Self::OneHot, Self::FewHot, Self::Minilm];
+
+    /// In a word, as on the command line.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::OneHot => "one-hot",
+            Self::FewHot => "few-hot",
+            Self::Minilm => "minilm",
+        }
+    }
+
+    /// How the study, and with it the report, calls them.
+    pub(super) const fn kind(self) -> &'static str {
+        match self {
+            Self::OneHot => "one-hot",
+            Self::FewHot => "few-hot",
+            Self::Minilm => "imported:minilm-l6-v2",
+        }
+    }
+}
+
+/// The table of [`Embedding::Minilm`]: the demo runs from anywhere.
+pub(super) const MINILM: &[u8] = include_bytes!("../../../configs/embeddings/minilm-l6-v2.safetensors");
+
+/// Value of a set bit, and length of a row of words: larger rows make the controller listen to the class sooner.
+pub(super) const EMBEDDING_SCALE: &str = "4";
+
 /// What may differ between runs.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -37,6 +77,7 @@ pub(super) struct Settings {
     pub(super) rounds: u32,
     pub(super) steps: u32,
     pub(super) network: Network,
+    pub(super) embedding: Embedding,
     /// `masked` or `background`.
     pub(super) unlabelled: &'static str,
     /// Rounds between evaluations; 0: the last alone.
@@ -54,6 +95,7 @@ impl Settings {
             rounds: options.rounds,
             steps: options.steps,
             network: options.backbone,
+            embedding: options.embedding,
             unlabelled: "masked",
             // Four points make a curve, and an evaluation costs as much as a round.
             evaluate_every: options.rounds.div_ceil(4),
@@ -62,10 +104,17 @@ impl Settings {
         }
     }
 
+    /// As these, with the steps of so many sites at once: in samples one site must do the work of all.
+    pub(super) fn with_the_work_of(&self, sites: usize) -> Self {
+        let sites = u32::try_from(sites).unwrap_or(u32::MAX);
+        Self { steps: self.steps.saturating_mul(sites), ..self.clone() }
+    }
+
     /// The study's TOML for `trainers` sites.
     pub(super) fn to_toml(&self, trainers: usize) -> String {
-        let Self { name, seed, rounds, steps, network, unlabelled, evaluate_every, min_count } = self;
-        let (model, side) = (network.to_toml(), network.patch());
+        let Self { name, seed, rounds, steps, network, embedding, unlabelled, evaluate_every, min_count } =
+            self;
+        let (model, side, embedding) = (network.to_toml(), network.patch(), embedding.kind());
         format!(
             r#"name = "{name}"
 seed = {seed}
@@ -74,7 +123,7 @@ rounds = {rounds}
 [model]
 {model}
 [embeddings]
-kind = "few-hot"
+kind = "{embedding}"
 
 [preprocessing]
 spacing_mm = [8.0, 8.0, 8.0]
@@ -137,27 +186,48 @@ progress_every_s = 1
 "#;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use common::study::StudyDraft;
     use common::taxonomy::Taxonomy;
 
     use super::*;
 
+    /// Settings of a run that nobody waits for.
+    pub(in crate::demo) fn settings() -> Settings {
+        Settings {
+            name: "demo".to_owned(),
+            seed: 1,
+            rounds: 4,
+            steps: 2,
+            network: Network::Unet,
+            embedding: Embedding::FewHot,
+            unlabelled: "background",
+            evaluate_every: 1,
+            min_count: 3,
+        }
+    }
+
     #[test]
     fn the_demos_study_is_one() {
         for network in [Network::Unet, Network::SwinUnetr] {
-            let settings = Settings {
-                name: "demo".to_owned(),
-                seed: 1,
-                rounds: 4,
-                steps: 2,
-                network,
-                unlabelled: "background",
-                evaluate_every: 1,
-                min_count: 3,
-            };
-            let draft = StudyDraft::parse("study.toml", &settings.to_toml(3), &Taxonomy::standard()).unwrap();
-            assert_eq!((draft.rounds, draft.quorum.sites), (4, 3));
+            for embedding in Embedding::ALL {
+                let text = Settings { network, embedding, ..settings() }.to_toml(3);
+                let draft = StudyDraft::parse("study.toml", &text, &Taxonomy::standard()).unwrap();
+                assert_eq!((draft.rounds, draft.quorum.sites), (4, 3));
+                assert!(text.contains(embedding.kind()));
+            }
         }
+    }
+
+    #[test]
+    fn the_table_of_words_has_a_row_for_each_class() {
+        let file = safetensors::SafeTensors::deserialize(MINILM).unwrap();
+        let shapes: Vec<_> = file.iter().map(|(_, tensor)| tensor.shape().to_vec()).collect();
+        assert_eq!(shapes, [[Taxonomy::standard().len(), 384]]);
+    }
+
+    #[test]
+    fn a_pooled_site_does_the_work_of_all() {
+        assert_eq!(settings().with_the_work_of(3).steps, 6);
     }
 }

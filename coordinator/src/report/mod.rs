@@ -1,9 +1,11 @@
 //! The generalisation report: one `ReportData`, written as `report.json` and as a page that needs nothing else.
 //!
 //! Only numbers that sites chose to send are in it; there is no picture of a scan and no way to put one in.
-//! `page` says how it looks, `chart` draws; gathering the data from the store is in [`crate::operator`].
+//! `page` says how it looks, `chart` draws, [`cross_site`] sets several side by side; gathering the data from the store is
+//! in [`crate::operator`].
 
 mod chart;
+pub mod cross_site;
 mod page;
 
 use std::io;

@@ -76,6 +76,9 @@ pub(super) struct MakeArgs {
 pub(super) struct ImportArgs {
     /// The table.
     file: PathBuf,
+    /// What its numbers are multiplied by: larger rows make the controller listen to the class sooner.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f32,
     /// Where to; safetensors.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -139,8 +142,17 @@ fn import(args: &ImportArgs, taxonomy: &Taxonomy) -> Result<(), CliError> {
     let table = table_of(&bytes, &args.file)?;
     check_rows(&table, taxonomy)?;
     // What the file says of itself is worth more than where we found it.
-    let note = note(&bytes).unwrap_or_else(|| format!("imported; file sha256 {}", sha256(&bytes)));
-    write(&args.out, &table, &note)
+    let mut note = note(&bytes).unwrap_or_else(|| format!("imported; file sha256 {}", sha256(&bytes)));
+    if args.scale != 1.0 {
+        note.push_str(&format!("; times {}", args.scale));
+    }
+    write(&args.out, &scaled(&table, args.scale)?, &note)
+}
+
+fn scaled(table: &ClassEmbeddings, scale: f32) -> Result<ClassEmbeddings, CliError> {
+    let mut values = table.table().clone();
+    values.values_mut().iter_mut().for_each(|value| *value *= scale);
+    Ok(ClassEmbeddings::new(table.kind(), values)?)
 }
 
 fn show(args: &ShowArgs, taxonomy: &Taxonomy) -> Result<(), CliError> {
@@ -237,9 +249,25 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let [first, second] = ["a", "b"].map(|name| folder.path().join(name));
         run(&EmbedCommand::OneHot(TableArgs { scale: 2.0, out: first.clone() })).unwrap();
-        run(&EmbedCommand::Import(ImportArgs { file: first.clone(), out: second.clone() })).unwrap();
+        run(&EmbedCommand::Import(ImportArgs { file: first.clone(), scale: 1.0, out: second.clone() }))
+            .unwrap();
         assert_eq!(note(&fs::read(&first).unwrap()).as_deref(), Some("one-hot, scale 2"));
         assert_eq!(fs::read(&first).unwrap(), fs::read(&second).unwrap());
+    }
+
+    #[test]
+    fn an_imported_table_can_be_scaled_and_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = ["a", "b"].map(|name| folder.path().join(name));
+        run(&EmbedCommand::OneHot(TableArgs { scale: 1.0, out: first.clone() })).unwrap();
+        let import = |scale| {
+            run(&EmbedCommand::Import(ImportArgs { file: first.clone(), scale, out: second.clone() }))
+        };
+        import(4.0).unwrap();
+        assert_eq!(note(&fs::read(&second).unwrap()).as_deref(), Some("one-hot, scale 1; times 4"));
+        let sum: f32 = read_table(&second).unwrap().table().values().iter().sum();
+        assert_eq!(sum, 4.0 * 32.0);
+        assert!(import(f32::NAN).is_err());
     }
 
     #[test]

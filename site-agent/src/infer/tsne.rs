@@ -48,7 +48,8 @@ pub fn tsne(points: &[Vec<f32>], settings: &TsneSettings) -> Vec<[f64; 2]> {
     for step in 0..settings.steps {
         let early = step < settings.steps / 4;
         let (exaggeration, momentum) = if early { (EXAGGERATION, MOMENTA[0]) } else { (1.0, MOMENTA[1]) };
-        descent.step(&mut places, &gradient(&places, &affinities, exaggeration), momentum);
+        let gradient = gradient(&places, &affinities, exaggeration);
+        descent.step(&mut places, &gradient, momentum);
     }
     places
 }
