@@ -55,7 +55,7 @@ impl Coarse {
 
     fn demo(&self) -> Command {
         let (data, held_out) = (self.path("data"), self.path("held-out/whole-trunk"));
-        let mut demo = command("coordinator", ["demo", "--held-out-labels", "universal"]);
+        let mut demo = command("coordinator", ["demo"]);
         demo.arg("--data").arg(data).arg("--held-out").arg(held_out).arg("--keep").arg(self.path("demo"));
         demo
     }
