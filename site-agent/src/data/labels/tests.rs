@@ -1,3 +1,5 @@
+mod coverage;
+
 use std::collections::BTreeMap;
 
 use nalgebra::Matrix4;
