@@ -11,10 +11,10 @@ use serde::Serialize;
 
 use super::error_report::{CliError, Exit};
 use super::{ConfigArgs, json, limit_threads, line, runtime};
-use crate::client::config::SiteConfig;
+use crate::client::config::{LeftOut, SiteConfig};
 use crate::client::connection::Dial;
 use crate::client::identity::Identity;
-use crate::data::dataset::{Case, read_dataset};
+use crate::data::dataset::{Case, Split, read_dataset};
 use crate::data::prepared::PreparedCase;
 use crate::data::preprocess::Preprocessing;
 use crate::model::device;
@@ -131,6 +131,9 @@ fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) ->
         }
     };
     check_datasets(config, args, findings);
+    if let Some(left_out) = &config.left_out {
+        findings.add("folds", check_folds(config, left_out));
+    }
     if let Some(identity) = identity.filter(|_| !args.offline) {
         findings.add("link", runtime()?.block_on(check_link(config, &identity)));
     }
@@ -183,6 +186,14 @@ fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings
             }
         }
     }
+}
+
+/// Whether the folds fit the scans, and how many of them training leaves out.
+fn check_folds(config: &SiteConfig, LeftOut { fold, .. }: &LeftOut) -> Result<String, CliError> {
+    let hint = "`site-agent split` deals the patients anew; `fold` in site.toml is one of the file's";
+    let cases = config.read_cases(&Taxonomy::standard()).map_err(|error| CliError::new(error).hint(hint))?;
+    let trained = cases.iter().filter(|case| case.split == Split::Training).count();
+    Ok(format!("fold {fold} is left out: {trained} of {} scans are trained on", cases.len()))
 }
 
 fn summary(cases: &[Case], taxonomy: &Taxonomy) -> String {

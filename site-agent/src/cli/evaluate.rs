@@ -9,12 +9,14 @@ use common::report::{CaseOutcome, ClassReport, EvaluationReport, ReportSubject};
 use common::taxonomy::Taxonomy;
 
 use super::chosen_model::ChosenModel;
-use super::error_report::CliError;
+use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
 use super::{ConfigArgs, limit_threads, line};
 use crate::client::config::SiteConfig;
 use crate::client::files;
+use crate::data::DataError;
 use crate::data::dataset::{Case, Split, read_datasets};
+use crate::data::folds::Folds;
 use crate::infer::Segmenter;
 use crate::infer::evaluate::{Evaluation, ScanScores};
 use crate::infer::location::LocationAtlas;
@@ -30,6 +32,12 @@ pub(super) struct EvaluateArgs {
     /// Score the validation scans only; default: all that are not excluded.
     #[arg(long)]
     validation: bool,
+    /// Score the scans of this fold of `site-agent split` only.
+    #[arg(long, value_name = "N", conflicts_with = "validation")]
+    fold: Option<u32>,
+    /// The file that lists the folds; default: the one that the configuration names.
+    #[arg(long, value_name = "FILE", requires = "fold")]
+    folds: Option<PathBuf>,
     /// What happens to the network's masks before they are scored. Reports of a study are of what the network says.
     #[arg(long, value_enum, default_value_t = PostProcess::Off, value_name = "RULES")]
     postprocess: PostProcess,
@@ -47,7 +55,7 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     limit_threads(config.threads)?;
     let document = args.chosen.study(&config)?;
     let study = document.study();
-    let cases = labelled_cases(&config, &study.taxonomy, args.validation)?;
+    let cases = chosen_cases(args, &config, &study.taxonomy)?;
     if let Some(out) = &args.out {
         files::make_private_folder(out)?;
     }
@@ -89,6 +97,28 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+fn chosen_cases(
+    args: &EvaluateArgs,
+    config: &SiteConfig,
+    taxonomy: &Taxonomy,
+) -> Result<Vec<Case>, CliError> {
+    if let Some(fold) = args.fold {
+        let folds = Folds::read(&folds_file(args, config)?)?;
+        let cases = read_datasets(&config.datasets, &config.base, taxonomy)?;
+        return Ok(folds.scans_of(fold, cases).map_err(DataError::from)?);
+    }
+    labelled_cases(config, taxonomy, args.validation)
+}
+
+fn folds_file(args: &EvaluateArgs, config: &SiteConfig) -> Result<PathBuf, CliError> {
+    let configured = config.left_out.as_ref().map(|left_out| &left_out.folds);
+    args.folds.as_ref().or(configured).cloned().ok_or_else(|| {
+        CliError::new(anyhow::anyhow!("`--fold`: no file lists the folds"))
+            .exit(Exit::Config)
+            .hint("name it with --folds, or as `folds` in site.toml; `site-agent split` writes one")
+    })
+}
+
 /// This site's labelled scans without those that are excluded; those of the validation split alone, if that is asked for.
 pub(super) fn labelled_cases(
     config: &SiteConfig,
@@ -100,7 +130,7 @@ pub(super) fn labelled_cases(
         Split::Training => !validation_alone,
         Split::Excluded => false,
     };
-    let mut cases = read_datasets(&config.datasets, &config.base, taxonomy)?;
+    let mut cases = config.read_cases(taxonomy)?;
     cases.retain(|case| wanted(case.split));
     Ok(cases)
 }
@@ -110,7 +140,7 @@ fn learn_locations(sites: &[PathBuf], taxonomy: &Taxonomy) -> Result<LocationAtl
     let mut cases = Vec::new();
     for site in sites {
         let config = SiteConfig::read(site)?;
-        cases.extend(read_datasets(&config.datasets, &config.base, taxonomy)?);
+        cases.extend(config.read_cases(taxonomy)?);
     }
     cases.retain(|case| case.split == Split::Training);
     Ok(LocationAtlas::learn(&cases, taxonomy)?)

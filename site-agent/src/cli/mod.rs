@@ -4,6 +4,7 @@
 //! enroll → check → run            once, whenever something changed, for ever
 //! study show|approve, status      while it runs
 //! evaluate, predict, features     the site's own use of a model
+//! split                           folds of patients for cross-validation
 //! model, embed, phantom, egress   tools
 //! ```
 //! Exit codes are in [`error_report::Exit`].
@@ -26,6 +27,7 @@ mod postprocess;
 mod predict;
 mod run;
 mod scatter;
+mod split;
 mod status;
 mod study;
 
@@ -62,6 +64,8 @@ enum Command {
     Study(study::StudyCommand),
     /// Score a model on this site's own labelled scans; nothing leaves.
     Evaluate(evaluate::EvaluateArgs),
+    /// Deal the patients of all data sets into folds for cross-validation.
+    Split(split::SplitArgs),
     /// Label scans with a model, each on the grid of its own file.
     Predict(predict::PredictArgs),
     /// Draw how a model tells this site's labelled classes apart, as the paper's Figure 6 does; nothing leaves.
@@ -106,6 +110,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Status(args) => status::run(&args),
         Command::Study(command) => study::run(&command),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Split(args) => split::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Features(args) => features::run(&args),
         Command::Phantom(args) => phantom::run(&args),

@@ -5,12 +5,15 @@
 use std::path::{Path, PathBuf};
 
 use common::config::{Diagnostics, Document, Problems};
+use common::taxonomy::Taxonomy;
 use link::quic::Congestion;
 use serde::Deserialize;
 
 use super::address::Address;
 use super::identity::IdentityFolder;
-use crate::data::dataset::DatasetConfig;
+use crate::data::DataError;
+use crate::data::dataset::{Case, DatasetConfig, read_datasets};
+use crate::data::folds::Folds;
 use crate::egress::Policy;
 use crate::model::DeviceKind;
 
@@ -34,6 +37,10 @@ struct RawSite {
     #[serde(default)]
     min_count: Option<u32>,
     #[serde(default)]
+    folds: Option<PathBuf>,
+    #[serde(default)]
+    fold: Option<u32>,
+    #[serde(default)]
     dataset: Vec<DatasetConfig>,
 }
 
@@ -43,6 +50,15 @@ enum RawCongestion {
     #[default]
     Bbr,
     Cubic,
+}
+
+/// The fold of cross-validation that training leaves out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The file that `site-agent split` wrote.
+    pub folds: PathBuf,
+    /// The fold's number.
+    pub fold: u32,
 }
 
 /// A site's configuration, valid by construction.
@@ -69,6 +85,8 @@ pub struct SiteConfig {
     pub congestion: Congestion,
     /// Counts of patients below this are not told.
     pub min_count: u32,
+    /// What training leaves out beside what the data sets say.
+    pub left_out: Option<LeftOut>,
     /// The data sets.
     pub datasets: Vec<DatasetConfig>,
     /// The folder of the file.
@@ -94,8 +112,9 @@ impl SiteConfig {
         problems.in_range("memory_mib", raw.memory_mib.unwrap_or(2048), 1..=1 << 20);
         problems.in_range("min_count", raw.min_count.unwrap_or(5), 1..=1000);
         check_names(&raw.dataset, &mut problems);
-        document.locate(problems)?;
         let base = file.parent().unwrap_or(Path::new("")).to_owned();
+        let left_out = parse_left_out(raw.folds.as_deref(), raw.fold, &base, &mut problems);
+        document.locate(problems)?;
         Ok(Self {
             // A problem was added above if the address is none.
             coordinator: coordinator.map_err(|error| Diagnostics::whole_file(&shown, error.to_string()))?,
@@ -111,6 +130,7 @@ impl SiteConfig {
                 RawCongestion::Cubic => Congestion::Cubic,
             },
             min_count: raw.min_count.unwrap_or(5),
+            left_out,
             datasets: raw.dataset,
             base,
         })
@@ -122,6 +142,18 @@ impl SiteConfig {
     /// A file that cannot be read, or [`Diagnostics`].
     pub fn read(file: &Path) -> anyhow::Result<Self> {
         Ok(Self::parse(file, &super::files::read_text(file)?)?)
+    }
+
+    /// The scans of all data sets, by name; those of the fold that training leaves out are validation scans.
+    ///
+    /// # Errors
+    /// What is wrong with the data sets or the folds.
+    pub fn read_cases(&self, taxonomy: &Taxonomy) -> Result<Vec<Case>, DataError> {
+        let mut cases = read_datasets(&self.datasets, &self.base, taxonomy)?;
+        if let Some(LeftOut { folds, fold }) = &self.left_out {
+            Folds::read(folds)?.leave_out(&mut cases, *fold)?;
+        }
+        Ok(cases)
     }
 
     /// Reads the policy that the configuration names.
@@ -140,6 +172,26 @@ fn parse_device(text: Option<&str>, problems: &mut Problems) -> DeviceKind {
         problems.add_allowed("device", format!("unknown device `{text}`"), "cpu, cuda, cuda:1, …");
         DeviceKind::Cpu
     })
+}
+
+/// A file of folds without a fold, or the other way round, would leave out nothing: nobody means that.
+fn parse_left_out(
+    folds: Option<&Path>,
+    fold: Option<u32>,
+    base: &Path,
+    problems: &mut Problems,
+) -> Option<LeftOut> {
+    match (folds, fold) {
+        (Some(folds), Some(fold)) => return Some(LeftOut { folds: base.join(folds), fold }),
+        (Some(_), None) => {
+            problems.add_allowed("folds", "no fold of the file is left out", "name it: `fold = 0`");
+        }
+        (None, Some(_)) => {
+            problems.add_allowed("fold", "of no file", "name the file of `site-agent split`: `folds = …`");
+        }
+        (None, None) => {}
+    }
+    None
 }
 
 fn check_names(datasets: &[DatasetConfig], problems: &mut Problems) {
@@ -166,6 +218,7 @@ fn check_names(datasets: &[DatasetConfig], problems: &mut Problems) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::dataset::Split;
 
     const EXAMPLE: &str = include_str!("../../../configs/examples/site.toml");
 
@@ -186,5 +239,39 @@ mod tests {
         let unknown =
             SiteConfig::parse(Path::new("site.toml"), "role = \"trainer\"\n").unwrap_err().to_string();
         assert!(unknown.contains("role"), "{unknown}");
+    }
+
+    #[test]
+    fn the_fold_that_is_left_out_is_not_trained_on() {
+        let site = tempfile::tempdir().unwrap();
+        for case in ["a", "b", "c", "d"] {
+            let folder = site.path().join("data").join(case);
+            std::fs::create_dir_all(&folder).unwrap();
+            for file in ["ct.nii", "labels.nii"] {
+                std::fs::write(folder.join(file), "").unwrap();
+            }
+        }
+        let read = |keys: &str| {
+            let text = format!(
+                "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p\"\n{keys}\
+                 [[dataset]]\nname = \"own\"\nfolder = \"data\"\nlabel_map = \"lits\"\n"
+            );
+            SiteConfig::parse(&site.path().join("site.toml"), &text)
+        };
+        let taxonomy = Taxonomy::standard();
+        let cases = read("").unwrap().read_cases(&taxonomy).unwrap();
+        let folds = Folds::deal(&cases, 2, 7).unwrap();
+        std::fs::write(site.path().join("folds.toml"), folds.to_toml()).unwrap();
+
+        let config = read("folds = \"folds.toml\"\nfold = 1\n").unwrap();
+        for case in config.read_cases(&taxonomy).unwrap() {
+            let left_out = folds.fold_of(&case.patient) == Some(1);
+            let expected = if left_out { Split::Validation } else { Split::Training };
+            assert_eq!(case.split, expected, "{}", case.name);
+        }
+        for (half, line) in [("folds = \"folds.toml\"\n", 5), ("fold = 1\n", 5)] {
+            let refused = read(half).unwrap_err();
+            assert_eq!(refused.items()[0].line, Some(line), "{refused}");
+        }
     }
 }

@@ -20,7 +20,7 @@ use super::state::StateFolder;
 use super::work::Work;
 use crate::data::batch::Unlabelled;
 use crate::data::cache::CaseCache;
-use crate::data::dataset::{Case, Split, read_datasets};
+use crate::data::dataset::{Case, Split};
 use crate::data::prepared::{CaseStore, CaseSummary};
 use crate::data::sampler::{Sampler, SamplerSettings};
 use crate::infer::evaluate::Evaluation;
@@ -76,7 +76,7 @@ impl SiteWork {
     }
 
     fn cases(&self, study: &Study, wanted: impl Fn(Split) -> bool) -> anyhow::Result<Vec<Case>> {
-        let mut cases = read_datasets(&self.config.datasets, &self.config.base, &study.taxonomy)?;
+        let mut cases = self.config.read_cases(&study.taxonomy)?;
         cases.retain(|case| wanted(case.split));
         Ok(cases)
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use common::config::Diagnostics;
 use common::label_map::AnnotationError;
 
+use super::folds::FoldError;
 use super::geometry::GeometryMismatch;
 use super::intensity::NotHounsfield;
 use super::labels::LabelError;
@@ -32,6 +33,9 @@ pub enum DataError {
         /// The patient, by the name in the case table.
         patient: String,
     },
+    /// Folds that do not fit the scans.
+    #[error(transparent)]
+    Folds(#[from] FoldError),
     /// A file that is no usable NIfTI.
     #[error(transparent)]
     Nifti(#[from] NiftiError),

@@ -2,7 +2,7 @@
 //!
 //! Axis order everywhere is `[x (R), y (A), z (S)]` in C order (z fastest); NIfTI's Fortran order ends in [`nifti`].
 //! Look at [`volume`] for the types, [`nifti`] for reading, [`preprocess`] for the road to the network's grid; at
-//! [`dataset`] for what a site has, [`labels`] for what its numbers mean, [`prepared`] and [`sampler`] for what is trained on.
+//! [`dataset`] for what a site has, [`folds`] for cross-validation, [`labels`] for what its numbers mean, [`prepared`] and [`sampler`] for what is trained on.
 
 pub mod augment;
 pub mod batch;
@@ -12,6 +12,7 @@ pub mod dataset;
 pub mod error;
 #[cfg(test)]
 mod fixtures;
+pub mod folds;
 pub mod geometry;
 pub mod intensity;
 pub mod labels;
