@@ -27,6 +27,10 @@ pub struct ClassCount {
     pub annotated: u32,
     /// Annotated volumes that contain it; none when fewer than the site's `min_count`.
     pub present: Option<u32>,
+    /// Of `annotated`, volumes that a model labelled, exact. Not written where there are none: such a manifest has the bytes
+    /// that it always had.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pseudo: u32,
 }
 
 /// Size of one data set of a site.
@@ -65,6 +69,8 @@ pub struct CaseLabels<'a> {
     pub annotated: &'a BTreeSet<ClassId>,
     /// Annotated classes with at least one voxel.
     pub present: &'a BTreeSet<ClassId>,
+    /// Whether a model, and no annotator, labelled it.
+    pub pseudo: bool,
 }
 
 impl LabelManifest {
@@ -76,32 +82,32 @@ impl LabelManifest {
         min_count: u32,
     ) -> Self {
         let mut volumes = 0;
-        let mut classes: BTreeMap<ClassId, (u32, u32)> = BTreeMap::new();
+        let mut classes: BTreeMap<ClassId, ClassCount> = BTreeMap::new();
         let mut datasets: BTreeMap<&str, u32> = BTreeMap::new();
         for case in cases {
             volumes += 1;
             *datasets.entry(case.dataset).or_default() += 1;
             for class in case.annotated {
-                let (annotated, present) = classes.entry(*class).or_default();
-                *annotated += 1;
-                *present += u32::from(case.present.contains(class));
+                let none = ClassCount { class: *class, annotated: 0, present: None, pseudo: 0 };
+                let count = classes.entry(*class).or_insert(none);
+                count.annotated += 1;
+                count.pseudo += u32::from(case.pseudo);
+                if case.present.contains(class) {
+                    count.present = Some(count.present.unwrap_or(0) + 1);
+                }
             }
         }
-        let visible = |present: u32| (present >= min_count.max(1)).then_some(present);
-        let classes = classes.into_iter();
+        let visible = |count: ClassCount| ClassCount {
+            present: count.present.filter(|&present| present >= min_count.max(1)),
+            ..count
+        };
         let datasets = datasets.into_iter();
         Self {
             format: FORMAT.to_owned(),
             site,
             taxonomy,
             volumes,
-            classes: classes
-                .map(|(class, (annotated, present))| ClassCount {
-                    class,
-                    annotated,
-                    present: visible(present),
-                })
-                .collect(),
+            classes: classes.into_values().map(visible).collect(),
             datasets: datasets
                 .map(|(name, volumes)| DatasetCount { name: name.to_owned(), volumes })
                 .collect(),
@@ -127,9 +133,10 @@ impl LabelManifest {
         if !self.classes.is_sorted_by(|a, b| a.class < b.class) {
             problems.add("classes", "are not in strictly ascending order");
         }
-        for ClassCount { class, annotated, present } in &self.classes {
+        for ClassCount { class, annotated, present, pseudo } in &self.classes {
             problems.in_range(&format!("classes.{class}.annotated"), *annotated, 1..=self.volumes.max(1));
             problems.in_range(&format!("classes.{class}.present"), present.unwrap_or(0), 0..=*annotated);
+            problems.in_range(&format!("classes.{class}.pseudo"), *pseudo, 0..=*annotated);
         }
         self.check_datasets(&mut problems);
         problems
@@ -154,6 +161,10 @@ impl LabelManifest {
             }
         }
     }
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl SignedDocument for LabelManifest {
@@ -183,7 +194,7 @@ mod tests {
 
     fn manifest(min_count: u32) -> LabelManifest {
         let (liver, both) = (classes(&[6]), classes(&[6, 27]));
-        let case = |dataset, annotated, present| CaseLabels { dataset, annotated, present };
+        let case = |dataset, annotated, present| CaseLabels { dataset, annotated, present, pseudo: false };
         let cases = [case("lits", &both, &both), case("lits", &both, &liver), case("chaos", &liver, &liver)];
         let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
         LabelManifest::count("site-a".parse().unwrap(), taxonomy, cases, min_count)
@@ -204,7 +215,8 @@ mod tests {
     #[test]
     fn a_finding_that_no_patient_has_is_left_out_too() {
         let annotated = classes(&[27]);
-        let case = CaseLabels { dataset: "lits", annotated: &annotated, present: &BTreeSet::new() };
+        let present = BTreeSet::new();
+        let case = CaseLabels { dataset: "lits", annotated: &annotated, present: &present, pseudo: false };
         let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
         let manifest = LabelManifest::count("a".parse().unwrap(), taxonomy, [case], 0);
         assert_eq!(manifest.classes[0].present, None);
@@ -252,5 +264,26 @@ mod tests {
             assert_ne!(changed, text, "{from}");
             assert!(LabelManifest::from_bytes(changed.as_bytes()).is_err(), "{to}");
         }
+    }
+
+    #[test]
+    fn what_a_model_labelled_is_counted_apart_and_named_only_where_there_is_any() {
+        let (liver, both) = (classes(&[6]), classes(&[6, 27]));
+        let real = CaseLabels { dataset: "lits", annotated: &both, present: &both, pseudo: false };
+        let pseudo =
+            CaseLabels { dataset: "pseudo-labels", annotated: &liver, present: &liver, pseudo: true };
+        let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
+        let count =
+            |cases: Vec<CaseLabels<'_>>| LabelManifest::count("a".parse().unwrap(), taxonomy, cases, 1);
+        let mixed = count(vec![real, pseudo, pseudo]);
+        assert_eq!((mixed.annotated(classes(&[6]).pop_first().unwrap()), mixed.classes[0].pseudo), (3, 2));
+        assert_eq!(mixed.classes[1].pseudo, 0);
+
+        let text = String::from_utf8(mixed.to_bytes()).unwrap();
+        assert_eq!(text.matches("\"pseudo\":").count(), 1, "{text}");
+        assert_eq!(LabelManifest::from_bytes(text.as_bytes()).unwrap(), mixed);
+        let more = text.replace("\"pseudo\":2", "\"pseudo\":4");
+        assert!(LabelManifest::from_bytes(more.as_bytes()).is_err(), "more than are annotated");
+        assert!(!String::from_utf8(count(vec![real]).to_bytes()).unwrap().contains("\"pseudo\":"));
     }
 }

@@ -183,6 +183,7 @@ fn trainer(source: Arc<dyn BatchSource>, options: &Options) -> Result<BurnTraine
         warmup_rounds: 0,
         optimizer_state: OptimizerState::Keep,
         unlabelled: sections::Unlabelled::Masked,
+        pseudo_labels: false,
         optimizer: Optimizer {
             kind: OptimizerKind::AdamW,
             base_lr: options.learning_rate,

@@ -101,6 +101,7 @@ fn settings(kind: OptimizerKind, accumulation: u32, prefetch: usize) -> TrainerS
         warmup_rounds: 0,
         optimizer_state: OptimizerState::Keep,
         unlabelled: Unlabelled::Masked,
+        pseudo_labels: false,
         optimizer: Optimizer { kind, base_lr: 0.1, weight_decay: 0.0 },
         loss: Loss::default(),
     };

@@ -15,8 +15,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{Diagnostics, Document};
-use crate::ids::{ClassId, Digest};
+use crate::ids::{ClassId, Digest, ModelHash, StudyDigest};
 use crate::taxonomy::Taxonomy;
 pub use merge::{MergeError, MergeTable, painting_order};
 
@@ -74,11 +76,30 @@ pub struct RawMask {
     pub values: Vec<i32>,
 }
 
+/// Where pseudo-labels come from: a model, and no annotator, drew them. This is also how a file writes it, so that nothing
+/// of it is lost on the way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// The study of the model.
+    pub study: StudyDigest,
+    /// The model.
+    pub model: ModelHash,
+    /// A voxel belongs to a class whose probability is above this.
+    pub threshold: f64,
+    /// A class with less in a scan is not annotated there, millilitres.
+    pub min_volume_ml: f64,
+    /// Whether the reference's rules cleaned the masks.
+    pub postprocessed: bool,
+    /// When, RFC 3339.
+    pub made_at: String,
+}
+
 /// A data set's label map, checked against the taxonomy.
 ///
 /// Order of operations (specification §3.3): `values`, `folds`, `splits`, then one mask per annotated class (voxels of
 /// that class), then `raw_masks` overwrite theirs. `exclusions` ask for nothing: they state that no fold was intended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LabelMap {
     /// The data set's name, as shown.
     pub name: String,
@@ -103,6 +124,8 @@ pub struct LabelMap {
     pub crop_ratios: Vec<u32>,
     /// Values of classes in one label file, in painting order; empty where turning `values` round gives them.
     pub merge: Vec<(ClassId, i32)>,
+    /// The model that made the labels, where no annotator did.
+    pub provenance: Option<Provenance>,
 }
 
 impl LabelMap {
@@ -151,6 +174,7 @@ impl LabelMap {
             exclusions: _,
             crop_ratios: _,
             merge: _,
+            provenance: _,
         } = self;
         Digest::of(
             format!("consilium label map 1 {values:?} {annotated:?} {folds:?} {splits:?} {raw_masks:?}")

@@ -40,6 +40,7 @@ pub(super) fn from_names(name: &str, names: &BTreeMap<i32, String>, taxonomy: &T
         exclusions: Vec::new(),
         crop_ratios: Vec::new(),
         merge: Vec::new(),
+        provenance: None,
     }
 }
 

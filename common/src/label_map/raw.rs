@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Annotated, Exclusion, Fold, LabelMap, Purpose, RawMask, Target};
+use super::{Annotated, Exclusion, Fold, LabelMap, Provenance, Purpose, RawMask, Target};
 use crate::config::Problems;
 use crate::ids::ClassId;
 use crate::taxonomy::{ClassKind, Taxonomy};
@@ -35,6 +35,8 @@ pub(super) struct RawLabelMap {
     split: Vec<RawSplit>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     mask: Vec<RawRawMask>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    provenance: Option<Provenance>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -136,7 +138,9 @@ pub(super) fn check(raw: RawLabelMap, taxonomy: &Taxonomy) -> (LabelMap, Problem
         exclusions,
         crop_ratios: raw.crop_ratios,
         merge,
+        provenance: raw.provenance,
     };
+    check_provenance(map.provenance.as_ref(), &mut names.problems);
     check_crop_ratios(&map, &mut names);
     check_together(&map, &mut names);
     (map, names.problems)
@@ -247,6 +251,12 @@ fn check_merge(raw: &[(String, i32)], names: &mut Names<'_>) -> Vec<(ClassId, i3
     merge
 }
 
+fn check_provenance(provenance: Option<&Provenance>, problems: &mut Problems) {
+    let Some(provenance) = provenance else { return };
+    problems.in_range("provenance.threshold", provenance.threshold, 0.0..=1.0);
+    problems.in_range("provenance.min_volume_ml", provenance.min_volume_ml, 0.0..=1e6);
+}
+
 fn check_crop_ratios(map: &LabelMap, names: &mut Names<'_>) {
     for (value, _) in (0i32..).zip(&map.crop_ratios).filter(|(value, _)| !map.values.contains_key(value)) {
         names.problems.add("crop_ratios", format!("{value} is not listed under `values`"));
@@ -341,6 +351,7 @@ pub(super) fn print(map: &LabelMap, taxonomy: &Taxonomy) -> String {
             .iter()
             .map(|mask| RawRawMask { class: name(&mask.class), values: mask.values.clone() })
             .collect(),
+        provenance: map.provenance.clone(),
     };
     // Invariant: strings, integers and lists of tables always have a TOML form.
     toml::to_string(&raw).expect("a label map has a TOML form")

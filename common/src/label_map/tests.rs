@@ -1,4 +1,5 @@
 use super::*;
+use crate::ids::ArtifactHash;
 
 fn class(id: u8) -> ClassId {
     ClassId::new(id).unwrap()
@@ -241,4 +242,26 @@ merge = [["liver", 0], ["liver", 256], ["heart", 1]]
     {
         assert!(refused.contains(mistake), "{mistake}: {refused}");
     }
+}
+
+#[test]
+fn the_provenance_of_pseudo_labels_survives_the_way_to_a_file_and_back() {
+    let taxonomy = Taxonomy::standard();
+    let provenance = Provenance {
+        study: StudyDigest(Digest::of(b"study")),
+        model: ArtifactHash(Digest::of(b"model")),
+        threshold: 0.7,
+        min_volume_ml: 0.5,
+        postprocessed: true,
+        made_at: "2027-01-02T03:04:05Z".to_owned(),
+    };
+    let map = LabelMap { provenance: Some(provenance), ..LabelMap::standard("lits").unwrap() };
+    let text = map.to_toml(&taxonomy);
+    assert_eq!(LabelMap::parse("dataset.toml", &text, &taxonomy).unwrap(), map);
+
+    let wrong = text.replace("threshold = 0.7", "threshold = 1.7");
+    let refused = LabelMap::parse("dataset.toml", &wrong, &taxonomy).unwrap_err().to_string();
+    assert!(refused.contains("provenance.threshold"), "{refused}");
+    let unnamed = text.replace("made_at", "made");
+    assert!(LabelMap::parse("dataset.toml", &unnamed, &taxonomy).is_err());
 }

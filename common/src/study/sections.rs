@@ -202,6 +202,10 @@ pub struct Training {
     /// What unannotated classes mean.
     #[serde(default)]
     pub unlabelled: Unlabelled,
+    /// Whether sites may train on data sets that a model labelled. Not written where they may not: such a study keeps the
+    /// digest that it always had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pseudo_labels: bool,
     /// The optimiser.
     pub optimizer: Optimizer,
     /// The loss.

@@ -46,14 +46,14 @@ fn every_mistake_is_reported_at_once() {
       allowed: a multiple of 8 from 16 to 512
     error: study.toml:37: `training.warmup_rounds`: 5 is out of range
       allowed: 0 to 0
-    error: study.toml:44: `training.optimizer.weight_decay`: belongs to `adamw`; `sgd` has none
-    error: study.toml:60: `quorum.accept_s`: 8000 is out of range
+    error: study.toml:45: `training.optimizer.weight_decay`: belongs to `adamw`; `sgd` has none
+    error: study.toml:61: `quorum.accept_s`: 8000 is out of range
       allowed: 1 to 7200
-    error: study.toml:63: `evaluation.every_rounds`: 5 is out of range
+    error: study.toml:64: `evaluation.every_rounds`: 5 is out of range
       allowed: 0 to 0
-    error: study.toml:71: `evaluation.nsd_tolerance_mm.classes[2].mm`: -4 is out of range
+    error: study.toml:72: `evaluation.nsd_tolerance_mm.classes[2].mm`: -4 is out of range
       allowed: 0 to 100
-    error: study.toml:71: `evaluation.nsd_tolerance_mm.classes[2].class`: the taxonomy has no class 77
+    error: study.toml:72: `evaluation.nsd_tolerance_mm.classes[2].class`: the taxonomy has no class 77
     "#);
 }
 
@@ -67,7 +67,7 @@ fn unknown_keys_and_wrong_words_are_reported_at_once() {
     insta::assert_snapshot!(refused, @r#"
     study.toml:9: `model.backbone`: unknown variant `vnet`, expected `unet` or `swin_unetr`
     error: study.toml:14: `embeddings.kind`: embedding kind `imported:`: expected `one-hot`, `few-hot` or `imported:NAME`
-    error: study.toml:53: `aggregation.weight`: unknown field `weight`, expected one of `strategy`, `server_lr`, `weights`, `max_site_weight`, `max_update_norm`
+    error: study.toml:54: `aggregation.weight`: unknown field `weight`, expected one of `strategy`, `server_lr`, `weights`, `max_site_weight`, `max_update_norm`
     "#);
 }
 
@@ -120,6 +120,16 @@ fn a_document_with_an_unknown_setting_is_refused() {
     let text = String::from_utf8(example_study().bytes().to_vec()).unwrap();
     let longer = text.replacen("\"seed\"", "\"remote_code\": \"x\", \"seed\"", 1);
     assert!(StudyDocument::parse(longer.into_bytes()).is_err());
+}
+
+#[test]
+fn a_study_names_pseudo_labels_only_where_it_allows_them() {
+    let text = |document: &StudyDocument| String::from_utf8(document.bytes().to_vec()).unwrap();
+    assert!(!text(&example_study()).contains("pseudo_labels"), "its bytes are those of older studies");
+    let allowed = example_study_with(|draft| draft.training.pseudo_labels = true);
+    assert!(text(&allowed).contains("\"pseudo_labels\": true"));
+    assert_eq!(StudyDocument::parse(allowed.bytes().to_vec()).unwrap(), allowed);
+    assert_ne!(allowed.digest(), example_study().digest());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
+use common::ids::ModelHash;
 use common::study::StudyDocument;
 
 use super::error_report::CliError;
@@ -12,6 +13,7 @@ use crate::client::config::SiteConfig;
 use crate::client::state::StateFolder;
 use crate::infer::network::StudyNetwork;
 use crate::model::NamedTensors;
+use crate::train::tensors::to_artifact;
 use crate::train::trainer::Cancel;
 
 /// Study and model, for commands that use one outside of the federation's rounds.
@@ -35,15 +37,24 @@ impl ChosenModel {
         config: &SiteConfig,
         document: &StudyDocument,
     ) -> Result<StudyNetwork, CliError> {
+        Ok(self.identified(config, document)?.0)
+    }
+
+    /// The same, and the model's hash: that of its tensors, wherever they were read from.
+    pub(super) fn identified(
+        &self,
+        config: &SiteConfig,
+        document: &StudyDocument,
+    ) -> Result<(StudyNetwork, ModelHash), CliError> {
         let state = StateFolder::open(&config.state)?;
         let embeddings = self.embeddings(&state, document)?;
         let build = |weights: &NamedTensors| {
             StudyNetwork::build(document.study(), weights, &embeddings, config.device, Cancel::default())
         };
         if let Some(path) = &self.model {
-            let network =
-                build(&model::read(path)?).with_context(|| format!("{} and this study", path.display()))?;
-            return Ok(network);
+            let weights = model::read(path)?;
+            let network = build(&weights).with_context(|| format!("{} and this study", path.display()))?;
+            return Ok((network, to_artifact(&weights)?.0.hash()));
         }
         // Any other artifact, such as the embeddings or a model of another study, has other tensors.
         let here = state.artifacts()?.newest_first()?.into_iter();
@@ -57,7 +68,7 @@ impl ChosenModel {
             .hint("name one with --model, or let `site-agent run` take part in a round first")
         })?;
         tracing::info!("using the newest model that was fetched, {hash}");
-        Ok(network)
+        Ok((network, hash))
     }
 
     /// The chosen study.

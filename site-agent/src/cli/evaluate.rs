@@ -97,6 +97,7 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// What was labelled by a model is never scored.
 fn chosen_cases(
     args: &EvaluateArgs,
     config: &SiteConfig,
@@ -104,7 +105,8 @@ fn chosen_cases(
 ) -> Result<Vec<Case>, CliError> {
     if let Some(fold) = args.fold {
         let folds = Folds::read(&folds_file(args, config)?)?;
-        let cases = read_datasets(&config.datasets, &config.base, taxonomy)?;
+        let mut cases = read_datasets(&config.datasets, &config.base, taxonomy)?;
+        cases.retain(|case| !case.pseudo);
         return Ok(folds.scans_of(fold, cases).map_err(DataError::from)?);
     }
     labelled_cases(config, taxonomy, args.validation)
@@ -120,6 +122,7 @@ fn folds_file(args: &EvaluateArgs, config: &SiteConfig) -> Result<PathBuf, CliEr
 }
 
 /// This site's labelled scans without those that are excluded; those of the validation split alone, if that is asked for.
+/// What was labelled by a model is not among them.
 pub(super) fn labelled_cases(
     config: &SiteConfig,
     taxonomy: &Taxonomy,
@@ -131,7 +134,7 @@ pub(super) fn labelled_cases(
         Split::Excluded => false,
     };
     let mut cases = config.read_cases(taxonomy)?;
-    cases.retain(|case| wanted(case.split));
+    cases.retain(|case| wanted(case.split) && !case.pseudo);
     Ok(cases)
 }
 
@@ -142,7 +145,7 @@ fn learn_locations(sites: &[PathBuf], taxonomy: &Taxonomy) -> Result<LocationAtl
         let config = SiteConfig::read(site)?;
         cases.extend(config.read_cases(taxonomy)?);
     }
-    cases.retain(|case| case.split == Split::Training);
+    cases.retain(|case| case.split == Split::Training && !case.pseudo);
     Ok(LocationAtlas::learn(&cases, taxonomy)?)
 }
 

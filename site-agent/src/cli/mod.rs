@@ -4,6 +4,7 @@
 //! enroll → check → run            once, whenever something changed, for ever
 //! study show|approve, status      while it runs
 //! evaluate, predict, features     the site's own use of a model
+//! pseudo-label                    a model's labels for what nobody annotated
 //! split                           folds of patients for cross-validation
 //! model, embed, phantom, egress   tools
 //! ```
@@ -25,6 +26,7 @@ mod phantom;
 mod picture;
 mod postprocess;
 mod predict;
+mod pseudo_label;
 mod run;
 mod scatter;
 mod split;
@@ -70,6 +72,8 @@ enum Command {
     Predict(predict::PredictArgs),
     /// Draw how a model tells this site's labelled classes apart, as the paper's Figure 6 does; nothing leaves.
     Features(features::FeaturesArgs),
+    /// Label this site's own training scans with a model where nobody annotated them, as a data set of its own.
+    PseudoLabel(pseudo_label::PseudoLabelArgs),
     /// Make CT-like phantoms with known labels.
     Phantom(phantom::PhantomArgs),
     /// Make, look at, import and export model files.
@@ -113,6 +117,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Split(args) => split::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Features(args) => features::run(&args),
+        Command::PseudoLabel(args) => pseudo_label::run(&args),
         Command::Phantom(args) => phantom::run(&args),
         Command::Model(command) => model::run(&command),
         Command::Embed(command) => embed::run(&command),

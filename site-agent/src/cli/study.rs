@@ -111,10 +111,12 @@ fn describe(document: &StudyDocument) -> Vec<String> {
         1 => "after every round".to_owned(),
         n => format!("after every {n} rounds"),
     };
+    let labels = if training.pseudo_labels { "of annotators, and of models" } else { "of annotators alone" };
     vec![
         format!("study      {name}"),
         format!("digest     {}", document.digest()),
         format!("trains     {rounds} rounds of {} steps; {classes} classes", training.steps_per_round),
+        format!("labels     {labels}"),
         format!("network    {}, width {}; scans at {x} x {y} x {z} mm", model.backbone.words(), model.width),
         format!("averages   at least {} sites; norm of an update: {bound}", quorum.sites),
         format!("evaluates  {evaluates}; numbers below {} patients stay here", evaluation.min_count),

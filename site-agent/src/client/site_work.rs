@@ -20,7 +20,7 @@ use super::state::StateFolder;
 use super::work::Work;
 use crate::data::batch::Unlabelled;
 use crate::data::cache::CaseCache;
-use crate::data::dataset::{Case, Split};
+use crate::data::dataset::{Case, Split, refuse_pseudo_labels};
 use crate::data::prepared::{CaseStore, CaseSummary};
 use crate::data::sampler::{Sampler, SamplerSettings};
 use crate::infer::evaluate::Evaluation;
@@ -63,7 +63,10 @@ impl SiteWork {
 
     fn prepared(&mut self, study: &StudyDocument) -> anyhow::Result<&Prepared> {
         if self.prepared.as_ref().is_none_or(|prepared| prepared.study != study.digest()) {
-            let cases = self.cases(study.study(), |split| split == Split::Training)?;
+            let cases = self.cases(study.study(), |case| case.split == Split::Training)?;
+            if !study.study().training.pseudo_labels {
+                refuse_pseudo_labels(&cases)?;
+            }
             tracing::info!(scans = cases.len(), "preparing the training scans");
             let taxonomy = Arc::new(study.study().taxonomy.clone());
             let settings = InferenceSettings::of(study.study()).preprocessing;
@@ -75,9 +78,9 @@ impl SiteWork {
         self.prepared.as_ref().context("the scans were just prepared")
     }
 
-    fn cases(&self, study: &Study, wanted: impl Fn(Split) -> bool) -> anyhow::Result<Vec<Case>> {
+    fn cases(&self, study: &Study, wanted: impl Fn(&Case) -> bool) -> anyhow::Result<Vec<Case>> {
         let mut cases = self.config.read_cases(&study.taxonomy)?;
-        cases.retain(|case| wanted(case.split));
+        cases.retain(wanted);
         Ok(cases)
     }
 
@@ -159,6 +162,7 @@ impl Work for SiteWork {
             dataset: &case.dataset,
             annotated: &case.annotated,
             present: &case.present,
+            pseudo: case.pseudo,
         });
         Ok(LabelManifest::count(site, study.study().taxonomy.digest(), cases, min_count))
     }
@@ -199,7 +203,8 @@ impl Work for SiteWork {
         let weights = self.artifacts.load(model)?;
         let embeddings = self.artifacts.load(study.embeddings.artifact)?;
         let network = StudyNetwork::build(study, &weights, &embeddings, self.config.device, cancel.clone())?;
-        let cases = self.cases(study, |split| split != Split::Excluded)?;
+        // What a model said is no truth to score another by.
+        let cases = self.cases(study, |case| case.split != Split::Excluded && !case.pseudo)?;
         let overlays = self.state.overlays(document.digest(), round.0);
         files::make_private_folder(&overlays)?;
         let settings = InferenceSettings::of(study);

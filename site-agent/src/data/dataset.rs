@@ -28,7 +28,8 @@ use super::DataError;
 
 /// Label map and case table of a data set that brings its own.
 pub const LABEL_MAP_FILE: &str = "dataset.toml";
-const CASES_FILE: &str = "cases.toml";
+/// What is known of single cases.
+pub const CASES_FILE: &str = "cases.toml";
 /// Names of the values of one case, beside its label file.
 pub const NAMES_FILE: &str = "labels.json";
 
@@ -104,6 +105,8 @@ pub struct Case {
     pub split: Split,
     /// Whether it is CT on the site's word.
     pub assume_hounsfield: bool,
+    /// Whether a model, and no annotator, labelled it: never scored, and trained on only where a study says so.
+    pub pseudo: bool,
 }
 
 /// All cases of all data sets of a site, ordered by name.
@@ -124,6 +127,17 @@ pub fn read_datasets(
     Ok(cases)
 }
 
+/// Refuses labels that a model made, for studies that do not allow them.
+///
+/// # Errors
+/// [`DataError::PseudoLabels`] names the first data set that has any.
+pub fn refuse_pseudo_labels(cases: &[Case]) -> Result<(), DataError> {
+    match cases.iter().find(|case| case.pseudo) {
+        Some(case) => Err(DataError::PseudoLabels { dataset: case.dataset.clone() }),
+        None => Ok(()),
+    }
+}
+
 /// The cases of one data set; `base` is the folder that its paths start from.
 ///
 /// # Errors
@@ -138,6 +152,8 @@ pub fn read_dataset(
         Some(NAMES_FILE) => None,
         _ => Some(Arc::new(read_label_map(config, base, &folder, taxonomy)?)),
     };
+    let said = shared_map.as_ref().is_some_and(|map| map.provenance.is_some());
+    let pseudo = said || says_provenance(&folder)?;
     let files = find_files(&folder)?;
     let table_file = folder.join(CASES_FILE);
     let text = if table_file.exists() { read_text(&table_file)? } else { String::new() };
@@ -174,6 +190,7 @@ pub fn read_dataset(
             patient,
             split,
             assume_hounsfield: raw.hounsfield == Some(Hounsfield::Assume),
+            pseudo,
         });
     }
     document.locate(problems)?;
@@ -200,6 +217,17 @@ fn read_label_map(
         }
     };
     Ok(LabelMap::parse(&file.display().to_string(), &read_text(&file)?, taxonomy)?)
+}
+
+/// Whether the folder's own label map says that a model made the labels: it counts whichever map `site.toml` names, and
+/// even if nothing else in it can be read.
+fn says_provenance(folder: &Path) -> Result<bool, DataError> {
+    let file = folder.join(LABEL_MAP_FILE);
+    if !file.exists() {
+        return Ok(false);
+    }
+    let table = toml::from_str::<toml::Table>(&read_text(&file)?);
+    Ok(table.is_ok_and(|table| table.contains_key("provenance")))
 }
 
 /// The map of one label file from the names beside it.

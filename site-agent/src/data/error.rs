@@ -36,6 +36,15 @@ pub enum DataError {
     /// Folds that do not fit the scans.
     #[error(transparent)]
     Folds(#[from] FoldError),
+    /// Labels that a model made, where the study wants those of annotators alone.
+    #[error(
+        "data set `{dataset}` is labelled by a model, and the study does not allow that: take it out of site.toml, or \
+         take part in a study with `pseudo_labels = true`"
+    )]
+    PseudoLabels {
+        /// The data set.
+        dataset: String,
+    },
     /// A file that is no usable NIfTI.
     #[error(transparent)]
     Nifti(#[from] NiftiError),

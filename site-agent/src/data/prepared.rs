@@ -85,6 +85,8 @@ pub struct CaseSummary {
     pub annotated: BTreeSet<ClassId>,
     /// Annotated classes with at least one voxel.
     pub present: BTreeSet<ClassId>,
+    /// Whether a model, and no annotator, labelled it.
+    pub pseudo: bool,
 }
 
 impl CaseStore {
@@ -106,6 +108,7 @@ impl CaseStore {
                 dataset: case.label_map.key.clone(),
                 annotated: case.annotated.clone(),
                 present: prepared.present.clone(),
+                pseudo: case.pseudo,
             };
             let prepared = cache.load_or(key, || PreparedCase::read(&case, &settings, taxonomy))?;
             summaries.push(summary(&prepared));

@@ -5,7 +5,7 @@
 //! finds leaves the site through `egress`.
 //!
 //! [`predict`] makes masks and [`probabilities`], [`postprocess`] cleans them, [`merge`] makes one label per voxel of them,
-//! with [`colours`] and a [`preview`]; [`evaluate`] compares them with the truth, [`overlay`] draws both; [`location`] is the
+//! with [`colours`] and a [`preview`]; [`pseudo_labels`] makes a data set of them; [`evaluate`] compares them with the truth, [`overlay`] draws both; [`location`] is the
 //! baseline that looks at no organ. [`features`] reads what the network holds for voxels of each class, and [`tsne`] lays
 //! that out in a plane.
 
@@ -23,6 +23,7 @@ pub mod postprocess;
 pub mod predict;
 pub mod preview;
 pub mod probabilities;
+pub mod pseudo_labels;
 mod slices;
 pub mod sliding_window;
 pub mod tsne;

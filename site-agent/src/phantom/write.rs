@@ -86,6 +86,7 @@ fn label_map(hospital: &Hospital, dataset: &PhantomDataset, taxonomy: &Taxonomy)
         exclusions: Vec::new(),
         crop_ratios: Vec::new(),
         merge: Vec::new(),
+        provenance: None,
     };
     let mut annotated = Vec::new();
     for label in dataset.labels {

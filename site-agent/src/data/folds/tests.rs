@@ -17,6 +17,7 @@ fn case(dataset: &str, number: u32, patient: &str) -> Case {
         patient: patient.to_owned(),
         split: Split::Training,
         assume_hounsfield: false,
+        pseudo: false,
     }
 }
 

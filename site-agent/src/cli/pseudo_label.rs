@@ -1,0 +1,241 @@
+//! `site-agent pseudo-label`: a model's labels for the classes that nobody annotated in this site's own training scans.
+//!
+//! The result is a data set beside the others: links to the scans, label files, a case table, and last of all a label map
+//! that names the model. Real labels are neither read nor copied, so no patch ever mixes the two. A crash leaves a folder
+//! without a label map, which nothing reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use common::ids::ClassId;
+use common::label_map::Provenance;
+use common::taxonomy::Taxonomy;
+use serde::Serialize;
+
+use super::chosen_model::ChosenModel;
+use super::error_report::{CliError, Exit};
+use super::postprocess::PostProcess;
+use super::predict::chosen_classes;
+use super::{ConfigArgs, limit_threads, line};
+use crate::client::files;
+use crate::data::DataError;
+use crate::data::dataset::{CASES_FILE, Case, LABEL_MAP_FILE, Split};
+use crate::data::error::CaseFault;
+use crate::data::intensity::check_hounsfield;
+use crate::data::nifti::{Limits, read_image, write_labels};
+use crate::infer::Predictor;
+use crate::infer::predict::{InferenceSettings, segment};
+use crate::infer::pseudo_labels::{OverlapValues, found};
+
+/// Arguments of `pseudo-label`.
+#[derive(Debug, Args)]
+pub(super) struct PseudoLabelArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    chosen: ChosenModel,
+    /// The new data set's folder. It holds links to the scans, not copies.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The classes to label, by name or number, in scans that do not annotate them; default: all.
+    #[arg(long, value_name = "CLASS", value_delimiter = ',')]
+    classes: Vec<String>,
+    /// A voxel belongs to a class whose probability is above this; default: the study's own.
+    #[arg(long, value_name = "P", value_parser = probability)]
+    threshold: Option<f64>,
+    /// A class with less in a scan is not annotated there: neither as present nor as absent.
+    #[arg(long, default_value_t = 0.5, value_name = "ML", value_parser = volume_ml)]
+    min_volume_ml: f64,
+    /// What happens to the network's masks. The reference's rules drop a lung that is alone in the scan.
+    #[arg(long, value_enum, default_value_t = PostProcess::Reference, value_name = "RULES")]
+    postprocess: PostProcess,
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
+    if 0.0 < value && value < 1.0 { Ok(value) } else { Err("expected a number between 0 and 1".to_owned()) }
+}
+
+fn volume_ml(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
+    if (0.0..=1e6).contains(&value) { Ok(value) } else { Err("expected 0 to 1000000".to_owned()) }
+}
+
+pub(super) fn run(args: &PseudoLabelArgs) -> Result<(), CliError> {
+    let config = args.config.read()?;
+    limit_threads(config.threads)?;
+    let document = args.chosen.study(&config)?;
+    let study = document.study();
+    if args.out.exists() {
+        let there = anyhow::anyhow!("{} exists", args.out.display());
+        return Err(CliError::new(there).exit(Exit::Data).hint("move it away, or name another folder"));
+    }
+    let wanted = chosen_classes(&args.classes, &study.taxonomy)?;
+    let mut cases = config.read_cases(&study.taxonomy)?;
+    cases.retain(|case| case.split == Split::Training && !case.pseudo);
+    let (network, model) = args.chosen.identified(&config, &document)?;
+    let threshold = args.threshold.unwrap_or(study.evaluation.threshold);
+    let postprocessing = args.postprocess.rules(&study.taxonomy);
+    let provenance = Provenance {
+        study: document.digest(),
+        model,
+        threshold,
+        min_volume_ml: args.min_volume_ml,
+        postprocessed: postprocessing.is_some(),
+        made_at: jiff::Timestamp::now().to_string(),
+    };
+    let mut labeller = Labeller {
+        out: &args.out,
+        taxonomy: &study.taxonomy,
+        settings: InferenceSettings { threshold, postprocessing, ..InferenceSettings::of(study) },
+        wanted: wanted.into_iter().collect(),
+        min_volume_ml: args.min_volume_ml,
+        min_count: config.min_count as usize,
+        values: OverlapValues::default(),
+        labelled: Vec::new(),
+    };
+    let failed = labeller.label_all(&cases, &network);
+    labeller.finish(provenance)?;
+    line(format!("to train on it, add {} to site.toml as a [[dataset]]", args.out.display()));
+    if failed > 0 {
+        let failed = anyhow::anyhow!("{failed} of {} scans were not labelled", cases.len());
+        let hint = "each is named above, with the reason; all others are done";
+        return Err(CliError::new(failed).exit(Exit::Data).hint(hint));
+    }
+    Ok(())
+}
+
+/// One entry of the new case table.
+#[derive(Serialize)]
+struct CaseEntry {
+    patient: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    split: Option<&'static str>,
+    annotated: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hounsfield: Option<&'static str>,
+}
+
+/// What is asked for, and the data set so far.
+struct Labeller<'a> {
+    out: &'a Path,
+    taxonomy: &'a Taxonomy,
+    settings: InferenceSettings,
+    wanted: BTreeSet<ClassId>,
+    min_volume_ml: f64,
+    /// Fewest patients in whom a class was found, or it is left out everywhere.
+    min_count: usize,
+    values: OverlapValues,
+    /// Scans with a label file, and what was found in each.
+    labelled: Vec<(&'a Case, BTreeSet<ClassId>)>,
+}
+
+impl<'a> Labeller<'a> {
+    /// Labels every scan that can be, a line for each, and says how many could not.
+    fn label_all(&mut self, cases: &'a [Case], network: &dyn Predictor) -> usize {
+        let mut failed = 0;
+        for (number, case) in (1..).zip(cases) {
+            let place = format!("[{number}/{}] {}", cases.len(), case.name);
+            match self.label(case, network) {
+                Ok(found) => {
+                    line(format!("{place}: {} classes", found.len()));
+                    if !found.is_empty() {
+                        self.labelled.push((case, found));
+                    }
+                }
+                Err(error) => {
+                    failed += 1;
+                    line(format!("{place}: not labelled"));
+                    // The exit code is that of all scans together.
+                    let _ = error.about(format!("scan {number} of {}", cases.len())).report();
+                }
+            }
+        }
+        failed
+    }
+
+    /// Writes what was found in one scan, and says what that is.
+    fn label(&mut self, case: &Case, network: &dyn Predictor) -> Result<BTreeSet<ClassId>, CliError> {
+        let wanted: BTreeSet<ClassId> = self.wanted.difference(&case.annotated).copied().collect();
+        if wanted.is_empty() {
+            return Ok(wanted);
+        }
+        let image = read_image(&case.image, &Limits::default()).map_err(DataError::from)?;
+        if !case.assume_hounsfield {
+            check_hounsfield(&image.volume).map_err(|fault| DataError::Case {
+                case: case.name.clone(),
+                fault: Box::new(CaseFault::from(fault)),
+            })?;
+        }
+        let masks = segment(image, &self.settings, network).with_context(|| case.name.clone())?;
+        let found = found(&masks, &wanted, self.min_volume_ml);
+        if !found.is_empty() {
+            let labels = self.values.encode(&masks, &found)?;
+            let folder = self.out.join(folder_name(case));
+            files::make_private_folder(&folder)?;
+            write_labels(&folder.join("labels.nii.gz"), &labels).map_err(DataError::from)?;
+            link_scan(&case.image, &folder)?;
+        }
+        Ok(found)
+    }
+
+    /// Writes the case table and, last, the label map that makes the folder a data set.
+    fn finish(self, provenance: Provenance) -> Result<(), CliError> {
+        let told = self.told();
+        if told.is_empty() {
+            let nothing = anyhow::anyhow!("no class was found in {} patients", self.min_count.max(1));
+            let hint = "look at the scans with `site-agent predict`; `min_count` in site.toml says how many it takes";
+            return Err(CliError::new(nothing).exit(Exit::Data).hint(hint));
+        }
+        let entries =
+            self.labelled.iter().map(|(case, found)| (folder_name(case), self.entry(case, found, &told)));
+        let table: BTreeMap<String, CaseEntry> = entries.collect();
+        files::write(&self.out.join(CASES_FILE), toml::to_string(&table)?.as_bytes())?;
+        let map = self.values.label_map("Labels of a model, not of annotators", provenance);
+        files::write(&self.out.join(LABEL_MAP_FILE), map.to_toml(self.taxonomy).as_bytes())?;
+        let names: Vec<String> = told.iter().map(|&class| self.taxonomy.name(class)).collect();
+        line(format!("{}: {} scans; {}", self.out.display(), table.len(), names.join(", ")));
+        Ok(())
+    }
+
+    /// The classes that were found in enough patients. What a scan annotates follows here from what is in it, and manifests
+    /// tell exactly how many scans annotate a class: without this they would tell of a single patient's tumour.
+    fn told(&self) -> BTreeSet<ClassId> {
+        let mut patients: BTreeMap<ClassId, BTreeSet<&str>> = BTreeMap::new();
+        for (case, found) in &self.labelled {
+            for &class in found {
+                patients.entry(class).or_default().insert(case.patient.as_str());
+            }
+        }
+        let enough = |(class, of): (ClassId, BTreeSet<&str>)| (of.len() >= self.min_count).then_some(class);
+        patients.into_iter().filter_map(enough).collect()
+    }
+
+    fn entry(&self, case: &Case, found: &BTreeSet<ClassId>, told: &BTreeSet<ClassId>) -> CaseEntry {
+        let annotated: Vec<String> =
+            found.intersection(told).map(|&class| self.taxonomy.name(class)).collect();
+        CaseEntry {
+            patient: case.patient.clone(),
+            split: annotated.is_empty().then_some("excluded"),
+            annotated,
+            hounsfield: case.assume_hounsfield.then_some("assume"),
+        }
+    }
+}
+
+fn folder_name(case: &Case) -> String {
+    case.name.replace('/', "-")
+}
+
+/// A link to the scan, under the name that case folders give it.
+fn link_scan(image: &Path, folder: &Path) -> Result<(), CliError> {
+    let name = if image.to_string_lossy().ends_with(".nii.gz") { "ct.nii.gz" } else { "ct.nii" };
+    let link = || symlink(std::fs::canonicalize(image)?, folder.join(name));
+    Ok(link().with_context(|| format!("linking {} into {}", image.display(), folder.display()))?)
+}
+
+#[cfg(test)]
+mod tests;
