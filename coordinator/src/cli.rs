@@ -141,6 +141,14 @@ enum Study {
         /// Its name or the first digits of its digest.
         study: String,
     },
+    /// Have the sealed test sites score a model: the best by the validation sites, unless a round is named.
+    Promote {
+        /// Its name or the first digits of its digest.
+        study: String,
+        /// The round that made the model.
+        #[arg(long, value_name = "ROUND")]
+        round: Option<u32>,
+    },
     /// End the study; its last model stands.
     Abort {
         /// Its name or the first digits of its digest.
@@ -226,6 +234,7 @@ async fn steer(config: &Config, study: Study) -> anyhow::Result<()> {
         Study::Start { study } => control(study, Order::Start),
         Study::Pause { study } => control(study, Order::Pause),
         Study::Resume { study } => control(study, Order::Resume),
+        Study::Promote { study, round } => Request::Promote { study, round },
         Study::Abort { study } => control(study, Order::Abort),
         Study::CrossSite(command) => return cross_site::run(config, command).await,
     };

@@ -152,7 +152,17 @@ fn evaluation(evaluation: &Evaluation, rounds: u32, taxonomy: &Taxonomy, problem
             problems.add(format!("{key}.class"), format!("class {} has two tolerances", own.class));
         }
     }
+    let sealed: BTreeSet<_> = evaluation.test.iter().collect();
+    if sealed.len() < evaluation.test.len() {
+        problems.add_allowed("evaluation.test", "names a site twice", "each site once");
+    }
     let Some(gate) = &evaluation.gate else { return };
+    for site in gate.evaluators.iter().filter(|site| sealed.contains(site)) {
+        problems.add(
+            "evaluation.gate.evaluators",
+            format!("`{site}` is a test site: it scores promoted models alone"),
+        );
+    }
     problems.in_range("evaluation.gate.timeout_s", gate.timeout_s, 1..=MAX_SECONDS);
     let different: BTreeSet<_> = gate.evaluators.iter().collect();
     if gate.evaluators.is_empty() || different.len() < gate.evaluators.len() {

@@ -362,6 +362,10 @@ pub struct Evaluation {
     /// Fewest patients behind a reported number.
     #[serde(default = "five")]
     pub min_count: u32,
+    /// Evaluators that are sealed: they score promoted models alone and have no say in which one that is. Not written where
+    /// there are none: such a study keeps the digest that it always had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub test: Vec<SiteId>,
     /// Tolerance of the surface distance.
     pub nsd_tolerance_mm: Tolerances,
     /// Evaluators that must report before the next round opens.

@@ -51,9 +51,9 @@ fn every_mistake_is_reported_at_once() {
       allowed: 1 to 7200
     error: study.toml:64: `evaluation.every_rounds`: 5 is out of range
       allowed: 0 to 0
-    error: study.toml:72: `evaluation.nsd_tolerance_mm.classes[2].mm`: -4 is out of range
+    error: study.toml:73: `evaluation.nsd_tolerance_mm.classes[2].mm`: -4 is out of range
       allowed: 0 to 100
-    error: study.toml:72: `evaluation.nsd_tolerance_mm.classes[2].class`: the taxonomy has no class 77
+    error: study.toml:73: `evaluation.nsd_tolerance_mm.classes[2].class`: the taxonomy has no class 77
     "#);
 }
 
@@ -130,6 +130,21 @@ fn a_study_names_pseudo_labels_only_where_it_allows_them() {
     assert!(text(&allowed).contains("\"pseudo_labels\": true"));
     assert_eq!(StudyDocument::parse(allowed.bytes().to_vec()).unwrap(), allowed);
     assert_ne!(allowed.digest(), example_study().digest());
+}
+
+#[test]
+fn a_test_site_is_named_once_and_opens_no_gate() {
+    let with = |test: &[&str]| {
+        let mut draft = StudyDraft::from(example_study().study());
+        draft.evaluation.test = test.iter().map(|site| site.parse().unwrap()).collect();
+        draft.evaluation.gate =
+            Some(sections::Gate { evaluators: vec!["north".parse().unwrap()], timeout_s: 60 });
+        check::draft(&draft, &Taxonomy::standard()).into_result("study").map_err(|error| error.to_string())
+    };
+    assert_eq!(with(&["south", "east"]), Ok(()));
+    assert!(with(&["south", "south"]).unwrap_err().contains("evaluation.test"));
+    assert!(with(&["north"]).unwrap_err().contains("`north` is a test site"));
+    assert!(!String::from_utf8(example_study().bytes().to_vec()).unwrap().contains("\"test\""));
 }
 
 #[test]

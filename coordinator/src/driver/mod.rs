@@ -330,12 +330,22 @@ impl Driver {
         }
         let site = site.clone();
         if role == Role::Evaluator {
-            let kind = EvaluatorKind::Validation;
+            let kind = self.evaluator_kind(&study, &site);
             return Ok(Some(Happening::Evaluation(evaluation::Event::EvaluatorReady { site, kind })));
         }
         let manifests = self.manifests(&study).await?;
         let counts = manifests.iter().find(|manifest| manifest.site == site).map(counts);
         Ok(counts.map(|counts| Happening::Round(round::Event::SiteReady { site, counts })))
+    }
+
+    /// A site that the study seals scores promoted models alone; every other evaluator helps to choose them.
+    fn evaluator_kind(&self, study: &StudyDigest, site: &SiteId) -> EvaluatorKind {
+        let sealed = |run: &StudyRun| run.document.study().evaluation.test.contains(site);
+        if self.studies.get(study).is_some_and(sealed) {
+            EvaluatorKind::Test
+        } else {
+            EvaluatorKind::Validation
+        }
     }
 
     /// The label manifests of a study; their signatures were checked when they came.

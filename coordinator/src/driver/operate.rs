@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::coverage::Coverage;
-use common::ids::{Role, SiteId, StudyDigest};
+use common::evaluation;
+use common::ids::{ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::round::{self, Answer};
 use common::study::StudyDraft;
 use common::taxonomy::Taxonomy;
@@ -16,6 +17,7 @@ use crate::import::import_safetensors;
 use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, gather};
 use crate::pki::{Invite, Token};
 use crate::progress::Line;
+use crate::report::ReportData;
 use crate::store::{InviteTerms, SiteRecord, StoreError, StoredStudy};
 use crate::{clock, files};
 
@@ -56,6 +58,7 @@ impl Driver {
             Request::Revoke { site } => self.revoke(site).await,
             Request::AddStudy { file, model, embeddings } => self.add_study(&file, &model, &embeddings).await,
             Request::Control { study, order } => self.control(&study, order).await,
+            Request::Promote { study, round } => self.promote(&study, round.map(RoundId)).await,
             Request::Report { study, out } => self.report(study.as_deref(), &out).await,
         };
         done.unwrap_or_else(|Failure { words, hint }| Reply::failed(words, hint))
@@ -186,14 +189,52 @@ impl Driver {
             Order::Resume => round::Event::Resume,
             Order::Abort => round::Event::Abort,
         };
-        match self.try_take(digest, Happening::Round(event)).await {
-            Ok(()) => {}
-            Err(TickError::Store(error)) => return Err(error.into()),
-            Err(TickError::Command(error)) => return Err(error.into()),
-        }
+        self.take_order(digest, Happening::Round(event)).await?;
         let run = self.studies.get(&digest).ok_or_else(no_study)?;
         let status = run.rounds.status();
         Ok(Reply::Done { words: control_words(order, &status, run.document.study().quorum.sites) })
+    }
+
+    async fn take_order(&mut self, study: StudyDigest, happening: Happening) -> Result<(), Failure> {
+        match self.try_take(study, happening).await {
+            Ok(()) => Ok(()),
+            Err(TickError::Store(error)) => Err(error.into()),
+            Err(TickError::Command(error)) => Err(error.into()),
+        }
+    }
+
+    /// Has the sealed sites score a model: that of `round`, or the one that the validation sites scored best.
+    async fn promote(&mut self, study: &str, round: Option<RoundId>) -> Result<Reply, Failure> {
+        let digest = self.find(study)?;
+        let data = self.gathered(&digest).await?;
+        let run = self.studies.get(&digest).ok_or_else(no_study)?;
+        let sealed = run.document.study().evaluation.test.clone();
+        if sealed.is_empty() {
+            return Err(Failure::new(
+                "the study seals no test site",
+                "a study names them in its section [evaluation]: test = [\"site\"]",
+            ));
+        }
+        let (round, model, chosen) = match round {
+            Some(round) => (round, model_of(&data, round)?, "by the operator".to_owned()),
+            None => {
+                let best = data.best_model(&sealed).ok_or_else(|| {
+                    Failure::new(
+                        "no model has been scored by every validation site",
+                        "wait for their reports, or name a round with --round",
+                    )
+                })?;
+                (best.round, best.model, format!("by validation: mean Dice {:.3}", best.mean_dice))
+            }
+        };
+        let promoted = evaluation::Event::Promoted { round, model };
+        self.take_order(digest, Happening::Evaluation(promoted)).await?;
+        let sites: Vec<String> = sealed.iter().map(SiteId::to_string).collect();
+        let words = format!(
+            "promoted the model of round {round}, chosen {chosen}; to score it: {}",
+            sites.join(", ")
+        );
+        Ok(Reply::Done { words })
     }
 
     async fn report(&mut self, study: Option<&str>, out: &Path) -> Result<Reply, Failure> {
@@ -201,15 +242,18 @@ impl Driver {
             Some(study) => self.find(study)?,
             None => self.store.studies().await?.last().map(|study| study.digest).ok_or_else(no_study)?,
         };
-        self.count_traffic().await;
-        let run = self.studies.get(&digest).ok_or_else(no_study)?;
-        let manifests = self.manifests(&digest).await?;
-        let data =
-            gather(&self.store, self.authority.consortium(), &run.document, &run.rounds.status(), &manifests)
-                .await?;
+        let data = self.gathered(&digest).await?;
         files::create_private_dir(out)
             .map_err(|e| Failure { words: format!("{}: {e}", out.display()), hint: None })?;
         Ok(Reply::Report { page: data.write(out)? })
+    }
+
+    async fn gathered(&mut self, study: &StudyDigest) -> Result<ReportData, Failure> {
+        self.count_traffic().await;
+        let run = self.studies.get(study).ok_or_else(no_study)?;
+        let manifests = self.manifests(study).await?;
+        let status = run.rounds.status();
+        Ok(gather(&self.store, self.authority.consortium(), &run.document, &status, &manifests).await?)
     }
 
     /// The one study that `text` means.
@@ -245,6 +289,13 @@ fn control_words(order: Order, status: &round::Status, quorum: u32) -> String {
         Order::Resume => format!("resumed at round {} of {}", status.round.0, status.rounds),
         Order::Abort => format!("ended after round {}; model {} stands", status.round.0, status.model),
     }
+}
+
+fn model_of(data: &ReportData, round: RoundId) -> Result<ModelHash, Failure> {
+    let made = data.rounds.iter().find(|summary| summary.round == round).and_then(|summary| summary.model);
+    made.ok_or_else(|| {
+        Failure::new(format!("round {round} made no model"), "`coordinator report` lists the rounds")
+    })
 }
 
 fn no_study() -> Failure {

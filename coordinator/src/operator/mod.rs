@@ -52,6 +52,13 @@ pub enum Request {
         /// What.
         order: Order,
     },
+    /// Has the test sites of a study score a model.
+    Promote {
+        /// Its digest, the first digits of it, or its name.
+        study: String,
+        /// The round that made the model; the best by the validation sites when absent.
+        round: Option<u32>,
+    },
     /// Writes the report of a study.
     Report {
         /// Its digest, the first digits of it, or its name; the newest when absent.

@@ -1,12 +1,13 @@
 //! The generalisation report: one `ReportData`, written as `report.json` and as a page that needs nothing else.
 //!
 //! Only numbers that sites chose to send are in it; there is no picture of a scan and no way to put one in.
-//! `page` says how it looks, `chart` draws, [`cross_site`] sets several side by side; gathering the data from the store is
-//! in [`crate::operator`].
+//! `page` says how it looks, `chart` draws, `selection` chooses a model, [`cross_site`] sets several reports side by side;
+//! gathering the data from the store is in [`crate::operator`].
 
 mod chart;
 pub mod cross_site;
 mod page;
+mod selection;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest, Taxono
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Access};
+pub use selection::Selected;
 
 /// Version of `report.json`.
 pub const FORMAT: u32 = 1;

@@ -5,9 +5,9 @@
 //! finds leaves the site through `egress`.
 //!
 //! [`predict`] makes masks and [`probabilities`], [`postprocess`] cleans them, [`merge`] makes one label per voxel of them,
-//! with [`colours`] and a [`preview`]; [`pseudo_labels`] makes a data set of them; [`evaluate`] compares them with the truth, [`overlay`] draws both; [`location`] is the
-//! baseline that looks at no organ. [`features`] reads what the network holds for voxels of each class, and [`tsne`] lays
-//! that out in a plane.
+//! with [`colours`] and a [`preview`]; [`pseudo_labels`] makes a data set of them; [`evaluate`] compares them with the
+//! truth, [`overlay`] draws both; [`location`] is the baseline that looks at no organ. [`features`] reads what the network
+//! holds for voxels of each class, and [`tsne`] lays that out in a plane.
 
 pub mod colours;
 pub mod evaluate;
