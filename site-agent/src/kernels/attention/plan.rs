@@ -1,17 +1,14 @@
-//! Attention within windows (specification §9), and its gradients.
-//!
-//! A task is one head of one window: its scores are made a strip of rows at a time and never leave the cache. The backward
-//! pass makes them again from the logarithms of the rows' sums, so nothing quadratic is kept. Queries, keys and values are
-//! read where they lie, one row for each voxel; the tokens of padding have a row of their own.
+//! An attention on an instruction set: where everything lies, and the products of one task.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::isa::{Isa, for_each_isa};
-use super::micro::{Product, Shape, add_product};
-use super::transcendental::exp_of_negative;
-use super::windows::{OFFSETS, Windows, offset_row};
+use super::softmax::slopes_of_scores;
+use super::{Attention, Inputs};
+use crate::kernels::isa::Isa;
+use crate::kernels::micro::{Product, Shape, add_product};
+use crate::kernels::windows::{OFFSETS, offset_row};
 
 /// Added to the score of two tokens that are not to see each other, as in the reference.
 const APART: f32 = -100.0;
@@ -20,106 +17,15 @@ const NOTHING: f32 = -1e30;
 /// Runs of windows that sum the gradients of a head's biases apart: fixed, so that the bits do not depend on threads.
 const RUNS: usize = 4;
 
-/// One attention over a batch.
-#[derive(Clone, Copy, Debug)]
-pub struct Attention<'a> {
-    /// Which voxels meet.
-    pub windows: &'a Windows,
-    /// Volumes of the batch.
-    pub n: usize,
-    /// Numbers of a token, all heads together.
-    pub width: usize,
-    /// Heads; they divide the width.
-    pub heads: usize,
-}
-
-/// What attention reads.
-#[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
-    /// Queries, keys and values of each voxel, `[n, voxels, 3, heads, width / heads]`.
-    pub qkv: &'a [f32],
-    /// The same of a token that is no voxel.
-    pub padding: &'a [f32],
-    /// Biases of relative positions, `[2197, heads]`.
-    pub table: &'a [f32],
-}
-
-/// Gradients with respect to [`Inputs`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct Gradients {
-    /// `[n, voxels, 3, heads, width / heads]`.
-    pub qkv: Vec<f32>,
-    /// `[3, heads, width / heads]`.
-    pub padding: Vec<f32>,
-    /// `[2197, heads]`.
-    pub table: Vec<f32>,
-}
-
-/// Mixed values `[n, voxels, width]`, and the logarithm of each row's sum of exponentials, which the gradients need.
-pub fn forward(isa: Isa, a: Attention<'_>, inputs: Inputs<'_>) -> (Vec<f32>, Vec<f32>) {
-    let plan = Plan::new(isa, a);
-    let biases = plan.biases(inputs.table);
-    let mut mixed = vec![0.0; plan.tasks() * plan.tokens * plan.depth];
-    let mut logs = vec![0.0; plan.tasks() * plan.tokens];
-    let outputs = mixed.par_chunks_mut(plan.tokens * plan.depth).zip(logs.par_chunks_mut(plan.tokens));
-    outputs.enumerate().for_each_init(Vec::new, |scores, (task, (mixed, logs))| {
-        let [q, k, v] = plan.gather(inputs, task);
-        let (k, v) = (plan.turned(&k), plan.panels(&v));
-        for strip in plan.strips() {
-            plan.scores(&biases, task, &strip, &q, &k, scores);
-            exponentials(isa, scores, plan.wide.columns(), &mut logs[strip.clone()]);
-            plan.mix(scores, &strip, &v, &mut mixed[strip.start * plan.depth..strip.end * plan.depth]);
-        }
-    });
-    (plan.to_voxels(&mixed, 1), logs)
-}
-
-/// Gradients, from the inputs, the logarithms that [`forward`] gave, and the gradient of its output.
-pub fn backward(isa: Isa, a: Attention<'_>, inputs: Inputs<'_>, logs: &[f32], dy: &[f32]) -> Gradients {
-    let plan = Plan::new(isa, a);
-    let biases = plan.biases(inputs.table);
-    let mut qkv = vec![0.0; plan.tasks() * 3 * plan.tokens * plan.depth];
-    let runs = plan.runs(qkv.chunks_mut(3 * plan.tokens * plan.depth));
-    let of_run = |run: Vec<(usize, &mut [f32])>| {
-        let mut square = Squares::new(&plan);
-        for (task, gradient) in run {
-            let logs = &logs[task * plan.tokens..][..plan.tokens];
-            plan.differentiate(&biases, inputs, task, logs, dy, gradient, &mut square);
-        }
-        square.of_biases
-    };
-    let of_biases: Vec<Vec<f32>> = runs.into_par_iter().map(of_run).collect();
-    Gradients {
-        qkv: plan.to_voxels(&qkv, 3),
-        padding: plan.of_padding(&qkv),
-        table: plan.of_table(&of_biases),
-    }
-}
-
-/// What a backward task writes, `[tokens, padded]` each.
-struct Squares {
-    shares: Vec<f32>,
-    of_scores: Vec<f32>,
-    /// Summed over the windows of a run.
-    of_biases: Vec<f32>,
-}
-
-impl Squares {
-    fn new(plan: &Plan<'_>) -> Self {
-        let zeros = vec![0.0; plan.tokens * plan.padded()];
-        Self { shares: zeros.clone(), of_scores: zeros.clone(), of_biases: zeros }
-    }
-}
-
 /// An attention on an instruction set: where everything lies. Task `(item · heads) + head` is one head of one window, items
 /// being the windows of the first volume, then of the next.
-struct Plan<'a> {
+pub(super) struct Plan<'a> {
     isa: Isa,
     a: Attention<'a>,
-    tokens: usize,
-    depth: usize,
+    pub(super) tokens: usize,
+    pub(super) depth: usize,
     /// Tiles of scores.
-    wide: Shape,
+    pub(super) wide: Shape,
     /// Tiles of a head's numbers.
     narrow: Shape,
     /// Row of the table for each pair of tokens.
@@ -127,7 +33,7 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(isa: Isa, a: Attention<'a>) -> Self {
+    pub(super) fn new(isa: Isa, a: Attention<'a>) -> Self {
         let (tokens, depth) = (a.windows.tokens, a.width / a.heads);
         let (wide, narrow) = (Shape::for_columns(isa, tokens), Shape::for_columns(isa, depth));
         let offset = |pair: usize| offset_row(pair / tokens, pair % tokens) as u16;
@@ -138,7 +44,7 @@ impl<'a> Plan<'a> {
         self.a.n * self.a.windows.count()
     }
 
-    fn tasks(&self) -> usize {
+    pub(super) fn tasks(&self) -> usize {
         self.items() * self.a.heads
     }
 
@@ -148,7 +54,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Rows of scores that are made at once: as many as tiles of both kinds hold.
-    fn strips(&self) -> impl Iterator<Item = Range<usize>> {
+    pub(super) fn strips(&self) -> impl Iterator<Item = Range<usize>> {
         let lower = if self.wide.rows() < self.narrow.rows() { self.wide } else { self.narrow };
         lower.strips(self.tokens).into_iter().map(|(first, height)| first..first + height)
     }
@@ -161,7 +67,7 @@ impl<'a> Plan<'a> {
     }
 
     /// `[heads][tokens, padded]`, columns past the last token being nothing.
-    fn biases(&self, table: &[f32]) -> Vec<f32> {
+    pub(super) fn biases(&self, table: &[f32]) -> Vec<f32> {
         let (heads, padded) = (self.a.heads, self.padded());
         let mut biases = vec![NOTHING; heads * self.tokens * padded];
         biases.par_chunks_mut(self.tokens * padded).enumerate().for_each(|(head, biases)| {
@@ -176,7 +82,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Queries, which are scaled, keys and values of a task, `[tokens, depth]` each.
-    fn gather(&self, inputs: Inputs<'_>, task: usize) -> [Vec<f32>; 3] {
+    pub(super) fn gather(&self, inputs: Inputs<'_>, task: usize) -> [Vec<f32>; 3] {
         let (Attention { windows, width, .. }, (n, entries, head)) = (self.a, self.place(task));
         let part = |part: usize, factor: f32| {
             let row = |voxel: &Option<u32>| match voxel {
@@ -203,7 +109,7 @@ impl<'a> Plan<'a> {
     }
 
     /// `[tokens, depth]` as the right factor of scores: panels `[depth, columns]` of tokens.
-    fn turned(&self, rows: &[f32]) -> Vec<f32> {
+    pub(super) fn turned(&self, rows: &[f32]) -> Vec<f32> {
         let columns = self.wide.columns();
         let mut turned = vec![0.0; self.padded() * self.depth];
         for (token, row) in rows.chunks_exact(self.depth).enumerate() {
@@ -216,7 +122,7 @@ impl<'a> Plan<'a> {
     }
 
     /// `[tokens, depth]` as the right factor of a mixture: panels `[padded, columns]` of a head's numbers.
-    fn panels(&self, rows: &[f32]) -> Vec<f32> {
+    pub(super) fn panels(&self, rows: &[f32]) -> Vec<f32> {
         let (columns, padded) = (self.narrow.columns(), self.padded());
         let mut packed = vec![0.0; self.depth.div_ceil(columns) * padded * columns];
         for (panel, to) in packed.chunks_exact_mut(padded * columns).enumerate() {
@@ -228,7 +134,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The scores of some rows, `[panel][row, columns]`.
-    fn scores(
+    pub(super) fn scores(
         &self,
         biases: &[f32],
         task: usize,
@@ -275,7 +181,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Rows of shares, `[panel][row, columns]`, times values: `[rows, depth]`.
-    fn mix(&self, shares: &[f32], strip: &Range<usize>, panels: &[f32], to: &mut [f32]) {
+    pub(super) fn mix(&self, shares: &[f32], strip: &Range<usize>, panels: &[f32], to: &mut [f32]) {
         let columns = self.wide.columns();
         let segments: Vec<usize> =
             (0..self.padded() / columns).map(|panel| panel * strip.len() * columns).collect();
@@ -313,7 +219,7 @@ impl<'a> Plan<'a> {
 
     /// Writes the gradients of a task's queries, keys and values to `[3][tokens, depth]`, and adds that of its biases.
     #[expect(clippy::too_many_arguments, reason = "all that a task reads and writes")]
-    fn differentiate(
+    pub(super) fn differentiate(
         &self,
         biases: &[f32],
         inputs: Inputs<'_>,
@@ -395,7 +301,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Hands the tasks to runs of windows, each of one head.
-    fn runs<T>(&self, tasks: impl Iterator<Item = T>) -> Vec<Vec<(usize, T)>> {
+    pub(super) fn runs<T>(&self, tasks: impl Iterator<Item = T>) -> Vec<Vec<(usize, T)>> {
         let mut runs: Vec<Vec<(usize, T)>> = (0..self.a.heads * RUNS).map(|_| Vec::new()).collect();
         for (task, of_task) in tasks.enumerate() {
             let (item, head) = (task / self.a.heads, task % self.a.heads);
@@ -405,7 +311,7 @@ impl<'a> Plan<'a> {
     }
 
     /// `[task][parts][tokens, depth]` to `[n, voxels, parts, heads, depth]`; padding is left out.
-    fn to_voxels(&self, values: &[f32], parts: usize) -> Vec<f32> {
+    pub(super) fn to_voxels(&self, values: &[f32], parts: usize) -> Vec<f32> {
         let Attention { windows, n, width, heads } = self.a;
         let (entries, depth) = (windows.entries(), self.depth);
         let mut rows = vec![0.0; n * windows.voxels * parts * width];
@@ -423,7 +329,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Sum over all tokens that are no voxel, `[3, heads, depth]`.
-    fn of_padding(&self, qkv: &[f32]) -> Vec<f32> {
+    pub(super) fn of_padding(&self, qkv: &[f32]) -> Vec<f32> {
         let mut sums = vec![0.0f64; 3 * self.a.width];
         for (task, gradient) in qkv.chunks_exact(3 * self.tokens * self.depth).enumerate() {
             let (_, entries, head) = self.place(task);
@@ -440,7 +346,7 @@ impl<'a> Plan<'a> {
     }
 
     /// From the runs' sums, `[tokens, padded]` each, to `[2197, heads]`.
-    fn of_table(&self, of_biases: &[Vec<f32>]) -> Vec<f32> {
+    pub(super) fn of_table(&self, of_biases: &[Vec<f32>]) -> Vec<f32> {
         let of_heads = of_biases.par_chunks(RUNS).map(|runs| {
             let mut sums = vec![0.0f64; OFFSETS];
             for run in runs {
@@ -458,72 +364,17 @@ impl<'a> Plan<'a> {
     }
 }
 
-for_each_isa! {
-    /// Scores, `[panel][row, columns]`, to shares that sum to one in each row; writes the logarithms of the sums.
-    fn exponentials(scores: &mut [f32], columns: usize, logs: &mut [f32]) {
-        let block = logs.len() * columns;
-        for (row, log) in logs.iter_mut().enumerate() {
-            let mut peaks = [f32::MIN; 8];
-            for panel in scores.chunks_exact(block) {
-                for eight in panel[row * columns..][..columns].as_chunks::<8>().0 {
-                    peaks.iter_mut().zip(eight).for_each(|(peak, &score)| *peak = peak.max(score));
-                }
-            }
-            let peak = peaks.into_iter().fold(f32::MIN, f32::max);
-            let mut sums = [0.0f32; 8];
-            for panel in scores.chunks_exact_mut(block) {
-                for eight in panel[row * columns..][..columns].as_chunks_mut::<8>().0 {
-                    for (sum, score) in sums.iter_mut().zip(eight) {
-                        *score = exp_of_negative(*score - peak);
-                        *sum += *score;
-                    }
-                }
-            }
-            let sum: f32 = sums.into_iter().sum();
-            let share = 1.0 / sum;
-            for panel in scores.chunks_exact_mut(block) {
-                panel[row * columns..][..columns].iter_mut().for_each(|score| *score *= share);
-            }
-            *log = peak + sum.ln();
-        }
-    }
+/// What a backward task writes, `[tokens, padded]` each.
+pub(super) struct Squares {
+    shares: Vec<f32>,
+    of_scores: Vec<f32>,
+    /// Summed over the windows of a run.
+    pub(super) of_biases: Vec<f32>,
 }
 
-for_each_isa! {
-    /// Shares from scores and logarithms, and the gradient of the scores from that of the shares (`slopes`): row by row.
-    fn slopes_of_scores(
-        scores: &[f32],
-        slopes: &[f32],
-        logs: &[f32],
-        columns: usize,
-        shares: &mut [f32],
-        of_scores: &mut [f32],
-    ) {
-        let block = logs.len() * columns;
-        let padded = shares.len() / logs.len();
-        let rows = shares.chunks_exact_mut(padded).zip(of_scores.chunks_exact_mut(padded));
-        for (row, ((shares, of_scores), &log)) in rows.zip(logs).enumerate() {
-            let mut sums = [0.0f32; 8];
-            for (panel, shares) in shares.chunks_exact_mut(columns).enumerate() {
-                let from = panel * block + row * columns;
-                let scores = scores[from..][..columns].as_chunks::<8>().0;
-                let slopes = slopes[from..][..columns].as_chunks::<8>().0;
-                for ((shares, scores), slopes) in shares.as_chunks_mut::<8>().0.iter_mut().zip(scores).zip(slopes) {
-                    for i in 0..8 {
-                        shares[i] = exp_of_negative(scores[i] - log);
-                        sums[i] += shares[i] * slopes[i];
-                    }
-                }
-            }
-            let mean: f32 = sums.into_iter().sum();
-            for (panel, of_scores) in of_scores.chunks_exact_mut(columns).enumerate() {
-                let from = panel * block + row * columns;
-                let slopes = &slopes[from..][..columns];
-                let shares = &shares[panel * columns..][..columns];
-                for ((of_score, share), slope) in of_scores.iter_mut().zip(shares).zip(slopes) {
-                    *of_score = share * (slope - mean);
-                }
-            }
-        }
+impl Squares {
+    pub(super) fn new(plan: &Plan<'_>) -> Self {
+        let zeros = vec![0.0; plan.tokens * plan.padded()];
+        Self { shares: zeros.clone(), of_scores: zeros.clone(), of_biases: zeros }
     }
 }
