@@ -158,6 +158,7 @@ fn settings(file: &CaseFile) -> TrainerSettings {
         warmup_rounds: 0,
         optimizer_state: OptimizerState::Keep,
         unlabelled: Unlabelled::Masked,
+        pseudo_labels: false,
         optimizer,
         loss: Loss::default(),
     };
