@@ -8,11 +8,15 @@ use std::fmt;
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use rayon::ThreadPoolBuilder;
+use site_agent::kernels::attention::{self, Attention, Inputs};
 use site_agent::kernels::isa::Isa;
 use site_agent::kernels::masked_loss::Pairs;
 use site_agent::kernels::norm_relu::{Normalisation, Together};
 use site_agent::kernels::segmentor::{HIDDEN, HeadExtent, PARAMETERS};
-use site_agent::kernels::{Extent, adamw, conv1, conv3, masked_loss, norm_relu, pool2, segmentor, up2};
+use site_agent::kernels::windows::{OFFSETS, Windows};
+use site_agent::kernels::{
+    Extent, adamw, conv1, conv3, gelu, layer_norm, masked_loss, norm_relu, pool2, segmentor, up2,
+};
 
 fn main() {
     // This thread is the pool: what is timed is the kernel and not the way to another thread.
@@ -154,6 +158,55 @@ fn norm_relu_gradients(bencher: Bencher<'_, '_>, isa: Isa) {
     let mut gradient = dy;
     bencher.bench_local(|| {
         norm_relu::backward(isa, black_box(&x), &mut gradient, extent, NORMALISATION, affine, &statistics)
+    });
+}
+
+/// Shifted windows over 24³ tokens of three heads of sixteen numbers.
+struct Attending {
+    windows: Windows,
+    qkv: Vec<f32>,
+    padding: Vec<f32>,
+    table: Vec<f32>,
+}
+
+impl Attending {
+    const WIDTH: usize = 48;
+    const HEADS: usize = 3;
+
+    fn new() -> Self {
+        let windows = Windows::new([24; 3], true);
+        let qkv = values(windows.voxels * 3 * Self::WIDTH);
+        Self { windows, qkv, padding: values(3 * Self::WIDTH), table: values(OFFSETS * Self::HEADS) }
+    }
+
+    fn attention(&self) -> Attention<'_> {
+        Attention { windows: &self.windows, n: 1, width: Self::WIDTH, heads: Self::HEADS }
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs { qkv: &self.qkv, padding: &self.padding, table: &self.table }
+    }
+}
+
+#[divan::bench(args = Isa::available())]
+fn window_attention_forward(bencher: Bencher<'_, '_>, isa: Isa) {
+    let case = Attending::new();
+    bencher.bench_local(|| attention::forward(isa, case.attention(), black_box(case.inputs())));
+}
+
+#[divan::bench(args = Isa::available())]
+fn window_attention_gradients(bencher: Bencher<'_, '_>, isa: Isa) {
+    let case = Attending::new();
+    let (y, logs) = attention::forward(isa, case.attention(), case.inputs());
+    bencher.bench_local(|| attention::backward(isa, case.attention(), black_box(case.inputs()), &logs, &y));
+}
+
+#[divan::bench(args = Isa::available())]
+fn row_norm_and_gelu(bencher: Bencher<'_, '_>, isa: Isa) {
+    let (x, affine) = (values(VOXELS * Attending::WIDTH), values(Attending::WIDTH));
+    bencher.bench_local(|| {
+        let (y, _) = layer_norm::forward(isa, black_box(&x), [&affine, &affine], 1e-5);
+        gelu::forward(isa, &y)
     });
 }
 
