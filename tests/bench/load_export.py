@@ -30,7 +30,7 @@ def main(folder):
     weights, table = load_file(folder / "model.safetensors"), load_file(folder / "table.safetensors")
     expected = weights | table
     width = expected["backbone.down_tr64.ops.0.conv1.bias"].numel()
-    model = with_buffers(UniversalModel(width, expected["organ_embedding"]), expected["organ_embedding"])
+    model = with_buffers(UniversalModel("unet", width, expected["organ_embedding"]), expected["organ_embedding"])
     # Strictly: every name, and no other.
     model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in net.items()})
     loaded = model.state_dict()
