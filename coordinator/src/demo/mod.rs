@@ -53,7 +53,7 @@ pub struct Options {
     /// Seed of phantoms, initial model and training.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
     seed: u64,
-    /// The network that is trained. A transformer takes some ten times as long a step: try 20 rounds.
+    /// The network that is trained. The transformer looks at patches of 64³ and takes much longer a step: ask for few rounds.
     #[arg(long, value_enum, default_value_t = Network::Unet)]
     backbone: Network,
     /// What the network is told of a class.

@@ -1,0 +1,224 @@
+use crate::kernels::segmentor::PARAMETERS;
+use crate::kernels::windows::OFFSETS;
+use proptest::prelude::*;
+
+use super::*;
+
+fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+/// Values that no two positions share, in (−1, 1).
+fn tensor<const D: usize>(shape: [usize; D], salt: usize) -> Tensor<D> {
+    let value = |i: usize| ((i * 7919 + salt * 104_729) % 20_011) as f32 / 10_005.5 - 1.0;
+    let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+    Tensor::<1>::from_floats(values.as_slice(), &device()).reshape(shape).require_grad()
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().expect("f32 values")
+}
+
+fn assert_close(what: &str, ours: Vec<f32>, burns: Vec<f32>) {
+    assert_eq!(ours.len(), burns.len(), "{what}");
+    for (i, (a, b)) in ours.iter().zip(&burns).enumerate() {
+        assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "{what}[{i}]: {a} against {b}");
+    }
+}
+
+/// Output of `f` and gradients of a weighted sum of it with respect to `x`, `weight` and `bias`.
+fn run<const W: usize>(
+    f: impl Fn(Tensor<5>, Tensor<W>, Tensor<1>) -> Tensor<5>,
+    x: &Tensor<5>,
+    weight: &Tensor<W>,
+    bias: &Tensor<1>,
+) -> [Vec<f32>; 4] {
+    let y = f(x.clone(), weight.clone(), bias.clone());
+    let upstream = tensor(y.dims(), 9).detach();
+    let gradients = (y.clone() * upstream).sum().backward();
+    let gradient = |g: Option<Tensor<5>>| values(g.expect("every input has a gradient"));
+    let weight = values(weight.grad(&gradients).expect("a gradient"));
+    [values(y), gradient(x.grad(&gradients)), weight, values(bias.grad(&gradients).expect("a gradient"))]
+}
+
+/// The gradients of a layer that is linear in each of its three tensors, along one direction of each, are differences.
+fn assert_differences<const W: usize>(
+    f: impl Fn(Tensor<5>, Tensor<W>, Tensor<1>) -> Tensor<5>,
+    x: &Tensor<5>,
+    weight: &Tensor<W>,
+    bias: &Tensor<1>,
+) {
+    let upstream = tensor(f(x.clone(), weight.clone(), bias.clone()).dims(), 9).detach();
+    let weighted = |x, weight, bias| (f(x, weight, bias) * upstream.clone()).sum().into_scalar::<f32>();
+    let [_, dx, dw, db] = run(&f, x, weight, bias);
+    let (along_x, along_w) = (tensor(x.dims(), 5).detach(), tensor(weight.dims(), 6).detach());
+    let along_b = tensor(bias.dims(), 7).detach();
+    let compare = |what: &str, up: f32, down: f32, gradient: &[f32], along: &[f32]| {
+        let terms = gradient.iter().zip(along).map(|(g, a)| f64::from(*g) * f64::from(*a));
+        let (slope, size) = terms.fold((0.0, 1.0), |(sum, size), term| (sum + term, size + term.abs()));
+        let difference = f64::from(up - down) / 2.0;
+        assert!((difference - slope).abs() <= 1e-3 * size, "{what}: {slope} against {difference}");
+    };
+    let (x, w, b) = (x.clone().detach(), weight.clone().detach(), bias.clone().detach());
+    let up = weighted(x.clone() + along_x.clone(), w.clone(), b.clone());
+    let down = weighted(x.clone() - along_x.clone(), w.clone(), b.clone());
+    compare("dx", up, down, &dx, &values(along_x));
+    let up = weighted(x.clone(), w.clone() + along_w.clone(), b.clone());
+    let down = weighted(x.clone(), w.clone() - along_w.clone(), b.clone());
+    compare("dw", up, down, &dw, &values(along_w));
+    let up = weighted(x.clone(), w.clone(), b.clone() + along_b.clone());
+    compare("db", up, weighted(x, w, b - along_b.clone()), &db, &values(along_b));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn gradients_of_our_convolutions_are_differences(n in 1usize..3, ins in 2usize..20, outs in 1usize..36, sides in [1usize..7, 1usize..7, 1usize..7]) {
+        let volume = |channels| tensor([n, channels, sides[0], sides[1], sides[2]], 1);
+        let (x, bias) = (volume(ins), tensor([outs], 3));
+        assert_differences(conv3d, &x, &tensor([outs, ins, 3, 3, 3], 2), &bias);
+        assert_differences(pointwise, &x, &tensor([outs, ins, 1, 1, 1], 2), &bias);
+        assert_differences(conv_transpose3d, &x, &tensor([ins, outs, 2, 2, 2], 2), &bias);
+        let pair = |x: Tensor<5>, w, b| conv3d_pair(x.clone().narrow(1, 0, 1), x.narrow(1, 1, ins - 1), w, b);
+        assert_differences(pair, &x, &tensor([outs, ins, 3, 3, 3], 2), &bias);
+    }
+
+    #[test]
+    fn our_convolution_is_burns(n in 1usize..3, ins in 1usize..20, outs in 1usize..36, sides in [1usize..9, 1usize..9, 1usize..9]) {
+        let (x, weight, bias) = (tensor([n, ins, sides[0], sides[1], sides[2]], 1), tensor([outs, ins, 3, 3, 3], 2), tensor([outs], 3));
+        let burns = |x, w, b| module::conv3d(x, w, Some(b), ConvOptions::new([1; 3], [1; 3], [1; 3], 1));
+        let names = ["y", "dx", "dw", "db"];
+        let pairs = run(conv3d, &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
+        for (name, (ours, burns)) in names.into_iter().zip(pairs) {
+            assert_close(name, ours, burns);
+        }
+    }
+
+    #[test]
+    fn our_pointwise_convolution_is_a_product(n in 1usize..3, ins in 1usize..20, outs in 1usize..20, sides in [1usize..14, 1usize..14, 1usize..14]) {
+        let (x, weight, bias) = (tensor([n, ins, sides[0], sides[1], sides[2]], 1), tensor([outs, ins, 1, 1, 1], 2), tensor([outs], 3));
+        let names = ["y", "dx", "dw", "db"];
+        let pairs = run(pointwise, &x, &weight, &bias).into_iter().zip(run(pointwise_by_product, &x, &weight, &bias));
+        for (name, (ours, products)) in names.into_iter().zip(pairs) {
+            assert_close(name, ours, products);
+        }
+    }
+
+    #[test]
+    fn our_convolution_of_a_pair_is_that_of_the_joined(n in 1usize..3, first in 1usize..20, second in 1usize..20, outs in 1usize..20, sides in [1usize..6, 1usize..6, 1usize..6]) {
+        let volumes = |channels| [n, channels, sides[0], sides[1], sides[2]];
+        let (x, bias) = (tensor(volumes(first + second), 1), tensor([outs], 3));
+        let weight = tensor([outs, first + second, 3, 3, 3], 2);
+        let pair = |x: Tensor<5>, w, b| {
+            conv3d_pair(x.clone().narrow(1, 0, first), x.narrow(1, first, second), w, b)
+        };
+        let burns = |x, w, b| module::conv3d(x, w, Some(b), ConvOptions::new([1; 3], [1; 3], [1; 3], 1));
+        let names = ["y", "dx", "dw", "db"];
+        let pairs = run(pair, &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
+        for (name, (ours, burns)) in names.into_iter().zip(pairs) {
+            assert_close(name, ours, burns);
+        }
+    }
+
+    #[test]
+    fn our_transposed_convolution_is_burns(n in 1usize..3, ins in 1usize..36, outs in 1usize..20, sides in [1usize..6, 1usize..6, 1usize..6]) {
+        let (x, weight, bias) = (tensor([n, ins, sides[0], sides[1], sides[2]], 1), tensor([ins, outs, 2, 2, 2], 2), tensor([outs], 3));
+        let options = ConvTransposeOptions::new([2; 3], [0; 3], [0; 3], [1; 3], 1);
+        let burns = |x, w, b| module::conv_transpose3d(x, w, Some(b), options.clone());
+        let names = ["y", "dx", "dw", "db"];
+        let pairs = run(conv_transpose3d, &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
+        for (name, (ours, burns)) in names.into_iter().zip(pairs) {
+            assert_close(name, ours, burns);
+        }
+    }
+
+    #[test]
+    fn our_segmentor_is_that_of_products(n in 1usize..3, classes in 1usize..5, sides in [1usize..6, 1usize..9, 1usize..9]) {
+        let x = tensor([n, HIDDEN, sides[0], sides[1], sides[2]], 1);
+        let (parameters, bias) = (tensor([n, classes, PARAMETERS], 2), tensor([1], 3));
+        // A bias to be differentiated too, for the sake of `run`.
+        let ours = |x, p, b: Tensor<1>| segment(x, p) + b.reshape([1; 5]);
+        let products = |x, p, b: Tensor<1>| segment_by_products(x, p) + b.reshape([1; 5]);
+        let names = ["y", "dx", "dp", "db"];
+        let pairs = run(ours, &x, &parameters, &bias).into_iter().zip(run(products, &x, &parameters, &bias));
+        for (name, (ours, products)) in names.into_iter().zip(pairs) {
+            assert_close(name, ours, products);
+        }
+    }
+
+    #[test]
+    fn our_normalisation_is_burns(n in 1usize..3, channels in 1usize..9, groups in 0usize..4, slope in 0usize..3, sides in [1usize..9, 2usize..9, 2usize..9]) {
+        let together = if groups == 0 { Together::Channel } else { Together::Groups(groups) };
+        let how = Normalisation { together, epsilon: 1e-5, slope: [0.0, 0.01, 1.0][slope] };
+        let channels = channels * groups.max(1);
+        let (x, weight, bias) = (tensor([n, channels, sides[0], sides[1], sides[2]], 1), tensor([channels], 2), tensor([channels], 3));
+        let names = ["y", "dx", "dw", "db"];
+        let ours = run(|x, w, b| norm_relu(x, w, b, how), &x, &weight, &bias);
+        let burns = run(|x, w, b| norm_relu_by_burn(x, w, b, how), &x, &weight, &bias);
+        for (name, (ours, burns)) in names.into_iter().zip(ours.into_iter().zip(burns)) {
+            assert_close(name, ours, burns);
+        }
+    }
+
+    #[test]
+    fn our_row_normalisation_and_activation_are_burns(n in 1usize..3, rows in 1usize..400, width in 2usize..70) {
+        let (x, weight, bias) = (tensor([n, rows, width], 1), tensor([width], 2), tensor([width], 3));
+        let upstream = tensor([n, rows, width], 9).detach();
+        let of = |y: Tensor<3>| {
+            let gradients = (y.clone() * upstream.clone()).sum().backward();
+            let parameters = [&weight, &bias].map(|tensor| tensor.grad(&gradients).map(values).unwrap_or_default());
+            (values(y), values(x.grad(&gradients).expect("a gradient")), parameters)
+        };
+        let ours = of(gelu(layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5)));
+        let burns = module::layer_norm(x.clone(), weight.clone(), Some(bias.clone()), 1e-5);
+        let burns = of(activation::gelu(burns));
+        assert_close("y", ours.0, burns.0);
+        assert_close("dx", ours.1, burns.1);
+        for (name, (ours, burns)) in ["dw", "db"].into_iter().zip(ours.2.into_iter().zip(burns.2)) {
+            assert_close(name, ours, burns);
+        }
+    }
+
+    #[test]
+    fn our_window_attention_is_that_of_products(n in 1usize..3, heads in 1usize..4, depth in 1usize..20, shifted: bool, sides in [1usize..10, 1usize..10, 1usize..10]) {
+        let windows = Arc::new(Windows::new(sides, shifted));
+        let (voxels, width) = (sides.iter().product(), heads * depth);
+        let qkv = tensor([n, voxels, 3 * width], 1);
+        let (padding, table) = (tensor([3 * width], 2), tensor([OFFSETS, heads], 3));
+        let upstream = tensor([n, voxels, width], 9).detach();
+        let of = |y: Tensor<3>| {
+            let gradients = (y.clone() * upstream.clone()).sum().backward();
+            let of_padding = padding.grad(&gradients).map(values);
+            let of_table = values(table.grad(&gradients).expect("a gradient"));
+            [values(y), values(qkv.grad(&gradients).expect("a gradient")), of_padding.expect("a gradient"), of_table]
+        };
+        let ours = of(window_attention(qkv.clone(), padding.clone(), table.clone(), &windows));
+        let products = of(window_attention_by_products(qkv.clone(), padding.clone(), table.clone(), &windows));
+        for (name, (ours, products)) in ["y", "dqkv", "dpadding", "dtable"].into_iter().zip(ours.into_iter().zip(products)) {
+            assert_close(name, ours, products);
+        }
+    }
+}
+
+#[test]
+fn max_pool_takes_the_maximum_of_each_block_and_routes_its_gradient_there() {
+    for pool in [max_pool, max_pool_by_planes] {
+        let x = tensor([2, 3, 4, 6, 2], 1);
+        let pooled = pool(x.clone());
+        assert_eq!(pooled.dims(), [2, 3, 2, 3, 1]);
+        let gradient = values(x.grad(&pooled.clone().sum().backward()).expect("a gradient"));
+        let (inputs, pooled) = (values(x), values(pooled));
+
+        let mut expected = vec![f32::MIN; pooled.len()];
+        for (i, &v) in inputs.iter().enumerate() {
+            let (y, x, channel) = (i / 2 % 6, i / 12 % 4, i / 48);
+            let block = (channel * 2 + x / 2) * 3 + y / 2;
+            expected[block] = expected[block].max(v);
+        }
+        assert_eq!(pooled, expected);
+        for (v, g) in inputs.iter().zip(gradient) {
+            assert_eq!(g, if expected.contains(v) { 1.0 } else { 0.0 });
+        }
+    }
+}
