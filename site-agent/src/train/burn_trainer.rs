@@ -1,6 +1,6 @@
 //! The trainer that trains: the universal model on the batches of a site.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -129,10 +129,16 @@ impl BurnTrainer {
     }
 }
 
-/// Runs `work` on a thread of the pool that its parallel operations use. From outside, each of the hundreds in a step would
-/// send that pool a job and sleep until it is done.
+/// Runs `work` on the first thread of the pool that its parallel operations use. From outside, each of the hundreds in a step
+/// would send that pool a job and sleep until it is done. Always the same thread, because the allocator gives each thread
+/// regions of its own: steps that change threads keep twice what they need.
 fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    rayon::scope(|_| work())
+    let work = Mutex::new(Some(work));
+    let answers = rayon::broadcast(|thread| match thread.index() {
+        0 => work.lock().ok()?.take().map(|work| work()),
+        _ => None,
+    });
+    answers.into_iter().flatten().next().expect("a pool has a first thread")
 }
 
 impl LocalTrainer for BurnTrainer {
