@@ -12,6 +12,8 @@ const SHIFT: usize = 3;
 pub const OFFSETS: usize = (2 * SIDE - 1).pow(3);
 
 /// The windows of one volume. Token `t` of window `w` is entry `w * tokens + t` of every list.
+///
+/// All that attention looks up and that depends on shapes alone is in here: it is made once, and both passes read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Windows {
     /// Voxels of the volume.
@@ -22,6 +24,7 @@ pub struct Windows {
     pub voxel: Vec<Option<u32>>,
     /// Tokens of different regions do not see each other. Empty when all do.
     pub region: Vec<u8>,
+    entries: Vec<u32>,
 }
 
 /// One axis, cut into windows.
@@ -77,7 +80,14 @@ impl Windows {
                 }
             }
         }
-        Self { voxels: space.iter().product(), tokens: sides.iter().product(), voxel, region }
+        let (voxels, tokens) = (space.iter().product(), sides.iter().product());
+        let mut entries = vec![0; voxels];
+        for (entry, voxel) in (0..).zip(&voxel) {
+            if let Some(voxel) = voxel {
+                entries[*voxel as usize] = entry;
+            }
+        }
+        Self { voxels, tokens, voxel, region, entries }
     }
 
     /// How many windows there are.
@@ -96,14 +106,8 @@ impl Windows {
     }
 
     /// For each voxel, its entry in the lists: where its result is found.
-    pub fn entries(&self) -> Vec<u32> {
-        let mut entries = vec![0; self.voxels];
-        for (entry, voxel) in (0..).zip(&self.voxel) {
-            if let Some(voxel) = voxel {
-                entries[*voxel as usize] = entry;
-            }
-        }
-        entries
+    pub fn entries(&self) -> &[u32] {
+        &self.entries
     }
 }
 
@@ -111,11 +115,25 @@ impl Windows {
 ///
 /// Tokens are numbered as in a window of 7×7×7, in smaller windows too: MONAI 0.9.0 takes the corner of the full window's
 /// table there, in which a number stands for another place than in the window itself.
+#[inline]
 pub fn offset_row(i: usize, j: usize) -> usize {
-    let at = |token: usize| [token / (SIDE * SIDE), token / SIDE % SIDE, token % SIDE];
-    let (i, j) = (at(i), at(j));
-    (0..3).fold(0, |row, a| row * (2 * SIDE - 1) + i[a] + SIDE - 1 - j[a])
+    usize::from(PLACES[i] + MIDDLE - PLACES[j])
 }
+
+/// Rows between token 0 and each token of a full window. A table of all pairs would be 343 times as long and say no more.
+static PLACES: [u16; SIDE.pow(3)] = {
+    let mut places = [0; SIDE.pow(3)];
+    let mut token = 0;
+    while token < places.len() {
+        let (x, y, z) = (token / (SIDE * SIDE), token / SIDE % SIDE, token % SIDE);
+        places[token] = ((x * (2 * SIDE - 1) + y) * (2 * SIDE - 1) + z) as u16;
+        token += 1;
+    }
+    places
+};
+
+/// The row of a token and itself.
+const MIDDLE: u16 = (OFFSETS / 2) as u16;
 
 /// All places of a grid, last axis fastest.
 fn grid([x, y, z]: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
@@ -179,5 +197,16 @@ mod tests {
         let tokens = SIDE.pow(3);
         let sum: usize = (0..tokens * tokens).map(|pair| offset_row(pair / tokens, pair % tokens)).sum();
         assert_eq!(sum, 129_178_602);
+    }
+
+    #[test]
+    fn rows_of_relative_positions_count_offsets_along_each_axis() {
+        let at = |token: usize| [token / (SIDE * SIDE), token / SIDE % SIDE, token % SIDE];
+        let tokens = SIDE.pow(3);
+        for pair in 0..tokens * tokens {
+            let (i, j) = (at(pair / tokens), at(pair % tokens));
+            let row = (0..3).fold(0, |row, a| row * (2 * SIDE - 1) + i[a] + SIDE - 1 - j[a]);
+            assert_eq!(offset_row(pair / tokens, pair % tokens), row, "{i:?}, {j:?}");
+        }
     }
 }

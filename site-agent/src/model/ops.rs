@@ -192,7 +192,7 @@ fn window_attention_by_products(
         }
     };
     let mixed = softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape([n, count * tokens, width]);
-    mixed.select(1, ints(windows.entries().into_iter().map(|entry| entry as i32).collect()))
+    mixed.select(1, ints(windows.entries().iter().map(|&entry| entry as i32).collect()))
 }
 
 /// What is added to the score of two tokens that are not to see each other, as in the reference.

@@ -19,6 +19,9 @@ const RUNS: usize = 4;
 
 /// An attention on an instruction set: where everything lies. Task `(item · heads) + head` is one head of one window, items
 /// being the windows of the first volume, then of the next.
+///
+/// A few numbers: both passes make their own. What costs to make is in [`Windows`](crate::kernels::windows::Windows), which they
+/// share.
 pub(super) struct Plan<'a> {
     isa: Isa,
     a: Attention<'a>,
@@ -28,16 +31,13 @@ pub(super) struct Plan<'a> {
     pub(super) wide: Shape,
     /// Tiles of a head's numbers.
     narrow: Shape,
-    /// Row of the table for each pair of tokens.
-    offsets: Vec<u16>,
 }
 
 impl<'a> Plan<'a> {
     pub(super) fn new(isa: Isa, a: Attention<'a>) -> Self {
         let (tokens, depth) = (a.windows.tokens, a.width / a.heads);
         let (wide, narrow) = (Shape::for_columns(isa, tokens), Shape::for_columns(isa, depth));
-        let offset = |pair: usize| offset_row(pair / tokens, pair % tokens) as u16;
-        Self { isa, a, tokens, depth, wide, narrow, offsets: (0..tokens * tokens).map(offset).collect() }
+        Self { isa, a, tokens, depth, wide, narrow }
     }
 
     fn items(&self) -> usize {
@@ -71,10 +71,9 @@ impl<'a> Plan<'a> {
         let (heads, padded) = (self.a.heads, self.padded());
         let mut biases = vec![NOTHING; heads * self.tokens * padded];
         biases.par_chunks_mut(self.tokens * padded).enumerate().for_each(|(head, biases)| {
-            for (row, offsets) in biases.chunks_exact_mut(padded).zip(self.offsets.chunks_exact(self.tokens))
-            {
-                for (bias, &offset) in row.iter_mut().zip(offsets) {
-                    *bias = table[usize::from(offset) * heads + head];
+            for (i, row) in biases.chunks_exact_mut(padded).enumerate() {
+                for (j, bias) in row[..self.tokens].iter_mut().enumerate() {
+                    *bias = table[offset_row(i, j) * heads + head];
                 }
             }
         });
@@ -350,11 +349,10 @@ impl<'a> Plan<'a> {
         let of_heads = of_biases.par_chunks(RUNS).map(|runs| {
             let mut sums = vec![0.0f64; OFFSETS];
             for run in runs {
-                let rows = run.chunks_exact(self.padded()).zip(self.offsets.chunks_exact(self.tokens));
-                for (row, offsets) in rows {
-                    row.iter()
-                        .zip(offsets)
-                        .for_each(|(&term, &offset)| sums[usize::from(offset)] += f64::from(term));
+                for (i, row) in run.chunks_exact(self.padded()).enumerate() {
+                    for (j, &term) in row[..self.tokens].iter().enumerate() {
+                        sums[offset_row(i, j)] += f64::from(term);
+                    }
                 }
             }
             sums

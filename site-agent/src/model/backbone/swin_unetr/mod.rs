@@ -4,6 +4,7 @@
 //! Field names are the reference's parameter names.
 
 mod attention;
+mod cuts;
 mod merging;
 mod residual;
 mod transformer;

@@ -1,7 +1,5 @@
 //! The hierarchical vision transformer: patch embedding and four stages, each of two blocks and a merging.
 
-use std::sync::Arc;
-
 use burn::{
     module::Module,
     tensor::{Device, Tensor},
@@ -9,8 +7,8 @@ use burn::{
 use common::study::sections::PatchMerging;
 
 use super::attention::WindowAttention;
+use super::cuts::Cuts;
 use super::merging::Downsample;
-use crate::kernels::windows::Windows;
 use crate::model::backbone::Show;
 use crate::model::layers::{LayerNorm, Linear, PatchEmbedding, plain_layer_norm};
 use crate::model::ops;
@@ -33,6 +31,8 @@ pub struct Block {
     attn: WindowAttention,
     norm2: LayerNorm,
     mlp: Mlp,
+    #[module(skip)]
+    cuts: Cuts,
 }
 
 impl Block {
@@ -46,16 +46,14 @@ impl Block {
                 linear1: Linear::new(width, MLP_RATIO * width, device),
                 linear2: Linear::new(MLP_RATIO * width, width, device),
             },
+            cuts: Cuts::default(),
         }
     }
 
     /// `[n, voxels, width]`, shape kept; the voxels are those of a volume with the sides `space`.
     pub fn forward(&self, x: Tensor<3>, space: [usize; 3], shifted: bool) -> Tensor<3> {
-        self.forward_in(x, &Arc::new(Windows::new(space, shifted)))
-    }
-
-    fn forward_in(&self, x: Tensor<3>, windows: &Arc<Windows>) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(self.norm1.forward(x), windows);
+        let windows = self.cuts.of(space, shifted);
+        let x = x.clone() + self.attn.forward(self.norm1.forward(x), &windows);
         let hidden = ops::gelu(self.mlp.linear1.forward(self.norm2.forward(x.clone())));
         x + self.mlp.linear2.forward(hidden)
     }
@@ -162,5 +160,27 @@ impl SwinTransformer {
         let three = third[0].forward(two.clone(), &NAMES[2], show);
         let four = fourth[0].forward(three.clone(), &NAMES[3], show);
         [embedded, one, two, three, four].map(|tokens| tokens.hidden())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::parameters;
+
+    #[test]
+    fn a_block_with_other_values_does_not_cut_its_windows_anew() {
+        let (space, device) = ([4, 5, 9], Device::flex());
+        let block = Block::new(12, 3, &device);
+        let x = Tensor::<3>::zeros([1, 4 * 5 * 9, 12], &device);
+        assert_eq!(block.forward(x.clone(), space, true).dims(), [1, 4 * 5 * 9, 12]);
+        let windows = block.cuts.of(space, true);
+        let stepped = parameters::update(block, |_, values| values);
+        assert_eq!(stepped.forward(x, space, true).dims(), [1, 4 * 5 * 9, 12]);
+        assert!(Arc::ptr_eq(&windows, &stepped.cuts.of(space, true)));
+        // In the block that keeps them, and here: the passes are over.
+        assert_eq!(Arc::strong_count(&windows), 2);
     }
 }
