@@ -10,17 +10,6 @@ const ROWS: usize = 256;
 /// Mean and reciprocal standard deviation of each row.
 pub type Statistics = Vec<[f32; 2]>;
 
-/// Gradients of one normalisation.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Gradients {
-    /// With respect to the input, `[rows, width]`.
-    pub input: Vec<f32>,
-    /// With respect to the weight γ, `[width]`.
-    pub weight: Vec<f32>,
-    /// With respect to the bias β, `[width]`.
-    pub bias: Vec<f32>,
-}
-
 /// `γ · (x − mean) / sqrt(variance + ε) + β` for rows as long as γ, with the biased variance.
 pub fn forward(isa: Isa, x: &[f32], [weight, bias]: [&[f32]; 2], epsilon: f32) -> (Vec<f32>, Statistics) {
     let width = weight.len();
@@ -45,27 +34,32 @@ pub fn again(isa: Isa, x: &[f32], [weight, bias]: [&[f32]; 2], statistics: &Stat
     y
 }
 
-/// Gradients, from the input and the gradient of the output.
-pub fn backward(isa: Isa, x: &[f32], dy: &[f32], weight: &[f32], statistics: &Statistics) -> Gradients {
+/// Turns the gradient of the output, `[rows, width]`, into that of the input, where it lies; returns those of the weight γ and the
+/// bias β, `[width]` each.
+pub fn backward(
+    isa: Isa,
+    x: &[f32],
+    gradient: &mut [f32],
+    weight: &[f32],
+    statistics: &Statistics,
+) -> [Vec<f32>; 2] {
     let width = weight.len();
-    let mut input = vec![0.0; x.len()];
-    let parts = input.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width));
-    let parts = parts.zip(dy.par_chunks(ROWS * width)).zip(statistics.par_chunks(ROWS));
+    let parts = gradient.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width));
+    let parts = parts.zip(statistics.par_chunks(ROWS));
     let sums: Vec<[Vec<f32>; 2]> = parts
-        .map(|(((dx, x), dy), statistics)| {
+        .map(|((gradient, x), statistics)| {
             let mut sums = [vec![0.0; width], vec![0.0; width]];
-            differentiate(isa, x, dy, weight, statistics, dx, &mut sums);
+            differentiate(isa, x, gradient, weight, statistics, &mut sums);
             sums
         })
         .collect();
-    let total = |part: usize| {
+    [0, 1].map(|part| {
         let mut total = vec![0.0f64; width];
         for sums in &sums {
             total.iter_mut().zip(&sums[part]).for_each(|(total, &sum)| *total += f64::from(sum));
         }
         total.into_iter().map(|sum| sum as f32).collect()
-    };
-    Gradients { input, weight: total(0), bias: total(1) }
+    })
 }
 
 for_each_isa! {
@@ -90,34 +84,33 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    /// Writes the input's gradient, adds those of weight and bias.
+    /// Writes the input's gradient over that of the output, adds those of weight and bias.
     fn differentiate(
         x: &[f32],
-        dy: &[f32],
+        gradient: &mut [f32],
         weight: &[f32],
         statistics: &[[f32; 2]],
-        dx: &mut [f32],
         sums: &mut [Vec<f32>; 2],
     ) {
         let [of_weight, of_bias] = sums;
         let width = weight.len();
         let mut slopes = vec![0.0; width];
         let mut normal = vec![0.0; width];
-        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
-        for (((x, dy), dx), &[mean, scale]) in rows.zip(statistics) {
+        let rows = x.chunks_exact(width).zip(gradient.chunks_exact_mut(width));
+        for ((x, gradient), &[mean, scale]) in rows.zip(statistics) {
             for i in 0..width {
                 normal[i] = (x[i] - mean) * scale;
-                slopes[i] = dy[i] * weight[i];
-                of_weight[i] += dy[i] * normal[i];
-                of_bias[i] += dy[i];
+                slopes[i] = gradient[i] * weight[i];
+                of_weight[i] += gradient[i] * normal[i];
+                of_bias[i] += gradient[i];
             }
             let plain = sum(&slopes, |slope| slope) / width as f32;
             for i in 0..width {
-                dx[i] = slopes[i] * normal[i];
+                gradient[i] = slopes[i] * normal[i];
             }
-            let by_input = sum(dx, |product| product) / width as f32;
+            let by_input = sum(gradient, |product| product) / width as f32;
             for i in 0..width {
-                dx[i] = scale * (slopes[i] - plain - normal[i] * by_input);
+                gradient[i] = scale * (slopes[i] - plain - normal[i] * by_input);
             }
         }
     }
@@ -134,4 +127,45 @@ fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
         }
     }
     sums.into_iter().sum::<f32>() + rest.iter().map(|&x| f(x)).sum::<f32>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_agree_with_finite_differences_on_every_instruction_set() {
+        let (rows, width) = (ROWS + 3, 5);
+        let wave = |step: usize, len: usize| {
+            (0..len).map(|i| ((i * step) % 101) as f32 / 50.0 - 1.0).collect::<Vec<f32>>()
+        };
+        let (x, dy) = (wave(37, rows * width), wave(59, rows * width));
+        let (weight, bias) = (wave(23, width), wave(71, width));
+        for isa in Isa::available() {
+            let loss = |x: &[f32], weight: &[f32], bias: &[f32]| -> f64 {
+                let (y, _) = forward(isa, x, [weight, bias], 1e-2);
+                y.iter().zip(&dy).map(|(&y, &d)| f64::from(y) * f64::from(d)).sum()
+            };
+            let (_, statistics) = forward(isa, &x, [&weight, &bias], 1e-2);
+            let mut of_x = dy.clone();
+            let [of_weight, of_bias] = backward(isa, &x, &mut of_x, &weight, &statistics);
+            let check = |what: &str, values: &[f32], gradient: &[f32], at: &dyn Fn(&[f32]) -> f64| {
+                for i in (0..values.len()).step_by(1 + values.len() / 40) {
+                    let mut moved = values.to_vec();
+                    moved[i] = values[i] + 1e-2;
+                    let up = at(&moved);
+                    moved[i] = values[i] - 1e-2;
+                    let slope = (up - at(&moved)) / 2e-2;
+                    assert!(
+                        (slope - f64::from(gradient[i])).abs() < 2e-2 * (1.0 + slope.abs()),
+                        "{what}[{i}], {isa:?}: {} against {slope}",
+                        gradient[i]
+                    );
+                }
+            };
+            check("x", &x, &of_x, &|x| loss(x, &weight, &bias));
+            check("weight", &weight, &of_weight, &|w| loss(&x, w, &bias));
+            check("bias", &bias, &of_bias, &|b| loss(&x, &weight, b));
+        }
+    }
 }

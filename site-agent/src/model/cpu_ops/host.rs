@@ -225,11 +225,10 @@ impl CpuGradients for Flex {
     }
 
     fn row_norm_backward(x: Host, dy: Host, weight: Host, statistics: &layer_norm::Statistics) -> [Host; 3] {
-        let (x, dy, weight) = (x.to_contiguous(), dy.to_contiguous(), weight.to_contiguous());
-        let gradients =
-            layer_norm::backward(Isa::detect(), x.storage(), dy.storage(), weight.storage(), statistics);
-        let (of_weight, of_bias) = (of_shape(gradients.weight, &weight), of_shape(gradients.bias, &weight));
-        [of_shape(gradients.input, &x), of_weight, of_bias]
+        let (x, mut dy, weight) = (x.to_contiguous(), whole(dy), weight.to_contiguous());
+        let [of_weight, of_bias] =
+            layer_norm::backward(Isa::detect(), x.storage(), dy.storage_mut(), weight.storage(), statistics);
+        [dy, of_shape(of_weight, &weight), of_shape(of_bias, &weight)]
     }
 
     fn exact_gelu_backward(x: Host, dy: Host) -> Host {
