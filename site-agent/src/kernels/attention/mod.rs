@@ -5,11 +5,13 @@
 //! read where they lie, one row for each voxel; the tokens of padding have a row of their own.
 
 mod plan;
+mod products;
 mod softmax;
 
 use rayon::prelude::*;
 
-use self::plan::{Plan, Squares};
+use self::plan::Plan;
+use self::products::Squares;
 use self::softmax::exponentials;
 use super::isa::Isa;
 use super::windows::Windows;
