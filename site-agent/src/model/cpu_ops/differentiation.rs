@@ -2,23 +2,28 @@
 //!
 //! Where the device says so (`gradient_checkpointing`), normalisations are not kept for those who read them: they are made
 //! again, to the bit, from what was read to make them. A step then holds the outputs of its convolutions.
+//!
+//! Every operation is recorded here. The backward passes of those two kinds are in `recomputed` and `convolution`; the rest is
+//! below.
+
+mod convolution;
+mod recomputed;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
-use burn::backend::autodiff::checkpoint::state::BackwardStates;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, TensorMetadata};
 
+use self::convolution::{Conv3Pair, Convolution};
+use self::recomputed::{Gelu, GeluAgain, LayerNorm, LayerNormAgain, NormRelu, NormReluAgain};
 use super::{Counted, CpuGradients, CpuOps};
-use crate::kernels::layer_norm;
-use crate::kernels::norm_relu::{Normalisation, Statistics};
+use crate::kernels::norm_relu::Normalisation;
 use crate::kernels::windows::Windows;
 
 impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> {
@@ -200,180 +205,6 @@ fn register<B: Backend, const N: usize>(
         if let Some(node) = node {
             grads.register::<B>(node, gradient);
         }
-    }
-}
-
-type Recorded<B, C> = FloatTensor<Autodiff<B, C>>;
-
-/// How the gradients of a convolution of one volume are made, whatever its kernel.
-#[derive(Debug)]
-struct Convolution<B: Backend> {
-    /// From the output's gradient, the weight and the input's shape.
-    input: fn(FloatTensor<B>, FloatTensor<B>, [usize; 5]) -> FloatTensor<B>,
-    /// From the input and the output's gradient.
-    weight: fn(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
-}
-
-impl<B: CpuGradients> Convolution<B> {
-    /// Runs the convolution and records it if anybody will ask for its gradients.
-    fn record<C: CheckpointStrategy>(
-        self,
-        forward: fn(FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
-        x: Recorded<B, C>,
-        weight: Recorded<B, C>,
-        bias: Recorded<B, C>,
-    ) -> Recorded<B, C> {
-        let shape = x.shape().dims();
-        let run = |x: Recorded<B, C>, weight: Recorded<B, C>, bias: Recorded<B, C>| {
-            forward(x.into_primitive(), weight.into_primitive(), bias.into_primitive())
-        };
-        match self.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), prep.checkpoint(&weight), shape);
-                prep.finish(state, run(x, weight, bias))
-            }
-            OpsKind::UnTracked(prep) => prep.finish(run(x, weight, bias)),
-        }
-    }
-}
-
-impl<B: CpuGradients> Backward<B, 3> for Convolution<B> {
-    type State = (NodeId, NodeId, [usize; 5]);
-
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let [x_node, weight_node, bias_node] = ops.parents;
-        let dy = grads.consume::<B>(&ops.node);
-        let (x, weight, shape) = ops.state;
-        let [x, weight] = [x, weight].map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
-        if let Some(node) = bias_node {
-            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
-        }
-        if let Some(node) = weight_node {
-            grads.register::<B>(node.id, (self.weight)(x, dy.clone()));
-        }
-        // The first layer's input is the scan: nobody asks for its gradient, which would cost most of that layer.
-        if let Some(node) = x_node {
-            grads.register::<B>(node.id, (self.input)(dy, weight, shape));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Conv3Pair;
-
-impl<B: CpuGradients> Backward<B, 4> for Conv3Pair {
-    type State = ([NodeId; 3], [usize; 2]);
-
-    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let [a_node, b_node, weight_node, bias_node] = ops.parents;
-        let dy = grads.consume::<B>(&ops.node);
-        let (saved, channels) = ops.state;
-        let [a, b, weight] = saved.map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
-        if let Some(node) = bias_node {
-            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
-        }
-        if let Some(node) = weight_node {
-            grads.register::<B>(node.id, B::conv3_weight([a, b], dy.clone()));
-        }
-        if a_node.is_some() || b_node.is_some() {
-            register::<B, 2>(
-                grads,
-                [a_node, b_node].map(|node| node.map(|node| node.id)),
-                B::conv3_input(dy, weight, channels),
-            );
-        }
-    }
-}
-
-#[derive(Debug)]
-struct NormRelu;
-
-impl<B: CpuGradients> Backward<B, 3> for NormRelu {
-    type State = ([NodeId; 3], Normalisation, Statistics);
-
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let dy = grads.consume::<B>(&ops.node);
-        let (parents, how, statistics) = ops.state;
-        let [x, weight, bias] = parents.map(|node| checkpointer.retrieve_node_output(node));
-        let gradients = B::norm_relu_backward(x, dy, weight, bias, how, &statistics);
-        register::<B, 3>(grads, ops.parents.map(|node| node.map(|node| node.id)), gradients);
-    }
-}
-
-#[derive(Debug)]
-struct NormReluAgain<B> {
-    parents: [NodeId; 3],
-    how: Normalisation,
-    statistics: Statistics,
-    backend: PhantomData<B>,
-}
-
-impl<B: CpuGradients> RetroForward for NormReluAgain<B> {
-    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        let [x, weight, bias] = self.parents.map(|node| states.get_state::<FloatTensor<B>>(&node));
-        states.save(out_node, B::norm_relu_again(x, weight, bias, self.how, &self.statistics));
-    }
-}
-
-#[derive(Debug)]
-struct LayerNorm;
-
-impl<B: CpuGradients> Backward<B, 3> for LayerNorm {
-    type State = ([NodeId; 2], Arc<layer_norm::Statistics>);
-
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let dy = grads.consume::<B>(&ops.node);
-        let (parents, statistics) = ops.state;
-        let [x, weight] = parents.map(|node| checkpointer.retrieve_node_output(node));
-        register::<B, 3>(
-            grads,
-            ops.parents.map(|node| node.map(|node| node.id)),
-            B::row_norm_backward(x, dy, weight, &statistics),
-        );
-    }
-}
-
-#[derive(Debug)]
-struct LayerNormAgain<B> {
-    parents: [NodeId; 3],
-    statistics: Arc<layer_norm::Statistics>,
-    backend: PhantomData<B>,
-}
-
-impl<B: CpuGradients> RetroForward for LayerNormAgain<B> {
-    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        let [x, weight, bias] = self.parents.map(|node| states.get_state::<FloatTensor<B>>(&node));
-        states.save(out_node, B::row_norm_again(x, weight, bias, &self.statistics));
-    }
-}
-
-#[derive(Debug)]
-struct Gelu;
-
-impl<B: CpuGradients> Backward<B, 1> for Gelu {
-    type State = NodeId;
-
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let dy = grads.consume::<B>(&ops.node);
-        let x = checkpointer.retrieve_node_output(ops.state);
-        register::<B, 1>(
-            grads,
-            ops.parents.map(|node| node.map(|node| node.id)),
-            [B::exact_gelu_backward(x, dy)],
-        );
-    }
-}
-
-#[derive(Debug)]
-struct GeluAgain<B> {
-    parent: NodeId,
-    backend: PhantomData<B>,
-}
-
-impl<B: CpuOps> RetroForward for GeluAgain<B> {
-    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        let x = states.get_state::<FloatTensor<B>>(&self.parent);
-        states.save(out_node, B::exact_gelu(x));
     }
 }
 

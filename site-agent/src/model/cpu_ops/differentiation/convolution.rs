@@ -1,0 +1,96 @@
+//! Convolutions: what they read is kept, and their gradients are made one after the other, that of the input last: by then what was
+//! read is given back.
+
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, TensorMetadata};
+
+use super::register;
+use crate::model::cpu_ops::CpuGradients;
+
+type Recorded<B, C> = FloatTensor<Autodiff<B, C>>;
+
+/// How the gradients of a convolution of one volume are made, whatever its kernel.
+#[derive(Debug)]
+pub(super) struct Convolution<B: Backend> {
+    /// From the output's gradient, the weight and the input's shape.
+    pub(super) input: fn(FloatTensor<B>, FloatTensor<B>, [usize; 5]) -> FloatTensor<B>,
+    /// From the input and the output's gradient.
+    pub(super) weight: fn(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+}
+
+impl<B: CpuGradients> Convolution<B> {
+    /// Runs the convolution and records it if anybody will ask for its gradients.
+    pub(super) fn record<C: CheckpointStrategy>(
+        self,
+        forward: fn(FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+        x: Recorded<B, C>,
+        weight: Recorded<B, C>,
+        bias: Recorded<B, C>,
+    ) -> Recorded<B, C> {
+        let shape = x.shape().dims();
+        let run = |x: Recorded<B, C>, weight: Recorded<B, C>, bias: Recorded<B, C>| {
+            forward(x.into_primitive(), weight.into_primitive(), bias.into_primitive())
+        };
+        match self.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), prep.checkpoint(&weight), shape);
+                prep.finish(state, run(x, weight, bias))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(run(x, weight, bias)),
+        }
+    }
+}
+
+impl<B: CpuGradients> Backward<B, 3> for Convolution<B> {
+    type State = (NodeId, NodeId, [usize; 5]);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [x_node, weight_node, bias_node] = ops.parents;
+        let dy = grads.consume::<B>(&ops.node);
+        let (x, weight, shape) = ops.state;
+        let [x, weight] = [x, weight].map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
+        if let Some(node) = bias_node {
+            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
+        }
+        if let Some(node) = weight_node {
+            grads.register::<B>(node.id, (self.weight)(x, dy.clone()));
+        }
+        // The first layer's input is the scan: nobody asks for its gradient, which would cost most of that layer.
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, (self.input)(dy, weight, shape));
+        }
+    }
+}
+
+/// The gradients of a convolution of two volumes that are never joined.
+#[derive(Debug)]
+pub(super) struct Conv3Pair;
+
+impl<B: CpuGradients> Backward<B, 4> for Conv3Pair {
+    type State = ([NodeId; 3], [usize; 2]);
+
+    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [a_node, b_node, weight_node, bias_node] = ops.parents;
+        let dy = grads.consume::<B>(&ops.node);
+        let (saved, channels) = ops.state;
+        let [a, b, weight] = saved.map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
+        if let Some(node) = bias_node {
+            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
+        }
+        if let Some(node) = weight_node {
+            grads.register::<B>(node.id, B::conv3_weight([a, b], dy.clone()));
+        }
+        if a_node.is_some() || b_node.is_some() {
+            register::<B, 2>(
+                grads,
+                [a_node, b_node].map(|node| node.map(|node| node.id)),
+                B::conv3_input(dy, weight, channels),
+            );
+        }
+    }
+}
