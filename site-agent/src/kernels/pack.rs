@@ -106,16 +106,12 @@ pub(super) fn channels_last(
     packed
 }
 
-/// `[n, channels, x, y, z]` → `[n · x · y · z][stride]`, without a halo; channels past the last are zero.
-pub(super) fn voxel_rows(values: &[f32], extent: Extent, stride: usize) -> Vec<f32> {
-    let [nx, ny, nz] = extent.space;
-    let channels = Channels::of(&[values], extent);
-    let mut packed = vec![0.0; extent.n * extent.voxels() * stride];
-    packed.par_chunks_mut(nz * stride).enumerate().for_each(|(index, line)| {
-        let at = [index / (nx * ny), index / ny % nx, index % ny];
-        interleave_line(&channels, at, line, stride);
-    });
-    packed
+/// Plane `[n, x]` of the channels → `[y · z][channels]`, without a halo.
+pub(super) fn voxel_rows(channels: &Channels<'_>, [n, x]: [usize; 2], to: &mut [f32]) {
+    let ([.., nz], stride) = (channels.extent.space, channels.extent.channels);
+    for (y, line) in to.chunks_exact_mut(nz * stride).enumerate() {
+        interleave_line(channels, [n, x, y], line, stride);
+    }
 }
 
 /// Writes line `at` of all channels to `to`, a row of `stride` for each voxel. Channels are the inner loop: the rows

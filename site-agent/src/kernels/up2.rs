@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::Extent;
 use super::isa::Isa;
 use super::micro::{Product, Shape, add_product};
-use super::pack::{by_plane, matrix_panels, voxel_rows, write_columns};
+use super::pack::{Channels, by_plane, matrix_panels, slabs, voxel_rows, write_columns};
 
 /// Voxels of a block.
 const BLOCK: usize = 8;
@@ -16,16 +16,18 @@ const BLOCK: usize = 8;
 /// `y[n, o, 2x + a, …] = bias[o] + Σ_i x[n, i, x, …] · weights[i, o, a, …]`; returns `[n, outs, 2x, 2y, 2z]`.
 pub fn forward(isa: Isa, x: &[f32], extent: Extent, weights: &[f32], bias: &[f32]) -> Vec<f32> {
     let (ins, outs) = (extent.channels, bias.len());
-    let rows = voxel_rows(x, extent, ins);
+    let x = Channels::of(&[x], extent);
     let product = Panels::new(isa, ins, outs * BLOCK, |i, column| weights[i * outs * BLOCK + column]);
     let [nx, ny, nz] = extent.space;
     let area = ny * nz;
     // Two planes of the output lie one after the other: here they are one.
     let mut y = vec![0.0; extent.n * outs * nx * BLOCK * area];
     let planes = by_plane([&mut y], extent.n, [nx, BLOCK, area]).into_par_iter().enumerate();
-    planes.for_each_init(Vec::new, |sums, (plane, mut blocks)| {
+    let buffers = || (vec![0.0; area * ins], Vec::new());
+    planes.for_each_init(buffers, |(rows, sums), (plane, mut blocks)| {
+        voxel_rows(&x, [plane / nx, plane % nx], rows);
         for panel in 0..product.count() {
-            product.multiply(isa, &rows[plane * area * ins..][..area * ins], panel, sums);
+            product.multiply(isa, rows, panel, sums);
             for (lane, column) in product.columns_of(panel).enumerate() {
                 let (o, [a, b, c]) = (column / BLOCK, corner(column % BLOCK));
                 let to = &mut blocks[o][a * 4 * area..][..4 * area];
@@ -45,15 +47,17 @@ pub fn forward(isa: Isa, x: &[f32], extent: Extent, weights: &[f32], bias: &[f32
 pub fn input_gradient(isa: Isa, dy: &[f32], extent: Extent, weights: &[f32]) -> Vec<f32> {
     let ins = extent.channels;
     let terms = weights.len() / ins;
-    let blocks = block_rows(dy, extent, terms, terms);
     let product = Panels::new(isa, terms, ins, |term, i| weights[i * terms + term]);
-    let area = extent.space[1] * extent.space[2];
+    let [nx, ny, nz] = extent.space;
+    let area = ny * nz;
     let zeros = vec![0.0; ins];
     let mut dx = vec![0.0; extent.len()];
     let planes = by_plane([&mut dx], extent.n, extent.space).into_par_iter().enumerate();
-    planes.for_each_init(Vec::new, |sums, (plane, mut parts)| {
+    let buffers = || (vec![0.0; area * terms], Vec::new());
+    planes.for_each_init(buffers, |(blocks, sums), (plane, mut parts)| {
+        block_rows(dy, extent, [plane / nx, plane % nx], terms, terms, blocks);
         for panel in 0..product.count() {
-            product.multiply(isa, &blocks[plane * area * terms..][..area * terms], panel, sums);
+            product.multiply(isa, blocks, panel, sums);
             let columns = product.columns_of(panel);
             write_columns(&mut parts[columns.clone()], sums, product.width(), &zeros[columns]);
         }
@@ -67,26 +71,39 @@ pub fn weight_gradient(isa: Isa, x: &[f32], extent: Extent, dy: &[f32]) -> Vec<f
     let shape = Shape::for_columns(isa, terms);
     let width = shape.columns();
     let stride = terms.next_multiple_of(width);
-    let (rows, blocks) = (voxel_rows(x, extent, ins), block_rows(dy, extent, terms, stride));
+    let area = extent.space[1] * extent.space[2];
     let strips = shape.strips(ins);
-    let tasks = (0..strips.len() * (stride / width)).into_par_iter().map(|task| {
-        let ((first, height), panel) = (strips[task % strips.len()], task / strips.len());
-        let mut sums = vec![0.0; height * width];
-        let product = Product {
-            left: &rows,
-            start: first,
-            row: 1,
-            step: ins,
-            segments: &[0],
-            terms: extent.n * extent.voxels(),
-            right: &blocks[panel * width..],
-            right_step: stride,
-        };
-        add_product(isa, product, shape, height, &mut sums);
-        (first, panel, sums)
-    });
+    let mut tasks: Vec<Task> = (0..strips.len() * (stride / width))
+        .map(|task| {
+            let (first, height) = strips[task % strips.len()];
+            Task { first, panel: task / strips.len(), sums: vec![0.0; height * width] }
+        })
+        .collect();
+    let x = Channels::of(&[x], extent);
+    for (n, run) in slabs(extent, ins + stride) {
+        let mut rows = vec![0.0; run.len() * area * ins];
+        let mut blocks = vec![0.0; run.len() * area * stride];
+        let planes = rows.par_chunks_mut(area * ins).zip(blocks.par_chunks_mut(area * stride));
+        planes.zip(run.clone()).for_each(|((rows, blocks), plane)| {
+            voxel_rows(&x, [n, plane], rows);
+            block_rows(dy, extent, [n, plane], terms, stride, blocks);
+        });
+        tasks.par_iter_mut().for_each(|Task { first, panel, sums }| {
+            let product = Product {
+                left: &rows,
+                start: *first,
+                row: 1,
+                step: ins,
+                segments: &[0],
+                terms: run.len() * area,
+                right: &blocks[*panel * width..],
+                right_step: stride,
+            };
+            add_product(isa, product, shape, sums.len() / width, sums);
+        });
+    }
     let mut gradient = vec![0.0; ins * terms];
-    for (first, panel, sums) in tasks.collect::<Vec<_>>() {
+    for Task { first, panel, sums } in tasks {
         for (i, lanes) in (first..).zip(sums.chunks_exact(width)) {
             let row = &mut gradient[i * terms..][..terms];
             row.iter_mut().skip(panel * width).zip(lanes).for_each(|(to, &sum)| *to = sum);
@@ -95,18 +112,24 @@ pub fn weight_gradient(isa: Isa, x: &[f32], extent: Extent, dy: &[f32]) -> Vec<f
     gradient
 }
 
+/// A part of the weights' gradient: a strip of inputs, from the first, and a panel of outputs' places.
+struct Task {
+    first: usize,
+    panel: usize,
+    sums: Vec<f32>,
+}
+
 /// Place of a voxel in its block.
 fn corner(index: usize) -> [usize; 3] {
     [index >> 2, index >> 1 & 1, index & 1]
 }
 
-/// `dy` `[n, outs, 2x, 2y, 2z]` as `[n · x · y · z][stride]`, a row holding the blocks of all outputs; `extent` is the input's.
-fn block_rows(dy: &[f32], extent: Extent, terms: usize, stride: usize) -> Vec<f32> {
+/// `dy` `[n, outs, 2x, 2y, 2z]` → `[y · z][stride]`, a row holding the blocks of all outputs that a voxel of plane `[n, x]` of the
+/// input became; `extent` is the input's.
+fn block_rows(dy: &[f32], extent: Extent, [n, x]: [usize; 2], terms: usize, stride: usize, to: &mut [f32]) {
     let [nx, ny, nz] = extent.space;
     let outs = terms / BLOCK;
-    let mut rows = vec![0.0; extent.n * extent.voxels() * stride];
-    rows.par_chunks_mut(nz * stride).enumerate().for_each(|(index, line)| {
-        let [n, x, y] = [index / (nx * ny), index / ny % nx, index % ny];
+    for (y, line) in to.chunks_exact_mut(nz * stride).enumerate() {
         for pair in 0..terms / 2 {
             let (o, [a, b, _]) = (pair * 2 / BLOCK, corner(pair * 2 % BLOCK));
             let from = ((n * outs + o) * 2 * nx + 2 * x + a) * 2 * ny + 2 * y + b;
@@ -115,8 +138,7 @@ fn block_rows(dy: &[f32], extent: Extent, terms: usize, stride: usize) -> Vec<f3
                 row[2 * pair..][..2].copy_from_slice(two);
             }
         }
-    });
-    rows
+    }
 }
 
 /// The right factor of a product, cut into panels as wide as a tile.
@@ -220,5 +242,25 @@ mod tests {
                 assert_close("dw", isa, &weight_gradient(isa, &x, extent, &dy), &dw);
             }
         }
+    }
+
+    #[test]
+    fn neither_threads_nor_the_slabs_of_a_volume_change_a_bit() {
+        let (extent, outs) = (Extent { n: 1, channels: 3, space: [9, 32, 33] }, 64);
+        let wave = |len: usize| (0..len).map(|i| ((i * 37) % 101) as f32 / 101.0 - 0.5).collect::<Vec<f32>>();
+        let (x, weights, bias) = (wave(extent.len()), wave(3 * outs * BLOCK), wave(outs));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let isa = Isa::detect();
+                let y = forward(isa, &x, extent, &weights, &bias);
+                let gradients =
+                    (input_gradient(isa, &y, extent, &weights), weight_gradient(isa, &x, extent, &y));
+                (slabs(extent, 3 + outs * BLOCK).count(), y, gradients)
+            })
+        };
+        let (one, nine) = (run(1), run(9));
+        assert!(one.0 > nine.0, "{} slabs and {}", one.0, nine.0);
+        assert!((one.1, one.2) == (nine.1, nine.2));
     }
 }
