@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::Extent;
 use super::isa::{Isa, for_each_isa};
+use super::pack::{Run, by_run};
 
 /// Voxels of a task.
 const RUN: usize = 2048;
@@ -56,15 +57,7 @@ fn map(
 ) -> Vec<f32> {
     let voxels = extent.voxels();
     let mut to = vec![0.0; extent.n * channels * voxels];
-    // The runs of voxels of each volume, each a piece of every channel.
-    let mut runs: Vec<(usize, usize, Vec<&mut [f32]>)> = Vec::new();
-    for (n, volume) in to.chunks_exact_mut((channels * voxels).max(1)).enumerate() {
-        let mut lines: Vec<_> = volume.chunks_exact_mut(voxels).map(|line| line.chunks_mut(RUN)).collect();
-        for first in (0..voxels).step_by(RUN) {
-            runs.push((n, first, lines.iter_mut().filter_map(Iterator::next).collect()));
-        }
-    }
-    runs.into_par_iter().for_each(|(n, first, lines)| {
+    by_run(&mut to, channels, voxels, RUN).into_par_iter().for_each(|Run { n, first, lines }| {
         for (a, to) in lines.into_iter().enumerate() {
             to.fill(offset(a));
             for b in 0..extent.channels {

@@ -157,6 +157,28 @@ pub(super) fn by_plane<'a>(
     planes
 }
 
+/// A run of voxels of one volume.
+pub(super) struct Run<'a> {
+    /// The volume.
+    pub(super) n: usize,
+    /// The first voxel.
+    pub(super) first: usize,
+    /// These voxels of each channel.
+    pub(super) lines: Vec<&'a mut [f32]>,
+}
+
+/// Cuts `[n, channels, voxels]` into runs of `length` voxels, in order; the last of a volume may be shorter.
+pub(super) fn by_run(values: &mut [f32], channels: usize, voxels: usize, length: usize) -> Vec<Run<'_>> {
+    let mut runs = Vec::new();
+    for (n, volume) in values.chunks_exact_mut((channels * voxels).max(1)).enumerate() {
+        let mut lines: Vec<_> = volume.chunks_exact_mut(voxels).map(|line| line.chunks_mut(length)).collect();
+        for first in (0..voxels).step_by(length) {
+            runs.push(Run { n, first, lines: lines.iter_mut().filter_map(Iterator::next).collect() });
+        }
+    }
+    runs
+}
+
 /// Writes the first columns of `rows` of `columns`, as many as there are biases, each to its own place with its bias added.
 pub(super) fn write_columns(to: &mut [&mut [f32]], rows: &[f32], columns: usize, bias: &[f32]) {
     for (column, (to, &bias)) in to.iter_mut().zip(bias).enumerate() {

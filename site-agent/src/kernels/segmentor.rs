@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, for_each_isa};
+use super::pack::{Run, by_run};
 
 /// Channels of the voxel features and of the hidden layers.
 pub const HIDDEN: usize = 8;
@@ -87,73 +88,57 @@ pub fn gradients(
     extent: HeadExtent,
 ) -> Gradients {
     let HeadExtent { n, classes, voxels } = extent;
-    let tasks = voxels.div_ceil(TASK);
-    let parts = (0..n * tasks).into_par_iter().map(|task| {
-        let (n, start) = (task / tasks, task % tasks * TASK);
-        let mut part = Part {
-            start,
-            features: vec![0.0; HIDDEN * TASK.min(voxels - start)],
-            parameters: vec![[0.0; LANES]; classes * PARAMETERS],
-        };
-        let features = &features[n * HIDDEN * voxels..][..HIDDEN * voxels];
-        let parameters = &parameters[n * classes * PARAMETERS..][..classes * PARAMETERS];
-        differentiate_part(
-            isa,
-            features,
-            parameters,
-            &dy[n * classes * voxels..][..classes * voxels],
-            &mut part,
-        );
-        part
-    });
-    let parts: Vec<_> = parts.collect();
+    let mut of_features = vec![0.0; n * HIDDEN * voxels];
+    let runs = by_run(&mut of_features, HIDDEN, voxels, TASK).into_par_iter();
+    let of_runs = runs.map_init(
+        || vec![[0.0f32; LANES]; classes * PARAMETERS],
+        |lanes, mut run| {
+            lanes.fill([0.0; LANES]);
+            let n = run.n;
+            let features = &features[n * HIDDEN * voxels..][..HIDDEN * voxels];
+            let parameters = &parameters[n * classes * PARAMETERS..][..classes * PARAMETERS];
+            let dy = &dy[n * classes * voxels..][..classes * voxels];
+            differentiate_run(isa, features, parameters, dy, &mut run, lanes);
+            let sums: Vec<f32> = lanes.iter().map(|lanes| lanes.iter().sum::<f32>()).collect();
+            (n, sums)
+        },
+    );
+    let of_runs: Vec<(usize, Vec<f32>)> = of_runs.collect();
 
-    let mut gradients = Gradients {
-        features: vec![0.0; n * HIDDEN * voxels],
-        parameters: vec![0.0; n * classes * PARAMETERS],
-    };
-    for (task, part) in parts.iter().enumerate() {
-        let n = task / tasks;
-        let length = part.features.len() / HIDDEN;
-        for (channel, line) in part.features.chunks_exact(length).enumerate() {
-            gradients.features[(n * HIDDEN + channel) * voxels + part.start..][..length]
-                .copy_from_slice(line);
-        }
-        let to = &mut gradients.parameters[n * classes * PARAMETERS..][..classes * PARAMETERS];
-        to.iter_mut().zip(&part.parameters).for_each(|(to, lanes)| *to += lanes.iter().sum::<f32>());
+    let mut of_parameters = vec![0.0; n * classes * PARAMETERS];
+    for (n, sums) in of_runs {
+        let to = &mut of_parameters[n * classes * PARAMETERS..][..classes * PARAMETERS];
+        to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum);
     }
-    gradients
-}
-
-/// The gradients of consecutive voxels of one sample.
-struct Part {
-    /// The first voxel.
-    start: usize,
-    /// `[8, voxels of the part]`.
-    features: Vec<f32>,
-    /// Sums in lanes, `[classes, 153]`.
-    parameters: Vec<[f32; LANES]>,
+    Gradients { features: of_features, parameters: of_parameters }
 }
 
 for_each_isa! {
-    /// Adds the gradients of one part of a sample, whose features, networks and `dy` these are.
-    fn differentiate_part(features: &[f32], parameters: &[f32], dy: &[f32], part: &mut Part) {
+    /// Writes the gradient of some voxels' features and adds those of the networks to `sums`, in lanes, `[classes, 153]`. Features,
+    /// networks and `dy` are those of the whole sample.
+    fn differentiate_run(
+        features: &[f32],
+        parameters: &[f32],
+        dy: &[f32],
+        run: &mut Run<'_>,
+        sums: &mut [[f32; LANES]],
+    ) {
         let voxels = features.len() / HIDDEN;
-        let length = part.features.len() / HIDDEN;
-        for run in (0..length).step_by(RUN) {
-            let width = RUN.min(length - run);
-            let input = load(features, voxels, part.start + run);
+        let length = run.lines[0].len();
+        for start in (0..length).step_by(RUN) {
+            let width = RUN.min(length - start);
+            let input = load(features, voxels, run.first + start);
             let mut total: Layer = [[0.0; RUN]; HIDDEN];
-            let networks = parameters.chunks_exact(PARAMETERS).zip(part.parameters.chunks_exact_mut(PARAMETERS));
+            let networks = parameters.chunks_exact(PARAMETERS).zip(sums.chunks_exact_mut(PARAMETERS));
             for ((network, sums), dy) in networks.zip(dy.chunks_exact(voxels)) {
                 let mut slope = [0.0; RUN];
-                slope[..width].copy_from_slice(&dy[part.start + run..][..width]);
+                slope[..width].copy_from_slice(&dy[run.first + start..][..width]);
                 if slope != [0.0; RUN] {
                     differentiate(network, &input, &slope, &mut total, sums);
                 }
             }
-            for (line, to) in total.iter().zip(part.features.chunks_exact_mut(length)) {
-                to[run..run + width].copy_from_slice(&line[..width]);
+            for (line, to) in total.iter().zip(&mut run.lines) {
+                to[start..start + width].copy_from_slice(&line[..width]);
             }
         }
     }
