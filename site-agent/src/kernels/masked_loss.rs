@@ -61,31 +61,31 @@ pub fn loss(isa: Isa, x: &[f32], y: &[f32], pairs: Pairs<'_>) -> Loss {
     }
 }
 
-/// Gradient with respect to the logits of `bce_slope · bce + dice_slope · dice`; zero for pairs that are not annotated.
+/// Turns the logits `x` into the gradient with respect to them of `bce_slope · bce + dice_slope · dice`, where they lie; zero for
+/// pairs that are not annotated.
 pub fn gradient(
     isa: Isa,
-    x: &[f32],
+    x: &mut [f32],
     y: &[f32],
     pairs: Pairs<'_>,
     loss: &Loss,
     bce_slope: f32,
     dice_slope: f32,
-) -> Vec<f32> {
+) {
     let length = pairs.length(x);
     let terms = (pairs.counted() * pairs.terms).max(1) as f32;
-    let mut dx = vec![0.0; x.len()];
-    let annotated = |term: &(usize, &mut [f32])| pairs.annotated[term.0 / pairs.terms];
-    let chunks: Vec<_> = dx.chunks_mut(length.max(1)).enumerate().filter(annotated).collect();
-    chunks.into_par_iter().zip(&loss.sums).for_each(|((term, dx), &(overlap, size))| {
+    let is_annotated = |term: &(usize, &mut [f32])| pairs.annotated[term.0 / pairs.terms];
+    let (annotated, rest): (Vec<_>, Vec<_>) = x.chunks_mut(length.max(1)).enumerate().partition(is_annotated);
+    rest.into_par_iter().for_each(|(_, x)| x.fill(0.0));
+    annotated.into_par_iter().zip(&loss.sums).for_each(|((term, x), &(overlap, size))| {
         let slopes = Slopes {
             bce: bce_slope / (terms * length as f32),
             // d dice/dp = 2 overlap/size² − 2 y/size.
             shrink: dice_slope / terms * 2.0 * overlap / (size * size),
             reward: dice_slope / terms * 2.0 / size,
         };
-        term_gradient(isa, &x[term * length..][..length], &y[term * length..][..length], dx, slopes);
+        term_gradient(isa, x, &y[term * length..][..length], slopes);
     });
-    dx
 }
 
 /// Sums over one Dice term.
@@ -143,10 +143,10 @@ struct Slopes {
 }
 
 for_each_isa! {
-    fn term_gradient(x: &[f32], y: &[f32], dx: &mut [f32], slopes: Slopes) {
-        for ((dx, &x), &y) in dx.iter_mut().zip(x).zip(y) {
-            let p = probability(x, exp_of_negative(-x.abs()));
-            *dx = slopes.bce * (p - y) + p * (1.0 - p) * (slopes.shrink - slopes.reward * y);
+    fn term_gradient(x: &mut [f32], y: &[f32], slopes: Slopes) {
+        for (x, &y) in x.iter_mut().zip(y) {
+            let p = probability(*x, exp_of_negative(-x.abs()));
+            *x = slopes.bce * (p - y) + p * (1.0 - p) * (slopes.shrink - slopes.reward * y);
         }
     }
 }
@@ -194,7 +194,8 @@ mod tests {
                 assert!(
                     (f64::from(loss.bce) - bce).abs() < 1e-6 && (f64::from(loss.dice) - dice).abs() < 1e-6
                 );
-                let gradient = gradient(isa, &narrow(&x), &y, pairs, &loss, 0.7, 1.3);
+                let mut of_x = narrow(&x);
+                gradient(isa, &mut of_x, &y, pairs, &loss, 0.7, 1.3);
                 for i in 0..values {
                     let mut moved = x.clone();
                     moved[i] += 1e-5;
@@ -202,11 +203,7 @@ mod tests {
                     moved[i] -= 2e-5;
                     let down = definition(&moved);
                     let slope = (0.7 * (up.0 - down.0) + 1.3 * (up.1 - down.1)) / 2e-5;
-                    assert!(
-                        (slope - f64::from(gradient[i])).abs() < 1e-6,
-                        "{i}: {} against {slope}",
-                        gradient[i]
-                    );
+                    assert!((slope - f64::from(of_x[i])).abs() < 1e-6, "{i}: {} against {slope}", of_x[i]);
                 }
             }
         }

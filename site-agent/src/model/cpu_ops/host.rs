@@ -302,19 +302,20 @@ impl CpuGradients for Flex {
     }
 
     fn masked_loss_backward(x: Host, target: Host, counted: &Counted, slopes: Host) -> Host {
-        let (x, target, slopes) = (x.to_contiguous(), target.to_contiguous(), slopes.to_contiguous());
+        let (mut x, target, slopes) = (whole(x), target.to_contiguous(), slopes.to_contiguous());
         let Counted { annotated, dice_terms, loss } = counted;
         let pairs = Pairs { annotated, terms: *dice_terms };
         let slopes: &[f32] = slopes.storage();
-        let dx = masked_loss::gradient(
+        // The logits are not needed any more: their gradient takes their place, unless somebody keeps them.
+        masked_loss::gradient(
             Isa::detect(),
-            x.storage(),
+            x.storage_mut(),
             target.storage(),
             pairs,
             loss,
             slopes[0],
             slopes[1],
         );
-        volumes(dx, extent(&x))
+        x
     }
 }
