@@ -246,7 +246,7 @@ fn one_adamw_step_agrees() {
 
     let mut model = hash_filled(8);
     let gradients = Gradients::from_host(&gradients.below(""), &Device::flex());
-    AdamW::new(config).step(&mut model, &gradients, number(&json["adamw"]["lr"]));
+    AdamW::new(config).step(&mut model, gradients, number(&json["adamw"]["lr"]));
     let stepped = model.export();
     assert!(stepped.keys().eq(expected.names()));
     for (name, tensor) in &stepped {

@@ -28,39 +28,32 @@ pub struct Coefficients {
 /// Numbers of one task.
 const TASK: usize = 1 << 15;
 
-/// Values after one step along `gradient`; the moments are moved on in place, for nobody else reads them.
+/// Turns the gradient into the values after one step along it, where it lies; the moments are moved on in place, too. Nobody else
+/// reads them.
 pub fn step(
     isa: Isa,
     theta: &[f32],
-    gradient: &[f32],
+    gradient: &mut [f32],
     [first, second]: [&mut [f32]; 2],
     coefficients: Coefficients,
-) -> Vec<f32> {
-    let mut stepped = vec![0.0; theta.len()];
+) {
     let moments = first.par_chunks_mut(TASK).zip(second.par_chunks_mut(TASK));
-    let values = stepped.par_chunks_mut(TASK).zip(theta.par_chunks(TASK)).zip(gradient.par_chunks(TASK));
-    values.zip(moments).for_each(|(((stepped, theta), gradient), (first, second))| {
-        step_task(isa, stepped, theta, gradient, first, second, coefficients);
+    let values = gradient.par_chunks_mut(TASK).zip(theta.par_chunks(TASK));
+    values.zip(moments).for_each(|((gradient, theta), (first, second))| {
+        step_task(isa, theta, gradient, first, second, coefficients);
     });
-    stepped
 }
 
 for_each_isa! {
-    fn step_task(
-        stepped: &mut [f32],
-        theta: &[f32],
-        gradient: &[f32],
-        first: &mut [f32],
-        second: &mut [f32],
-        c: Coefficients,
-    ) {
-        let values = stepped.iter_mut().zip(theta).zip(gradient);
-        for (((stepped, &theta), &g), (m, v)) in values.zip(first.iter_mut().zip(second)) {
+    fn step_task(theta: &[f32], gradient: &mut [f32], first: &mut [f32], second: &mut [f32], c: Coefficients) {
+        let values = gradient.iter_mut().zip(theta);
+        for ((value, &theta), (m, v)) in values.zip(first.iter_mut().zip(second)) {
+            let g = *value;
             *m = *m * c.beta1 + g * c.one_minus_beta1;
             *v = *v * c.beta2 + g * g * c.one_minus_beta2;
             let root = v.sqrt() / c.second_correction + c.epsilon;
             // Decay and step are joined before they meet the weight: lr * decay alone is often less than its last bit.
-            *stepped = theta - (*m / root * c.rate + theta * c.decay);
+            *value = theta - (*m / root * c.rate + theta * c.decay);
         }
     }
 }
@@ -88,8 +81,8 @@ mod tests {
         let (theta, gradient) = (values(1), values(2));
         let (first, second) = (values(3), values(4).into_iter().map(f32::abs).collect::<Vec<_>>());
         let run = |isa| {
-            let (mut m, mut v) = (first.clone(), second.clone());
-            let stepped = step(isa, &theta, &gradient, [&mut m, &mut v], C);
+            let (mut stepped, mut m, mut v) = (gradient.clone(), first.clone(), second.clone());
+            step(isa, &theta, &mut stepped, [&mut m, &mut v], C);
             (stepped, m, v)
         };
         let (stepped, m, v) = run(Isa::Portable);

@@ -1,8 +1,7 @@
 //! Binds the optimiser's kernel to burn's CPU device. No gradient passes through a step, so there is no autodiff here.
 
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Flex, TensorMetadata, backend_extension};
-use burn::tensor::TensorData;
+use burn::backend::{Backend, Flex, backend_extension};
 
 use super::cpu_ops::whole;
 use crate::kernels::adamw::{self, Coefficients};
@@ -11,7 +10,7 @@ use crate::kernels::isa::Isa;
 /// Steps with a kernel of ours. Tensors are flat, f32.
 #[backend_extension(Flex)]
 pub(super) trait CpuStep: Backend {
-    /// Values, first and second moment after one step of AdamW.
+    /// Values, in the place of the gradient, and first and second moment after one step of AdamW.
     fn adamw(
         theta: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
@@ -31,12 +30,11 @@ impl CpuStep for Flex {
         second: Host,
         coefficients: Coefficients,
     ) -> (Host, Host, Host) {
-        let (theta, gradient) = (theta.to_contiguous(), gradient.to_contiguous());
-        let (mut first, mut second) = (whole(first), whole(second));
-        // The optimiser has given its moments away: they are changed where they lie, unless somebody kept a copy.
+        let theta = theta.to_contiguous();
+        let (mut gradient, mut first, mut second) = (whole(gradient), whole(first), whole(second));
+        // The optimiser has given these three away: they are changed where they lie, unless somebody kept a copy.
         let moments = [first.storage_mut(), second.storage_mut()];
-        let stepped = adamw::step(Isa::detect(), theta.storage(), gradient.storage(), moments, coefficients);
-        let shape = [theta.shape().num_elements()];
-        (Host::from_data(TensorData::new(stepped, shape)), first, second)
+        adamw::step(Isa::detect(), theta.storage(), gradient.storage_mut(), moments, coefficients);
+        (gradient, first, second)
     }
 }

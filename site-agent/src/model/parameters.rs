@@ -63,6 +63,11 @@ impl Gradients {
         self.0.get(name).map(|gradient| &gradient.values)
     }
 
+    /// Gives the gradient of one tensor away, flat.
+    pub fn take(&mut self, name: &str) -> Option<Tensor<1>> {
+        self.0.remove(name).map(|gradient| gradient.values)
+    }
+
     /// Adds `weight` times the gradients of another micro-batch of the same model.
     pub fn add_scaled(&mut self, other: &Self, weight: f64) {
         for (name, gradient) in &mut self.0 {

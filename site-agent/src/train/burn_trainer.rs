@@ -99,7 +99,7 @@ impl BurnTrainer {
                 step.add(on_pool(|| self.micro_batch(batch))?);
             }
         }
-        if let Some(gradients) = &step.mean {
+        if let Some(gradients) = step.mean {
             on_pool(|| self.optimizer.step(&mut self.model, gradients, learning_rate));
         }
         Ok((step.mean_loss, waited))
@@ -195,10 +195,10 @@ impl Optimizer {
         }
     }
 
-    fn step(&mut self, model: &mut UniversalModel, gradients: &Gradients, learning_rate: f64) {
+    fn step(&mut self, model: &mut UniversalModel, gradients: Gradients, learning_rate: f64) {
         match self {
             Self::AdamW(adamw) => adamw.step(model, gradients, learning_rate),
-            Self::Sgd => sgd_step(model, gradients, learning_rate),
+            Self::Sgd => sgd_step(model, &gradients, learning_rate),
         }
     }
 }

@@ -71,17 +71,17 @@ impl AdamW {
         self.steps
     }
 
-    /// Changes the model by one step.
-    pub fn step(&mut self, model: &mut UniversalModel, gradients: &Gradients, learning_rate: f64) {
+    /// Changes the model by one step. The gradients are used up: new values take their place in memory.
+    pub fn step(&mut self, model: &mut UniversalModel, mut gradients: Gradients, learning_rate: f64) {
         self.steps += 1;
         let coefficients = coefficients(self.config, self.steps, learning_rate);
-        model.update(|name, theta| match gradients.flat(name) {
+        model.update(|name, theta| match gradients.take(name) {
             Some(gradient) => {
                 let moments = match self.moments.remove(name) {
                     Some(Moments { first, second }) => [first, second],
                     None => [theta.zeros_like(), theta.zeros_like()],
                 };
-                let [theta, first, second] = ops::adamw(theta, gradient.clone(), moments, coefficients);
+                let [theta, first, second] = ops::adamw(theta, gradient, moments, coefficients);
                 self.moments.insert(name.to_owned(), Moments { first, second });
                 theta
             }
@@ -185,7 +185,7 @@ mod tests {
     fn moments_survive_the_loading_of_a_global_model() {
         let (mut model, mut optimizer) = (new_model(1), AdamW::new(AdamWConfig::default()));
         let first = gradients(&model, 1);
-        optimizer.step(&mut model, &first, 1e-3);
+        optimizer.step(&mut model, first, 1e-3);
         let before = optimizer.export(&model);
         model.load(&new_model(2).export()).unwrap();
         assert_eq!(optimizer.export(&model), before);
@@ -194,8 +194,8 @@ mod tests {
         // The next step uses them: a fresh optimiser would go elsewhere.
         let second = gradients(&model, 2);
         let mut fresh = model.clone();
-        AdamW::new(AdamWConfig::default()).step(&mut fresh, &second, 1e-3);
-        optimizer.step(&mut model, &second, 1e-3);
+        AdamW::new(AdamWConfig::default()).step(&mut fresh, second.clone(), 1e-3);
+        optimizer.step(&mut model, second, 1e-3);
         assert_eq!(optimizer.steps(), 2);
         assert_ne!(model.export(), fresh.export());
     }
@@ -204,14 +204,14 @@ mod tests {
     fn a_restored_optimizer_goes_on_bit_for_bit() {
         let (mut model, mut optimizer) = (new_model(1), AdamW::new(AdamWConfig::default()));
         let first = gradients(&model, 1);
-        optimizer.step(&mut model, &first, 1e-3);
+        optimizer.step(&mut model, first, 1e-3);
         let state = optimizer.export(&model);
         let mut twin = model.clone();
         let mut restored =
             AdamW::restore(AdamWConfig::default(), &state, &twin, &Device::flex().autodiff()).unwrap();
         let next = gradients(&model, 2);
-        optimizer.step(&mut model, &next, 1e-3);
-        restored.step(&mut twin, &next, 1e-3);
+        optimizer.step(&mut model, next.clone(), 1e-3);
+        restored.step(&mut twin, next, 1e-3);
         assert_eq!(model.export(), twin.export());
         assert_eq!(optimizer.export(&model), restored.export(&twin));
     }
@@ -220,7 +220,7 @@ mod tests {
     fn a_state_that_lacks_a_moment_is_refused() {
         let (mut model, mut optimizer) = (new_model(1), AdamW::new(AdamWConfig::default()));
         let first = gradients(&model, 1);
-        optimizer.step(&mut model, &first, 1e-3);
+        optimizer.step(&mut model, first, 1e-3);
         let mut state = optimizer.export(&model);
         state.moments.remove("second.controller.bias");
         let restored = AdamW::restore(AdamWConfig::default(), &state, &model, &Device::flex());
