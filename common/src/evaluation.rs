@@ -193,6 +193,11 @@ impl EvaluationMachine {
         self.state.evaluators.iter().filter(pending).map(|(site, _)| site.clone()).collect()
     }
 
+    /// Evaluators whose report on `model` is kept.
+    pub fn reported(&self, model: &ModelHash) -> BTreeSet<SiteId> {
+        self.state.models.get(model).into_iter().flat_map(|known| known.reports.keys().cloned()).collect()
+    }
+
     fn request(&mut self, round: RoundId, model: ModelHash, now: Timestamp, actions: &mut Vec<Action>) {
         self.know(round, model, actions);
         let Some(gate) = &self.gate else { return };

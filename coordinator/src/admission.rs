@@ -4,6 +4,7 @@
 //! here from the store. Closing connections is the driver's.
 
 use common::ids::Role;
+use common::study::Study;
 use common::time::Timestamp;
 use common::wire::{Refusal, RefusalCode, Request};
 use link::PeerIdentity;
@@ -65,6 +66,15 @@ pub fn check_role(role: Role, request: &Request) -> Result<(), Refusal> {
     )
 }
 
+/// Whether the holder of `identity` may take part in `study`.
+///
+/// # Errors
+/// [`RefusalCode::LeftOut`].
+pub fn check_part(identity: &PeerIdentity, study: &Study) -> Result<(), Refusal> {
+    let admitted = study.admit(&identity.site, identity.role);
+    admitted.map_err(|left_out| Refusal::new(RefusalCode::LeftOut, left_out.to_string()))
+}
+
 fn judge(identity: &PeerIdentity, record: CertificateRecord, now: Timestamp) -> Result<(), Refusal> {
     if record.status == SiteStatus::Revoked {
         return refuse(RefusalCode::SiteRevoked, "this site was revoked");
@@ -97,6 +107,7 @@ fn refuse(code: RefusalCode, detail: &str) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use common::ids::{AttemptId, SiteId};
+    use common::testing::example_study_with;
 
     use super::*;
     use crate::pki::Token;
@@ -153,6 +164,21 @@ mod tests {
         assert_eq!(code(&admission, &other, NOW).await, Some(RefusalCode::WrongConsortium));
         let other = PeerIdentity { role: Role::Evaluator, ..identity };
         assert_eq!(code(&admission, &other, NOW).await, Some(RefusalCode::UnknownSite));
+    }
+
+    #[tokio::test]
+    async fn a_trainer_that_the_study_leaves_out_may_not_take_part() {
+        let (_dir, _admission, identity) = enrolled().await;
+        let with = |leave_out: &str| {
+            example_study_with(|draft| draft.participants.leave_out = vec![leave_out.parse().unwrap()])
+        };
+        let refused = check_part(&identity, with("north").study()).unwrap_err();
+        assert_eq!(refused.code, RefusalCode::LeftOut);
+        let words = "this study leaves north out: it is scored there, not trained";
+        assert_eq!(refused.detail.as_str(), words);
+        assert!(check_part(&identity, with("south").study()).is_ok());
+        let evaluator = PeerIdentity { role: Role::Evaluator, ..identity };
+        assert!(check_part(&evaluator, with("north").study()).is_ok());
     }
 
     #[test]

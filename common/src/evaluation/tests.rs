@@ -57,6 +57,8 @@ fn a_model_is_asked_once_and_again_at_each_connection_until_it_is_reported() {
     assert_eq!(asked(&machine.tick(requested(1), T0), "v"), [0u32; 0]);
     machine.tick(requested(2), T0);
     machine.tick(stored("v", 1), T0);
+    assert_eq!(machine.reported(&model(1)), BTreeSet::from([site("v")]));
+    assert!(machine.reported(&model(2)).is_empty());
     machine.tick(Event::EvaluatorGone { site: site("v") }, T0);
     assert_eq!(asked(&machine.tick(requested(3), T0), "v"), [0u32; 0]);
     assert_eq!(asked(&machine.tick(ready("v", EvaluatorKind::Validation), T0), "v"), [2, 3]);

@@ -20,6 +20,7 @@
 //! * participants and their counts are fixed when the round opens; nothing below quorum is aggregated;
 //! * nothing is announced before it is durable (`Committed`), no receipt is given before the update is (`UpdateStored`);
 //! * an update counts once; one that comes again is answered, one that comes late is refused with a stable code;
+//! * a trainer that the study leaves out is never at hand: it is not asked, nor waited for, and its update is refused;
 //! * a site that returns is told again whatever concerns it, so that neither side needs memory of the connection.
 //!
 //! A driver calls, in this order: [`RoundMachine::new`] or [`RoundMachine::replay`] and then [`Event::Restarted`]; for each
@@ -51,6 +52,7 @@ use self::progress::Progress;
 use self::waiting::Waiting;
 use crate::ids::{ModelHash, Role, RoundId, SiteId, StudyDigest};
 use crate::journal::{self, Entry, RestoreError};
+use crate::study::LeftOut;
 use crate::time::Timestamp;
 
 pub use event::{
@@ -224,6 +226,9 @@ impl RoundMachine {
         let State { phase, last_counted, .. } = &self.state;
         if offer.study != self.plan.study {
             return Err(Rejection::WrongStudy { expected: self.plan.study, got: offer.study });
+        }
+        if self.plan.leave_out.contains(site) {
+            return Err(LeftOut { site: site.clone() }.into());
         }
         if let Some(counted) = last_counted.get(site).filter(|_| offer.round == phase.durable().0) {
             return counted.compare(offer);

@@ -29,6 +29,8 @@ pub struct RoundPlan {
     pub evaluate_every: u32,
     /// Evaluators whose reports the next round waits for, if any.
     pub gate: Option<Gate>,
+    /// Trainers that the study leaves out: whatever they say, they are not at hand.
+    pub leave_out: BTreeSet<SiteId>,
 }
 
 /// How many sites a round needs, and how long it waits.

@@ -30,10 +30,12 @@ impl Progress<'_> {
             Event::Pause => return self.pause_by_operator(cx),
             Event::Resume => return self.resume_by_operator(cx),
             Event::Abort => return self.abort(cx),
-            Event::TrainersExpected { sites } => {
+            Event::TrainersExpected { mut sites } => {
+                sites.retain(|site| !cx.plan.leave_out.contains(site));
                 cx.roster.expected = sites;
                 true
             }
+            Event::SiteReady { site, .. } if cx.plan.leave_out.contains(&site) => false,
             Event::SiteReady { site, counts } => {
                 self.greet(site, counts, cx);
                 true

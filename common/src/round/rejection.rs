@@ -1,6 +1,7 @@
 //! Why an update is not wanted: the peer's mistake or misfortune, answered with a stable code.
 
 use crate::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
+use crate::study::LeftOut;
 
 /// Why an update is not wanted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,6 +14,9 @@ pub enum Rejection {
         /// The study of the update.
         got: StudyDigest,
     },
+    /// Of a site that the study leaves out.
+    #[error(transparent)]
+    LeftOut(#[from] LeftOut),
     /// The round takes no more updates.
     #[error("round {round} is closed; the study is at round {current}")]
     RoundClosed {
@@ -75,6 +79,7 @@ impl Rejection {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::WrongStudy { .. } => "wrong-study",
+            Self::LeftOut(_) => "left-out",
             Self::RoundClosed { .. } => "round-closed",
             Self::RoundNotOpen { .. } => "round-not-open",
             Self::WrongBase { .. } => "wrong-base",

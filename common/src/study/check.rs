@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::sections::{
-    Aggregation, Augmentation, Backbone, Embeddings, Evaluation, ModelConfig, OptimizerKind, Preprocessing,
-    Quorum, Training,
+    Aggregation, Augmentation, Backbone, Embeddings, Evaluation, ModelConfig, OptimizerKind, Participants,
+    Preprocessing, Quorum, Training,
 };
 use super::{Study, StudyDraft};
 use crate::config::Problems;
@@ -43,6 +43,7 @@ pub(super) fn draft(draft: &StudyDraft, taxonomy: &Taxonomy) -> Problems {
     training(&draft.training, draft.rounds, &mut problems);
     aggregation(&draft.aggregation, &mut problems);
     quorum(&draft.quorum, &mut problems);
+    participants(&draft.participants, &draft.evaluation, &mut problems);
     evaluation(&draft.evaluation, draft.rounds, taxonomy, &mut problems);
     problems
 }
@@ -132,6 +133,18 @@ fn quorum(quorum: &Quorum, problems: &mut Problems) {
     problems.in_range("quorum.sites", quorum.sites, 1..=10_000);
     problems.in_range("quorum.deadline_s", quorum.deadline_s, 1..=MAX_SECONDS);
     problems.in_range("quorum.accept_s", quorum.accept_s, 1..=quorum.deadline_s.max(1));
+}
+
+fn participants(participants: &Participants, evaluation: &Evaluation, problems: &mut Problems) {
+    let key = "participants.leave_out";
+    let left_out: BTreeSet<_> = participants.leave_out.iter().collect();
+    if left_out.len() < participants.leave_out.len() {
+        problems.add_allowed(key, "names a site twice", "each site once");
+    }
+    let gated = evaluation.gate.iter().flat_map(|gate| &gate.evaluators);
+    for site in evaluation.test.iter().chain(gated).filter(|site| left_out.contains(site)) {
+        problems.add_allowed(key, format!("`{site}` scores models, and never trains"), "names of trainers");
+    }
 }
 
 fn evaluation(evaluation: &Evaluation, rounds: u32, taxonomy: &Taxonomy, problems: &mut Problems) {

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::sections::{
-    Aggregation, EmbeddingKind, Embeddings, Evaluation, ModelConfig, Preprocessing, Quorum, Sampling,
-    Training,
+    Aggregation, EmbeddingKind, Embeddings, Evaluation, ModelConfig, Participants, Preprocessing, Quorum,
+    Sampling, Training,
 };
 use super::{Study, StudyDocument, check};
 use crate::artifact::{ArtifactManifest, TensorSpec};
@@ -40,6 +40,9 @@ pub struct StudyDraft {
     pub aggregation: Aggregation,
     /// When a round may close.
     pub quorum: Quorum,
+    /// Who takes part.
+    #[serde(default, skip_serializing_if = "Participants::is_everyone")]
+    pub participants: Participants,
     /// How models are scored.
     pub evaluation: Evaluation,
 }
@@ -100,6 +103,7 @@ impl StudyDraft {
             training: self.training,
             aggregation: self.aggregation,
             quorum: self.quorum,
+            participants: self.participants,
             evaluation: self.evaluation,
             taxonomy,
         })
@@ -123,6 +127,7 @@ impl From<&Study> for StudyDraft {
             training: study.training,
             aggregation: study.aggregation,
             quorum: study.quorum,
+            participants: study.participants,
             evaluation: study.evaluation,
         }
     }

@@ -14,10 +14,12 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Diagnostics;
-use crate::ids::{Digest, ModelHash, RoundId, StudyDigest};
+use crate::ids::{Digest, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use crate::taxonomy::Taxonomy;
 pub use draft::{EMBEDDING_TENSOR, EmbeddingsDraft, StudyDraft};
-use sections::{Aggregation, Embeddings, Evaluation, ModelConfig, Preprocessing, Quorum, Sampling, Training};
+use sections::{
+    Aggregation, Embeddings, Evaluation, ModelConfig, Participants, Preprocessing, Quorum, Sampling, Training,
+};
 
 /// Largest study document in bytes.
 pub const MAX_STUDY_BYTES: usize = 4 << 20;
@@ -49,13 +51,37 @@ pub struct Study {
     pub aggregation: Aggregation,
     /// When a round may close.
     pub quorum: Quorum,
+    /// Who takes part. Not written where everybody does: such a study keeps the digest that it always had.
+    #[serde(default, skip_serializing_if = "Participants::is_everyone")]
+    pub participants: Participants,
     /// How models are scored.
     pub evaluation: Evaluation,
     /// The classes.
     pub taxonomy: Taxonomy,
 }
 
+/// A trainer that a study leaves out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this study leaves {site} out: it is scored there, not trained")]
+pub struct LeftOut {
+    /// Which.
+    pub site: SiteId,
+}
+
 impl Study {
+    /// Whether a site of this role may take part. An evaluator may always: it never trains.
+    ///
+    /// # Errors
+    /// [`LeftOut`] for a trainer that the study names.
+    pub fn admit(&self, site: &SiteId, role: Role) -> Result<(), LeftOut> {
+        match role {
+            Role::Trainer if self.participants.leave_out.contains(site) => {
+                Err(LeftOut { site: site.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Learning rate of `round` (1 to [`Study::rounds`]), the same at every site.
     ///
     /// The schedule's end, where the rate is 0, lies one round after the last: the published schedule spends its last epoch

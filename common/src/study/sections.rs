@@ -343,6 +343,21 @@ pub struct Quorum {
     pub accept_s: u32,
 }
 
+/// Who takes part. Every trainer may, unless it is named here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Participants {
+    /// Trainers that the study leaves out: nothing is taken of them, and nobody waits for them.
+    pub leave_out: Vec<SiteId>,
+}
+
+impl Participants {
+    /// Whether nobody is left out.
+    pub fn is_everyone(&self) -> bool {
+        self.leave_out.is_empty()
+    }
+}
+
 /// How models are scored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

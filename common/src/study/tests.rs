@@ -148,6 +148,51 @@ fn a_test_site_is_named_once_and_opens_no_gate() {
 }
 
 #[test]
+fn a_study_names_who_stays_out_only_where_somebody_does() {
+    let text = |document: &StudyDocument| String::from_utf8(document.bytes().to_vec()).unwrap();
+    assert!(!text(&example_study()).contains("participants"), "its bytes are those of older studies");
+    let written = format!("{EXAMPLE_STUDY}\n[participants]\nleave_out = [\"north\", \"south\"]\n");
+    let draft = StudyDraft::parse("study.toml", &written, &Taxonomy::standard()).unwrap();
+    let document = example_study_with(|example| *example = draft);
+    assert_eq!(
+        document.study().participants.leave_out,
+        ["north", "south"].map(|site| site.parse::<SiteId>().unwrap())
+    );
+    assert_eq!(StudyDocument::parse(document.bytes().to_vec()).unwrap(), document);
+    assert_ne!(document.digest(), example_study().digest());
+    let empty = format!("{EXAMPLE_STUDY}\n[participants]\nleave_out = []\n");
+    let draft = StudyDraft::parse("study.toml", &empty, &Taxonomy::standard()).unwrap();
+    assert_eq!(example_study_with(|example| *example = draft).digest(), example_study().digest());
+}
+
+#[test]
+fn who_is_left_out_is_a_trainer_and_named_once() {
+    let with = |leave_out: &[&str]| {
+        let mut draft = StudyDraft::from(example_study().study());
+        draft.participants.leave_out = leave_out.iter().map(|site| site.parse().unwrap()).collect();
+        draft.evaluation.test = vec!["sealed".parse().unwrap()];
+        draft.evaluation.gate =
+            Some(sections::Gate { evaluators: vec!["gate".parse().unwrap()], timeout_s: 60 });
+        check::draft(&draft, &Taxonomy::standard()).into_result("study").map_err(|error| error.to_string())
+    };
+    assert_eq!(with(&["north", "south"]), Ok(()));
+    assert!(with(&["north", "north"]).unwrap_err().contains("names a site twice"));
+    for scores in ["sealed", "gate"] {
+        assert!(with(&[scores]).unwrap_err().contains("scores models, and never trains"), "{scores}");
+    }
+}
+
+#[test]
+fn a_study_leaves_out_trainers_alone() {
+    let document = example_study_with(|draft| draft.participants.leave_out = vec!["north".parse().unwrap()]);
+    let admit = |site: &str, role| document.study().admit(&site.parse().unwrap(), role);
+    let refused = admit("north", Role::Trainer).unwrap_err();
+    assert_eq!(refused.to_string(), "this study leaves north out: it is scored there, not trained");
+    assert_eq!(admit("north", Role::Evaluator), Ok(()));
+    assert_eq!(admit("south", Role::Trainer), Ok(()));
+}
+
+#[test]
 fn any_change_is_another_digest() {
     let base = example_study().digest();
     let changes: [fn(&mut StudyDraft); 4] = [

@@ -145,6 +145,8 @@ refusal_codes! {
     BadCertificateRequest = "bad-certificate-request", "update site-agent and enrol again";
     /// The certificate is of another consortium.
     WrongConsortium = "wrong-consortium", "check the coordinator's address in site.toml";
+    /// The study leaves the site out.
+    LeftOut = "left-out", "nothing to do: the study is for the other sites to train";
 }
 
 impl fmt::Display for RefusalCode {

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
+use common::ids::SiteId;
+
 use crate::operator::{SiteLine, Status, StudyLine};
 
 /// Prints to standard output. A closed pipe is the reader's wish, not our failure.
@@ -49,13 +51,18 @@ fn site(site: &SiteLine) -> String {
     format!("{:<24} {:<10} {:<9} {connected:<22} {until}\n", site.site, site.role, site.status)
 }
 
+/// Sites by name, with commas between them.
+pub(super) fn list(sites: &[SiteId]) -> String {
+    sites.iter().map(SiteId::as_str).collect::<Vec<_>>().join(", ")
+}
+
 fn study(study: &StudyLine) -> String {
     let state = if study.started { study.state.clone() } else { format!("{}, not started", study.state) };
     let mut text = format!("{}: {state}, round {} of {}\n", study.name, study.round, study.rounds);
     let _ = writeln!(text, "  digest  {}\n  model   {}", study.digest, study.model);
-    if !study.ready.is_empty() {
-        let ready: Vec<_> = study.ready.iter().map(ToString::to_string).collect();
-        let _ = writeln!(text, "  ready   {}", ready.join(", "));
+    let sites = [("without", &study.left_out), ("ready", &study.ready), ("scored", &study.scored_by)];
+    for (label, sites) in sites.into_iter().filter(|(_, sites)| !sites.is_empty()) {
+        let _ = writeln!(text, "  {label:<7} {}", list(sites));
     }
     for (site, answer) in &study.answers {
         let _ = writeln!(text, "  {site}: {answer}");
@@ -73,6 +80,27 @@ mod tests {
     use common::ids::Role;
 
     use super::*;
+
+    #[test]
+    fn a_study_says_whom_it_leaves_out_and_who_has_scored_it() {
+        let site = |name: &str| -> SiteId { name.parse().unwrap() };
+        let shown = study(&StudyLine {
+            name: "abdomen-without-north".to_owned(),
+            digest: "ab".repeat(32),
+            state: "finished".to_owned(),
+            started: true,
+            round: 10,
+            rounds: 10,
+            model: "cd".repeat(32),
+            left_out: vec![site("north")],
+            ready: vec![site("south"), site("west")],
+            answers: BTreeMap::new(),
+            scored_by: vec![site("north-held-out")],
+            uncovered: Vec::new(),
+        });
+        let sites: Vec<_> = shown.lines().skip(3).collect();
+        assert_eq!(sites, ["  without north", "  ready   south, west", "  scored  north-held-out"]);
+    }
 
     #[test]
     fn status_is_readable_without_colour() {
@@ -96,8 +124,10 @@ mod tests {
                 round: 3,
                 rounds: 10,
                 model: "cd".repeat(32),
+                left_out: Vec::new(),
                 ready: vec!["north".parse().unwrap()],
                 answers: BTreeMap::from([("north".parse().unwrap(), "training".to_owned())]),
+                scored_by: Vec::new(),
                 uncovered: vec!["colon".to_owned()],
             }],
         });

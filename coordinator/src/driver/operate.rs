@@ -107,12 +107,14 @@ impl Driver {
             round: status.round.0,
             rounds: status.rounds,
             model: status.model.to_string(),
+            left_out: run.document.study().participants.leave_out.clone(),
             ready: status.ready.into_iter().collect(),
             answers: status
                 .answers
                 .into_iter()
                 .map(|(site, answer)| (site, answer_word(&answer).to_owned()))
                 .collect(),
+            scored_by: run.evaluation.reported(&status.model).into_iter().collect(),
             uncovered: uncovered.into_iter().map(|class| taxonomy.name(class)).collect(),
         })
     }

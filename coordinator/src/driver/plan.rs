@@ -28,6 +28,7 @@ pub(super) fn round_plan(document: &StudyDocument) -> RoundPlan {
         server_lr: study.aggregation.server_lr,
         evaluate_every: study.evaluation.every_rounds,
         gate: gate(document),
+        leave_out: study.participants.leave_out.iter().cloned().collect(),
     }
 }
 

@@ -19,6 +19,7 @@ use link::transfer::{self, ChunkSource};
 
 use super::session::Session;
 use super::upload::Upload;
+use crate::admission::check_part;
 use crate::clock;
 use crate::driver::{decline, position};
 use crate::progress::Line;
@@ -75,6 +76,7 @@ impl Session {
                 Ok(Reply::Artifact { manifest: Manifest::from(file.manifest()) })
             }
             Request::AcceptRound { study, round, .. } => {
+                self.study_to_join(study).await?;
                 let site = self.identity.site.clone();
                 self.round_event(study, round::Event::RoundAccepted { site, round }).await
             }
@@ -102,6 +104,13 @@ impl Session {
         StudyDocument::parse(stored.document).map_err(|e| internal(StoreError::corrupt("study", e)))
     }
 
+    /// A study that this site wants to take part in.
+    async fn study_to_join(&self, digest: StudyDigest) -> Result<StudyDocument, Refusal> {
+        let document = self.study(digest).await?;
+        check_part(&self.identity, document.study())?;
+        Ok(document)
+    }
+
     /// Checks signature and form of a document that this site signed.
     async fn verify<T: SignedDocument>(
         &self,
@@ -118,7 +127,7 @@ impl Session {
     }
 
     async fn register(&self, study: StudyDigest, manifest: SignedBytes) -> Result<Reply, Refusal> {
-        let document = self.study(study).await?;
+        let document = self.study_to_join(study).await?;
         let (manifest, signed): (LabelManifest, _) = self.verify(manifest, RefusalCode::BadManifest).await?;
         let site = self.identity.site.clone();
         if manifest.site != site || manifest.taxonomy != document.study().taxonomy.digest() {
@@ -135,7 +144,7 @@ impl Session {
     }
 
     async fn approve(&self, study: StudyDigest) -> Result<Reply, Refusal> {
-        self.study(study).await?;
+        self.study_to_join(study).await?;
         let site = self.identity.site.clone();
         self.context.store.approve_study(&study, &site, clock::now()).await.map_err(internal)?;
         self.context.driver.answered(study, site).await;
@@ -151,7 +160,7 @@ impl Session {
         if point.step > point.steps || point.round == RoundId(0) {
             return Err(refusal(RefusalCode::BadRequest, "a step beyond the round's"));
         }
-        self.study(study).await?;
+        self.study_to_join(study).await?;
         let loss = point.loss.is_finite().then_some(point.loss);
         if loss.is_some() {
             self.context.store.put_loss(&study, &point).await.map_err(internal)?;

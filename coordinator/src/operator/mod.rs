@@ -173,10 +173,14 @@ pub struct StudyLine {
     pub rounds: u32,
     /// The last durable model.
     pub model: String,
+    /// Trainers that it leaves out.
+    pub left_out: Vec<SiteId>,
     /// Trainers that are ready.
     pub ready: Vec<SiteId>,
     /// What came of asking each site of the open round.
     pub answers: BTreeMap<SiteId, String>,
+    /// Evaluators that have scored the last durable model.
+    pub scored_by: Vec<SiteId>,
     /// Classes that nobody who registered annotates.
     pub uncovered: Vec<String>,
 }

@@ -3,10 +3,12 @@
 use std::io::Write;
 
 use clap::{Args, Subcommand};
-use common::study::{Study, StudyDocument};
+use common::ids::SiteId;
+use common::study::{LeftOut, Study, StudyDocument};
 
 use super::error_report::{CliError, Exit};
 use super::{ConfigArgs, line};
+use crate::client::config::SiteConfig;
 use crate::client::state::StateFolder;
 use crate::client::studies::{StudyFolder, terms_of};
 
@@ -50,8 +52,14 @@ pub(super) fn run(command: &StudyCommand) -> Result<(), CliError> {
     }
 }
 
-fn folder(config: &ConfigArgs) -> Result<StudyFolder, CliError> {
-    Ok(StateFolder::open(&config.read()?.state)?.studies()?)
+fn folder(config: &SiteConfig) -> Result<StudyFolder, CliError> {
+    Ok(StateFolder::open(&config.state)?.studies()?)
+}
+
+/// Whether this site may take part, by the study's own word. A folder without an identity was offered nothing.
+fn admitted(config: &SiteConfig, document: &StudyDocument) -> Result<Result<(), LeftOut>, CliError> {
+    let membership = config.identity.membership()?;
+    Ok(membership.map_or(Ok(()), |member| document.study().admit(&member.site, member.role)))
 }
 
 /// The study that the user means.
@@ -63,8 +71,9 @@ fn find(studies: &StudyFolder, prefix: &str) -> Result<StudyDocument, CliError> 
 }
 
 fn show(args: &ShowArgs) -> Result<(), CliError> {
-    let studies = folder(&args.config)?;
-    let Some(prefix) = &args.digest else { return list(&studies) };
+    let config = args.config.read()?;
+    let studies = folder(&config)?;
+    let Some(prefix) = &args.digest else { return list(&config, &studies) };
     let document = find(&studies, prefix)?;
     if args.json {
         // To the byte: whoever hashes what comes out gets the digest.
@@ -72,24 +81,32 @@ fn show(args: &ShowArgs) -> Result<(), CliError> {
         return Ok(());
     }
     describe(&document).into_iter().for_each(line);
-    line(decision(&studies, &document)?);
+    line(decision(&config, &studies, &document)?);
     Ok(())
 }
 
-fn list(studies: &StudyFolder) -> Result<(), CliError> {
+fn list(config: &SiteConfig, studies: &StudyFolder) -> Result<(), CliError> {
     let digests = studies.list()?;
     if digests.is_empty() {
         line("no study was offered yet");
     }
     for digest in digests {
         if let Some(document) = studies.document(digest)? {
-            line(format!("{}  {}  {}", digest.short(), document.study().name, decision(studies, &document)?));
+            let decision = decision(config, studies, &document)?;
+            line(format!("{}  {}  {decision}", digest.short(), document.study().name));
         }
     }
     Ok(())
 }
 
-fn decision(studies: &StudyFolder, document: &StudyDocument) -> Result<String, CliError> {
+fn decision(
+    config: &SiteConfig,
+    studies: &StudyFolder,
+    document: &StudyDocument,
+) -> Result<String, CliError> {
+    if let Err(left_out) = admitted(config, document)? {
+        return Ok(left_out.to_string());
+    }
     Ok(match studies.decision(document.digest())? {
         Some(decision) => {
             let word = if decision.approved { "approved" } else { "refused" };
@@ -112,6 +129,10 @@ fn describe(document: &StudyDocument) -> Vec<String> {
         n => format!("after every {n} rounds"),
     };
     let labels = if training.pseudo_labels { "of annotators, and of models" } else { "of annotators alone" };
+    let without = match document.study().participants.leave_out.as_slice() {
+        [] => "nobody".to_owned(),
+        sites => sites.iter().map(SiteId::as_str).collect::<Vec<_>>().join(", "),
+    };
     vec![
         format!("study      {name}"),
         format!("digest     {}", document.digest()),
@@ -119,6 +140,7 @@ fn describe(document: &StudyDocument) -> Vec<String> {
         format!("labels     {labels}"),
         format!("network    {}, width {}; scans at {x} x {y} x {z} mm", model.backbone.words(), model.width),
         format!("averages   at least {} sites; norm of an update: {bound}", quorum.sites),
+        format!("without    {without}"),
         format!("evaluates  {evaluates}; numbers below {} patients stay here", evaluation.min_count),
         "leaves     label counts, loss, weights, metrics; no scan, no mask, no picture".to_owned(),
     ]
@@ -126,9 +148,12 @@ fn describe(document: &StudyDocument) -> Vec<String> {
 
 fn decide(args: &DecideArgs, approved: bool) -> Result<(), CliError> {
     let config = args.config.read()?;
-    let studies = StateFolder::open(&config.state)?.studies()?;
+    let studies = folder(&config)?;
     let document = find(&studies, &args.digest)?;
     if approved {
+        let hint = "there is nothing to approve: the study's operator decided that";
+        let admitted = admitted(&config, &document)?;
+        admitted.map_err(|left_out| CliError::new(left_out).exit(Exit::Refused).hint(hint))?;
         let permitted = config.read_policy()?.permit_study(&terms_of(&document));
         let hint = "this rule is your hospital's own: whoever keeps policy.toml can change it";
         permitted.map_err(|refusal| CliError::new(refusal).exit(Exit::Refused).hint(hint))?;
@@ -137,4 +162,24 @@ fn decide(args: &DecideArgs, approved: bool) -> Result<(), CliError> {
     let word = if approved { "approved" } else { "refused" };
     line(format!("{word}: {} ({})", document.study().name, document.digest()));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use common::testing::{example_study, example_study_with};
+
+    use super::*;
+
+    #[test]
+    fn a_study_is_shown_with_whom_it_leaves_out() {
+        let shown = |document: &StudyDocument| {
+            describe(document).into_iter().find(|line| line.starts_with("without")).unwrap()
+        };
+        assert_eq!(shown(&example_study()), "without    nobody");
+        let left_out = example_study_with(|draft| {
+            draft.participants.leave_out =
+                ["north", "south"].map(|site| site.parse::<SiteId>().unwrap()).to_vec();
+        });
+        assert_eq!(shown(&left_out), "without    north, south");
+    }
 }

@@ -170,6 +170,11 @@ impl Agent {
     /// What the operator or the policy decided, as an event; `None` while nobody did.
     pub(super) fn decided(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
         let Some(document) = self.studies.document(study)? else { return Ok(None) };
+        // Whatever was decided: nobody would take an update.
+        if let Err(left_out) = document.study().admit(&self.site, self.role) {
+            tracing::info!("study `{}`: {left_out}", document.study().name);
+            return Ok(Some(Event::StudyRefused { study }));
+        }
         let decision = self.studies.decision(study)?;
         let verdict = self.egress.policy().judge(&terms_of(&document));
         let event = match (decision, verdict) {

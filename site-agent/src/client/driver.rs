@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, StudyDigest};
+use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, SiteId, StudyDigest};
 use common::participant::{self, Event, ParticipantMachine, Timer};
 use common::signed::SigningKey;
 use common::time::Timestamp;
@@ -64,6 +64,7 @@ pub(super) enum News {
 
 /// A running site.
 pub struct Agent {
+    pub(super) site: SiteId,
     pub(super) role: Role,
     pub(super) signing: SigningKey,
     pub(super) state: StateFolder,
@@ -105,13 +106,14 @@ impl Agent {
         let membership = &identity.membership;
         let installation = state.installation()?;
         let (site, role) = (membership.site.clone(), membership.role);
-        let who = participant::Identity { site, role, installation };
+        let who = participant::Identity { site: site.clone(), role, installation };
         let (journal, machine) = Journal::open(&state.journal(), &who)?;
         let (news, inbox) = mpsc::channel(64);
         let (out, outcomes) = mpsc::channel(64);
         let settings = QuicSettings { congestion: config.congestion, ..QuicSettings::site() };
         let outbox = state.outbox()?;
         Ok(Self {
+            site,
             role,
             signing: identity.signing.clone(),
             studies: state.studies()?,

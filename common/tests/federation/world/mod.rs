@@ -205,6 +205,7 @@ fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
         server_lr: 1.0,
         evaluate_every: 2,
         gate: scenario.gated.then_some(Gate { evaluators, timeout_s: 1800 }),
+        leave_out: BTreeSet::new(),
     }
 }
 
