@@ -154,7 +154,7 @@ enum Study {
         /// Its name or the first digits of its digest.
         study: String,
     },
-    /// Leave one site out: a study for each site that is left out, and the table of them all.
+    /// Leave one site out: a study for each site that is left out, run one after the other, and the table of them all.
     #[command(subcommand)]
     CrossSite(CrossSiteCommand),
 }
@@ -180,7 +180,7 @@ pub async fn execute(cli: Cli, stop: CancellationToken) -> anyhow::Result<()> {
         Command::Status { json } => show_status(&config()?, json, show::status).await,
         Command::Sites { json } => show_status(&config()?, json, show::sites).await,
         Command::Revoke { site } => done(ask(&config()?, Request::Revoke { site }).await?),
-        Command::Study(study) => steer(&config()?, study).await,
+        Command::Study(study) => steer(&config()?, study, &stop).await,
         Command::Report { study, out } => {
             let out = std::path::absolute(out)?;
             done(ask(&config()?, Request::Report { study, out }).await?)
@@ -221,7 +221,7 @@ async fn run(config: &Config, json: bool, stop: CancellationToken) -> anyhow::Re
     Ok(())
 }
 
-async fn steer(config: &Config, study: Study) -> anyhow::Result<()> {
+async fn steer(config: &Config, study: Study, stop: &CancellationToken) -> anyhow::Result<()> {
     let control = |study, order| Request::Control { study, order };
     let request = match study {
         Study::Add { file, model, embeddings } => Request::AddStudy {
@@ -236,7 +236,7 @@ async fn steer(config: &Config, study: Study) -> anyhow::Result<()> {
         Study::Resume { study } => control(study, Order::Resume),
         Study::Promote { study, round } => Request::Promote { study, round },
         Study::Abort { study } => control(study, Order::Abort),
-        Study::CrossSite(command) => return cross_site::run(config, command).await,
+        Study::CrossSite(command) => return cross_site::run(config, command, stop).await,
     };
     done(ask(config, request).await?)
 }

@@ -66,4 +66,10 @@ fn leaving_sites_out_needs_the_studies_that_do() {
     assert_eq!((told.status.code(), text(&told.stdout)), (Some(1), ""));
     let words = "error: no study is called `lungs-without-north`";
     assert!(text(&told.stderr).starts_with(words), "{}", text(&told.stderr));
+
+    let told = coordinator(folder.path(), &["study", "cross-site", "run", "lungs", "--sites", "north,south"]);
+    assert_eq!((told.status.code(), text(&told.stdout)), (Some(1), ""));
+    let words = "error: no coordinator is running";
+    assert!(text(&told.stderr).starts_with(words), "{}", text(&told.stderr));
+    assert!(text(&told.stderr).contains("hint: start `coordinator run` first"), "{}", text(&told.stderr));
 }

@@ -1,32 +1,40 @@
 //! `coordinator study cross-site`: leave one site out in a consortium of hospitals, with nothing but ordinary studies.
 //!
 //! A role is in a certificate, so a hospital that trains scores by a second membership ([`evaluator_of`]). The study that
-//! leaves it out is one that its trainer refuses: nobody can make a hospital train, and nothing here keeps it from doing so.
-//! Whether it stayed away is read from the rounds when the studies are compared; one that did not is no result.
+//! leaves it out says so, and nothing of its trainer is taken. That it had no part is read from the rounds all the same when
+//! the studies are compared; one in which it had is no result. Which study comes next is `sequence`'s to say.
+
+mod sequence;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Subcommand};
-use common::ids::SiteId;
+use common::ids::{ParseIdError, SiteId};
 use common::study::StudyDraft;
+use common::study::sections::Participants;
 use common::taxonomy::Taxonomy;
+use tokio_util::sync::CancellationToken;
 
+use self::sequence::{EVERY, Sequence};
 use super::{done, line};
 use crate::config::Config;
 use crate::error_report::Refused;
 use crate::files::{self, Access};
 use crate::operator::client::ask;
-use crate::operator::{Reply, Request};
+use crate::operator::{Reply, Request, Status, StudyLine};
 use crate::report::ReportData;
 use crate::report::cross_site::{Baseline, CrossSite, LeftOut, evaluator_of};
 
 /// Commands about one study with each site left out.
 #[derive(Debug, Subcommand)]
 pub(super) enum CrossSiteCommand {
-    /// Add a study for each site that is left out, called NAME-without-SITE; says who is to refuse which.
+    /// Add a study for each site that is left out, called NAME-without-SITE.
     Add(Add),
+    /// Run these studies one after the other, then compare them. Stopped and run again, it goes on where they stand.
+    Run(Run),
     /// Compare these studies once they are finished: site × class with intervals.
     Table(Table),
 }
@@ -52,7 +60,7 @@ pub(super) struct Add {
 pub(super) struct Table {
     /// Name of the study that the others are derived from.
     name: String,
-    /// The sites that were left out; SITE-held-out scored.
+    /// The sites that are left out, in their order; SITE-held-out scores.
     #[arg(long, value_name = "SITES", value_delimiter = ',', required = true)]
     sites: Vec<SiteId>,
     /// A study that all sites trained, scored by the same evaluators on scans that nobody trained on.
@@ -63,9 +71,35 @@ pub(super) struct Table {
     json: Option<PathBuf>,
 }
 
-pub(super) async fn run(config: &Config, command: CrossSiteCommand) -> anyhow::Result<()> {
+/// Arguments of `study cross-site run`.
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    table: Table,
+    /// How long a finished study may wait to be scored at the site that it left out, before the next one begins.
+    #[arg(long, default_value_t = 24, value_name = "HOURS")]
+    score_within: u32,
+}
+
+/// One study of the experiment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Leg {
+    /// The site that it leaves out.
+    site: SiteId,
+    /// Who scores it there.
+    evaluator: SiteId,
+    /// Its name.
+    study: String,
+}
+
+pub(super) async fn run(
+    config: &Config,
+    command: CrossSiteCommand,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     match command {
         CrossSiteCommand::Add(args) => add(config, &args).await,
+        CrossSiteCommand::Run(args) => run_all(config, &args, stop).await,
         CrossSiteCommand::Table(args) => table(config, &args).await,
     }
 }
@@ -83,7 +117,7 @@ async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
         let (model, embeddings) = (std::path::absolute(&args.model)?, std::path::absolute(&args.embeddings)?);
         let reply = ask(config, Request::AddStudy { file, model, embeddings }).await?;
         let Reply::Added { study } = reply else { return done(reply) };
-        line(&format!("{study}  {site} refuses, {evaluator} and the other sites approve"));
+        line(&format!("{study}  without {site}; {evaluator} and the other sites approve"));
     }
     Ok(())
 }
@@ -93,14 +127,43 @@ fn name_without(name: &str, site: &SiteId) -> String {
     format!("{name}-without-{site}")
 }
 
-/// The study's TOML under another name, and with a quorum that one site fewer than `sites` can reach.
+/// The study's TOML under another name, without the site, and with a quorum that one site fewer than `sites` can reach.
 fn without(text: &str, draft: &StudyDraft, site: &SiteId, sites: usize) -> anyhow::Result<String> {
     let others = u32::try_from(sites.saturating_sub(1)).unwrap_or(u32::MAX).max(1);
     let mut table: toml::Table = toml::from_str(text)?;
     table.insert("name".to_owned(), name_without(&draft.name, site).into());
     let quorum = table.get_mut("quorum").and_then(toml::Value::as_table_mut).context("no `[quorum]`")?;
     quorum.insert("sites".to_owned(), i64::from(draft.quorum.sites.min(others)).into());
+    let mut leave_out = draft.participants.leave_out.clone();
+    if !leave_out.contains(site) {
+        leave_out.push(site.clone());
+    }
+    let participants = toml::Value::try_from(Participants { leave_out })?;
+    table.insert("participants".to_owned(), participants);
     Ok(toml::to_string(&table)?)
+}
+
+async fn run_all(config: &Config, args: &Run, stop: &CancellationToken) -> anyhow::Result<()> {
+    let legs = args.table.legs()?;
+    let score_within = Duration::from_secs(3600 * u64::from(args.score_within));
+    let sequence = Sequence { state: &config.state, legs: &legs, score_within, every: EVERY };
+    match stop.run_until_cancelled(sequence.run()).await {
+        Some(ended) => ended?,
+        None => bail!("interrupted; the study under way goes on, and this command, run again, with it"),
+    }
+    table(config, &args.table).await
+}
+
+impl Table {
+    fn legs(&self) -> Result<Vec<Leg>, ParseIdError> {
+        self.sites.iter().map(|site| Leg::of(&self.name, site)).collect()
+    }
+}
+
+impl Leg {
+    fn of(name: &str, site: &SiteId) -> Result<Self, ParseIdError> {
+        Ok(Self { site: site.clone(), evaluator: evaluator_of(site)?, study: name_without(name, site) })
+    }
 }
 
 async fn table(config: &Config, args: &Table) -> anyhow::Result<()> {
@@ -109,12 +172,16 @@ async fn table(config: &Config, args: &Table) -> anyhow::Result<()> {
         Some(study) => Some(report(config, study, &folder.path().join("joined-study")).await?),
         None => None,
     };
+    let status = match ask(config, Request::Status).await? {
+        Reply::Status(status) => status,
+        other => return Err(refused(other)),
+    };
     let mut table = CrossSite::default();
-    for site in &args.sites {
-        let study = name_without(&args.name, site);
+    for Leg { site, evaluator, study } in args.legs()? {
+        let digest = &find(&status, &study)?.digest;
         // A name of a site has no dot: no two of these folders are one.
-        let found = report(config, &study, &folder.path().join(format!("{site}.report"))).await?;
-        let left_out = LeftOut::of(site.clone(), evaluator_of(site)?, &found).with_context(|| study)?;
+        let found = report(config, digest, &folder.path().join(format!("{site}.report"))).await?;
+        let left_out = LeftOut::of(site, evaluator, &found).with_context(|| study)?;
         let left_out = match (&joined, &args.joined) {
             (Some(joined), Some(study)) => {
                 left_out.beside(Baseline::Joined, joined).with_context(|| study.clone())?
@@ -131,13 +198,32 @@ async fn table(config: &Config, args: &Table) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The study of this name. One that was aborted gives its name to another: so is a mistake mended.
+fn find<'a>(status: &'a Status, name: &str) -> anyhow::Result<&'a StudyLine> {
+    let named = status.studies.iter().filter(|study| study.name == name);
+    let (aborted, others): (Vec<_>, Vec<_>) = named.partition(|study| study.state == sequence::ABORTED);
+    let (words, hint) = match (others.as_slice(), aborted.as_slice()) {
+        ([study], _) | ([], [.., study]) => return Ok(*study),
+        ([], []) => (format!("no study is called `{name}`"), "`coordinator study cross-site add` makes it"),
+        _ => (format!("several studies are called `{name}`"), "abort those that are not meant"),
+    };
+    Err(Refused { words, hint: Some(hint.to_owned()) }.into())
+}
+
+/// Why a reply is not the one that was asked for.
+fn refused(reply: Reply) -> anyhow::Error {
+    match reply {
+        Reply::Failed { words, hint } => Refused { words, hint }.into(),
+        _ => anyhow!("the coordinator answered another question"),
+    }
+}
+
 /// The report of one study, by way of a new folder `out`.
 async fn report(config: &Config, study: &str, out: &Path) -> anyhow::Result<ReportData> {
     let request = Request::Report { study: Some(study.to_owned()), out: out.to_owned() };
     match ask(config, request).await? {
         Reply::Report { .. } => Ok(serde_json::from_slice(&fs::read(out.join("report.json"))?)?),
-        Reply::Failed { words, hint } => Err(Refused { words, hint }.into()),
-        _ => bail!("the coordinator answered another question"),
+        other => Err(refused(other)),
     }
 }
 
@@ -151,20 +237,36 @@ mod tests {
         StudyDraft::parse("study.toml", text, &Taxonomy::standard()).unwrap()
     }
 
+    fn site(name: &str) -> SiteId {
+        name.parse().unwrap()
+    }
+
     #[test]
-    fn a_study_without_a_site_differs_in_name_and_quorum_alone() {
+    fn a_study_without_a_site_says_so_and_differs_in_name_and_quorum_besides() {
         let draft = parse(EXAMPLE);
-        let derived = parse(&without(EXAMPLE, &draft, &"north".parse().unwrap(), 2).unwrap());
+        let derived = parse(&without(EXAMPLE, &draft, &site("north"), 2).unwrap());
         assert_eq!(derived.name, format!("{}-without-north", draft.name));
         assert_eq!(derived.quorum.sites, 1, "one of two is left");
-        let back = StudyDraft { name: draft.name.clone(), quorum: draft.quorum.clone(), ..derived };
-        assert_eq!(back, draft);
+        assert_eq!(derived.participants.leave_out, [site("north")]);
+        let StudyDraft { name, quorum, participants, .. } = draft.clone();
+        assert_eq!(StudyDraft { name, quorum, participants, ..derived }, draft);
+    }
+
+    #[test]
+    fn whom_the_study_leaves_out_anyway_stays_out() {
+        let text = format!("{EXAMPLE}\n[participants]\nleave_out = [\"west\"]\n");
+        let left_out = |name| {
+            let derived = parse(&without(&text, &parse(&text), &site(name), 3).unwrap());
+            derived.participants.leave_out
+        };
+        assert_eq!(left_out("north"), [site("west"), site("north")]);
+        assert_eq!(left_out("west"), [site("west")]);
     }
 
     #[test]
     fn a_quorum_that_the_others_reach_stays() {
         let draft = parse(EXAMPLE);
-        let derived = parse(&without(EXAMPLE, &draft, &"north".parse().unwrap(), 100).unwrap());
+        let derived = parse(&without(EXAMPLE, &draft, &site("north"), 100).unwrap());
         assert_eq!(derived.quorum, draft.quorum);
     }
 }
