@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
 use common::ids::{ArtifactHash, AttemptId, Digest, Role, RoundId, StudyDigest};
 use common::time::Timestamp;
-use common::wire::{ALPN, Manifest, OfferedUpdate, RefusalCode, Request};
+use common::wire::{ALPN, Manifest, OfferedUpdate, RefusalCode, Request, SignedBytes};
 use coordinator::clock;
 use coordinator::pki::{Authority, Serial, Validity};
 use coordinator::progress::Line;
@@ -196,6 +197,39 @@ fn an_evaluator_cannot_send_an_update() {
     }
     let line = consortium.coordinator.until_refused(Some("judge"), "wrong-role");
     assert!(line.starts_with("accept-round: "), "{line}");
+}
+
+#[test]
+fn a_trainer_that_a_study_leaves_out_cannot_join_it() {
+    let mut consortium = Consortium::found("thorax");
+    let site = consortium.enrol("north", Role::Trainer);
+    let added = consortium.add_studies_without("north");
+    let digest = added.split_whitespace().next().expect("a line with the digest");
+    let intruder = Intruder::new(tls_config(&site), &consortium.address);
+    let (connection, _watch) = intruder.greet().expect("trainers are welcome");
+
+    let (study, round): (StudyDigest, _) = (digest.parse().expect("a digest"), RoundId(1));
+    let (base, attempt) = (ArtifactHash(Digest::of(b"any")), AttemptId::from_bytes([7; 16]));
+    let number = TensorSpec { name: "number".to_owned(), dtype: Dtype::F32, shape: vec![1] };
+    let layout = TensorLayout::new(vec![number]).expect("one tensor");
+    let manifest = Manifest::from(&ArtifactManifest::of(layout, &[0; 4]));
+    let signed = SignedBytes { bytes: Vec::new(), signature: [0; 64] };
+    let ways_in = [
+        Request::ApproveStudy { study },
+        Request::RegisterManifest { study, manifest: signed },
+        Request::AcceptRound { study, round, base },
+        Request::Progress { study, round, step: 1, steps: 1, loss: 0.5 },
+        Request::OfferUpdate(OfferedUpdate { study, round, base, attempt, steps: 1, manifest }),
+    ];
+    for request in ways_in {
+        let error = intruder.ask(&connection, &request).expect_err("it is left out");
+        let LinkError::Refused(refusal) = error else { panic!("{error:?}") };
+        assert_eq!(refusal.code, RefusalCode::LeftOut, "{}", request.name());
+        let words = "this study leaves north out: it is scored there, not trained";
+        assert_eq!(refusal.detail.as_str(), words, "{}", request.name());
+    }
+    let line = consortium.coordinator.until_refused(Some("north"), "left-out");
+    assert!(line.starts_with("approve-study: this study leaves north out"), "{line}");
 }
 
 #[test]

@@ -62,6 +62,11 @@ impl Consortium {
         finish(coordinator(self.folder.path(), args))
     }
 
+    /// Starts a command of the operator that runs on.
+    pub(crate) fn begin<'a>(&self, name: &str, args: impl IntoIterator<Item = &'a str>) -> Process {
+        Process::start(name, coordinator(self.folder.path(), args))
+    }
+
     /// The report on a study, as it stands now.
     pub(crate) fn report(&self, study: &str) -> ReportData {
         let out = self.folder.path().join("report");

@@ -74,7 +74,17 @@ impl Consortium {
         self.add_study_written(&study(1, 1, 1).replace(section, &bounded));
     }
 
+    /// Adds small studies of one round and one step that leave one of these sites out each; what the operator is told.
+    pub(crate) fn add_studies_without(&self, sites: &str) -> String {
+        self.add(&["cross-site", "add", "--sites", sites], &study(1, 1, 2))
+    }
+
     fn add_study_written(&self, study: &str) {
+        self.add(&["add"], study);
+    }
+
+    /// Adds a study by this command, with a fresh model.
+    fn add(&self, command_of_study: &[&str], study: &str) -> String {
         let files = ["study.toml", "model.toml", "embeddings.safetensors", "model.safetensors"];
         let [study_file, config, embeddings, model] = files.map(|file| self.path(file));
         fs::write(&study_file, study).expect("the folder is ours");
@@ -84,7 +94,8 @@ impl Consortium {
         finish(command("site-agent", ["embed", "one-hot", "--out", embeddings])).ok();
         let init = ["model", "init", "--config", config, "--embeddings", embeddings, "--out", model];
         finish(command("site-agent", init)).ok();
-        self.operate(["study", "add", study_file, "--model", model, "--embeddings", embeddings]).ok();
+        let words = std::iter::once("study").chain(command_of_study.iter().copied());
+        self.operate(words.chain([study_file, "--model", model, "--embeddings", embeddings])).ok()
     }
 
     /// Opens the first round as soon as sites are ready.
