@@ -17,7 +17,7 @@ use super::{
 /// No tensor of a network has more axes.
 const MAX_RANK: usize = 8;
 
-/// PyTorch names storages by small numbers.
+/// Digits of the longest key: PyTorch names storages by numbers of at most 64 bits.
 const MAX_KEY: usize = 20;
 
 /// A value's place in its [`Pickle`].
@@ -326,7 +326,9 @@ impl<'a> Machine<'a> {
         else {
             return Err(refusal);
         };
-        let (true, Ok(length)) = (key.len() <= MAX_KEY, u64::try_from(length)) else { return Err(refusal) };
+        // Keys go into messages, as names do: none may bring control characters.
+        let is_key = key.len() <= MAX_KEY && key.bytes().all(|byte| byte.is_ascii_digit());
+        let (true, Ok(length)) = (is_key, u64::try_from(length)) else { return Err(refusal) };
         self.push(Node::Storage(Storage { number, key: key.to_owned(), length }));
         Ok(())
     }

@@ -85,7 +85,7 @@ fn expected(what: &'static str) -> PickleRefusal {
 }
 
 #[test]
-fn storages_have_short_keys_and_known_formats() {
+fn storages_have_numbers_for_keys_and_known_formats() {
     let storage = |key: &[u8], length: &[u8]| {
         let key = [b"X".as_slice(), &(key.len() as u32).to_le_bytes(), key].concat();
         [b"(X\x07\0\0\0storagectorch\nFloatStorage\n".as_slice(), &key, b"X\x03\0\0\0cpu", length, b"tQ."]
@@ -93,7 +93,9 @@ fn storages_have_short_keys_and_known_formats() {
     };
     assert!(Pickle::parse(&storage(b"12", b"K\x06")).is_ok());
     let what = "a storage's name and length";
-    assert_eq!(refusal(&storage(&[b'7'; 21], b"K\x06")).1, expected(what));
+    for key in [[b'7'; 21].as_slice(), b"\x1b[2J", b"../1", "١".as_bytes()] {
+        assert_eq!(refusal(&storage(key, b"K\x06")).1, expected(what), "{key:?}");
+    }
     assert_eq!(refusal(&storage(b"1", b"J\xff\xff\xff\xff")).1, expected(what));
     assert_eq!(refusal(b"NQ.").1, expected(what));
     assert_eq!(refusal(b"ctorch\nQInt8Storage\n.").1, PickleRefusal::Global("torch.QInt8Storage".to_owned()));
