@@ -19,9 +19,9 @@ impl HostTensor {
     ///
     /// # Errors
     ///
-    /// [`ModelError::Length`] if the number of values is not the product of the axes.
+    /// [`ModelError::Length`] if the number of values is not the product of the axes, or such a product overflows.
     pub fn new(shape: Vec<usize>, values: Vec<f32>) -> Result<Self, ModelError> {
-        let expected = shape.iter().try_fold(1usize, |n, &axis| n.checked_mul(axis)).unwrap_or(usize::MAX);
+        let expected = value_count(&shape).unwrap_or(usize::MAX);
         if values.len() != expected {
             return Err(ModelError::Length { shape, expected, got: values.len() });
         }
@@ -53,6 +53,13 @@ impl HostTensor {
     pub fn into_parts(self) -> (Vec<usize>, Vec<f32>) {
         (self.shape, self.values)
     }
+}
+
+/// How many values a shape has. None where the product of some of its axes overflows, though another axis were 0: whoever
+/// multiplies axes of a shape that was let in may do so without looking.
+pub(super) fn value_count(shape: &[usize]) -> Option<usize> {
+    let product = shape.iter().try_fold(1usize, |n, &axis| n.checked_mul(axis.max(1)))?;
+    Some(if shape.contains(&0) { 0 } else { product })
 }
 
 /// How a set of tensors differs from the set that was expected: every difference, not only the first.
@@ -187,5 +194,17 @@ mod tests {
             Err(ModelError::Length { expected: 6, got: 5, .. })
         ));
         assert!(HostTensor::new(vec![usize::MAX, 3], vec![]).is_err());
+    }
+
+    #[test]
+    fn no_axis_of_zero_hides_a_shape_that_overflows() {
+        assert_eq!(
+            [value_count(&[]), value_count(&[2, 3]), value_count(&[0, 5])],
+            [Some(1), Some(6), Some(0)]
+        );
+        for shape in [vec![0, usize::MAX, 3], vec![usize::MAX, 3, 0], vec![usize::MAX, 0, 2]] {
+            assert_eq!(value_count(&shape), None, "{shape:?}");
+            assert!(HostTensor::new(shape, vec![]).is_err());
+        }
     }
 }

@@ -15,6 +15,7 @@ use super::{
     numbers::Values,
     pickle::{Id, Node, Pickle, StoredTensor},
 };
+use crate::model::tensors::value_count;
 
 /// Ten times the pickle of the reference's largest model with its optimiser.
 const MAX_PICKLE: u64 = 1 << 20;
@@ -113,8 +114,7 @@ impl Places {
         let (shape, strides) = (narrow(&tensor.shape)?, narrow(&tensor.strides)?);
         let offset = usize::try_from(tensor.offset).ok()?;
         let length = usize::try_from(tensor.storage.length).ok()?;
-        // As PyTorch has it, a product that overflows is none, though another axis were 0.
-        let count = shape.iter().try_fold(1usize, |count, &axis| count.checked_mul(axis))?;
+        let count = value_count(&shape)?;
         let last = shape.iter().zip(&strides).try_fold(offset, |last, (&axis, &stride)| {
             last.checked_add(axis.saturating_sub(1).checked_mul(stride)?)
         })?;
@@ -229,6 +229,7 @@ mod tests {
             (0, vec![2, 3], vec![22, 1]),
             (0, vec![1 << 40], vec![0]),
             (0, vec![1 << 33, 1 << 33], vec![0, 0]),
+            (0, vec![0, 1 << 33, 1 << 33], vec![0, 0, 0]),
             (0, vec![3], vec![u64::MAX / 2]),
             (u64::MAX, vec![2], vec![1]),
         ] {
