@@ -165,7 +165,7 @@ fn show(args: &ShowArgs, taxonomy: &Taxonomy) -> Result<(), CliError> {
     let names: Vec<String> = taxonomy.classes().iter().map(|class| class.name.clone()).collect();
     line(format!("{}: {}", shown(&args.file), size(&table)));
     if let Some(note) = note(&bytes) {
-        line(format!("made: {}", printable(&note)));
+        line(format!("made: {}", one_line(&note)));
     }
     line("most alike (cosine similarity):");
     for (a, b, cosine) in similarity.pairs().into_iter().take(args.pairs) {
@@ -220,8 +220,8 @@ fn sha256(bytes: &[u8]) -> String {
     HEXLOWER.encode(digest(&SHA256, bytes).as_ref())
 }
 
-/// A note of a foreign file, without what a terminal would act on.
-fn printable(note: &str) -> String {
+/// A note of a foreign file, as a line among others that it must not look like.
+fn one_line(note: &str) -> String {
     note.chars().filter(|c| !c.is_control()).take(SHOWN_NOTE).collect()
 }
 
@@ -286,7 +286,8 @@ mod tests {
     }
 
     #[test]
-    fn a_note_cannot_steer_a_terminal() {
-        assert_eq!(printable("a\u{1b}[31mb\n"), "a[31mb");
+    fn a_note_is_one_short_line() {
+        assert_eq!(one_line("a\u{1b}[31mb\nmost alike:"), "a[31mbmost alike:");
+        assert_eq!(one_line(&"x".repeat(10_000)).len(), SHOWN_NOTE);
     }
 }

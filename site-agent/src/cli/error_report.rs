@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use common::config::Diagnostics;
 use link::LinkError;
 
+use super::printable;
 use crate::client::enroll::EnrollError;
 use crate::client::identity::IdentityError;
 use crate::client::state::InUse;
@@ -91,11 +92,13 @@ impl CliError {
                 said = cause;
             }
         }
-        match &self.hint {
+        if let Some(hint) = &self.hint
             // Messages of the data path bring their own hint.
-            Some(hint) if !text.contains("\nhint: ") => format!("{text}\n\nhint: {hint}"),
-            _ => text,
+            && !text.contains("\nhint: ")
+        {
+            text.push_str(&format!("\n\nhint: {hint}"));
         }
+        printable(&text)
     }
 
     /// Tells the user, and gives the exit code.
@@ -188,6 +191,12 @@ mod tests {
 
         hint: ask the coordinator's operator for a new invite
         ");
+    }
+
+    #[test]
+    fn a_foreign_name_in_a_message_cannot_steer_the_terminal() {
+        let error = CliError::new(anyhow::anyhow!("no class `a\u{1b}[2J\u{9b}1mb`\n  known: c"));
+        assert_eq!(error.text(), "error: no class `a\u{fffd}[2J\u{fffd}1mb`\n  known: c");
     }
 
     #[test]

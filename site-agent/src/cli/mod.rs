@@ -140,7 +140,13 @@ fn limit_threads(threads: Option<usize>) -> Result<(), CliError> {
 /// One line of data on stdout. A reader that went away (`| head`) is no error.
 fn line(text: impl std::fmt::Display) {
     use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let _ = writeln!(std::io::stdout(), "{}", printable(&text.to_string()));
+}
+
+/// Text as a terminal may have it. Names come from foreign files and studies: their control characters are shown, not obeyed.
+fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c };
+    text.chars().map(shown).collect()
 }
 
 /// A value as JSON on stdout.
