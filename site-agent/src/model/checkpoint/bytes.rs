@@ -1,7 +1,7 @@
 //! A cursor over foreign bytes: whatever is asked for beyond the end is `None`.
 
 /// What is left of the bytes. Numbers are little-endian.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {

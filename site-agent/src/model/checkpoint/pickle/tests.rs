@@ -1,6 +1,7 @@
 //! Pickles made by hand, most of them hostile.
 
 use super::*;
+use crate::model::checkpoint::error::PickleRefusal;
 
 /// `{"w": tensor}` with these fields of the tensor; the fields are instructions.
 fn tensor(storage: &[u8], offset: &[u8], shape: &[u8], strides: &[u8]) -> Vec<u8> {
