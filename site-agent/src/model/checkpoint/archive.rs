@@ -271,6 +271,31 @@ mod tests {
         writer.finish().unwrap()
     }
 
+    /// An archive of one entry with every size and place in 64 bits, as those of more than 4 GiB have them.
+    fn widened(plain: &[u8]) -> Vec<u8> {
+        let central = plain.windows(4).position(|window| window == CENTRAL_HEADER).unwrap();
+        let (mut header, mut end) =
+            (plain[central..plain.len() - 22].to_vec(), plain[plain.len() - 22..].to_vec());
+        let wide = |at: usize| u64::from(u32::from_le_bytes(header[at..at + 4].try_into().unwrap()));
+        // Size, stored size, start.
+        let extra: Vec<u8> = [24, 20, 42].into_iter().flat_map(|at| wide(at).to_le_bytes()).collect();
+        for at in [20, 24, 42] {
+            header[at..at + 4].fill(0xff);
+        }
+        header[30] = 28;
+        header.extend_from_slice(&[1, 0, 24, 0]);
+        header.extend_from_slice(&extra);
+        let record_start = (central + header.len()) as u64;
+        // Its own length, versions, disks; entries here and in all.
+        let mut record = [WIDE_END_RECORD.as_slice(), &44u64.to_le_bytes(), &[0; 12]].concat();
+        for number in [1, 1, header.len() as u64, central as u64] {
+            record.extend_from_slice(&number.to_le_bytes());
+        }
+        let locator = [WIDE_LOCATOR.as_slice(), &[0; 4], &record_start.to_le_bytes(), &[1, 0, 0, 0]].concat();
+        end[12..20].fill(0xff);
+        [&plain[..central], &header, &record, &locator, &end].concat()
+    }
+
     fn refusal(bytes: Vec<u8>) -> String {
         match Archive::open(Cursor::new(bytes)).map(|mut archive| archive.read("data.pkl")) {
             Err(error) | Ok(Err(error)) => error.to_string(),
@@ -288,6 +313,26 @@ mod tests {
     }
 
     #[test]
+    fn sizes_and_places_in_64_bits_are_read_and_may_not_lie_outside_of_the_file() {
+        let wide = widened(&archive(&[("archive/data.pkl", b"pickle")]));
+        let mut read = Archive::open(Cursor::new(wide.clone())).unwrap();
+        assert_eq!(read.read("data.pkl").unwrap(), b"pickle");
+        for (record, field, words) in [
+            (CENTRAL_HEADER, 46 + "archive/data.pkl".len() + 4, "compressed"),
+            (CENTRAL_HEADER, 46 + "archive/data.pkl".len() + 20, "larger than the file"),
+            (WIDE_END_RECORD, 40, "its directory says"),
+            (WIDE_END_RECORD, 48, "cut off or damaged"),
+            (WIDE_LOCATOR, 8, "cut off or damaged"),
+        ] {
+            let mut hostile = wide.clone();
+            let at = hostile.windows(4).position(|window| window == record).unwrap() + field;
+            hostile[at..at + 8].fill(0xff);
+            let said = refusal(hostile);
+            assert!(said.contains(words), "{record:?} {field}: {said}");
+        }
+    }
+
+    #[test]
     fn cut_off_and_foreign_files_are_refused() {
         let bytes = archive(&[("archive/data.pkl", b"pickle")]);
         for length in 0..bytes.len() {
@@ -300,12 +345,14 @@ mod tests {
 
     #[test]
     fn no_damaged_byte_brings_it_down() {
-        let bytes = archive(&[("archive/data.pkl", b"pickle")]);
-        for position in 0..bytes.len() {
-            for value in [0, 1, 0x7f, 0xff] {
-                let mut damaged = bytes.clone();
-                damaged[position] = value;
-                let _ = Archive::open(Cursor::new(damaged)).map(|mut archive| archive.read("data.pkl"));
+        let plain = archive(&[("archive/data.pkl", b"pickle")]);
+        for bytes in [widened(&plain), plain] {
+            for position in 0..bytes.len() {
+                for value in [0, 1, 0x7f, 0xff] {
+                    let mut damaged = bytes.clone();
+                    damaged[position] = value;
+                    let _ = Archive::open(Cursor::new(damaged)).map(|mut archive| archive.read("data.pkl"));
+                }
             }
         }
     }
