@@ -2,8 +2,9 @@
 //!
 //! The rules know anatomy, not images: most organs are one piece, lungs are two, a tumour lies in its organ. They are a
 //! table over the standard taxonomy's classes; a study with its own taxonomy gets the rules of the classes that it shares by
-//! name, and every other class is left as it is. Two rules are strict: a scan that shows one lung alone loses it, and
-//! the veins below the pancreas go. Who wants what the network said takes the raw masks.
+//! name, as far as it has the other classes that they need, and every other class is left as it is. Two rules are strict:
+//! a scan that shows one lung alone loses it, and the veins below the pancreas go. Who wants what the network said takes
+//! the raw masks.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +34,10 @@ pub enum Rule {
         left: u8,
     },
     /// The rule of the right class fills it.
-    WithItsRight,
+    WithItsRight {
+        /// The right class.
+        right: u8,
+    },
     /// What lies in the organs stays; they are closed and grown by [`MARGIN_MM`] first.
     Within {
         /// The organs, as many components of them as there are organs.
@@ -47,7 +51,7 @@ const TABLE: &[(&[u8], Rule)] = &[
     (&[18, 19, 20, 21, 22, 23, 24, 25], Rule::Largest),
     (&[11], Rule::LargestAboveVeins { veins: 10 }),
     (&[16], Rule::BothSides { left: 17 }),
-    (&[17], Rule::WithItsRight),
+    (&[17], Rule::WithItsRight { right: 16 }),
     (&[26], Rule::Within { organs: &[2, 3] }),
     (&[27], Rule::Within { organs: &[6] }),
     (&[10, 15, 28, 29, 30, 31, 32], Rule::AsItIs),
@@ -78,11 +82,18 @@ impl Rules {
         &self.classes
     }
 
-    /// The rule of a class.
+    /// The rule of a class. One that needs classes which the taxonomy does not have would empty it: then there is none.
     pub fn rule(&self, class: ClassId) -> Rule {
         let standard = self.shared.iter().find(|(_, shared)| **shared == class).map(|(id, _)| *id);
         let row = TABLE.iter().find(|(ids, _)| standard.is_some_and(|id| ids.contains(&id)));
-        row.map_or(Rule::AsItIs, |(_, rule)| *rule)
+        let has_any = |needed: &[u8]| needed.iter().any(|&standard| self.class(standard).is_some());
+        match row.map_or(Rule::AsItIs, |(_, rule)| *rule) {
+            Rule::BothSides { left: other } | Rule::WithItsRight { right: other } if !has_any(&[other]) => {
+                Rule::AsItIs
+            }
+            Rule::Within { organs } if !has_any(organs) => Rule::AsItIs,
+            rule => rule,
+        }
     }
 
     /// The taxonomy's class for an id of the table.
@@ -115,15 +126,14 @@ pub fn postprocess(raw: &ClassMasks, list: &[ClassId], rules: &Rules) -> ClassMa
                 }
                 put(class, organ);
             }
-            Rule::BothSides { left } => match rules.class(left) {
-                Some(left) => {
-                    let [left_mask, right_mask] = both_sides(&union(raw, &[class, left]), shape);
-                    put(left, left_mask);
-                    put(class, right_mask);
-                }
-                None => put(class, raw.mask(class)),
-            },
-            Rule::WithItsRight => {}
+            Rule::BothSides { left } => {
+                // There is no such rule without the left class.
+                let Some(left) = rules.class(left) else { continue };
+                let [left_mask, right_mask] = both_sides(&union(raw, &[class, left]), shape);
+                put(left, left_mask);
+                put(class, right_mask);
+            }
+            Rule::WithItsRight { .. } => {}
             Rule::Within { organs } => {
                 let organs: Vec<ClassId> = organs.iter().filter_map(|&organ| rules.class(organ)).collect();
                 put(class, within(raw, class, &organs));

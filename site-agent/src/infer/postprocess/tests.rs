@@ -146,3 +146,15 @@ fn a_class_that_the_standard_taxonomy_does_not_know_is_left_as_it_is() {
     let both = postprocess(&masks, rules.classes(), &rules);
     assert_eq!((voxels(&both, 1), voxels(&both, 2)), (vec![0, 3, 4], vec![3, 4]));
 }
+
+#[test]
+fn a_rule_over_classes_that_the_taxonomy_does_not_have_empties_nothing() {
+    let text = "[[class]]\nid = 1\nname = \"Kidney\"\nkind = \"organ\"\n\n[[class]]\nid = 2\nname = \"Kidney Tumor\"\nkind = \"tumour\"\nparents = [1]\n\n";
+    for lung in ["Left Lung", "Right Lung"] {
+        let text = format!("{text}[[class]]\nid = 3\nname = \"{lung}\"\nkind = \"organ\"\n");
+        let rules = Rules::of(&Taxonomy::parse("own.toml", &text).unwrap());
+        let masks = column(6, &[(1, &[0, 3]), (2, &[4]), (3, &[0, 2, 3])]);
+        let all = postprocess(&masks, rules.classes(), &rules);
+        assert_eq!((voxels(&all, 2), voxels(&all, 3)), (vec![4], vec![0, 2, 3]), "{lung}");
+    }
+}
