@@ -185,13 +185,19 @@ fn within(raw: &ClassMasks, tumour: ClassId, organs: &[ClassId]) -> Vec<bool> {
     if !mask.contains(&true) {
         return mask;
     }
-    let shape = raw.grid().shape;
-    // At least one voxel, however coarse the study's grid.
-    let radius = raw.grid().affine.spacing().map(|mm| (MARGIN_MM / mm).round().max(1.0) as usize);
+    let (shape, spacing_mm) = (raw.grid().shape, raw.grid().affine.spacing());
+    let radius = std::array::from_fn(|axis| margin(spacing_mm[axis], shape[axis]));
     let organ = largest(&union(raw, organs), shape, organs.len());
     let region = dilate(&close(&organ, shape, radius), shape, radius);
     mask.iter_mut().zip(region).for_each(|(inside, near)| *inside &= near);
     mask
+}
+
+/// [`MARGIN_MM`] along an axis: at least a voxel, however coarse the grid, but no box longer than the axis, or closing would
+/// leave nothing of any organ and no tumour in it.
+fn margin(spacing_mm: f64, length: usize) -> usize {
+    let voxels = (MARGIN_MM / spacing_mm).round().max(1.0) as usize;
+    voxels.min(length.saturating_sub(1) / 2)
 }
 
 #[cfg(test)]

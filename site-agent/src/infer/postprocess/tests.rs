@@ -138,6 +138,30 @@ fn the_margin_around_an_organ_is_measured_in_millimetres() {
 }
 
 #[test]
+fn a_scan_thinner_than_the_margin_keeps_the_tumours_of_its_organs() {
+    for thickness in 1..=5 {
+        let mut masks = ClassMasks::empty(grid([9, 9, thickness]), 32);
+        let middle = 40 * thickness;
+        masks.insert(5, 0, std::iter::repeat_n(true, 81 * thickness));
+        masks.insert(26, middle, std::iter::once(true));
+        assert_eq!(voxels(&cleaned(&masks, &[6, 27]), 27), [middle], "{thickness} slices");
+    }
+    // Without an organ there is still nothing for a tumour to lie in.
+    let mut masks = ClassMasks::empty(grid([1; 3]), 32);
+    masks.insert(26, 0, std::iter::once(true));
+    assert!(voxels(&cleaned(&masks, &[6, 27]), 27).is_empty());
+}
+
+#[test]
+fn an_empty_volume_stays_empty() {
+    for shape in [[0, 4, 4], [4, 0, 4], [4, 4, 0]] {
+        let masks = ClassMasks::empty(grid(shape), 32);
+        let rules = Rules::of(&Taxonomy::standard());
+        assert_eq!(postprocess(&masks, rules.classes(), &rules), masks, "{shape:?}");
+    }
+}
+
+#[test]
 fn a_class_that_the_standard_taxonomy_does_not_know_is_left_as_it_is() {
     let text = "[[class]]\nid = 1\nname = \"Thymus\"\nkind = \"organ\"\n\n[[class]]\nid = 2\nname = \"Spleen\"\nkind = \"organ\"\n";
     let rules = Rules::of(&Taxonomy::parse("own.toml", text).unwrap());
