@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use crate::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
+use crate::ids::{ArtifactHash, Digest, StudyDigest};
+use crate::label_map::Provenance;
 use crate::study::{EMBEDDING_TENSOR, StudyDocument, StudyDraft};
 use crate::taxonomy::Taxonomy;
 
@@ -69,4 +71,16 @@ pub fn example_study_with(change: impl FnOnce(&mut StudyDraft)) -> StudyDocument
     ]);
     let embeddings = artifact_of_zeros(&[(EMBEDDING_TENSOR, &[32, 32])]);
     draft.into_document(taxonomy, &model, &embeddings).expect("the changed example is valid")
+}
+
+/// Of pseudo-labels that no model made.
+pub fn provenance() -> Provenance {
+    Provenance {
+        study: StudyDigest(Digest::of(b"study")),
+        model: ArtifactHash(Digest::of(b"model")),
+        threshold: 0.7,
+        min_volume_ml: 0.5,
+        postprocessed: true,
+        made_at: "2027-01-02T03:04:05Z".to_owned(),
+    }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::ids::ArtifactHash;
+use crate::testing::provenance;
 
 fn class(id: u8) -> ClassId {
     ClassId::new(id).unwrap()
@@ -247,15 +247,7 @@ merge = [["liver", 0], ["liver", 256], ["heart", 1]]
 #[test]
 fn the_provenance_of_pseudo_labels_survives_the_way_to_a_file_and_back() {
     let taxonomy = Taxonomy::standard();
-    let provenance = Provenance {
-        study: StudyDigest(Digest::of(b"study")),
-        model: ArtifactHash(Digest::of(b"model")),
-        threshold: 0.7,
-        min_volume_ml: 0.5,
-        postprocessed: true,
-        made_at: "2027-01-02T03:04:05Z".to_owned(),
-    };
-    let map = LabelMap { provenance: Some(provenance), ..LabelMap::standard("lits").unwrap() };
+    let map = LabelMap { provenance: Some(provenance()), ..LabelMap::standard("lits").unwrap() };
     let text = map.to_toml(&taxonomy);
     assert_eq!(LabelMap::parse("dataset.toml", &text, &taxonomy).unwrap(), map);
 

@@ -26,6 +26,8 @@ pub mod probabilities;
 pub mod pseudo_labels;
 mod slices;
 pub mod sliding_window;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tsne;
 mod upsample;
 

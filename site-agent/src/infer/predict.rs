@@ -148,21 +148,9 @@ mod tests {
     use crate::data::orientation::Orientation;
     use crate::data::volume::{Grid, Volume};
     use crate::infer::merge::merge_labels;
+    use crate::infer::testing::Bright;
 
-    /// Liver (class 6) where the windowed intensity is above 0.5; no other class.
-    struct Bright;
-
-    impl Predictor for Bright {
-        fn classes(&self) -> usize {
-            32
-        }
-
-        fn logits(&self, patch: &[f32], _: [usize; 3]) -> Result<Vec<f32>, InferError> {
-            let mut logits = vec![-1.0; 32 * patch.len()];
-            logits[5 * patch.len()..6 * patch.len()].iter_mut().zip(patch).for_each(|(l, p)| *l = p - 0.5);
-            Ok(logits)
-        }
-    }
+    const LIVER: Bright = Bright(&[6]);
 
     fn settings(upsampling: Upsampling) -> InferenceSettings {
         let preprocessing = Preprocessing { spacing_mm: [1.5; 3], window_hu: (-175.0, 250.0) };
@@ -241,7 +229,7 @@ mod tests {
         write_image_i16(&ct, &scan(grid)).unwrap();
         let image = read_image(&ct, &Limits::default()).unwrap();
         let stored = image.volume.grid().clone();
-        let masks = segment(image, settings, &Bright).unwrap();
+        let masks = segment(image, settings, &LIVER).unwrap();
         let out = folder.path().join("labels.nii.gz");
         write_labels(&out, &merge_labels(&masks, &Taxonomy::standard())).unwrap();
 
@@ -270,7 +258,7 @@ mod tests {
             write_image_i16(&ct, &scan(&oblique())).unwrap();
             let image = read_image(&ct, &Limits::default()).unwrap();
             let Prediction { masks, probabilities } =
-                predict(image, &settings(upsampling), &Bright, &[liver]).unwrap();
+                predict(image, &settings(upsampling), &LIVER, &[liver]).unwrap();
             let sure = probabilities.of(liver).unwrap();
             assert_eq!(sure.grid(), masks.grid());
             let above: Vec<bool> = sure.voxels().iter().map(|&p| p > 0.5).collect();
@@ -299,7 +287,7 @@ mod tests {
             let found = |postprocessing| {
                 let settings = InferenceSettings { postprocessing, ..settings(upsampling) };
                 let image = read_image(&ct, &Limits::default()).unwrap();
-                let mask = segment(image, &settings, &Bright).unwrap().mask(liver);
+                let mask = segment(image, &settings, &LIVER).unwrap().mask(liver);
                 let in_far = mask.iter().zip(far.voxels()).filter(|(inside, far)| **inside && **far).count();
                 (in_far, mask.iter().filter(|inside| **inside).count() - in_far)
             };

@@ -110,8 +110,8 @@ pub fn found(masks: &ClassMasks, wanted: &BTreeSet<ClassId>, min_volume_ml: f64)
 
 #[cfg(test)]
 mod tests {
-    use common::ids::{ArtifactHash, Digest, StudyDigest};
     use common::taxonomy::Taxonomy;
+    use common::testing::provenance;
     use nalgebra::Matrix4;
 
     use super::*;
@@ -131,17 +131,6 @@ mod tests {
             masks.replace(class(*id), (0..voxels).map(|offset| offsets.contains(&offset)));
         }
         masks
-    }
-
-    fn provenance() -> Provenance {
-        Provenance {
-            study: StudyDigest(Digest::of(b"study")),
-            model: ArtifactHash(Digest::of(b"model")),
-            threshold: 0.5,
-            min_volume_ml: 0.0,
-            postprocessed: false,
-            made_at: "2027-01-02T03:04:05Z".to_owned(),
-        }
     }
 
     #[test]

@@ -6,22 +6,9 @@ use crate::data::geometry::Affine;
 use crate::data::nifti::{read_labels, write_image_i16};
 use crate::data::preprocess::Preprocessing;
 use crate::data::volume::Grid;
-use crate::infer::InferError;
+use crate::infer::testing::Bright;
 
-/// Liver (class 6) where the windowed intensity is above 0.5; no other class.
-struct Bright;
-
-impl Predictor for Bright {
-    fn classes(&self) -> usize {
-        32
-    }
-
-    fn logits(&self, patch: &[f32], _: [usize; 3]) -> Result<Vec<f32>, InferError> {
-        let mut logits = vec![-1.0; 32 * patch.len()];
-        logits[5 * patch.len()..6 * patch.len()].iter_mut().zip(patch).for_each(|(l, p)| *l = p - 0.5);
-        Ok(logits)
-    }
-}
+const LIVER: Bright = Bright(&[6]);
 
 fn class(id: u8) -> ClassId {
     ClassId::new(id).unwrap()
@@ -65,7 +52,7 @@ fn a_bad_scan_is_counted_and_the_others_are_labelled_in_full() {
     let (taxonomy, results) = (Taxonomy::standard(), tempfile::tempdir().unwrap());
     let wanted = wanted(&taxonomy);
     let outputs = outputs(&scans, results.path(), &wanted.ends()).unwrap();
-    assert_eq!(wanted.label_all(&scans, &outputs, &Bright), 2);
+    assert_eq!(wanted.label_all(&scans, &outputs, &LIVER), 2);
 
     let all = std::fs::read_dir(results.path()).unwrap();
     let mut names: Vec<String> =
@@ -94,7 +81,7 @@ fn masks_labels_and_probabilities_of_a_scan_agree() {
     let taxonomy = Taxonomy::standard();
     let wanted = wanted(&taxonomy);
     let outputs = outputs(std::slice::from_ref(&scan), folder.path(), &wanted.ends()).unwrap();
-    assert_eq!(wanted.label_all(&[scan], &outputs, &Bright), 0);
+    assert_eq!(wanted.label_all(&[scan], &outputs, &LIVER), 0);
 
     let labels = |end: &str| read_labels(&outputs[0].file(end), &Limits::default()).unwrap();
     let (merged, mask) = (labels(LABELS), labels("-mask-liver.nii.gz"));

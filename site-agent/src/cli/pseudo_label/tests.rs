@@ -1,7 +1,7 @@
 use std::fs;
 
-use common::ids::{ArtifactHash, Digest, StudyDigest};
 use common::study::sections::Upsampling;
+use common::testing::provenance;
 use nalgebra::{Matrix4, Vector4};
 
 use super::*;
@@ -11,39 +11,12 @@ use crate::data::nifti::write_image_i16;
 use crate::data::prepared::PreparedCase;
 use crate::data::preprocess::Preprocessing;
 use crate::data::volume::{Grid, Volume};
-use crate::infer::InferError;
+use crate::infer::testing::Bright;
 
-/// Liver (class 6) and spleen (class 1) where the windowed intensity is above 0.5; no other class.
-struct Bright;
-
-impl Predictor for Bright {
-    fn classes(&self) -> usize {
-        32
-    }
-
-    fn logits(&self, patch: &[f32], _: [usize; 3]) -> Result<Vec<f32>, InferError> {
-        let mut logits = vec![-1.0; 32 * patch.len()];
-        for channel in [0, 5] {
-            let of_class = &mut logits[channel * patch.len()..(channel + 1) * patch.len()];
-            of_class.iter_mut().zip(patch).for_each(|(logit, value)| *logit = value - 0.5);
-        }
-        Ok(logits)
-    }
-}
+const LIVER_AND_SPLEEN: Bright = Bright(&[1, 6]);
 
 fn class(id: u8) -> ClassId {
     ClassId::new(id).unwrap()
-}
-
-fn provenance() -> Provenance {
-    Provenance {
-        study: StudyDigest(Digest::of(b"study")),
-        model: ArtifactHash(Digest::of(b"model")),
-        threshold: 0.5,
-        min_volume_ml: 0.5,
-        postprocessed: false,
-        made_at: "2027-01-02T03:04:05Z".to_owned(),
-    }
 }
 
 /// A scan whose labels say only where the liver is; `bright` shows a box that the model takes for liver and spleen.
@@ -99,7 +72,7 @@ fn the_new_data_set_annotates_what_the_model_found_and_the_annotators_did_not() 
     let own = cases(site.path(), &[dataset("livers", Some("chaos"))]);
     let (out, taxonomy) = (site.path().join("pseudo"), Taxonomy::standard());
     let mut labeller = labeller(&out, &taxonomy, 2);
-    assert_eq!(labeller.label_all(&own, &Bright), 0);
+    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN), 0);
     labeller.finish(provenance()).unwrap();
 
     let made = cases(site.path(), &[dataset("pseudo", None)]);
@@ -121,7 +94,7 @@ fn a_class_that_is_found_in_too_few_patients_is_left_out() {
     let own = cases(site.path(), &[dataset("livers", Some("chaos"))]);
     let (out, taxonomy) = (site.path().join("pseudo"), Taxonomy::standard());
     let mut labeller = labeller(&out, &taxonomy, 2);
-    assert_eq!(labeller.label_all(&own, &Bright), 0);
+    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN), 0);
     let refused = labeller.finish(provenance()).unwrap_err().text();
     assert!(refused.contains("2 patients"), "{refused}");
     assert!(!out.join(LABEL_MAP_FILE).exists(), "the folder is no data set");
@@ -136,7 +109,7 @@ fn a_bad_scan_is_counted_and_the_others_are_labelled() {
     fs::write(&own[0].image, "no gzip").unwrap();
     let (out, taxonomy) = (site.path().join("pseudo"), Taxonomy::standard());
     let mut labeller = labeller(&out, &taxonomy, 1);
-    assert_eq!(labeller.label_all(&own, &Bright), 1);
+    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN), 1);
     labeller.finish(provenance()).unwrap();
     assert_eq!(cases(site.path(), &[dataset("pseudo", None)])[0].patient, "livers/b");
 }
