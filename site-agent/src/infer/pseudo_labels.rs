@@ -26,14 +26,16 @@ pub struct TooManyOverlaps;
 pub struct OverlapValues {
     /// The set behind each value; that of value 0 is empty.
     sets: Vec<BTreeSet<ClassId>>,
-    /// The value of a value's set with one class more.
-    joined: BTreeMap<(u8, ClassId), u8>,
+    /// Where one class more leads. Every set that occurs is a way from place 0, its classes ascending.
+    steps: BTreeMap<(usize, ClassId), usize>,
+    /// The value of the set that ends at each place, if one does.
+    ends: Vec<Option<u8>>,
 }
 
 /// Background alone.
 impl Default for OverlapValues {
     fn default() -> Self {
-        Self { sets: vec![BTreeSet::new()], joined: BTreeMap::new() }
+        Self { sets: vec![BTreeSet::new()], steps: BTreeMap::new(), ends: vec![Some(0)] }
     }
 }
 
@@ -48,13 +50,13 @@ impl OverlapValues {
         classes: &BTreeSet<ClassId>,
     ) -> Result<Volume<u8>, TooManyOverlaps> {
         let mut values: Vec<u8> = vec![0; masks.grid().len()];
-        // Classes come in ascending order, so every set is reached in one way and has one value.
-        for &class in classes {
-            for (offset, value) in values.iter_mut().enumerate() {
-                if masks.contains(class, offset) {
-                    *value = self.with_class(*value, class)?;
-                }
-            }
+        for (offset, value) in values.iter_mut().enumerate() {
+            let here = || classes.iter().copied().filter(|&class| masks.contains(class, offset));
+            let place = here().fold(0, |place, class| self.step(place, class));
+            *value = match self.ends[place] {
+                Some(known) => known,
+                None => self.add(place, here().collect())?,
+            };
         }
         Ok(Volume::new(masks.grid().clone(), values))
     }
@@ -83,16 +85,22 @@ impl OverlapValues {
         }
     }
 
-    fn with_class(&mut self, value: u8, class: ClassId) -> Result<u8, TooManyOverlaps> {
-        if let Some(&known) = self.joined.get(&(value, class)) {
-            return Ok(known);
+    /// The place one class further on.
+    fn step(&mut self, place: usize, class: ClassId) -> usize {
+        let new = self.ends.len();
+        let next = *self.steps.entry((place, class)).or_insert(new);
+        if next == new {
+            self.ends.push(None);
         }
-        let next = u8::try_from(self.sets.len()).map_err(|_| TooManyOverlaps)?;
-        let mut set = self.sets[usize::from(value)].clone();
-        set.insert(class);
+        next
+    }
+
+    /// A value for the set that ends at `place`.
+    fn add(&mut self, place: usize, set: BTreeSet<ClassId>) -> Result<u8, TooManyOverlaps> {
+        let value = u8::try_from(self.sets.len()).map_err(|_| TooManyOverlaps)?;
         self.sets.push(set);
-        self.joined.insert((value, class), next);
-        Ok(next)
+        self.ends[place] = Some(value);
+        Ok(value)
     }
 }
 
@@ -163,6 +171,24 @@ mod tests {
         assert_eq!(file.voxels(), [0, 1, 1]);
         let map = values.label_map("from a model", provenance());
         assert_eq!(map.producible(&Taxonomy::standard()), BTreeSet::from([class(6)]));
+    }
+
+    #[test]
+    fn only_sets_that_occur_use_up_values() {
+        // 250 sets of three classes each, and with them many more pairs that no voxel has alone.
+        let triples: Vec<[u8; 3]> = (1..=14)
+            .flat_map(|a| (1..a).flat_map(move |b| (1..b).map(move |c| [a, b, c])))
+            .take(250)
+            .collect();
+        let mut many = masks(triples.len(), &[]);
+        let classes: BTreeSet<ClassId> = (1..=14).map(class).collect();
+        for &class in &classes {
+            many.replace(class, triples.iter().map(|triple| triple.contains(&class.get())));
+        }
+        let mut values = OverlapValues::default();
+        let file = values.encode(&many, &classes).unwrap();
+        assert_eq!(file.voxels().iter().collect::<BTreeSet<_>>().len(), 250);
+        assert_eq!(values.label_map("from a model", provenance()).values.len(), 1 + 250);
     }
 
     #[test]
