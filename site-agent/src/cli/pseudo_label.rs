@@ -129,21 +129,28 @@ struct Labeller<'a> {
     /// Fewest patients in whom a class was found, or it is left out everywhere.
     min_count: usize,
     values: OverlapValues,
-    /// Scans with a label file, and what was found in each.
-    labelled: Vec<(&'a Case, BTreeSet<ClassId>)>,
+    labelled: Vec<Labelled<'a>>,
+}
+
+/// A scan with a label file.
+struct Labelled<'a> {
+    case: &'a Case,
+    /// Its folder in the new data set, by which the case table names it.
+    folder: String,
+    found: BTreeSet<ClassId>,
 }
 
 impl<'a> Labeller<'a> {
     /// Labels every scan that can be, a line for each, and says how many could not.
     fn label_all(&mut self, cases: &'a [Case], network: &dyn Predictor) -> usize {
         let mut failed = 0;
-        for (number, case) in (1..).zip(cases) {
+        for (number, (case, folder)) in (1..).zip(cases.iter().zip(folder_names(cases))) {
             let place = format!("[{number}/{}] {}", cases.len(), case.name);
-            match self.label(case, network) {
+            match self.label(case, &folder, network) {
                 Ok(found) => {
                     line(format!("{place}: {} classes", found.len()));
                     if !found.is_empty() {
-                        self.labelled.push((case, found));
+                        self.labelled.push(Labelled { case, folder, found });
                     }
                 }
                 Err(error) => {
@@ -158,7 +165,12 @@ impl<'a> Labeller<'a> {
     }
 
     /// Writes what was found in one scan, and says what that is.
-    fn label(&mut self, case: &Case, network: &dyn Predictor) -> Result<BTreeSet<ClassId>, CliError> {
+    fn label(
+        &mut self,
+        case: &Case,
+        folder: &str,
+        network: &dyn Predictor,
+    ) -> Result<BTreeSet<ClassId>, CliError> {
         let wanted: BTreeSet<ClassId> = self.wanted.difference(&case.annotated).copied().collect();
         if wanted.is_empty() {
             return Ok(wanted);
@@ -174,7 +186,7 @@ impl<'a> Labeller<'a> {
         let found = found(&masks, &wanted, self.min_volume_ml);
         if !found.is_empty() {
             let labels = self.values.encode(&masks, &found)?;
-            let folder = self.out.join(folder_name(case));
+            let folder = self.out.join(folder);
             files::make_private_folder(&folder)?;
             write_labels(&folder.join("labels.nii.gz"), &labels).map_err(DataError::from)?;
             link_scan(&case.image, &folder)?;
@@ -190,8 +202,7 @@ impl<'a> Labeller<'a> {
             let hint = "look at the scans with `site-agent predict`; `min_count` in site.toml says how many it takes";
             return Err(CliError::new(nothing).exit(Exit::Data).hint(hint));
         }
-        let entries =
-            self.labelled.iter().map(|(case, found)| (folder_name(case), self.entry(case, found, &told)));
+        let entries = self.labelled.iter().map(|one| (one.folder.clone(), self.entry(one, &told)));
         let table: BTreeMap<String, CaseEntry> = entries.collect();
         files::write(&self.out.join(CASES_FILE), toml::to_string(&table)?.as_bytes())?;
         let map = self.values.label_map("Labels of a model, not of annotators", provenance);
@@ -205,7 +216,7 @@ impl<'a> Labeller<'a> {
     /// tell exactly how many scans annotate a class: without this they would tell of a single patient's tumour.
     fn told(&self) -> BTreeSet<ClassId> {
         let mut patients: BTreeMap<ClassId, BTreeSet<&str>> = BTreeMap::new();
-        for (case, found) in &self.labelled {
+        for Labelled { case, found, .. } in &self.labelled {
             for &class in found {
                 patients.entry(class).or_default().insert(case.patient.as_str());
             }
@@ -214,7 +225,7 @@ impl<'a> Labeller<'a> {
         patients.into_iter().filter_map(enough).collect()
     }
 
-    fn entry(&self, case: &Case, found: &BTreeSet<ClassId>, told: &BTreeSet<ClassId>) -> CaseEntry {
+    fn entry(&self, Labelled { case, found, .. }: &Labelled<'_>, told: &BTreeSet<ClassId>) -> CaseEntry {
         let annotated: Vec<String> =
             found.intersection(told).map(|&class| self.taxonomy.name(class)).collect();
         CaseEntry {
@@ -226,8 +237,19 @@ impl<'a> Labeller<'a> {
     }
 }
 
-fn folder_name(case: &Case) -> String {
-    case.name.replace('/', "-")
+/// A folder for each scan. `a/b-c` and `a-b/c` would have the same: the later ones get a number.
+fn folder_names(cases: &[Case]) -> Vec<String> {
+    let mut taken = BTreeSet::new();
+    let name = |case: &Case| {
+        let plain = case.name.replace('/', "-");
+        let (mut name, mut number) = (plain.clone(), 1);
+        while !taken.insert(name.clone()) {
+            number += 1;
+            name = format!("{plain}-{number}");
+        }
+        name
+    };
+    cases.iter().map(name).collect()
 }
 
 /// A link to the scan, under the name that case folders give it.

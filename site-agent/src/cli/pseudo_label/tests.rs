@@ -115,6 +115,27 @@ fn a_bad_scan_is_counted_and_the_others_are_labelled() {
 }
 
 #[test]
+fn scans_whose_names_differ_in_their_slashes_alone_do_not_share_a_folder() {
+    let site = tempfile::tempdir().unwrap();
+    write_case(&site.path().join("a/b-c"), true);
+    write_case(&site.path().join("a-b/c"), true);
+    let own = cases(site.path(), &[dataset("a", Some("chaos")), dataset("a-b", Some("chaos"))]);
+    let (out, taxonomy) = (site.path().join("pseudo"), Taxonomy::standard());
+    let mut labeller = labeller(&out, &taxonomy, 1);
+    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN), 0);
+    labeller.finish(provenance()).unwrap();
+
+    let made = cases(site.path(), &[dataset("pseudo", None)]);
+    let names: Vec<&str> = made.iter().map(|case| case.name.as_str()).collect();
+    assert_eq!(names, ["pseudo/a-b-c", "pseudo/a-b-c-2"]);
+    for (case, original) in made.iter().zip(&own) {
+        assert_eq!(case.patient, original.patient);
+        let linked = fs::canonicalize(&case.image).unwrap();
+        assert_eq!(linked, fs::canonicalize(&original.image).unwrap());
+    }
+}
+
+#[test]
 fn a_data_set_of_a_model_is_refused_whatever_map_the_site_names_for_it() {
     let site = tempfile::tempdir().unwrap();
     write_case(&site.path().join("livers/a"), true);
