@@ -71,6 +71,14 @@ pub enum InferError {
         /// Numbers returned.
         got: usize,
     },
+    /// The predictor gave logits that are no numbers: thresholded, they would pass for a scan that shows nothing.
+    #[error(
+        "{count} logits of the network are not finite numbers: the model is damaged, or its training diverged"
+    )]
+    NotFinite {
+        /// How many, of one patch.
+        count: usize,
+    },
     /// The network refused the patch.
     #[error("the network")]
     Network(#[source] Box<dyn std::error::Error + Send + Sync>),

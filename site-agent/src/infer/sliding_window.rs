@@ -98,7 +98,8 @@ fn erf(x: f64) -> f64 {
 /// An image shorter than a window is padded with zeros, half before and the rest after, and the padding cut off again.
 ///
 /// # Errors
-/// What the predictor reports, and [`InferError::Logits`] when it answers with another number of logits than it should.
+/// What the predictor reports, [`InferError::Logits`] when it answers with another number of logits than it should, and
+/// [`InferError::NotFinite`] when one of them is no number.
 ///
 /// # Panics
 /// When `image` does not fill `shape`: a mistake of the caller.
@@ -203,6 +204,10 @@ impl<'a> Blend<'a> {
         let expected = self.classes * rx * ry * rz;
         if logits.len() != expected {
             return Err(InferError::Logits { expected, got: logits.len() });
+        }
+        let count = logits.iter().filter(|logit| !logit.is_finite()).count();
+        if count > 0 {
+            return Err(InferError::NotFinite { count });
         }
         let [ny, nz] = self.extent;
         for i in 0..rx {

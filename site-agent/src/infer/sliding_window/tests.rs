@@ -153,6 +153,26 @@ fn a_predictor_that_miscounts_its_logits_is_reported() {
 }
 
 #[test]
+fn logits_that_are_no_numbers_are_reported_and_not_taken_for_an_empty_scan() {
+    struct Damaged(f32);
+    impl Predictor for Damaged {
+        fn classes(&self) -> usize {
+            1
+        }
+        fn logits(&self, patch: &[f32], _: [usize; 3]) -> Result<Vec<f32>, InferError> {
+            Ok(patch.iter().map(|&value| if value > 0.5 { self.0 } else { -1.0 }).collect())
+        }
+    }
+    let plan = WindowPlan::gaussian([2; 3], 0.5);
+    let mut image = [0.0; 27];
+    image[26] = 1.0;
+    for logit in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let error = sliding_window(&image, [3; 3], &plan, &Damaged(logit), |_, _| ()).unwrap_err();
+        assert!(matches!(error, InferError::NotFinite { count: 1 }), "{error}");
+    }
+}
+
+#[test]
 fn cancelling_stops_before_the_next_window() {
     struct Once(Cell<u32>);
     impl Predictor for Once {
