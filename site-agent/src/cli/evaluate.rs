@@ -9,14 +9,13 @@ use common::report::{CaseOutcome, ClassReport, EvaluationReport, ReportSubject};
 use common::taxonomy::Taxonomy;
 
 use super::chosen_model::ChosenModel;
-use super::error_report::{CliError, Exit};
+use super::chosen_scans::ChosenScans;
+use super::error_report::CliError;
 use super::postprocess::PostProcess;
 use super::{ConfigArgs, limit_threads, line};
 use crate::client::config::SiteConfig;
 use crate::client::files;
-use crate::data::DataError;
-use crate::data::dataset::{Case, Split, read_datasets};
-use crate::data::folds::Folds;
+use crate::data::dataset::{Case, Split};
 use crate::infer::Segmenter;
 use crate::infer::evaluate::{Evaluation, ScanScores};
 use crate::infer::location::LocationAtlas;
@@ -29,15 +28,8 @@ pub(super) struct EvaluateArgs {
     config: ConfigArgs,
     #[command(flatten)]
     chosen: ChosenModel,
-    /// Score the validation scans only; default: all that are not excluded.
-    #[arg(long)]
-    validation: bool,
-    /// Score the scans of this fold of `site-agent split` only.
-    #[arg(long, value_name = "N", conflicts_with = "validation")]
-    fold: Option<u32>,
-    /// The file that lists the folds; default: the one that the configuration names.
-    #[arg(long, value_name = "FILE", requires = "fold")]
-    folds: Option<PathBuf>,
+    #[command(flatten)]
+    chosen_scans: ChosenScans,
     /// What happens to the network's masks before they are scored. Reports of a study are of what the network says.
     #[arg(long, value_enum, default_value_t = PostProcess::Off, value_name = "RULES")]
     postprocess: PostProcess,
@@ -55,7 +47,7 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     limit_threads(config.threads)?;
     let document = args.chosen.study(&config)?;
     let study = document.study();
-    let cases = chosen_cases(args, &config, &study.taxonomy)?;
+    let cases = args.chosen_scans.cases(&config, &study.taxonomy)?;
     if let Some(out) = &args.out {
         files::make_private_folder(out)?;
     }
@@ -95,47 +87,6 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
         line(format!("pictures and evaluation.json: {}", out.display()));
     }
     Ok(())
-}
-
-/// What was labelled by a model is never scored.
-fn chosen_cases(
-    args: &EvaluateArgs,
-    config: &SiteConfig,
-    taxonomy: &Taxonomy,
-) -> Result<Vec<Case>, CliError> {
-    if let Some(fold) = args.fold {
-        let folds = Folds::read(&folds_file(args, config)?)?;
-        let mut cases = read_datasets(&config.datasets, &config.base, taxonomy)?;
-        cases.retain(|case| !case.pseudo);
-        return Ok(folds.scans_of(fold, cases).map_err(DataError::from)?);
-    }
-    labelled_cases(config, taxonomy, args.validation)
-}
-
-fn folds_file(args: &EvaluateArgs, config: &SiteConfig) -> Result<PathBuf, CliError> {
-    let configured = config.left_out.as_ref().map(|left_out| &left_out.folds);
-    args.folds.as_ref().or(configured).cloned().ok_or_else(|| {
-        CliError::new(anyhow::anyhow!("`--fold`: no file lists the folds"))
-            .exit(Exit::Config)
-            .hint("name it with --folds, or as `folds` in site.toml; `site-agent split` writes one")
-    })
-}
-
-/// This site's labelled scans without those that are excluded; those of the validation split alone, if that is asked for.
-/// What was labelled by a model is not among them.
-pub(super) fn labelled_cases(
-    config: &SiteConfig,
-    taxonomy: &Taxonomy,
-    validation_alone: bool,
-) -> Result<Vec<Case>, CliError> {
-    let wanted = |split| match split {
-        Split::Validation => true,
-        Split::Training => !validation_alone,
-        Split::Excluded => false,
-    };
-    let mut cases = config.read_cases(taxonomy)?;
-    cases.retain(|case| wanted(case.split) && !case.pseudo);
-    Ok(cases)
 }
 
 /// The mean masks of the training scans of all these sites, which only whoever may read them all can make.

@@ -12,8 +12,8 @@ use common::study::Study;
 use common::taxonomy::Taxonomy;
 
 use super::chosen_model::ChosenModel;
+use super::chosen_scans::ChosenScans;
 use super::error_report::{CliError, Exit};
-use super::evaluate::labelled_cases;
 use super::picture::Picture;
 use super::predict::chosen_classes;
 use super::scatter::{Group, Scatter};
@@ -39,9 +39,8 @@ pub(super) struct FeaturesArgs {
     config: ConfigArgs,
     #[command(flatten)]
     chosen: ChosenModel,
-    /// Look at the validation scans only; default: all that are not excluded.
-    #[arg(long)]
-    validation: bool,
+    #[command(flatten)]
+    chosen_scans: ChosenScans,
     /// How many scans are looked at, spread over all there are.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     scans: u32,
@@ -100,7 +99,7 @@ pub(super) fn run(args: &FeaturesArgs) -> Result<(), CliError> {
     let document = args.chosen.study(&config)?;
     let study = document.study();
     let classes = chosen_classes(&args.classes, &study.taxonomy)?;
-    let cases = labelled_cases(&config, &study.taxonomy, args.validation)?;
+    let cases = args.chosen_scans.cases(&config, &study.taxonomy)?;
     let network = args.chosen.network(&config, &document)?;
     let found = collect(args, study, &network, &spread(cases, args.scans as usize), &classes)?;
     let points = usable(found, args.seed)?;
@@ -144,14 +143,12 @@ fn collect(
     let settings = InferenceSettings::of(study);
     let plan = WindowPlan::gaussian(settings.window, settings.overlap);
     let choice = VoxelChoice { taxonomy: &study.taxonomy, classes, voxels: args.voxels as usize };
-    let read = |patch: &[f32], shape: [usize; 3], voxels: &[usize]| {
-        network.features_at(patch, shape, args.layer.into(), voxels)
-    };
+    let read = network.feature_reader(args.layer.into());
     let mut points = Vec::new();
     for (number, case) in (0..).zip(cases) {
         let prepared = PreparedCase::read(case, &settings.preprocessing, &study.taxonomy)?;
         let mut rng = KeyedRng::new(args.seed).sample(number).purpose("features").rng();
-        let found = feature_points(&prepared, &plan, &choice, &mut rng, &read)?;
+        let found = feature_points(&prepared, &plan, &choice, &mut rng, read.as_ref())?;
         line(format!("{:<40} {:>5} voxels", case.name, found.len()));
         points.extend(found);
     }

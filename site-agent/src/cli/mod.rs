@@ -13,6 +13,7 @@
 mod check;
 mod checkpoint;
 mod chosen_model;
+mod chosen_scans;
 mod cost_table;
 mod egress;
 mod embed;

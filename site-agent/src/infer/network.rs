@@ -3,6 +3,7 @@
 use common::study::Study;
 use common::study::sections as study;
 
+use super::features::ReadFeatures;
 use super::{InferError, Predictor};
 use crate::model::embedding::EMBEDDING_NAME;
 use crate::model::{
@@ -69,24 +70,22 @@ impl StudyNetwork {
         Ok(Self { network: WindowNetwork::new(model, device, classes), cancel })
     }
 
-    /// What a layer holds for some voxels of a patch, as [`WindowNetwork::features_at`].
-    ///
-    /// # Errors
-    /// As [`Predictor::logits`].
-    pub fn features_at(
-        &self,
-        patch: &[f32],
-        shape: [usize; 3],
-        layer: FeatureLayer,
-        voxels: &[usize],
-    ) -> Result<Vec<Vec<f32>>, InferError> {
-        self.go_on()?;
-        let features = self.network.features_at(patch, shape, layer, voxels);
-        features.map_err(|error| InferError::Network(Box::new(error)))
+    /// Reads the features of a layer, as [`feature_points`](super::features::feature_points) asks for them.
+    pub fn feature_reader(&self, layer: FeatureLayer) -> Box<ReadFeatures<'_>> {
+        Box::new(move |patch: &[f32], shape: [usize; 3], voxels: &[usize]| {
+            self.ask(|network| network.features_at(patch, shape, layer, voxels))
+        })
     }
 
-    fn go_on(&self) -> Result<(), InferError> {
-        if self.cancel.is_cancelled() { Err(InferError::Cancelled) } else { Ok(()) }
+    /// One question to the network, unless it shall stop.
+    fn ask<T>(
+        &self,
+        question: impl FnOnce(&WindowNetwork) -> Result<T, ModelError>,
+    ) -> Result<T, InferError> {
+        if self.cancel.is_cancelled() {
+            return Err(InferError::Cancelled);
+        }
+        question(&self.network).map_err(|error| InferError::Network(Box::new(error)))
     }
 }
 
@@ -96,7 +95,6 @@ impl Predictor for StudyNetwork {
     }
 
     fn logits(&self, patch: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, InferError> {
-        self.go_on()?;
-        self.network.logits(patch, shape).map_err(|error| InferError::Network(Box::new(error)))
+        self.ask(|network| network.logits(patch, shape))
     }
 }
