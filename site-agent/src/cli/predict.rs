@@ -7,7 +7,7 @@ mod outputs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use common::ids::ClassId;
 use common::label_map::{LabelMap, MergeTable};
 use common::study::Study;
@@ -15,6 +15,7 @@ use common::taxonomy::Taxonomy;
 
 use self::outputs::{Output, outputs, slug};
 use super::chosen_model::ChosenModel;
+use super::distinct::distinct;
 use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
 use super::{ConfigArgs, limit_threads, line, shown};
@@ -32,6 +33,7 @@ use crate::infer::{Predictor, colours, preview};
 
 /// Arguments of `predict`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("of_each_class").args(["masks", "probabilities"]).multiple(true))]
 pub(super) struct PredictArgs {
     /// The scans (`.nii`, `.nii.gz`, `.hdr`).
     #[arg(required = true, value_name = "CT")]
@@ -62,7 +64,7 @@ pub(super) struct PredictArgs {
     #[arg(long)]
     probabilities: bool,
     /// The classes that --masks and --probabilities write, by name or number; default: all.
-    #[arg(long, value_name = "CLASS", value_delimiter = ',')]
+    #[arg(long, value_name = "CLASS", value_delimiter = ',', requires = "of_each_class")]
     classes: Vec<String>,
     /// These are CT although their values look otherwise.
     #[arg(long)]
@@ -132,11 +134,17 @@ impl<'a> Wanted<'a> {
     }
 
     fn mask_end(&self, class: ClassId) -> String {
-        format!("-mask-{}.nii.gz", slug(&self.taxonomy.name(class)))
+        format!("-mask-{}.nii.gz", self.file_part(class))
     }
 
     fn probability_end(&self, class: ClassId) -> String {
-        format!("-probability-{}.nii.gz", slug(&self.taxonomy.name(class)))
+        format!("-probability-{}.nii.gz", self.file_part(class))
+    }
+
+    /// A class's name as part of a file's. Names that differ in a slash or a sign alone would be the same there.
+    fn file_part(&self, class: ClassId) -> String {
+        let parts = distinct(self.taxonomy.classes().iter().map(|class| slug(&class.name)));
+        parts.into_iter().nth(class.channel()).unwrap_or_else(|| class.to_string())
     }
 
     /// Labels every scan that can be, a line for each, and says how many could not.

@@ -16,6 +16,7 @@ use common::taxonomy::Taxonomy;
 use serde::Serialize;
 
 use super::chosen_model::ChosenModel;
+use super::distinct::distinct;
 use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
 use super::predict::chosen_classes;
@@ -237,19 +238,9 @@ impl<'a> Labeller<'a> {
     }
 }
 
-/// A folder for each scan. `a/b-c` and `a-b/c` would have the same: the later ones get a number.
+/// A folder for each scan; `a/b-c` and `a-b/c` would have the same.
 fn folder_names(cases: &[Case]) -> Vec<String> {
-    let mut taken = BTreeSet::new();
-    let name = |case: &Case| {
-        let plain = case.name.replace('/', "-");
-        let (mut name, mut number) = (plain.clone(), 1);
-        while !taken.insert(name.clone()) {
-            number += 1;
-            name = format!("{plain}-{number}");
-        }
-        name
-    };
-    cases.iter().map(name).collect()
+    distinct(cases.iter().map(|case| case.name.replace('/', "-")))
 }
 
 /// A link to the scan, under the name that case folders give it.

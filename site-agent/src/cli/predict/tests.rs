@@ -103,6 +103,36 @@ fn a_data_set_or_class_that_nobody_knows_is_refused_with_what_is_known() {
 }
 
 #[test]
+fn classes_are_named_only_where_something_is_written_for_each() {
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: PredictArgs,
+    }
+    let parse = |more: &[&str]| {
+        let words = ["predict", "ct.nii", "--out", "o", "--classes", "liver,spleen"].into_iter();
+        let words = words.chain(more.iter().copied());
+        <Command as clap::Parser>::try_parse_from(words).map(|command| command.args)
+    };
+    assert!(parse(&[]).is_err(), "the label file has all classes: nothing would come of it");
+    for more in [["--masks"].as_slice(), &["--probabilities"], &["--masks", "--probabilities"]] {
+        assert_eq!(parse(more).unwrap().classes, ["liver", "spleen"]);
+    }
+}
+
+#[test]
+fn the_mask_of_no_class_overwrites_that_of_another() {
+    let organ = |id, name| format!("[[class]]\nid = {id}\nname = \"{name}\"\nkind = \"organ\"\n");
+    let tumour = "[[class]]\nid = 4\nname = \"Liver Tumor\"\nkind = \"tumour\"\nparents = [1]\n";
+    let organs = [organ(1, "Liver"), organ(2, "Prostate/Uterus"), organ(3, "Prostate Uterus")].concat();
+    let taxonomy = Taxonomy::parse("own.toml", &format!("{organs}{tumour}")).unwrap();
+    let wanted = wanted(&taxonomy);
+    let ends = [1, 2, 3].map(|id| wanted.mask_end(class(id)));
+    let expected = ["-mask-liver.nii.gz", "-mask-prostate-uterus.nii.gz", "-mask-prostate-uterus-2.nii.gz"];
+    assert_eq!(ends, expected);
+}
+
+#[test]
 fn classes_are_found_by_name_and_number_and_written_once() {
     let names = ["spleen", "27", "Liver_Tumour"].map(str::to_owned);
     assert_eq!(chosen_classes(&names, &Taxonomy::standard()).unwrap(), [class(1), class(27)]);
