@@ -84,6 +84,14 @@ fn check_class(index: usize, raw: RawClass, problems: &mut Problems) -> Option<C
     if normalise(&raw.name).is_empty() {
         problems.add(key("name"), "is empty");
     }
+    let names = [("name", Some(&raw.name)), ("prompt_name", raw.prompt_name.as_ref())];
+    let names = names.into_iter().filter_map(|(field, name)| Some((field, name?)));
+    for (field, name) in names.chain(raw.aliases.iter().map(|alias| ("aliases", alias))) {
+        // Names are lines of tables, of reports and of viewers' files.
+        if name.chars().any(char::is_control) {
+            problems.add(key(field), format!("{name:?} has a control character"));
+        }
+    }
     if raw.aliases.len() > MAX_ALIASES {
         problems.add_allowed(
             key("aliases"),

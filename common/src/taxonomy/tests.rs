@@ -85,6 +85,21 @@ aliases = ["17"]
 }
 
 #[test]
+fn names_with_line_breaks_and_escape_sequences_are_refused() {
+    let text = r#"
+[[class]]
+id = 1
+name = "liver\nspleen"
+kind = "organ"
+prompt_name = "a\tb"
+aliases = ["hepar", "\u001b[2J"]
+"#;
+    let refused = Taxonomy::parse("taxonomy.toml", text).unwrap_err();
+    let lines: Vec<_> = refused.items().iter().map(|item| item.line).collect();
+    assert_eq!(lines, [Some(4), Some(6), Some(7)], "{refused}");
+}
+
+#[test]
 fn unknown_keys_are_reported_together() {
     let text = "[[class]]\nid = 1\nname = \"liver\"\nkind = \"organ\"\nkolour = 1\n[[class]]\nid = 2\nname = \"x\"\nkind = \"organn\"\n";
     insta::assert_snapshot!(Taxonomy::parse("taxonomy.toml", text).unwrap_err(), @r#"
