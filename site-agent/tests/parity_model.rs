@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, s};
+use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 use site_agent::{
@@ -29,6 +29,7 @@ use support::{
     golden::Golden,
     golden_tensors::GoldenTensors,
     hash_fill,
+    stages::{self, assert_parts_agree, assert_stage_stats_agree},
     under_test::{
         BTCV, CLASSES, MSD_LIVER, all_channels, all_classes, annotated, hash_filled, scalar, to_device,
         to_host, training_device,
@@ -103,47 +104,24 @@ fn the_full_size_model_agrees_in_every_stage_and_gradient() {
     });
 }
 
-/// Each stage's output by the reference's name, and the head's.
-fn stages(model: &UniversalModel, input: &HostTensor) -> BTreeMap<&'static str, Tensor<5>> {
-    let mut stages = BTreeMap::new();
-    let show = |name, output: &Tensor<5>| assert!(stages.insert(name, output.clone()).is_none(), "{name}");
-    let features = model.features_by_stage(to_device(input, &Device::flex()), show).unwrap();
-    let image = model.head().image_feature(features.bottleneck);
-    let parameters = model.head().class_parameters(image.clone(), &all_channels());
-    stages.insert("gap", image.unsqueeze());
-    stages.insert("params", parameters.unsqueeze());
-    stages.insert("precls", model.head().voxel_features(features.decoder));
-    stages
-}
-
-fn every_nth(x: Tensor<5>, n: isize) -> Tensor<5> {
-    (2..5).fold(x, |x, axis| x.slice_dim(axis, s![0..;n]))
-}
-
 fn assert_full_size_stages_agree(
     model: &UniversalModel,
     input: &HostTensor,
     golden: &GoldenTensors,
     json: &Value,
 ) {
-    let stages = stages(model, input);
+    let stages = stages::of_model(model, to_device(input, &Device::flex()));
     assert_eq!(stages.len(), json.as_object().unwrap().len(), "every stage of the file is compared");
-    let error = |stage: &str| number(&json[stage]["f32_err"]);
-    for (name, output) in &stages {
-        let allowed = (10.0 * error(name)).max(1e-5);
-        assert_stats_agree(name, &to_host(output.clone()), &stats(&json[*name]["stats"]), allowed);
-    }
-    for (name, stage, every) in [
-        ("act.down_tr64_subsampled_2", "down_tr64", 2),
-        ("act.dec4", "down_tr512", 1),
-        ("act.gap", "gap", 1),
-        ("act.params", "params", 1),
-        ("act.precls", "precls", 1),
-        ("act.out_subsampled_4", "up_tr64", 4),
-    ] {
-        let got = to_host(every_nth(stages[stage].clone(), every));
-        assert_agrees(name, &got, golden[name].values(), error(stage));
-    }
+    assert_stage_stats_agree(&stages, json);
+    let parts = [
+        ("act.down_tr64_subsampled_2", "down_tr64", 2, 2),
+        ("act.dec4", "down_tr512", 2, 1),
+        ("act.gap", "gap", 2, 1),
+        ("act.params", "params", 2, 1),
+        ("act.precls", "precls", 2, 1),
+        ("act.out_subsampled_4", "up_tr64", 2, 4),
+    ];
+    assert_parts_agree(&stages, golden, &parts, |stage| number(&json[stage]["f32_err"]));
 }
 
 // ---- (c) width 8, complete ------------------------------------------------------------------------------------------
@@ -175,7 +153,7 @@ fn the_small_model_agrees_in_every_stage() {
 
     let input = case_c_input();
     assert_eq!(input, forward["input"]);
-    let stages = stages(&model, &input);
+    let stages = stages::of_model(&model, to_device(&input, &Device::flex()));
     let errors = json["acts_f32_err"].as_object().unwrap();
     assert_eq!(stages.len(), errors.len(), "every stage of the file is compared");
     for (name, output) in stages {

@@ -4,38 +4,18 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-
 use burn::module::Module as _;
-use burn::tensor::{Device, Tensor, s};
+use burn::tensor::{Device, Tensor};
 use serde_json::Value;
-use site_agent::model::{Backbone, Features, HostTensor, UniversalModel};
+use site_agent::model::{Backbone, HostTensor};
 use support::{
     compare::{assert_agrees, assert_stats_agree, number, stats},
     golden::Golden,
-    golden_tensors::GoldenTensors,
     hash_fill,
+    stages::{self, assert_parts_agree, assert_stage_stats_agree, every_nth},
     swin::{assert_pieces_agree, small_swin_gradients},
-    under_test::{all_channels, all_classes, hash_filled_backbone, to_device, to_host, training_device},
+    under_test::{all_classes, hash_filled_backbone, to_device, to_host, training_device},
 };
-
-/// Every `n`-th voxel of each axis, from `first` on; the axes begin at `axis`.
-fn every_nth(x: Tensor<5>, axis: usize, first: isize, n: isize) -> Tensor<5> {
-    (axis..axis + 3).fold(x, |x, axis| x.slice_dim(axis, s![first..;n]))
-}
-
-/// Each stage's output by the reference's name, and the features.
-fn stages(model: &UniversalModel, x: Tensor<5>) -> (BTreeMap<&'static str, Tensor<5>>, Features) {
-    let mut stages = BTreeMap::new();
-    let show = |name, output: &Tensor<5>| assert!(stages.insert(name, output.clone()).is_none(), "{name}");
-    let features = model.features_by_stage(x, show).unwrap();
-    (stages, features)
-}
-
-/// A stage that the file gives in whole or in part.
-fn assert_stage(golden: &GoldenTensors, name: &str, got: Tensor<5>, f32_err: f64) {
-    assert_agrees(name, &to_host(got), golden[name].values(), f32_err);
-}
 
 #[test]
 fn the_full_size_swin_unetr_agrees_in_every_stage() {
@@ -49,34 +29,18 @@ fn the_full_size_swin_unetr_agrees_in_every_stage() {
     assert_eq!(weights.len(), 161);
 
     let input = hash_fill::unit("case_b.input", &[1, 1, 64, 64, 64]);
-    let (mut stages, features) = stages(&model.valid(), to_device(&input, &Device::flex()));
-    let image = model.head().image_feature(features.bottleneck.clone());
-    let parameters = model.head().class_parameters(image.clone(), &all_channels());
-    stages.insert("gap", image.unsqueeze());
-    stages.insert("params", parameters.unsqueeze());
-    stages.insert("precls", model.head().voxel_features(features.decoder.clone()));
-    let acts = json["acts"].as_object().unwrap();
-    for (name, act) in acts {
-        let allowed = (10.0 * number(&act["f32_err"])).max(1e-5);
-        assert_stats_agree(name, &to_host(stages[name.as_str()].clone()), &stats(&act["stats"]), allowed);
-    }
-    let error = |stage: &str| number(&acts[stage]["f32_err"]);
-    for (name, stage, axis, every) in [
+    let stages = stages::of_model(&model.valid(), to_device(&input, &Device::flex()));
+    assert_stage_stats_agree(&stages, &json["acts"]);
+    let parts = [
         ("act.encoder10", "encoder10", 2, 1),
         ("act.layers3_out_raw", "swinViT.layers3.0", 2, 1),
         ("act.layers4_out_raw", "swinViT.layers4.0", 2, 1),
         ("act.decoder1_subsampled_8", "decoder1", 2, 8),
         ("act.layers1_block1_subsampled_4", "swinViT.layers1.0.blocks.1", 1, 4),
         ("act.gap", "gap", 2, 1),
-    ] {
-        assert_stage(&tensors, name, every_nth(stages[stage].clone(), axis, 0, every), error(stage));
-    }
-    assert_agrees(
-        "params",
-        &to_host(stages["params"].clone()),
-        tensors["act.params"].values(),
-        error("params"),
-    );
+        ("act.params", "params", 2, 1),
+    ];
+    assert_parts_agree(&stages, &tensors, &parts, |stage| number(&json["acts"][stage]["f32_err"]));
 
     let logits = model.infer(to_device(&input, &Device::flex()), &all_classes()).unwrap();
     let close = |what: &str, got: Tensor<5>, golden: &HostTensor| {
@@ -101,14 +65,11 @@ fn the_small_swin_unetr_agrees_in_every_stage_and_gradient() {
     assert_eq!(numbers as f64, number(&json["param_count_backbone"]));
 
     let input = hash_fill::unit("case_d.input", &[1, 1, 64, 64, 96]);
-    let (stages, features) = stages(&model, to_device(&input, &training_device()));
-    for (name, act) in json["acts"].as_object().unwrap().iter().chain(json["hidden"].as_object().unwrap()) {
-        let Some(stage) = stages.get(name.as_str()) else { panic!("no stage is called `{name}`") };
-        let allowed = act.get("f32_err").map_or(1e-3, |error| (10.0 * number(error)).max(1e-5));
-        assert_stats_agree(name, &to_host(stage.clone()), &stats(&act["stats"]), allowed);
-    }
+    let (stages, features) = stages::of_backbone(&model, to_device(&input, &training_device()));
+    assert_stage_stats_agree(&stages, &json["acts"]);
+    assert_stage_stats_agree(&stages, &json["hidden"]);
     let error = number(&json["out_f32_err"]);
-    for (name, stage, axis, every) in [
+    let parts = [
         ("act.swinViT.layers1.0.blocks.0_sub4", "swinViT.layers1.0.blocks.0", 1, 4),
         ("act.swinViT.layers1.0.blocks.1_sub4", "swinViT.layers1.0.blocks.1", 1, 4),
         ("act.swinViT.layers2.0", "swinViT.layers2.0", 2, 1),
@@ -117,9 +78,8 @@ fn the_small_swin_unetr_agrees_in_every_stage_and_gradient() {
         ("hidden4", "hidden4", 2, 1),
         ("dec4", "encoder10", 2, 1),
         ("out_subsampled_2", "decoder1", 2, 2),
-    ] {
-        assert_stage(&tensors, name, every_nth(stages[stage].clone(), axis, 0, every), error);
-    }
+    ];
+    assert_parts_agree(&stages, &tensors, &parts, |_| error);
     assert_stats_agree("out", &to_host(features.decoder.clone()), &stats(&json["out"]), 10.0 * error);
     assert_stats_agree("dec4", &to_host(features.bottleneck.clone()), &stats(&json["dec4"]), 10.0 * error);
 

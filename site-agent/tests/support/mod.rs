@@ -6,5 +6,6 @@ pub(crate) mod compare;
 pub(crate) mod golden;
 pub(crate) mod golden_tensors;
 pub(crate) mod hash_fill;
+pub(crate) mod stages;
 pub(crate) mod swin;
 pub(crate) mod under_test;
