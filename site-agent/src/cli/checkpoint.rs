@@ -70,20 +70,39 @@ pub(super) fn import(args: &ImportArgs) -> Result<(), CliError> {
     let part = if args.backbone_only { Part::Backbone } else { Part::Whole };
     let imported = read_checkpoint(&args.file, part).with_context(|| args.file.display().to_string())?;
     let given = args.embeddings.as_deref().map(read_table).transpose()?;
+    if given.is_some() && brings_embeddings(&imported) {
+        let own = anyhow::anyhow!("{} brings class embeddings of its own", shown(&args.file));
+        return Err(CliError::new(own).exit(Exit::Data).hint("leave --embeddings out"));
+    }
     let classes = Taxonomy::standard().len();
     let blank = blank_model(args, &imported, given.as_ref(), classes)?;
     imported
         .check(&parameters::shapes(&blank), classes)
         .with_context(|| format!("{} and this configuration", args.file.display()))
         .map_err(|error| CliError::new(error).exit(Exit::Data))?;
+    // Before anything is written: values that are no numbers are refused here, not when a study begins.
+    check_finite(&args.file, &imported.tensors)?;
+    let table = imported.embeddings.map(|table| ClassEmbeddings::new(EmbeddingKind::Imported, table));
+    let table = table.transpose()?;
     let mut tensors = if args.backbone_only { blank.export() } else { NamedTensors::new() };
     tensors.extend(imported.tensors);
     model::write(&args.out, &tensors)?;
     line(format!("{}: {}", args.out.display(), model::size(&tensors)));
-    match imported.embeddings {
-        Some(table) => write_table(&beside(&args.out), table),
-        None => Ok(()),
-    }
+    table.map_or(Ok(()), |table| write_table(&beside(&args.out), table.table()))
+}
+
+/// Fixed ones, or a table that is trained with the network.
+fn brings_embeddings(imported: &Imported) -> bool {
+    imported.embeddings.is_some() || imported.tensors.contains_key(&format!("{EMBEDDING_NAME}.weight"))
+}
+
+fn check_finite(file: &Path, tensors: &NamedTensors) -> Result<(), CliError> {
+    let is_damaged = |tensor: &HostTensor| tensor.values().iter().any(|value| !value.is_finite());
+    let Some((name, _)) = tensors.iter().find(|(_, tensor)| is_damaged(tensor)) else { return Ok(()) };
+    let error = anyhow::anyhow!("{}: tensor `{name}` has values that are no finite numbers", shown(file));
+    Err(CliError::new(error)
+        .exit(Exit::Data)
+        .hint("the file is damaged, or the training diverged: take an earlier checkpoint"))
 }
 
 fn read_checkpoint(path: &Path, part: Part) -> Result<Imported, CheckpointError> {
@@ -128,12 +147,10 @@ fn beside(model: &Path) -> PathBuf {
     model.with_file_name(format!("{stem}-embeddings.safetensors"))
 }
 
-fn write_table(path: &Path, table: HostTensor) -> Result<(), CliError> {
-    // A table with values that are no numbers is refused here, not when a study begins.
-    let table = ClassEmbeddings::new(EmbeddingKind::Imported, table)?.table().clone();
+fn write_table(path: &Path, table: &HostTensor) -> Result<(), CliError> {
     let rows = table.shape().first().copied().unwrap_or(0);
     let width = table.shape().get(1).copied().unwrap_or(0);
-    model::write(path, &BTreeMap::from([(EMBEDDING_NAME.to_owned(), table)]))?;
+    model::write(path, &BTreeMap::from([(EMBEDDING_NAME.to_owned(), table.clone())]))?;
     line(format!("{}: {rows} rows of {width} numbers", path.display()));
     Ok(())
 }
@@ -266,6 +283,37 @@ mod tests {
         let error = import(&import_args(folder.path())).unwrap_err().text();
         assert!(error.contains("0 missing, 0 unknown"), "{error}");
         assert!(error.contains("backbone.down_tr64.ops.0.conv1.weight"), "{error}");
+    }
+
+    #[test]
+    fn values_that_are_no_numbers_are_refused_before_anything_is_written() {
+        let (folder, tensors, table) = folder();
+        let args = import_args(folder.path());
+        let damaged = |values: &HostTensor| {
+            let mut values = values.clone();
+            values.values_mut()[3] = f32::NAN;
+            values
+        };
+        let mut weights = tensors.clone();
+        weights.insert("GAP.3.bias".to_owned(), damaged(&tensors["GAP.3.bias"]));
+        for (weights, table, words) in
+            [(&weights, &table, "`GAP.3.bias`"), (&tensors, &damaged(&table), "class embeddings")]
+        {
+            files::write(&args.file, &write_pytorch(weights, Some(table)).unwrap()).unwrap();
+            let refused = import(&args).unwrap_err().text();
+            assert!(refused.contains(words) && refused.contains("finite"), "{refused}");
+            assert!(!args.out.exists() && !beside(&args.out).exists(), "{words}");
+        }
+    }
+
+    #[test]
+    fn embeddings_beside_those_of_the_checkpoint_are_refused_and_not_ignored() {
+        let (folder, ..) = folder();
+        export(&export_args(folder.path(), Format::Pytorch)).unwrap();
+        let embeddings = Some(folder.path().join("table.safetensors"));
+        let args = ImportArgs { embeddings, ..import_args(folder.path()) };
+        let refused = import(&args).unwrap_err().text();
+        assert!(refused.contains("of its own") && !args.out.exists(), "{refused}");
     }
 
     #[test]
