@@ -87,10 +87,10 @@ fn affinities(points: &[Vec<f32>], perplexity: f64) -> Vec<f64> {
 fn neighbours(points: &[Vec<f32>], i: usize, perplexity: f64) -> Vec<f64> {
     let mut distances: Vec<f64> = points.iter().map(|point| squared_distance(&points[i], point)).collect();
     // The nearest gets exponent 0, so that one neighbour at least has a share however narrow the Gaussian is.
-    let others = distances.iter().enumerate().filter(|(j, _)| *j != i);
-    let nearest = others.map(|(_, &distance)| distance).fold(f64::INFINITY, f64::min);
+    let others = || (0..points.len()).filter(move |&j| j != i);
+    let nearest = others().map(|j| distances[j]).fold(f64::INFINITY, f64::min);
     distances.iter_mut().for_each(|distance| *distance -= nearest);
-    let mean = distances.iter().sum::<f64>() / distances.len() as f64;
+    let mean = others().map(|j| distances[j]).sum::<f64>() / others().count() as f64;
     let (mut precision, mut low, mut high) = (if mean > 0.0 { 1.0 / mean } else { 1.0 }, 0.0, f64::INFINITY);
     let mut shares = Vec::new();
     for _ in 0..SEARCH_STEPS {
@@ -254,6 +254,22 @@ mod tests {
     }
 
     #[test]
+    fn the_perplexity_is_reached_in_whatever_unit_and_however_far_all_others_are() {
+        for unit in [1e-15, 1.0, 1e15] {
+            // On an axis of its own each: the nearest is hardly nearer than the farthest.
+            let length = |i: usize| unit * (1.0 + i as f32 / 100.0);
+            let point = |i: usize| -> Vec<f32> {
+                (0..12).map(|axis| if axis == i { length(i) } else { 0.0 }).collect()
+            };
+            let points: Vec<Vec<f32>> = (0..12).map(point).collect();
+            let shares = neighbours(&points, 5, 3.0);
+            let entropy: f64 =
+                shares.iter().filter(|share| **share > 0.0).map(|share| -share * share.ln()).sum();
+            assert!((entropy.exp() - 3.0).abs() < 1e-6, "{unit}: {}", entropy.exp());
+        }
+    }
+
+    #[test]
     fn the_gradient_is_that_of_the_divergence() {
         let (points, places) = (clusters(), first_places(3 * OF_EACH, 2));
         let places: Vec<[f64; 2]> = places.into_iter().map(|place| place.map(|x| x * 1e4)).collect();
@@ -282,7 +298,8 @@ mod tests {
 
     #[test]
     fn few_points_and_equal_points_have_finite_places() {
-        for points in [vec![], vec![vec![1.0]], vec![vec![1.0], vec![2.0]], vec![vec![3.0, 4.0]; 7]] {
+        let twins = [0.0, 0.0, 0.0, 5.0, 5.0].map(|x| vec![x]).to_vec();
+        for points in [vec![], vec![vec![1.0]], vec![vec![1.0], vec![2.0]], vec![vec![3.0, 4.0]; 7], twins] {
             let places = tsne(&points, &SETTINGS);
             assert_eq!(places.len(), points.len());
             assert!(places.iter().flatten().all(|x| x.is_finite()), "{places:?}");
