@@ -129,6 +129,9 @@ fn hint_of(cause: Cause<'_>) -> Option<&'static str> {
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {
         return error.hint();
     }
+    if let Some(TextError::TooLong { .. }) = cause.downcast_ref() {
+        return Some("give a shorter sentence with --template; cutting one would change what it says");
+    }
     if cause.is::<InUse>() {
         return Some("stop the other one, or wait for it; `site-agent status` shows what it does");
     }
@@ -197,6 +200,13 @@ mod tests {
     fn a_foreign_name_in_a_message_cannot_steer_the_terminal() {
         let error = CliError::new(anyhow::anyhow!("no class `a\u{1b}[2J\u{9b}1mb`\n  known: c"));
         assert_eq!(error.text(), "error: no class `a\u{fffd}[2J\u{fffd}1mb`\n  known: c");
+    }
+
+    #[test]
+    fn a_prompt_that_is_too_long_is_for_the_user_to_shorten() {
+        let error = CliError::new(TextError::TooLong { prompt: "a liver".to_owned(), tokens: 80, limit: 77 });
+        assert_eq!(error.exit, Exit::Data);
+        assert!(error.text().contains("reads 77") && error.text().contains("--template"), "{}", error.text());
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl ClassMasks {
     /// Adds the voxels from `first` on whose flag is set to channel `channel`.
     ///
     /// # Panics
-    /// When there is no such channel, or the flags go beyond the grid: a mistake of the caller.
+    /// When there is no such channel, or `first` lies beyond the grid: a mistake of the caller.
     pub fn insert(&mut self, channel: usize, first: usize, flags: impl Iterator<Item = bool>) {
         assert!(channel < self.classes, "channel {channel} of {}", self.classes);
         let bit = 1 << (channel % 8);

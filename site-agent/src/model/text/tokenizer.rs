@@ -162,15 +162,15 @@ fn parse_vocabulary(json: &[u8]) -> Result<HashMap<String, usize>, TextError> {
 
 fn unpack(file: &[u8]) -> Result<String, TextError> {
     let wrong = |problem: String| TextError::File { file: "merges", problem };
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let is_gzip = file.starts_with(&[0x1f, 0x8b]);
     let source: Box<dyn Read + '_> =
         if is_gzip { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    source.take(MOST_BYTES + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
-    if text.len() as u64 > MOST_BYTES {
+    source.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(|error| wrong(error.to_string()))?;
+    if bytes.len() as u64 > MOST_BYTES {
         return Err(wrong(format!("more than {MOST_BYTES} bytes")));
     }
-    Ok(text)
+    String::from_utf8(bytes).map_err(|error| wrong(error.utf8_error().to_string()))
 }
 
 /// The first `most` pairs of symbols.

@@ -64,9 +64,20 @@ fn files_that_are_no_merges_are_refused_with_the_line() {
 #[test]
 fn a_small_file_cannot_unpack_to_a_large_one() {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(&vec![b' '; 1 + (16 << 20)]).unwrap();
-    let error = Tokenizer::new(&gzip.finish().unwrap(), None, ROWS);
-    assert!(matches!(error, Err(TextError::File { file: "merges", .. })), "{error:?}");
+    // The limit lies within a character.
+    gzip.write_all("é".repeat(1 + (8 << 20)).as_bytes()).unwrap();
+    let error = Tokenizer::new(&gzip.finish().unwrap(), None, ROWS).unwrap_err();
+    assert_eq!(error.to_string(), "the merges: more than 16777216 bytes");
+}
+
+#[test]
+fn merges_of_another_system_and_merges_that_come_twice_are_read() {
+    let text = String::from_utf8(MERGES.to_vec()).unwrap();
+    assert_as_the_reference(&Tokenizer::new(text.replace('\n', "\r\n").as_bytes(), None, ROWS).unwrap());
+    // A pair that comes again has the later rank, as in a dictionary of Python: `b c`, number 513, is joined first.
+    let twice = Tokenizer::new(b"#version: 0.2\na b\nb c\na b\n", None, FIXED_TOKENS + 3).unwrap();
+    let tokens = twice.encode("abcd");
+    assert_eq!((tokens.len(), tokens[2]), (5, 513));
 }
 
 proptest! {
