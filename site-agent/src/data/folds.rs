@@ -15,7 +15,7 @@
 //! patients = ["liver-2019/case-03", "p7"]
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -222,7 +222,7 @@ fn draw(seed: u64, dataset: &str, patient: &str) -> u64 {
 }
 
 fn check_folds(raw: RawFolds, problems: &mut Problems) -> BTreeMap<String, Place> {
-    let mut patients = BTreeMap::new();
+    let mut patients: BTreeMap<String, Place> = BTreeMap::new();
     for (index, RawFold { dataset, number, patients: listed }) in raw.fold.into_iter().enumerate() {
         if number >= raw.folds {
             let allowed = format!("0 to {}", raw.folds.saturating_sub(1));
@@ -238,6 +238,11 @@ fn check_folds(raw: RawFolds, problems: &mut Problems) -> BTreeMap<String, Place
                 problems.add(format!("fold[{index}].patients"), format!("`{patient}` is listed twice"));
             }
         }
+    }
+    // To leave one out that nobody is in would leave out nothing: nobody means that.
+    let dealt: BTreeSet<u32> = patients.values().map(|place| place.fold).collect();
+    for number in (0..raw.folds.min(MAX_FOLDS)).filter(|number| !dealt.contains(number)) {
+        problems.add("fold", format!("no patient is in fold {number}"));
     }
     patients
 }

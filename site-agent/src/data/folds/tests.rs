@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -128,8 +127,22 @@ patients = ["p", "q"]
 dataset = "b"
 number = 0
 patients = ["p"]
+[[fold]]
+dataset = "b"
+number = 1
+patients = ["r"]
 "#;
     let refused = Folds::parse("folds.toml", text).unwrap_err();
     let lines: Vec<_> = refused.items().iter().map(|item| item.line).collect();
     assert_eq!(lines, [Some(1), Some(6), Some(11)], "{refused}");
+}
+
+#[test]
+fn a_fold_that_nobody_is_in_is_a_mistake_of_the_file() {
+    let text = "format = \"consilium folds 1\"\nseed = 7\nfolds = 3\n\
+                [[fold]]\ndataset = \"a\"\nnumber = 0\npatients = [\"p\"]\n\
+                [[fold]]\ndataset = \"a\"\nnumber = 2\npatients = []\n";
+    let refused = Folds::parse("folds.toml", text).unwrap_err();
+    let said: Vec<&str> = refused.items().iter().map(|item| item.problem.problem.as_str()).collect();
+    assert_eq!(said, ["no patient is in fold 1", "no patient is in fold 2"]);
 }
