@@ -139,10 +139,15 @@ fn limit_threads(threads: Option<usize>) -> Result<(), CliError> {
     Ok(pool.build_global().map_err(anyhow::Error::from)?)
 }
 
-/// One line of data on stdout. A reader that went away (`| head`) is no error.
+/// One line of data on stdout.
 fn line(text: impl std::fmt::Display) {
+    write_line(&printable(&text.to_string()));
+}
+
+/// A reader that went away (`| head`) is no error.
+fn write_line(text: &str) {
     use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{}", printable(&text.to_string()));
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Text as a terminal may have it. Names come from foreign files and studies: their control characters are shown, not obeyed.
@@ -151,9 +156,9 @@ fn printable(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// A value as JSON on stdout.
+/// A value as JSON on stdout, for machines: every character of it.
 fn json(value: &impl serde::Serialize) -> Result<(), CliError> {
-    line(serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?);
+    write_line(&serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?);
     Ok(())
 }
 
