@@ -7,6 +7,7 @@ pub mod aggregate;
 pub mod artifact;
 pub mod config;
 pub mod coverage;
+pub mod csv;
 pub mod evaluation;
 pub mod ids;
 pub mod journal;

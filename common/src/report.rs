@@ -115,6 +115,8 @@ pub enum CaseOutcome {
         dice: f64,
         /// Normalised surface distance, 0 to 1.
         nsd: f64,
+        /// Volume predicted, millilitres: a tumour that is missed by its Dice may still be found.
+        predicted_ml: f64,
     },
     /// It does not.
     Absent {
@@ -209,7 +211,7 @@ impl PresentSummary {
         let mut by_patient: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
         let mut nsds = Vec::new();
         for score in scores {
-            if let CaseOutcome::Present { dice, nsd } = score.outcome {
+            if let CaseOutcome::Present { dice, nsd, .. } = score.outcome {
                 by_patient.entry(score.patient).or_default().push(dice);
                 nsds.push(nsd);
             }
@@ -283,7 +285,7 @@ mod tests {
     }
 
     fn present(patient: u32, class: u8, dice: f64) -> CaseScore {
-        let outcome = CaseOutcome::Present { dice, nsd: dice / 2.0 };
+        let outcome = CaseOutcome::Present { dice, nsd: dice / 2.0, predicted_ml: 1.0 };
         CaseScore { patient, scan: patient, class: ClassId::new(class).unwrap(), outcome }
     }
 

@@ -33,6 +33,16 @@ impl Detection {
         }
     }
 
+    /// Patients with a tumour.
+    pub fn with_tumour(&self) -> u32 {
+        self.with_tumour
+    }
+
+    /// Patients without one.
+    pub fn without_tumour(&self) -> u32 {
+        self.without_tumour
+    }
+
     /// Share of patients with a tumour whose scan is positive.
     pub fn sensitivity(&self) -> Option<f64> {
         (self.with_tumour > 0).then(|| f64::from(self.found) / f64::from(self.with_tumour))
@@ -76,6 +86,7 @@ mod tests {
         detection.add(0.6, true);
         detection.add(0.4, true);
         detection.add(0.4, false);
+        assert_eq!((detection.with_tumour(), detection.without_tumour()), (2, 1));
         assert_eq!((detection.sensitivity(), detection.specificity()), (Some(0.5), Some(1.0)));
         assert_eq!(detection.harmonic_mean(), Some(2.0 / 3.0));
     }

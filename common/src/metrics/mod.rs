@@ -1,4 +1,4 @@
-//! Numbers on label masks: overlap, surface distance, detection, and the interval of a mean.
+//! Numbers on label masks: overlap, surface distance, detection, and intervals of means and of differences.
 //!
 //! Masks are flat slices in C order over `[x, y, z]` (last axis fastest), spacing is in millimetres along the same axes.
 //! What is undefined (no truth, no prediction) is `None`, never a convention hidden in a number.
@@ -9,7 +9,7 @@ mod overlap;
 mod surface;
 
 pub use detection::Detection;
-pub use interval::bootstrap_interval;
+pub use interval::{bootstrap_interval, paired_interval};
 pub use overlap::Overlap;
 pub use surface::{Grid, normalised_surface_distance};
 

@@ -1,4 +1,4 @@
-//! Overlap of two masks: Dice, recall, precision, specificity, false-positive volume.
+//! Overlap of two masks: Dice, recall, precision, specificity, volumes.
 
 /// Voxel counts of a prediction against the truth. Counts of several blocks add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,8 +63,17 @@ impl Overlap {
 
     /// Volume of the false positives in millilitres.
     pub fn false_positive_volume_ml(&self, spacing_mm: [f64; 3]) -> f64 {
-        self.false_positive as f64 * spacing_mm.iter().product::<f64>() / 1000.0
+        volume_ml(self.false_positive, spacing_mm)
     }
+
+    /// Volume of the prediction in millilitres.
+    pub fn predicted_volume_ml(&self, spacing_mm: [f64; 3]) -> f64 {
+        volume_ml(self.true_positive + self.false_positive, spacing_mm)
+    }
+}
+
+fn volume_ml(voxels: u64, spacing_mm: [f64; 3]) -> f64 {
+    voxels as f64 * spacing_mm.iter().product::<f64>() / 1000.0
 }
 
 fn ratio(numerator: u64, denominator: u64) -> Option<f64> {
@@ -91,8 +100,9 @@ mod tests {
     }
 
     #[test]
-    fn false_positives_are_measured_in_millilitres() {
-        let overlap = Overlap { false_positive: 100, ..Overlap::default() };
+    fn volumes_are_measured_in_millilitres() {
+        let overlap = Overlap { false_positive: 100, true_positive: 200, ..Overlap::default() };
         assert!((overlap.false_positive_volume_ml([1.0, 2.0, 5.0]) - 1.0).abs() < 1e-12);
+        assert!((overlap.predicted_volume_ml([1.0, 2.0, 5.0]) - 3.0).abs() < 1e-12);
     }
 }

@@ -156,7 +156,8 @@ fn outcome(predicted: &[bool], truth: &[bool], grid: &Grid, tau_mm: f64) -> Case
     let cut = metrics::Grid { shape, spacing_mm };
     // The truth is not empty, so both figures exist.
     let nsd = normalised_surface_distance(&predicted, &truth, &cut, tau_mm).unwrap_or(0.0);
-    CaseOutcome::Present { dice: overlap.dice().unwrap_or(0.0), nsd }
+    let predicted_ml = overlap.predicted_volume_ml(spacing_mm);
+    CaseOutcome::Present { dice: overlap.dice().unwrap_or(0.0), nsd, predicted_ml }
 }
 
 /// Both masks cut to the box around their content and one voxel more: surfaces and distances stay the same, and a small
@@ -215,9 +216,10 @@ mod tests {
         let (shape, grid) = ([12, 10, 9], grid([12, 10, 9], [1.0, 1.0, 2.0]));
         let truth = cube(shape, [2, 2, 2], [6, 6, 6]);
         let shifted = cube(shape, [3, 2, 2], [7, 6, 6]);
-        let CaseOutcome::Present { dice, nsd } = outcome(&shifted, &truth, &grid, 1.0) else {
+        let CaseOutcome::Present { dice, nsd, predicted_ml } = outcome(&shifted, &truth, &grid, 1.0) else {
             panic!("present")
         };
+        assert!((predicted_ml - 4.0 * 4.0 * 4.0 * 2.0 / 1000.0).abs() < 1e-12);
         assert!((dice - 0.75).abs() < 1e-12);
         assert!((nsd - 1.0).abs() < 1e-6);
         let CaseOutcome::Present { nsd, .. } = outcome(&shifted, &truth, &grid, 0.5) else {
@@ -226,7 +228,7 @@ mod tests {
         assert!(nsd < 1.0);
         let nothing = vec![false; truth.len()];
         let missed = outcome(&nothing, &truth, &grid, 1.0);
-        assert_eq!(missed, CaseOutcome::Present { dice: 0.0, nsd: 0.0 });
+        assert_eq!(missed, CaseOutcome::Present { dice: 0.0, nsd: 0.0, predicted_ml: 0.0 });
     }
 
     #[test]
