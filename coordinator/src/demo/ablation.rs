@@ -7,7 +7,7 @@ use std::path::Path;
 use common::ids::{ClassId, Role};
 use common::report::ClassReport;
 use common::taxonomy::Taxonomy;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Programs;
 use super::arm::{Arm, Scores, final_dice, is_organ, told};
@@ -23,6 +23,12 @@ const BACKGROUND: &str = "federated-background";
 const POOLED_STEPS: &str = "pooled-same-steps";
 const POOLED_SAMPLES: &str = "pooled-same-samples";
 const LOCATION: &str = "location-only";
+
+/// What is read of an `evaluation.json`.
+#[derive(Debug, Deserialize)]
+struct Evaluated {
+    classes: Vec<ClassReport>,
+}
 
 /// The difference of two arms' organs, and what it is to be.
 #[derive(Debug, Serialize)]
@@ -105,8 +111,8 @@ async fn location_only(
         program = program.args([option.as_ref(), config(member).as_os_str()]);
     }
     program.args(["--out".as_ref(), out.as_os_str()]).finish().await?;
-    let classes: Vec<ClassReport> = serde_json::from_slice(&fs::read(out.join("evaluation.json"))?)?;
-    Ok(classes.into_iter().filter_map(|class| Some((class.class, class.present?.mean_dice))).collect())
+    let scored: Evaluated = serde_json::from_slice(&fs::read(out.join("evaluation.json"))?)?;
+    Ok(scored.classes.into_iter().filter_map(|class| Some((class.class, class.present?.mean_dice))).collect())
 }
 
 /// The classes that each trainer annotates.

@@ -1,17 +1,32 @@
 //! `site-agent evaluate`: a model, or a baseline, against this site's own labels. Nothing leaves.
+//!
+//! `record` is what is kept of it, `comparison` sets it beside an earlier one, `board` shows it.
 
-use std::path::PathBuf;
+mod board;
+mod comparison;
+mod detection;
+mod record;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 use common::ids::{RoundId, SiteId};
-use common::report::{CaseOutcome, ClassReport, EvaluationReport, ReportSubject};
+use common::report::{CaseOutcome, EvaluationReport, ReportSubject};
+use common::study::StudyDocument;
 use common::taxonomy::Taxonomy;
 
+use self::board::Board;
+use self::comparison::{Comparison, ComparisonError, check_scans};
+use self::record::Record;
 use super::chosen_model::ChosenModel;
 use super::chosen_scans::ChosenScans;
-use super::error_report::CliError;
+use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
+use super::pseudo_label::volume_ml;
 use super::{ConfigArgs, limit_threads, line};
 use crate::client::config::SiteConfig;
 use crate::client::files;
@@ -37,7 +52,14 @@ pub(super) struct EvaluateArgs {
     /// configurations: what a model must beat that has learnt anything from images.
     #[arg(long, value_name = "SITE.TOML", conflicts_with_all = ["model", "embeddings", "postprocess"])]
     location_only: Vec<PathBuf>,
-    /// Write `evaluation.json` and a picture of each scan into this folder.
+    /// Set the scores beside those of an earlier evaluation of the same scans: its `evaluation.json`. The difference of each class
+    /// comes with an interval.
+    #[arg(long, value_name = "EVALUATION.JSON")]
+    against: Option<PathBuf>,
+    /// A patient counts as positive for a lesion from this predicted volume on; 0: from one voxel on.
+    #[arg(long, default_value_t = 0.0, value_name = "ML", value_parser = volume_ml)]
+    positive_ml: f64,
+    /// Write `evaluation.json`, `scores.csv`, `board.html` and a picture of each scan into this folder.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -45,12 +67,61 @@ pub(super) struct EvaluateArgs {
 pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     let config = args.config.read()?;
     limit_threads(config.threads)?;
-    let document = args.chosen.study(&config)?;
+    evaluate(args, &config)
+}
+
+fn evaluate(args: &EvaluateArgs, config: &SiteConfig) -> Result<(), CliError> {
+    let document = args.chosen.study(config)?;
     let study = document.study();
-    let cases = args.chosen_scans.cases(&config, &study.taxonomy)?;
+    let cases = args.chosen_scans.cases(config, &study.taxonomy)?;
+    let cases: Vec<&Case> = cases.iter().collect();
+    // Before any scan is scored: hours later is too late to hear that nothing can be compared.
+    let earlier =
+        args.against.as_deref().map(|path| read_earlier(path, &study.taxonomy, &cases)).transpose()?;
     if let Some(out) = &args.out {
         files::make_private_folder(out)?;
     }
+    let record = score(args, config, &document, &cases)?;
+    let compared = earlier.map(|earlier| Comparison::of(&record, &earlier, study.seed)).transpose();
+    let board = Board {
+        record: &record,
+        comparison: compared.as_ref().ok().and_then(Option::as_ref),
+        taxonomy: &study.taxonomy,
+        positive_ml: args.positive_ml,
+    };
+    board.lines().into_iter().for_each(line);
+    if let Some(out) = &args.out {
+        write(out, &board)?;
+        line(format!("\nboard.html, scores.csv, evaluation.json and pictures: {}", out.display()));
+    }
+    // The scores stand, compared or not.
+    compared.map_err(incomparable)?;
+    Ok(())
+}
+
+/// An earlier evaluation of these scans.
+fn read_earlier(path: &Path, taxonomy: &Taxonomy, cases: &[&Case]) -> Result<Record, CliError> {
+    let earlier = Record::read(path)?;
+    let names = cases.iter().map(|case| case.name.as_str());
+    check_scans(&earlier, taxonomy.digest(), names).map_err(incomparable)?;
+    Ok(earlier)
+}
+
+fn incomparable(error: ComparisonError) -> CliError {
+    let hint = "score both models with the same options, labels and study; --model names a model";
+    let error =
+        anyhow::Error::new(error).context("the evaluation of `--against` cannot be compared with this one");
+    CliError::new(error).exit(Exit::Data).hint(hint)
+}
+
+/// Scores all cases, a line for each.
+fn score(
+    args: &EvaluateArgs,
+    config: &SiteConfig,
+    document: &StudyDocument,
+    cases: &[&Case],
+) -> Result<Record, CliError> {
+    let study = document.study();
     let postprocessing = args.postprocess.rules(&study.taxonomy);
     let settings = InferenceSettings { postprocessing, ..InferenceSettings::of(study) };
     let tau_mm = |class| study.evaluation.nsd_tolerance_mm.of(class);
@@ -60,32 +131,39 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
         tau_mm: &tau_mm,
         overlays: args.out.as_deref(),
     };
-    let chosen: Vec<&Case> = cases.iter().collect();
-    let score = |segmenter: &dyn Segmenter| {
-        evaluation.run(&chosen, segmenter, |case, scores| line(scan_line(case, scores)))
+    let run = |segmenter: &dyn Segmenter| {
+        evaluation.run(cases, segmenter, |case, scores| line(scan_line(case, scores)))
     };
-    let scores = if args.location_only.is_empty() {
-        let network = &args.chosen.network(&config, &document)?;
-        score(&NetworkSegmenter { settings, network })?
+    let (scores, model) = if args.location_only.is_empty() {
+        let (network, model) = args.chosen.identified(config, document)?;
+        (run(&NetworkSegmenter { settings, network: &network })?, Some(model))
     } else {
-        score(&learn_locations(&args.location_only, &study.taxonomy)?)?
+        (run(&learn_locations(&args.location_only, &study.taxonomy)?)?, None)
+    };
+    let scored = match (model, args.postprocess) {
+        (Some(model), PostProcess::Off) => format!("model {}", model.short()),
+        (Some(model), PostProcess::Reference) => format!("model {}, post-processed", model.short()),
+        (None, _) => "where structures lie on average".to_owned(),
     };
     let site =
         config.identity.load().map_or_else(|_| "this-site".parse::<SiteId>(), |own| Ok(own.membership.site));
     let subject = ReportSubject {
         site: site.context("the name of this site")?,
-        model: study.initial_model,
+        model: model.unwrap_or(study.initial_model),
         round: RoundId(0),
         study: document.digest(),
         taxonomy: study.taxonomy.digest(),
     };
     // It stays here: there is nobody to hide small numbers from.
     let report = EvaluationReport::summarise(subject, &scores, tau_mm, 1, study.seed);
-    table(&report, &study.taxonomy).into_iter().for_each(line);
-    if let Some(out) = &args.out {
-        files::write_json(&out.join("evaluation.json"), &report.classes)?;
-        line(format!("pictures and evaluation.json: {}", out.display()));
-    }
+    let names = cases.iter().map(|case| (case.name.as_str(), case.patient.as_str()));
+    Ok(Record::of(scored, model, report, names, &scores))
+}
+
+fn write(out: &Path, board: &Board<'_>) -> Result<(), CliError> {
+    files::write_json(&out.join("evaluation.json"), board.record)?;
+    files::write(&out.join("scores.csv"), board.record.to_csv(board.taxonomy).as_bytes())?;
+    files::write(&out.join("board.html"), board.html().as_bytes())?;
     Ok(())
 }
 
@@ -111,26 +189,4 @@ fn scan_line(case: &Case, scores: &ScanScores) -> String {
         .collect();
     let mean = dice.iter().sum::<f64>() / dice.len().max(1) as f64;
     format!("{:<40} {:>2} classes, mean Dice {mean:.3}", case.name, dice.len())
-}
-
-/// One line for each class, as the report page shows them.
-pub(super) fn table(report: &EvaluationReport, taxonomy: &Taxonomy) -> Vec<String> {
-    let head = format!(
-        "\n{:<24} {:>5}  {:>5}  {:^13}  {:>9}  {:>22}",
-        "class", "scans", "Dice", "95 % interval", "NSD", "false positives, ml"
-    );
-    let row = |class: &ClassReport| {
-        let name = taxonomy.name(class.class);
-        let present =
-            class.present.as_ref().map_or(format!("{:>5}  {:>5}  {:^13}  {:>9}", 0, "-", "-", "-"), |p| {
-                let interval = format!("{:.3} - {:.3}", p.ci_low, p.ci_high);
-                format!("{:>5}  {:>5.3}  {interval}  {:>9.3}", p.n, p.mean_dice, p.mean_nsd)
-            });
-        let absent = class
-            .absent
-            .as_ref()
-            .map_or(String::new(), |a| format!("{:.1} in {} without it", a.false_positive_volume_ml, a.n));
-        format!("{name:<24} {present}  {absent:>22}").trim_end().to_owned()
-    };
-    std::iter::once(head).chain(report.classes.iter().map(row)).collect()
 }

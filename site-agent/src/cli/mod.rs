@@ -29,6 +29,8 @@ mod picture;
 mod postprocess;
 mod predict;
 mod pseudo_label;
+mod quartiles;
+mod row_plot;
 mod run;
 mod scatter;
 mod split;

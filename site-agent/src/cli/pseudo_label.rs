@@ -60,7 +60,8 @@ fn probability(text: &str) -> Result<f64, String> {
     if 0.0 < value && value < 1.0 { Ok(value) } else { Err("expected a number between 0 and 1".to_owned()) }
 }
 
-fn volume_ml(text: &str) -> Result<f64, String> {
+/// A volume in millilitres from a command line.
+pub(super) fn volume_ml(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
     if (0.0..=1e6).contains(&value) { Ok(value) } else { Err("expected 0 to 1000000".to_owned()) }
 }

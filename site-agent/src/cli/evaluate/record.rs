@@ -1,0 +1,243 @@
+//! `evaluation.json`: an evaluation as the site keeps it, scan by scan, and the same as `scores.csv`.
+//!
+//! It names scans and patients: no message carries it, and [`CaseScore`]s have no written form anywhere else.
+
+use std::path::Path;
+
+use anyhow::Context;
+use common::csv;
+use common::ids::{ClassId, ModelHash, StudyDigest, TaxonomyDigest};
+use common::report::{CaseOutcome, CaseScore, ClassReport, EvaluationReport};
+use common::taxonomy::Taxonomy;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::error_report::{CliError, Exit};
+use crate::client::files;
+
+const FORMAT: &str = "consilium evaluation 1";
+
+/// What one model scores on each scan, and over all of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    format: String,
+    /// What was scored, in words.
+    pub scored: String,
+    /// The model, if it was one.
+    pub model: Option<ModelHash>,
+    /// The study that says how.
+    pub study: StudyDigest,
+    /// Its classes.
+    pub taxonomy: TaxonomyDigest,
+    /// Version of the metrics' definitions.
+    pub metric_version: u32,
+    /// Figures over all scans, by class.
+    pub classes: Vec<ClassReport>,
+    /// The scans, in the order in which they were scored.
+    pub scans: Vec<ScanRecord>,
+}
+
+/// The scores of one scan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ScanRecord {
+    /// Its name, `dataset/case`.
+    pub scan: String,
+    /// Whose it is.
+    pub patient: String,
+    /// The classes that it annotates, ascending.
+    pub classes: Vec<ScoreRecord>,
+}
+
+/// The score of one class on one scan.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ScoreRecord {
+    /// The class.
+    pub class: ClassId,
+    /// None where the truth does not show the class: all that is predicted is false then.
+    pub present: Option<Agreement>,
+    /// Volume predicted, millilitres.
+    pub predicted_ml: f64,
+}
+
+/// How well a prediction agrees with a truth that shows the class.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Agreement {
+    /// Dice, 0 to 1.
+    pub dice: f64,
+    /// Normalised surface distance, 0 to 1.
+    pub nsd: f64,
+}
+
+impl Record {
+    /// Scores with the names that they are numbered by: `scans` are name and patient of each, in the order of the numbers.
+    pub(super) fn of<'a>(
+        scored: String,
+        model: Option<ModelHash>,
+        report: EvaluationReport,
+        scans: impl Iterator<Item = (&'a str, &'a str)>,
+        scores: &[CaseScore],
+    ) -> Self {
+        let unscored = |(scan, patient): (&str, &str)| ScanRecord {
+            scan: scan.to_owned(),
+            patient: patient.to_owned(),
+            classes: Vec::new(),
+        };
+        let mut scans: Vec<ScanRecord> = scans.map(unscored).collect();
+        for score in scores {
+            if let Some(scan) = scans.get_mut(score.scan as usize) {
+                scan.classes.push(ScoreRecord::of(score));
+            }
+        }
+        Self {
+            format: FORMAT.to_owned(),
+            scored,
+            model,
+            study: report.subject.study,
+            taxonomy: report.subject.taxonomy,
+            metric_version: report.metric_version,
+            classes: report.classes,
+            scans,
+        }
+    }
+
+    /// Reads an `evaluation.json`.
+    pub(super) fn read(path: &Path) -> Result<Self, CliError> {
+        let unreadable = |error: anyhow::Error| {
+            let hint = "name an evaluation.json that `site-agent evaluate --out` of this version wrote";
+            CliError::new(error.context(path.display().to_string())).exit(Exit::Data).hint(hint)
+        };
+        let bytes = files::read(path)?;
+        let record: Self = serde_json::from_slice(&bytes).context("no evaluation").map_err(unreadable)?;
+        if record.format != FORMAT {
+            let other = anyhow::anyhow!("`format` is `{}`: expected `{FORMAT}`", record.format);
+            return Err(unreadable(other));
+        }
+        Ok(record)
+    }
+
+    /// The scores of a class where the truth shows it, each with its scan.
+    pub(super) fn agreements(&self, class: ClassId) -> impl Iterator<Item = (&ScanRecord, Agreement)> {
+        self.scores(class).filter_map(|(scan, score)| Some((scan, score.present?)))
+    }
+
+    /// The scores of a class, each with its scan.
+    pub(super) fn scores(&self, class: ClassId) -> impl Iterator<Item = (&ScanRecord, &ScoreRecord)> {
+        self.all_scores().filter(move |(_, score)| score.class == class)
+    }
+
+    fn all_scores(&self) -> impl Iterator<Item = (&ScanRecord, &ScoreRecord)> {
+        self.scans.iter().flat_map(|scan| scan.classes.iter().map(move |score| (scan, score)))
+    }
+
+    /// `scores.csv`: a line for each class of each scan.
+    pub(super) fn to_csv(&self, taxonomy: &Taxonomy) -> String {
+        let head = ["scan", "patient", "class", "name", "dice", "nsd", "false_positive_ml", "predicted_ml"];
+        let line = |(scan, score): (&ScanRecord, &ScoreRecord)| {
+            csv::line([
+                scan.scan.clone(),
+                scan.patient.clone(),
+                score.class.to_string(),
+                taxonomy.name(score.class),
+                csv::optional(score.present.map(|present| present.dice)),
+                csv::optional(score.present.map(|present| present.nsd)),
+                csv::optional(score.false_positive_ml()),
+                score.predicted_ml.to_string(),
+            ])
+        };
+        std::iter::once(csv::line(head)).chain(self.all_scores().map(line)).collect()
+    }
+}
+
+impl ScoreRecord {
+    fn of(score: &CaseScore) -> Self {
+        let (present, predicted_ml) = match score.outcome {
+            CaseOutcome::Present { dice, nsd, predicted_ml } => (Some(Agreement { dice, nsd }), predicted_ml),
+            CaseOutcome::Absent { false_positive_volume_ml } => (None, false_positive_volume_ml),
+        };
+        Self { class: score.class, present, predicted_ml }
+    }
+
+    /// Volume predicted where the class is not, millilitres.
+    fn false_positive_ml(&self) -> Option<f64> {
+        self.present.is_none().then_some(self.predicted_ml)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use common::ids::{ArtifactHash, Digest, RoundId};
+    use common::report::ReportSubject;
+
+    use super::*;
+
+    /// A score to make a record of: scan, patient, class, Dice where the class is, millilitres predicted.
+    pub(in crate::cli::evaluate) type Score<'a> = (&'a str, &'a str, u8, Option<f64>, f64);
+
+    /// An evaluation with these scores; the surface distance is half the Dice.
+    pub(in crate::cli::evaluate) fn record(scores: &[Score<'_>]) -> Record {
+        let (mut scans, mut patients, mut numbered) = (Vec::new(), Vec::new(), Vec::new());
+        for &(scan, patient, class, dice, predicted_ml) in scores {
+            let outcome = match dice {
+                Some(dice) => CaseOutcome::Present { dice, nsd: dice / 2.0, predicted_ml },
+                None => CaseOutcome::Absent { false_positive_volume_ml: predicted_ml },
+            };
+            numbered.push(CaseScore {
+                patient: number_of(&mut patients, patient),
+                scan: number_of(&mut scans, (scan, patient)),
+                class: ClassId::new(class).unwrap(),
+                outcome,
+            });
+        }
+        let subject = ReportSubject {
+            site: "held-out".parse().unwrap(),
+            model: ArtifactHash(Digest::of(b"model")),
+            round: RoundId(0),
+            study: StudyDigest(Digest::of(b"study")),
+            taxonomy: Taxonomy::standard().digest(),
+        };
+        let report = EvaluationReport::summarise(subject, &numbered, |_| 2.0, 1, 7);
+        Record::of("a model".to_owned(), None, report, scans.into_iter(), &numbered)
+    }
+
+    fn number_of<T: PartialEq>(known: &mut Vec<T>, wanted: T) -> u32 {
+        let number = known.iter().position(|one| *one == wanted).unwrap_or(known.len());
+        if number == known.len() {
+            known.push(wanted);
+        }
+        u32::try_from(number).unwrap()
+    }
+
+    #[test]
+    fn the_csv_has_a_line_for_each_class_of_each_scan() {
+        let record = record(&[
+            ("trunk/a,1", "anna", 6, Some(0.5), 1500.0),
+            ("trunk/a,1", "anna", 27, None, 0.25),
+            ("trunk/b", "bo", 6, Some(0.75), 1200.5),
+        ]);
+        let expected = "scan,patient,class,name,dice,nsd,false_positive_ml,predicted_ml\n\
+                        \"trunk/a,1\",anna,6,Liver,0.5,0.25,,1500\n\
+                        \"trunk/a,1\",anna,27,Liver Tumor,,,0.25,0.25\n\
+                        trunk/b,bo,6,Liver,0.75,0.375,,1200.5\n";
+        assert_eq!(record.to_csv(&Taxonomy::standard()), expected);
+    }
+
+    #[test]
+    fn a_written_record_reads_back_and_anything_else_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("evaluation.json");
+        let record =
+            record(&[("trunk/a", "anna", 6, Some(0.5), 1500.0), ("trunk/a", "anna", 27, None, 0.25)]);
+        files::write_json(&path, &record).unwrap();
+        assert_eq!(Record::read(&path).unwrap(), record);
+        let text = String::from_utf8(files::read(&path).unwrap()).unwrap();
+        // The last is what earlier versions wrote: figures without scans.
+        for other in [text.replace("evaluation 1", "evaluation 2"), "{".to_owned(), "[]".to_owned()] {
+            files::write(&path, other.as_bytes()).unwrap();
+            let refused = Record::read(&path).unwrap_err().text();
+            assert!(refused.contains("evaluation.json") && refused.contains("hint: "), "{refused}");
+        }
+    }
+}
