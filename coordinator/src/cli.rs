@@ -67,7 +67,7 @@ enum Command {
     /// Add and steer studies.
     #[command(subcommand)]
     Study(Study),
-    /// Write report.html and report.json of a study.
+    /// Write report.html, report.csv and report.json of a study.
     Report {
         /// Its name or the first digits of its digest; the newest when left out.
         study: Option<String>,

@@ -128,7 +128,7 @@ fn a_small_demo_succeeds_and_its_report_shows_scores_coverage_traffic_and_pictur
 
     let written = fs::read_dir(keep.join("report")).expect("the report").flatten();
     let written: BTreeSet<_> = written.map(|entry| entry.file_name().into_string().expect("plain")).collect();
-    assert_eq!(Vec::from_iter(written), ["report.html", "report.json"]);
+    assert_eq!(Vec::from_iter(written), ["report.csv", "report.html", "report.json"]);
     let report = fs::read(keep.join("report/report.json")).expect("written");
     let report: ReportData = serde_json::from_slice(&report).expect("a report");
     assert_eq!((report.study.rounds_committed, report.study.state.as_str()), (1, "finished"));

@@ -209,8 +209,7 @@ impl Driver {
     async fn promote(&mut self, study: &str, round: Option<RoundId>) -> Result<Reply, Failure> {
         let digest = self.find(study)?;
         let data = self.gathered(&digest).await?;
-        let run = self.studies.get(&digest).ok_or_else(no_study)?;
-        let sealed = run.document.study().evaluation.test.clone();
+        let sealed = &data.study.sealed;
         if sealed.is_empty() {
             return Err(Failure::new(
                 "the study seals no test site",
@@ -220,7 +219,7 @@ impl Driver {
         let (round, model, chosen) = match round {
             Some(round) => (round, model_of(&data, round)?, "by the operator".to_owned()),
             None => {
-                let best = data.best_model(&sealed).ok_or_else(|| {
+                let best = data.best_model().ok_or_else(|| {
                     Failure::new(
                         "no model has been scored by every validation site",
                         "wait for their reports, or name a round with --round",

@@ -43,6 +43,7 @@ pub(crate) async fn gather(
         scores: by_round(scores),
         losses: losses(store.losses(&digest).await?),
         rounds: rounds.iter().map(round_summary).collect(),
+        board: None,
         overlays: Vec::new(),
     })
 }
@@ -63,6 +64,7 @@ fn study_summary(document: &StudyDocument, status: &round::Status, rounds: &[Rou
         weights: weights.and_then(|w| w.as_str().map(str::to_owned)).unwrap_or_default(),
         metric_version: METRIC_VERSION,
         model: status.model,
+        sealed: study.evaluation.test.clone(),
     }
 }
 
@@ -106,6 +108,7 @@ fn coverage(manifests: &[LabelManifest]) -> Vec<CoverageCell> {
             class: count.class,
             annotated: count.annotated,
             present: count.present,
+            pseudo: count.pseudo,
         };
         manifest.classes.iter().map(cell).collect::<Vec<_>>()
     };

@@ -1,4 +1,4 @@
-//! Line charts as inline SVG, in the page's own colours: `var(--…)` follows light, dark and print.
+//! Line charts and intervals as inline SVG, in the page's own colours: `var(--…)` follows light, dark and print.
 //!
 //! Knows points and axes, nothing of studies. Numbers are written with one decimal so that pages differ only where
 //! data does.
@@ -126,16 +126,47 @@ impl Frame {
     }
 }
 
-/// A mark at `value` with whiskers, on a scale from 0 to 1.
-pub(super) fn interval_mark(value: f64, interval: Option<[f64; 2]>) -> String {
-    let x = |share: f64| 2.0 + share.clamp(0.0, 1.0) * 116.0;
-    let whisker = interval.map_or(String::new(), |[low, high]| {
-        format!(r#"<line class="whisker" x1="{:.1}" x2="{:.1}" y1="7" y2="7"/>"#, x(low), x(high))
-    });
-    format!(
-        r#"<svg class="mark" viewBox="0 0 120 14" aria-hidden="true"><line class="rule" x1="2" x2="118" y1="7" y2="7"/>{whisker}<circle class="dot c0" cx="{:.1}" cy="7" r="3.4"/></svg>"#,
-        x(value)
-    )
+/// A value from 0 to 1 with its interval.
+pub(super) struct Mark {
+    /// Index of its colour.
+    pub colour: usize,
+    pub value: f64,
+    pub interval: Option<[f64; 2]>,
+}
+
+/// Marks with whiskers, each below the one before, on a scale from 0 to 1.
+pub(super) fn interval_marks(marks: &[Mark], width: f64) -> String {
+    const STEP: f64 = 8.0;
+    const FIRST: f64 = 7.0;
+    let height = 2.0 * FIRST + STEP * (marks.len() as f64 - 1.0).max(0.0);
+    let right = width - 2.0;
+    let x = |share: f64| 2.0 + share.clamp(0.0, 1.0) * (right - 2.0);
+    let mut svg = format!(
+        r#"<svg class="mark" width="{width}" height="{height}" viewBox="0 0 {width} {height}" aria-hidden="true">"#
+    );
+    for (i, mark) in marks.iter().enumerate() {
+        let (y, colour) = (FIRST + STEP * i as f64, mark.colour % COLOURS);
+        write_infallibly(
+            &mut svg,
+            format_args!(r#"<line class="rule" x1="2" x2="{right}" y1="{y}" y2="{y}"/>"#),
+        );
+        if let Some([low, high]) = mark.interval {
+            let (from, to) = (x(low), x(high));
+            write_infallibly(
+                &mut svg,
+                format_args!(
+                    r#"<line class="whisker c{colour}" x1="{from:.1}" x2="{to:.1}" y1="{y}" y2="{y}"/>"#
+                ),
+            );
+        }
+        let at = x(mark.value);
+        write_infallibly(
+            &mut svg,
+            format_args!(r#"<circle class="dot c{colour}" cx="{at:.1}" cy="{y}" r="3.4"/>"#),
+        );
+    }
+    svg.push_str("</svg>");
+    svg
 }
 
 /// Round values from 0 to at least `max`, five or so.
@@ -191,6 +222,16 @@ mod tests {
         assert_eq!(whole_ticks(0, 3, 6), [0.0, 1.0, 2.0, 3.0]);
         assert_eq!(whole_ticks(0, 50, 5), [0.0, 10.0, 20.0, 30.0, 40.0, 50.0]);
         assert_eq!(whole_ticks(0, 51, 5).last(), Some(&51.0));
+    }
+
+    #[test]
+    fn marks_lie_below_each_other_in_their_own_colours() {
+        let mark = |colour, value, interval| Mark { colour, value, interval };
+        let svg = interval_marks(&[mark(0, 0.5, Some([0.25, 0.75])), mark(7, 2.0, None)], 124.0);
+        assert!(svg.contains(r#"width="124" height="22""#), "{svg}");
+        assert!(svg.contains(r#"<line class="whisker c0" x1="32.0" x2="92.0" y1="7" y2="7"/>"#), "{svg}");
+        assert!(svg.contains(r#"<circle class="dot c1" cx="122.0" cy="15" r="3.4"/>"#), "{svg}");
+        assert_eq!(svg.matches("whisker").count(), 1);
     }
 
     #[test]

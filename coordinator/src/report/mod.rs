@@ -1,11 +1,14 @@
-//! The generalisation report: one `ReportData`, written as `report.json` and as a page that needs nothing else.
+//! The generalisation report: one `ReportData`, written as `report.json`, as `report.csv`, and as a page that needs
+//! nothing else.
 //!
 //! Only numbers that sites chose to send are in it; there is no picture of a scan and no way to put one in.
-//! `page` says how it looks, `chart` draws, `selection` chooses a model, [`cross_site`] sets several reports side by side;
-//! gathering the data from the store is in [`crate::operator`].
+//! `page` says how it looks, `chart` draws, `selection` chooses a model, `board` sets its sites beside each other,
+//! [`cross_site`] several reports; gathering the data from the store is in [`crate::operator`].
 
+mod board;
 mod chart;
 pub mod cross_site;
+mod csv;
 mod page;
 mod selection;
 
@@ -16,6 +19,7 @@ use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest, Taxono
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Access};
+pub use board::{Across, Board, Sealed, Spread};
 pub use selection::Selected;
 
 /// Version of `report.json`.
@@ -45,6 +49,9 @@ pub struct ReportData {
     pub losses: Vec<LossSeries>,
     /// The rounds, in order.
     pub rounds: Vec<RoundSummary>,
+    /// What follows from the rest, for readers of `report.json`. Nobody here reads it: [`ReportData::board()`] makes it anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub board: Option<Board>,
     /// Pictures in sites' own folders. Never made or held by a coordinator: a demo, which owns both sides, lists them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overlays: Vec<Overlay>,
@@ -76,6 +83,9 @@ pub struct StudySummary {
     pub metric_version: u32,
     /// The last global model.
     pub model: ModelHash,
+    /// Evaluators that are sealed: they score promoted models alone and have no say in which one that is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sealed: Vec<SiteId>,
 }
 
 /// One class.
@@ -120,6 +130,13 @@ pub struct CoverageCell {
     pub annotated: u32,
     /// Of these, volumes that show it; absent when the site suppresses so small a number.
     pub present: Option<u32>,
+    /// Of `annotated`, volumes that a model labelled, and no annotator.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pseudo: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What one evaluator says about one model.
@@ -223,17 +240,21 @@ impl ReportData {
         page::render(self)
     }
 
-    /// Writes `report.json` and `report.html` into `dir`, and gives the page's path.
+    /// Writes `report.json`, `report.csv` and `report.html` into `dir`, and gives the page's path.
     ///
     /// # Errors
     /// [`ReportError`].
     pub fn write(&self, dir: &Path) -> Result<PathBuf, ReportError> {
         files::create_private_dir(dir)
             .map_err(|source| ReportError::File { path: dir.to_owned(), source })?;
-        let mut json = serde_json::to_vec_pretty(self)?;
+        let mut json = serde_json::to_vec_pretty(&Self { board: Some(self.board()), ..self.clone() })?;
         json.push(b'\n');
         let page = dir.join("report.html");
-        for (path, bytes) in [(dir.join("report.json"), json), (page.clone(), self.to_html()?.into_bytes())] {
+        for (path, bytes) in [
+            (dir.join("report.json"), json),
+            (dir.join("report.csv"), csv::text(self).into_bytes()),
+            (page.clone(), self.to_html()?.into_bytes()),
+        ] {
             files::write_atomic(&path, &bytes, Access::Public)
                 .map_err(|source| ReportError::File { path, source })?;
         }

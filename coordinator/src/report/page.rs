@@ -1,11 +1,16 @@
 //! The page: `ReportData` turned into what `templates/report.html` shows, every number formatted here.
 
+mod choice;
+mod coverage;
+
 use std::collections::BTreeMap;
 
 use askama::Template;
 use common::ids::{ClassId, Role, SiteId};
 
-use super::chart::{self, Frame, Line};
+use self::choice::Choice;
+use self::coverage::Coverage;
+use super::chart::{self, Frame, Line, Mark};
 use super::{ClassScore, ClassSummary, CoverageCell, ModelScores, ReportData, ReportError};
 
 /// Makes the page.
@@ -22,6 +27,7 @@ struct Page<'a> {
     evaluators: Vec<Legend>,
     mean_chart: Option<String>,
     panels: Vec<Panel>,
+    site_by_site: Option<Choice>,
     tables: Vec<ScoreTable>,
     trainers: Vec<Legend>,
     loss_chart: Option<String>,
@@ -39,31 +45,6 @@ struct Figure {
 struct Legend {
     colour: usize,
     name: String,
-}
-
-struct Coverage {
-    names: Vec<ClassName>,
-    rows: Vec<CoverageRow>,
-    totals: Vec<u32>,
-}
-
-struct ClassName {
-    name: String,
-    lesion: bool,
-}
-
-struct CoverageRow {
-    site: String,
-    volumes: String,
-    cells: Vec<Cell>,
-}
-
-/// One square of the heat map.
-struct Cell {
-    /// 0 to 100.
-    shade: u32,
-    annotated: u32,
-    title: String,
 }
 
 /// A small chart of one class.
@@ -98,7 +79,7 @@ struct ScoreRow {
 
 struct SiteRow {
     site: String,
-    role: Role,
+    role: String,
     volumes: String,
     datasets: String,
     sent: String,
@@ -119,14 +100,15 @@ impl<'a> Page<'a> {
         Self {
             data,
             figures: figures(data),
-            coverage: coverage(data),
-            evaluators: legend(evaluators.iter().copied()),
+            coverage: Coverage::of(data),
+            evaluators: evaluator_legend(data, &evaluators),
             mean_chart: mean_chart(data, &evaluators),
             panels: data.classes.iter().filter_map(|class| panel(data, class, &evaluators)).collect(),
+            site_by_site: Choice::of(data, &evaluators),
             tables: data.final_scores().into_iter().map(|scores| score_table(data, scores)).collect(),
             trainers: legend(data.losses.iter().map(|series| &series.site)),
             loss_chart: loss_chart(data),
-            sites: data.sites.iter().map(site_row).collect(),
+            sites: data.sites.iter().map(|site| site_row(data, site)).collect(),
             rounds: data.rounds.iter().map(round_row).collect(),
         }
     }
@@ -134,13 +116,21 @@ impl<'a> Page<'a> {
 
 fn figures(data: &ReportData) -> Vec<Figure> {
     let figure = |value: String, label: &str| Figure { value, label: label.to_owned() };
-    let last = data.final_scores();
-    let mean = last.first().and_then(|scores| data.mean_dice(scores, false));
+    let means: Vec<f64> =
+        data.final_scores().into_iter().filter_map(|scores| data.mean_dice(scores, false)).collect();
+    let mean = (!means.is_empty()).then(|| means.iter().sum::<f64>() / means.len() as f64);
+    let label = match means.len() {
+        0 | 1 => "mean held-out Dice, organs".to_owned(),
+        n => {
+            let worst = means.iter().copied().fold(f64::INFINITY, f64::min);
+            format!("mean held-out Dice, organs, over {n} sites; the worst has {worst:.3}")
+        }
+    };
     let count = |role| data.sites.iter().filter(|site| site.role == role).count();
     let moved = data.sites.iter().map(|site| site.bytes_sent + site.bytes_received).sum();
     let seconds = data.rounds.iter().filter_map(|round| round.seconds).sum();
     vec![
-        figure(optional(mean, 3), "mean held-out Dice, organs"),
+        figure(optional(mean, 3), &label),
         figure(format!("{} of {}", data.study.rounds_committed, data.study.rounds), "rounds"),
         figure(format!("{} + {}", count(Role::Trainer), count(Role::Evaluator)), "trainers + evaluators"),
         figure(bytes(moved), "moved, all of it weights and numbers"),
@@ -149,43 +139,15 @@ fn figures(data: &ReportData) -> Vec<Figure> {
     ]
 }
 
-fn coverage(data: &ReportData) -> Coverage {
-    let most = data.coverage.iter().map(|cell| cell.annotated).max().unwrap_or(1).max(1);
-    let trainers = data.sites.iter().filter(|site| site.role == Role::Trainer);
-    let rows = trainers.map(|site| CoverageRow {
-        site: site.site.to_string(),
-        volumes: site.volumes.map_or(String::new(), |n| n.to_string()),
-        cells: data
-            .classes
-            .iter()
-            .map(|class| cell(find_cell(data, &site.site, class.class), class, most))
-            .collect(),
-    });
-    let count = |class: &ClassSummary| {
-        data.coverage.iter().filter(|c| c.class == class.class && c.annotated > 0).count()
-    };
-    Coverage {
-        names: data.classes.iter().map(|c| ClassName { name: c.name.clone(), lesion: c.lesion }).collect(),
-        rows: rows.collect(),
-        totals: data.classes.iter().map(|class| u32::try_from(count(class)).unwrap_or(u32::MAX)).collect(),
+/// Colours of the evaluators; sealed ones are named as such.
+fn evaluator_legend(data: &ReportData, evaluators: &[&SiteId]) -> Vec<Legend> {
+    let mut all = legend(evaluators.iter().copied());
+    for (legend, site) in all.iter_mut().zip(evaluators) {
+        if data.is_sealed(site) {
+            legend.name.push_str(" (test)");
+        }
     }
-}
-
-fn find_cell<'a>(data: &'a ReportData, site: &SiteId, class: ClassId) -> Option<&'a CoverageCell> {
-    data.coverage.iter().find(|cell| cell.site == *site && cell.class == class)
-}
-
-fn cell(cell: Option<&CoverageCell>, class: &ClassSummary, most: u32) -> Cell {
-    let Some(cell) = cell.filter(|cell| cell.annotated > 0) else {
-        return Cell { shade: 0, annotated: 0, title: format!("{}: not annotated", class.name) };
-    };
-    let present = cell.present.map_or("too few to say".to_owned(), |n| n.to_string());
-    Cell {
-        // From 15: one volume of a hundred must still be seen.
-        shade: 15 + 75 * cell.annotated / most,
-        annotated: cell.annotated,
-        title: format!("{}: annotated in {}, present in {present}", class.name, cell.annotated),
-    }
+    all
 }
 
 fn legend<'s>(sites: impl Iterator<Item = &'s SiteId>) -> Vec<Legend> {
@@ -306,16 +268,19 @@ fn score_row(data: &ReportData, class: &ClassSummary, score: &ClassScore) -> Sco
         n: score.n.map_or("too few".to_owned(), |n| n.to_string()),
         dice: optional(score.mean_dice, 3),
         interval: score.interval.map_or(DASH.to_owned(), |[low, high]| format!("{low:.2} – {high:.2}")),
-        mark: score.mean_dice.map_or(String::new(), |dice| chart::interval_mark(dice, score.interval)),
+        mark: score.mean_dice.map_or(String::new(), |value| {
+            chart::interval_marks(&[Mark { colour: 0, value, interval: score.interval }], 120.0)
+        }),
         nsd,
         absent,
     }
 }
 
-fn site_row(site: &super::SiteSummary) -> SiteRow {
+fn site_row(data: &ReportData, site: &super::SiteSummary) -> SiteRow {
+    let sealed = if data.is_sealed(&site.site) { ", sealed" } else { "" };
     SiteRow {
         site: site.site.to_string(),
-        role: site.role,
+        role: format!("{}{sealed}", site.role),
         volumes: site.volumes.map_or(DASH.to_owned(), |n| n.to_string()),
         datasets: if site.datasets.is_empty() { DASH.to_owned() } else { site.datasets.join(", ") },
         sent: bytes(site.bytes_sent),

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::ids::{ModelHash, RoundId, SiteId};
+use serde::{Deserialize, Serialize};
 
 use super::{ModelScores, ReportData};
 
 /// A model, chosen by its scores.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Selected {
     /// The round that made it.
     pub round: RoundId,
@@ -18,11 +20,11 @@ pub struct Selected {
 }
 
 impl ReportData {
-    /// The best model by the sites that are not `sealed`, among those that each of them has scored; of equal ones the
+    /// The best model by the sites that are not sealed, among those that each of them has scored; of equal ones the
     /// earlier. `None` when there is none.
-    pub fn best_model(&self, sealed: &[SiteId]) -> Option<Selected> {
+    pub fn best_model(&self) -> Option<Selected> {
         let mut by_model: BTreeMap<(RoundId, ModelHash), BTreeMap<&SiteId, f64>> = BTreeMap::new();
-        for scores in self.scores.iter().filter(|scores| !sealed.contains(&scores.site)) {
+        for scores in self.scores.iter().filter(|scores| !self.is_sealed(&scores.site)) {
             if let Some(mean) = self.mean_of_trained(scores) {
                 by_model.entry((scores.round, scores.model)).or_default().insert(&scores.site, mean);
             }
@@ -50,17 +52,17 @@ mod tests {
     use super::*;
     use crate::report::tests::sample;
 
-    fn best_round(data: &ReportData, sealed: &[SiteId]) -> Option<u32> {
-        data.best_model(sealed).map(|selected| selected.round.0)
+    fn best_round(data: &ReportData) -> Option<u32> {
+        data.best_model().map(|selected| selected.round.0)
     }
 
     #[test]
     fn the_best_model_need_not_be_the_last() {
         let mut data = sample();
-        assert_eq!(best_round(&data, &[]), Some(8));
+        assert_eq!(best_round(&data), Some(8));
         let last = data.scores.iter_mut().filter(|scores| scores.round == RoundId(8));
         last.flat_map(|scores| &mut scores.classes).for_each(|score| score.mean_dice = Some(0.1));
-        let selected = data.best_model(&[]).unwrap();
+        let selected = data.best_model().unwrap();
         assert_eq!((selected.round, selected.model), (RoundId(7), data.scores[7].model));
         assert!(selected.mean_dice > 0.5);
     }
@@ -71,11 +73,11 @@ mod tests {
         let mut sealed = data.scores[3].clone();
         sealed.site = "site-t".parse().unwrap();
         sealed.classes.iter_mut().for_each(|score| score.mean_dice = Some(1.0));
-        let site = sealed.site.clone();
+        data.study.sealed = vec![sealed.site.clone()];
         data.scores.push(sealed);
-        assert_eq!(best_round(&data, &[site]), Some(8));
-        let everybody: Vec<SiteId> = data.scores.iter().map(|scores| scores.site.clone()).collect();
-        assert_eq!(best_round(&data, &everybody), None);
+        assert_eq!(best_round(&data), Some(8));
+        data.study.sealed = data.scores.iter().map(|scores| scores.site.clone()).collect();
+        assert_eq!(best_round(&data), None);
     }
 
     #[test]
@@ -86,6 +88,6 @@ mod tests {
             second.site = "site-e".parse().unwrap();
             data.scores.push(second);
         }
-        assert_eq!(best_round(&data, &[]), Some(5));
+        assert_eq!(best_round(&data), Some(5));
     }
 }

@@ -31,6 +31,7 @@ pub(crate) fn sample() -> ReportData {
         class: class(id),
         annotated: if s == 'c' { 8 } else { 16 },
         present: (id != 27).then_some(12),
+        pseudo: 0,
     });
     let score = |round: u32, id: u8| {
         let dice = thousandths((1.0 - (-f64::from(round) / 3.0).exp()) * (0.97 - 0.013 * f64::from(id)));
@@ -83,6 +84,7 @@ pub(crate) fn sample() -> ReportData {
             weights: "samples".to_owned(),
             metric_version: 1,
             model: model(8),
+            sealed: Vec::new(),
         },
         classes: classes.to_vec(),
         sites: vec![
@@ -103,8 +105,20 @@ pub(crate) fn sample() -> ReportData {
                 model: Some(model(round)),
             })
             .collect(),
+        board: None,
         overlays: Vec::new(),
     }
+}
+
+/// Has another evaluator score the model of `round`, each class `less` below what `site-d` has.
+pub(crate) fn add_site(data: &mut ReportData, site: &str, round: u32, less: f64) {
+    let at_d = |scores: &&ModelScores| scores.site.as_str() == "site-d" && scores.round == RoundId(round);
+    let mut scores = data.scores.iter().find(at_d).unwrap().clone();
+    scores.site = site.parse().unwrap();
+    for score in &mut scores.classes {
+        score.mean_dice = score.mean_dice.map(|dice| dice - less);
+    }
+    data.scores.push(scores);
 }
 
 /// JSON gives three decimals back to the bit.
@@ -123,6 +137,58 @@ fn the_page_needs_nothing_from_elsewhere() {
     for forbidden in ["http://", "https://", "<script", "<img", "@import", "url(", "<link"] {
         assert!(!page.contains(forbidden), "{forbidden}");
     }
+}
+
+#[test]
+fn the_page_says_which_model_is_chosen_and_how_far_sites_lie_apart() {
+    let mut data = sample();
+    let alone = data.to_html().unwrap();
+    assert!(alone.contains("Validation chooses the model of round 8, <code>07f7e162</code>"), "{alone}");
+    assert!(alone.contains("once two of them have scored the same model") && !alone.contains("worst site"));
+
+    add_site(&mut data, "site-e", 8, 0.25);
+    let page = data.to_html().unwrap();
+    assert!(
+        page.contains(
+            "<b>0.672</b><span>mean held-out Dice, organs, over 2 sites; the worst has 0.547</span>"
+        )
+    );
+    let liver = r#"<td>liver</td><td class="n">2</td><td class="n">0.705</td><td class="n">0.580</td><td>site-e</td><td class="n">0.250</td><td title="site-d 0.830 (0.77 – 0.87); site-e 0.580 (0.77 – 0.87)"><svg class="mark" width="240" height="22""#;
+    assert!(page.contains(liver), "{page}");
+    assert!(page.contains(r#"<li><span class="key c1"></span>site-e</li>"#), "{page}");
+}
+
+#[test]
+fn the_page_says_which_sites_are_sealed_and_how_often_they_were_looked_at() {
+    let mut data = sample();
+    data.study.sealed = ["site-t", "site-u"].map(|site| site.parse().unwrap()).to_vec();
+    let evaluator = data.sites[3].clone();
+    data.sites.push(SiteSummary { site: "site-t".parse().unwrap(), ..evaluator });
+    add_site(&mut data, "site-t", 5, 0.0);
+    add_site(&mut data, "site-t", 8, 0.0);
+    let page = data.to_html().unwrap();
+    for words in [
+        "site-t is a sealed test site, which has no say in the choice: looked at 2 times, at the models of rounds 5, 8.",
+        "site-u is a sealed test site, which has no say in the choice: not looked at yet.",
+        "<td>site-t</td><td>evaluator, sealed</td>",
+        "</span>site-t (test)</li>",
+        "<td>site-d</td><td>evaluator</td>",
+    ] {
+        assert!(page.contains(words), "{words}\n{page}");
+    }
+}
+
+#[test]
+fn the_page_marks_what_a_model_labelled() {
+    let mut data = sample();
+    assert!(!data.to_html().unwrap().contains("pseudo-labels"));
+    data.coverage[0].pseudo = 3;
+    let page = data.to_html().unwrap();
+    assert!(
+        page.contains("title=\"spleen: annotated in 16, present in 12, labelled by a model in 3\">16*</td>")
+    );
+    assert_eq!(page.matches("*</td>").count(), 1);
+    assert!(page.contains("<p>* Some of these volumes were labelled by a model"), "{page}");
 }
 
 #[test]
@@ -153,8 +219,10 @@ fn the_json_reads_back() {
     let dir = tempfile::tempdir().unwrap();
     let page = sample().write(dir.path()).unwrap();
     assert!(page.ends_with("report.html"));
-    let back: ReportData =
+    assert!(dir.path().join("report.csv").is_file());
+    let mut back: ReportData =
         serde_json::from_slice(&std::fs::read(dir.path().join("report.json")).unwrap()).unwrap();
+    assert_eq!(back.board.take(), Some(sample().board()));
     assert_eq!(serde_json::to_value(back).unwrap(), serde_json::to_value(sample()).unwrap());
 }
 

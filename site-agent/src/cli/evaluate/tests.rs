@@ -46,7 +46,15 @@ impl Site {
     fn evaluate(&self, out: &str, against: Option<&str>) -> Result<(), CliError> {
         let paths = [self.path("study.json"), self.path("site.toml"), self.path(out)];
         let [study, site, out] = paths.map(|path| path.display().to_string());
-        let mut words = vec!["evaluate", "--study", study.as_str(), "--location-only", site.as_str(), "--out", out.as_str()];
+        let mut words = vec![
+            "evaluate",
+            "--study",
+            study.as_str(),
+            "--location-only",
+            site.as_str(),
+            "--out",
+            out.as_str(),
+        ];
         let against = against.map(|earlier| self.path(earlier).display().to_string());
         words.extend(against.iter().flat_map(|file| ["--against", file.as_str()]));
         let command = <Command as clap::Parser>::try_parse_from(words).unwrap();
