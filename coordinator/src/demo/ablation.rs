@@ -157,6 +157,14 @@ mod tests {
     }
 
     #[test]
+    fn only_the_figures_by_class_are_read_of_an_evaluation() {
+        let text = r#"{"format": "any", "classes": [{"class": 6, "tau_mm": 2.0, "present": null, "absent": null}],
+                       "scans": [{"scan": "t/a"}]}"#;
+        let scored: Evaluated = serde_json::from_str(text).unwrap();
+        assert_eq!(scored.classes[0].class, class(6));
+    }
+
+    #[test]
     fn arms_are_compared_over_organs_and_sites_over_their_own() {
         let taxonomy = Taxonomy::standard();
         let scores = |dice: [f64; 3]| {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use common::ids::{RoundId, SiteId};
+use common::ids::{ModelHash, RoundId, SiteId};
 use common::report::{CaseOutcome, EvaluationReport, ReportSubject};
 use common::study::StudyDocument;
 use common::taxonomy::Taxonomy;
@@ -140,11 +140,6 @@ fn score(
     } else {
         (run(&learn_locations(&args.location_only, &study.taxonomy)?)?, None)
     };
-    let scored = match (model, args.postprocess) {
-        (Some(model), PostProcess::Off) => format!("model {}", model.short()),
-        (Some(model), PostProcess::Reference) => format!("model {}, post-processed", model.short()),
-        (None, _) => "where structures lie on average".to_owned(),
-    };
     let site =
         config.identity.load().map_or_else(|_| "this-site".parse::<SiteId>(), |own| Ok(own.membership.site));
     let subject = ReportSubject {
@@ -157,7 +152,16 @@ fn score(
     // It stays here: there is nobody to hide small numbers from.
     let report = EvaluationReport::summarise(subject, &scores, tau_mm, 1, study.seed);
     let names = cases.iter().map(|case| (case.name.as_str(), case.patient.as_str()));
-    Ok(Record::of(scored, model, report, names, &scores))
+    Ok(Record::of(in_words(model, args.postprocess), model, report, names, &scores))
+}
+
+/// What is scored; without a model it is the baseline.
+fn in_words(model: Option<ModelHash>, postprocess: PostProcess) -> String {
+    match (model, postprocess) {
+        (Some(model), PostProcess::Off) => format!("model {}", model.short()),
+        (Some(model), PostProcess::Reference) => format!("model {}, post-processed", model.short()),
+        (None, _) => "where structures lie on average".to_owned(),
+    }
 }
 
 fn write(out: &Path, board: &Board<'_>) -> Result<(), CliError> {

@@ -30,7 +30,7 @@ impl Quartiles {
 
     /// Whether the whiskers do not reach `value`.
     pub(super) fn is_beyond(&self, value: f64) -> bool {
-        value < self.low || self.high < value
+        !(self.low..=self.high).contains(&value)
     }
 }
 
