@@ -4,7 +4,7 @@
 //! take a tumour's mask from the raw values) are entries of `configs/datasets/*.toml`, so that a hospital writes its own
 //! without code. Applying one to a volume is the site agent's work. A raw value that the map does not list is an error
 //! there: a silent drop would turn a structure into background. The way back, from classes to a data set's values, is a
-//! [`MergeTable`].
+//! [`MergeTable`]; the way to the classes of another taxonomy is a [`Translation`].
 
 mod merge;
 mod named;
@@ -12,6 +12,7 @@ mod raw;
 mod standard;
 #[cfg(test)]
 mod tests;
+mod translate;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +22,7 @@ use crate::config::{Diagnostics, Document};
 use crate::ids::{ClassId, Digest, ModelHash, StudyDigest};
 use crate::taxonomy::Taxonomy;
 pub use merge::{MergeError, MergeTable, painting_order};
+pub use translate::Translation;
 
 /// What a raw value stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -126,6 +126,12 @@ impl Taxonomy {
         self.by_name.get(&normalise(text)).copied().or_else(by_id).and_then(|id| self.class(id))
     }
 
+    /// The class that means the same structure as one of another taxonomy: by its name, or by one of its other names.
+    pub fn counterpart(&self, other: &Class) -> Option<ClassId> {
+        let mut names = std::iter::once(&other.name).chain(&other.aliases);
+        names.find_map(|name| self.by_name.get(&normalise(name)).copied())
+    }
+
     /// The known name nearest to a misspelt one.
     pub fn suggest(&self, text: &str) -> Option<&str> {
         did_you_mean(&normalise(text), self.by_name.keys().map(String::as_str))
@@ -140,6 +146,12 @@ impl Taxonomy {
     pub fn left_of(&self, right: ClassId) -> Option<ClassId> {
         let pair = self.class(right)?.pair?;
         (pair.side == Side::Right).then_some(pair.other)
+    }
+
+    /// The taxonomy as the text of a file; parsing it gives the same taxonomy.
+    pub fn to_toml(&self) -> String {
+        // Invariant: strings, small integers and lists of them always have a TOML form.
+        toml::to_string(self).expect("a taxonomy has a TOML form")
     }
 
     /// Names the taxonomy. Hashes a canonical form, not the file.

@@ -2,10 +2,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn toml_of(taxonomy: &Taxonomy) -> String {
-    toml::to_string(taxonomy).unwrap()
-}
-
 #[test]
 fn the_standard_taxonomy_has_the_published_channels() {
     let taxonomy = Taxonomy::standard();
@@ -45,9 +41,21 @@ fn the_digest_of_the_standard_taxonomy_is_frozen() {
 #[test]
 fn printing_and_parsing_gives_the_same_taxonomy() {
     let taxonomy = Taxonomy::standard();
-    assert_eq!(Taxonomy::parse("t", &toml_of(&taxonomy)).unwrap(), taxonomy);
+    assert_eq!(Taxonomy::parse("t", &taxonomy.to_toml()).unwrap(), taxonomy);
     let json = serde_json::to_string(&taxonomy).unwrap();
     assert_eq!(serde_json::from_str::<Taxonomy>(&json).unwrap(), taxonomy);
+}
+
+#[test]
+fn a_class_meets_its_counterpart_by_any_of_its_names() {
+    let text = "[[class]]\nid = 1\nname = \"Heart\"\nkind = \"organ\"\n\
+                [[class]]\nid = 2\nname = \"IVC\"\nkind = \"organ\"\naliases = [\"vena cava\"]\n";
+    let (own, standard) = (Taxonomy::parse("own.toml", text).unwrap(), Taxonomy::standard());
+    let at = |taxonomy: &Taxonomy, id| taxonomy.class(ClassId::new(id).unwrap()).cloned().unwrap();
+    assert_eq!(standard.counterpart(&at(&own, 1)), None);
+    assert_eq!(standard.counterpart(&at(&own, 2)), ClassId::new(9));
+    assert_eq!(own.counterpart(&at(&standard, 9)), ClassId::new(2), "its alias is the other's name");
+    assert_eq!(own.counterpart(&at(&standard, 6)), None);
 }
 
 #[test]
@@ -113,7 +121,7 @@ proptest! {
     fn the_digest_ignores_comments_blank_lines_and_order_of_keys(seed in any::<u64>()) {
         let standard = Taxonomy::standard();
         let mut blocks = String::new();
-        for (index, block) in toml_of(&standard).split("[[class]]").skip(1).enumerate() {
+        for (index, block) in standard.to_toml().split("[[class]]").skip(1).enumerate() {
             let mut lines: Vec<&str> = block.lines().filter(|line| !line.is_empty()).collect();
             let by = (seed as usize).wrapping_add(index) % lines.len();
             lines.rotate_left(by);
@@ -125,7 +133,7 @@ proptest! {
     #[test]
     fn the_digest_follows_every_name(index in 0usize..32, name in "[a-z]{3,8} [a-z]{3,8} [a-z]{3,8}") {
         let standard = Taxonomy::standard();
-        let text = toml_of(&standard).replacen(&format!("name = \"{}\"", standard.classes()[index].name), &format!("name = \"{name}\""), 1);
+        let text = standard.to_toml().replacen(&format!("name = \"{}\"", standard.classes()[index].name), &format!("name = \"{name}\""), 1);
         prop_assert_ne!(Taxonomy::parse("t", &text).unwrap().digest(), standard.digest());
     }
 

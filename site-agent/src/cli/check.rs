@@ -173,12 +173,16 @@ fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings
             Err(CliError::new(none).hint("add a [[dataset]] with name, folder and label_map")),
         );
     }
-    let taxonomy = Taxonomy::standard();
     for dataset in &config.datasets {
         let what = format!("data `{}`", dataset.name);
-        match read_dataset(dataset, &config.base, &taxonomy) {
+        // In the data set's own words, whatever the classes of a study are.
+        let read = dataset.own_taxonomy(&config.base).and_then(|own| {
+            let taxonomy = own.unwrap_or_else(Taxonomy::standard);
+            Ok((read_dataset(dataset, &config.base, &taxonomy)?, taxonomy))
+        });
+        match read {
             Err(error) => findings.add(&what, Err(CliError::new(error))),
-            Ok(cases) => {
+            Ok((cases, taxonomy)) => {
                 findings.add(&what, Ok(summary(&cases, &taxonomy)));
                 if !args.skip_scans {
                     check_cases(&what, &cases, &taxonomy, findings);

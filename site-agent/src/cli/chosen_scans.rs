@@ -36,7 +36,7 @@ impl ChosenScans {
             }
             None => config.read_cases(taxonomy)?,
         };
-        cases.retain(|case| !case.pseudo && self.wants(case.split));
+        cases.retain(|case| !case.pseudo && !case.annotated.is_empty() && self.wants(case.split));
         if cases.is_empty() {
             return Err(self.nothing());
         }

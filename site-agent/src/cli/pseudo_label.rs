@@ -23,7 +23,7 @@ use super::predict::chosen_classes;
 use super::{ConfigArgs, limit_threads, line};
 use crate::client::files;
 use crate::data::DataError;
-use crate::data::dataset::{CASES_FILE, Case, LABEL_MAP_FILE, Split};
+use crate::data::dataset::{CASES_FILE, Case, LABEL_MAP_FILE, Split, TAXONOMY_FILE};
 use crate::data::error::CaseFault;
 use crate::data::intensity::check_hounsfield;
 use crate::data::nifti::{Limits, read_image, write_labels};
@@ -207,6 +207,9 @@ impl<'a> Labeller<'a> {
         let entries = self.labelled.iter().map(|one| (one.folder.clone(), self.entry(one, &told)));
         let table: BTreeMap<String, CaseEntry> = entries.collect();
         files::write(&self.out.join(CASES_FILE), toml::to_string(&table)?.as_bytes())?;
+        if *self.taxonomy != Taxonomy::standard() {
+            files::write(&self.out.join(TAXONOMY_FILE), self.taxonomy.to_toml().as_bytes())?;
+        }
         let map = self.values.label_map("Labels of a model, not of annotators", provenance);
         files::write(&self.out.join(LABEL_MAP_FILE), map.to_toml(self.taxonomy).as_bytes())?;
         let names: Vec<String> = told.iter().map(|&class| self.taxonomy.name(class)).collect();

@@ -18,6 +18,7 @@ pub mod journal;
 pub mod site_work;
 pub mod state;
 pub mod studies;
+pub mod training;
 pub mod translate;
 mod words;
 pub mod work;

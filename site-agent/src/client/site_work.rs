@@ -1,38 +1,29 @@
 //! The site's own work: its scans, its device, its network.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId, StudyDigest};
 use common::manifest::{CaseLabels, LabelManifest};
 use common::report::{EvaluationReport, ReportSubject};
-use common::rng::KeyedRng;
 use common::round::RoundTask;
-use common::study::sections::{OptimizerState as BetweenRounds, Unlabelled as UnlabelledMeans};
+use common::study::sections::OptimizerState as BetweenRounds;
 use common::study::{Study, StudyDocument};
 
 use super::artifacts::ArtifactFolder;
 use super::config::SiteConfig;
 use super::files;
 use super::state::StateFolder;
+use super::training::{PreparedScans, annotated_cases};
 use super::work::Work;
-use crate::data::batch::Unlabelled;
-use crate::data::cache::CaseCache;
-use crate::data::dataset::{Case, Split, refuse_pseudo_labels};
-use crate::data::prepared::{CaseStore, CaseSummary};
-use crate::data::sampler::{Sampler, SamplerSettings};
+use crate::data::dataset::{Case, Split};
 use crate::infer::evaluate::Evaluation;
-use crate::infer::network::{StudyNetwork, class_embeddings, model_config};
+use crate::infer::network::StudyNetwork;
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
-use crate::model::{UniversalModel, training_device};
-use crate::train::burn_trainer::{BurnTrainer, TrainerSettings};
+use crate::train::burn_trainer::BurnTrainer;
 use crate::train::state::{read_state, store_state};
 use crate::train::trainer::{Cancel, LocalTrainer, RoundOutcome, RoundPlan, StepReport};
-
-/// Batches made ahead of the device.
-const PREFETCH: usize = 2;
 
 /// Does the work of one site.
 pub struct SiteWork {
@@ -40,15 +31,8 @@ pub struct SiteWork {
     site: SiteId,
     state: StateFolder,
     artifacts: ArtifactFolder,
-    prepared: Option<Prepared>,
+    prepared: Option<(StudyDigest, PreparedScans)>,
     trainer: Option<(StudyDigest, BurnTrainer)>,
-}
-
-/// Training scans on the grid of one study.
-struct Prepared {
-    study: StudyDigest,
-    store: Arc<CaseStore>,
-    summaries: Vec<CaseSummary>,
 }
 
 impl SiteWork {
@@ -61,27 +45,12 @@ impl SiteWork {
         Ok(Self { config, site, state, artifacts, prepared: None, trainer: None })
     }
 
-    fn prepared(&mut self, study: &StudyDocument) -> anyhow::Result<&Prepared> {
-        if self.prepared.as_ref().is_none_or(|prepared| prepared.study != study.digest()) {
-            let cases = self.cases(study.study(), |case| case.split == Split::Training)?;
-            if !study.study().training.pseudo_labels {
-                refuse_pseudo_labels(&cases)?;
-            }
-            tracing::info!(scans = cases.len(), "preparing the training scans");
-            let taxonomy = Arc::new(study.study().taxonomy.clone());
-            let settings = InferenceSettings::of(study.study()).preprocessing;
-            let cache = CaseCache::open(&self.state.cache())?;
-            let (store, summaries) =
-                CaseStore::open(cases, settings, &taxonomy, &cache, self.config.memory_bytes)?;
-            self.prepared = Some(Prepared { study: study.digest(), store: Arc::new(store), summaries });
+    fn prepared(&mut self, study: &StudyDocument) -> anyhow::Result<&PreparedScans> {
+        if self.prepared.as_ref().is_none_or(|(digest, _)| *digest != study.digest()) {
+            let scans = PreparedScans::open(study.study(), &self.config, &self.state.cache())?;
+            self.prepared = Some((study.digest(), scans));
         }
-        self.prepared.as_ref().context("the scans were just prepared")
-    }
-
-    fn cases(&self, study: &Study, wanted: impl Fn(&Case) -> bool) -> anyhow::Result<Vec<Case>> {
-        let mut cases = self.config.read_cases(&study.taxonomy)?;
-        cases.retain(wanted);
-        Ok(cases)
+        self.prepared.as_ref().map(|(_, scans)| scans).context("the scans were just prepared")
     }
 
     /// The trainer of a study, with what its optimiser remembers.
@@ -95,15 +64,10 @@ impl SiteWork {
 
     fn new_trainer(&mut self, document: &StudyDocument) -> anyhow::Result<BurnTrainer> {
         let study = document.study();
-        let key = KeyedRng::new(study.seed).site(&self.site);
-        let store = self.prepared(document)?.store.clone();
-        let sampler = Sampler::new(store, sampler_settings(study), key)?;
-        let device = training_device(self.config.device, self.config.recompute)?;
-        let config = model_config(study);
-        let table = class_embeddings(&config, &self.artifacts.load(study.embeddings.artifact)?)?;
-        let model = UniversalModel::new(&config, table.as_ref(), study.seed, &device)?;
-        let settings = TrainerSettings { training: study.training.clone(), prefetch: PREFETCH };
-        let mut trainer = BurnTrainer::new(model, device, Arc::new(sampler), settings);
+        let embeddings = self.artifacts.load(study.embeddings.artifact)?;
+        self.prepared(document)?;
+        let (_, scans) = self.prepared.as_ref().context("the scans were just prepared")?;
+        let mut trainer = scans.trainer(study, &self.config, &self.site, &embeddings)?;
         let kept = self.state.optimizer(document.digest());
         if study.training.optimizer_state == BetweenRounds::Keep && kept.exists() {
             trainer.restore_optimizer(&read_state(&kept)?)?;
@@ -137,20 +101,6 @@ impl Utilisation {
                 "hint: scans are prepared more slowly than they are used: raise `memory_mib`, or put the state on a faster disk"
             );
         }
-    }
-}
-
-fn sampler_settings(study: &Study) -> SamplerSettings {
-    SamplerSettings {
-        patch: study.preprocessing.patch.map(|n| n as usize),
-        micro_batch: study.training.micro_batch,
-        sampling: study.sampling.clone(),
-        unlabelled: match study.training.unlabelled {
-            UnlabelledMeans::Masked => Unlabelled::Masked,
-            UnlabelledMeans::Background => {
-                Unlabelled::Background(study.taxonomy.classes().iter().map(|class| class.id).collect())
-            }
-        },
     }
 }
 
@@ -204,7 +154,8 @@ impl Work for SiteWork {
         let embeddings = self.artifacts.load(study.embeddings.artifact)?;
         let network = StudyNetwork::build(study, &weights, &embeddings, self.config.device, cancel.clone())?;
         // What a model said is no truth to score another by.
-        let cases = self.cases(study, |case| case.split != Split::Excluded && !case.pseudo)?;
+        let cases =
+            annotated_cases(study, &self.config, |case| case.split != Split::Excluded && !case.pseudo)?;
         let overlays = self.state.overlays(document.digest(), round.0);
         files::make_private_folder(&overlays)?;
         let settings = InferenceSettings::of(study);

@@ -12,6 +12,9 @@
 //! annotated = ["liver"]     # where it differs from the data set's
 //! hounsfield = "assume"     # a CT although its values look otherwise
 //! ```
+//!
+//! Names of classes are words of one taxonomy: the data set's own, or the standard one. A study's may be another; what both
+//! name is then what the cases annotate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,7 +23,7 @@ use std::sync::Arc;
 
 use common::config::{Document, Problems};
 use common::ids::ClassId;
-use common::label_map::LabelMap;
+use common::label_map::{LabelMap, Translation};
 use common::taxonomy::Taxonomy;
 use serde::Deserialize;
 
@@ -28,6 +31,8 @@ use super::DataError;
 
 /// Label map and case table of a data set that brings its own.
 pub const LABEL_MAP_FILE: &str = "dataset.toml";
+/// The classes that a data set is described with, where they are not the standard ones.
+pub const TAXONOMY_FILE: &str = "taxonomy.toml";
 /// What is known of single cases.
 pub const CASES_FILE: &str = "cases.toml";
 /// Names of the values of one case, beside its label file.
@@ -45,12 +50,32 @@ pub struct DatasetConfig {
     /// that file beside its labels. Default: `dataset.toml` in the folder.
     #[serde(default)]
     pub label_map: Option<String>,
+    /// The taxonomy that names of classes are looked up in, from the folder of `site.toml`. Default: `taxonomy.toml` in the
+    /// data set's folder, or the standard one.
+    #[serde(default)]
+    pub taxonomy: Option<PathBuf>,
     /// The annotated classes, where the label map leaves them to the site.
     #[serde(default)]
     pub annotated: Option<Vec<String>>,
     /// Share of patients kept out of training, for patients without a split of their own.
     #[serde(default)]
     pub validation_share: f64,
+}
+
+impl DatasetConfig {
+    /// The data set's own taxonomy, if it is described with other classes than the standard ones.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or its mistakes.
+    pub fn own_taxonomy(&self, base: &Path) -> Result<Option<Taxonomy>, DataError> {
+        let beside = base.join(&self.folder).join(TAXONOMY_FILE);
+        let file = match &self.taxonomy {
+            Some(named) => base.join(named),
+            None if beside.exists() => beside,
+            None => return Ok(None),
+        };
+        Ok(Some(Taxonomy::parse(&file.display().to_string(), &read_text(&file)?)?))
+    }
 }
 
 /// What a case is used for.
@@ -109,7 +134,8 @@ pub struct Case {
     pub pseudo: bool,
 }
 
-/// All cases of all data sets of a site, ordered by name.
+/// All cases of all data sets of a site, ordered by name, over the classes of `taxonomy`: also those that annotate none of
+/// them.
 ///
 /// # Errors
 /// What is wrong with the first data set that has mistakes, or a patient in two splits.
@@ -148,11 +174,20 @@ pub fn read_dataset(
     taxonomy: &Taxonomy,
 ) -> Result<Vec<Case>, DataError> {
     let folder = base.join(&config.folder);
-    let shared_map = match config.label_map.as_deref() {
-        Some(NAMES_FILE) => None,
-        _ => Some(Arc::new(read_label_map(config, base, &folder, taxonomy)?)),
+    let by_names = config.label_map.as_deref() == Some(NAMES_FILE);
+    let words = match config.own_taxonomy(base)? {
+        Some(own) => own,
+        // A tool's names are anybody's words: whatever the study knows of them counts.
+        None if by_names => taxonomy.clone(),
+        None => Taxonomy::standard(),
     };
-    let said = shared_map.as_ref().is_some_and(|map| map.provenance.is_some());
+    let translation = Translation::between(&words, taxonomy);
+    let translated = |map: LabelMap| (Arc::new(translation.label_map(&map)), map);
+    let shared_map = match by_names {
+        true => None,
+        false => Some(translated(read_label_map(config, base, &folder, &words)?)),
+    };
+    let said = shared_map.as_ref().is_some_and(|(map, _)| map.provenance.is_some());
     let pseudo = said || says_provenance(&folder)?;
     let files = find_files(&folder)?;
     let table_file = folder.join(CASES_FILE);
@@ -165,19 +200,24 @@ pub fn read_dataset(
     for name in table.keys().filter(|name| !files.contains_key(*name)) {
         problems.add(name.as_str(), "no such case in the folder");
     }
-    let usual = classes("annotated", config.annotated.as_deref(), taxonomy, &mut problems);
+    let usual = classes("annotated", config.annotated.as_deref(), &words, &mut problems);
     let mut cases = Vec::new();
     for (name, (image, labels)) in files {
         let raw = table.remove(&name).unwrap_or_default();
-        let own = classes(&format!("{name}.annotated"), raw.annotated.as_deref(), taxonomy, &mut problems);
+        let own = classes(&format!("{name}.annotated"), raw.annotated.as_deref(), &words, &mut problems);
         let full_name = format!("{}/{name}", config.name);
-        let label_map = match &shared_map {
-            Some(map) => Arc::clone(map),
-            None => Arc::new(read_names(&full_name, &labels, taxonomy)?),
+        let of_this_case;
+        let (label_map, described) = match &shared_map {
+            Some(shared) => shared,
+            None => {
+                of_this_case = translated(read_names(&full_name, &labels, &words)?);
+                &of_this_case
+            }
         };
-        let annotated = label_map
-            .annotated_in_case(own.as_ref().or(usual.as_ref()), taxonomy)
+        let annotated = described
+            .annotated_in_case(own.as_ref().or(usual.as_ref()), &words)
             .map_err(DataError::of_case(&full_name))?;
+        let annotated = translation.annotated(label_map, &annotated);
         let patient = raw.patient.unwrap_or_else(|| full_name.clone());
         let split = raw.split.unwrap_or_else(|| drawn_split(&patient, config.validation_share));
         cases.push(Case {
@@ -185,7 +225,7 @@ pub fn read_dataset(
             name: full_name,
             image,
             labels,
-            label_map,
+            label_map: Arc::clone(label_map),
             annotated,
             patient,
             split,
@@ -197,26 +237,28 @@ pub fn read_dataset(
     Ok(cases)
 }
 
+/// The label map of a data set, in its own words.
 fn read_label_map(
     config: &DatasetConfig,
     base: &Path,
     folder: &Path,
-    taxonomy: &Taxonomy,
+    words: &Taxonomy,
 ) -> Result<LabelMap, DataError> {
     let file = match config.label_map.as_deref() {
         None => folder.join(LABEL_MAP_FILE),
         Some(name) if name.ends_with(".toml") => base.join(name),
         Some(name) => {
-            return LabelMap::standard(name).ok_or_else(|| DataError::Dataset {
+            let known = LabelMap::standard(name).ok_or_else(|| DataError::Dataset {
                 dataset: config.name.clone(),
                 mistakes: vec![format!(
                     "`label_map`: unknown data set `{name}`; known: {}",
                     LabelMap::standard_names().collect::<Vec<_>>().join(", ")
                 )],
-            });
+            })?;
+            return Ok(Translation::between(&Taxonomy::standard(), words).label_map(&known));
         }
     };
-    Ok(LabelMap::parse(&file.display().to_string(), &read_text(&file)?, taxonomy)?)
+    Ok(LabelMap::parse(&file.display().to_string(), &read_text(&file)?, words)?)
 }
 
 /// Whether the folder's own label map says that a model made the labels: it counts whichever map `site.toml` names, and

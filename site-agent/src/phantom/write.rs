@@ -51,6 +51,7 @@ pub fn write_hospital(
         name: dataset.name.to_owned(),
         folder: dataset.name.into(),
         label_map: None,
+        taxonomy: None,
         annotated: None,
         validation_share: 0.0,
     };

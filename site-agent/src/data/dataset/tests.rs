@@ -172,3 +172,32 @@ fn each_case_may_name_its_own_values() {
     };
     assert!(dataset.ends_with("b/labels.json") && mistakes[0].contains("such as"), "{dataset}: {mistakes:?}");
 }
+
+#[test]
+fn a_study_with_other_classes_learns_what_both_name() {
+    let base = case_folders(&["a"]);
+    let organ = |id, name| format!("[[class]]\nid = {id}\nname = \"{name}\"\nkind = \"organ\"\n");
+    let study = Taxonomy::parse("study.toml", &(organ(1, "Heart") + &organ(2, "Liver"))).unwrap();
+    let annotated = |config: &DatasetConfig, taxonomy: &Taxonomy| {
+        let case = read_dataset(config, base.path(), taxonomy).unwrap().remove(0);
+        case.annotated.iter().map(|class| class.get()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        annotated(&config("lits"), &study),
+        [2],
+        "by its number here, not by that of the built-in map"
+    );
+    assert_eq!(annotated(&config("msd-spleen"), &study), [0; 0]);
+
+    let map = "name = \"Hearts\"\nkey = \"hearts\"\nuse = \"training\"\nannotated = [\"heart\"]\n\
+               [values]\n1 = \"heart\"\n";
+    fs::write(base.path().join("hearts.toml"), map).unwrap();
+    let hearts = config("hearts.toml");
+    assert!(matches!(read_dataset(&hearts, base.path(), &study), Err(DataError::Config(_))), "whose words?");
+    fs::write(base.path().join("classes.toml"), study.to_toml()).unwrap();
+    let named = DatasetConfig { taxonomy: Some("classes.toml".into()), ..hearts.clone() };
+    assert_eq!(annotated(&named, &study), [1]);
+    assert_eq!(annotated(&named, &Taxonomy::standard()), [0; 0]);
+    fs::rename(base.path().join("classes.toml"), base.path().join("data").join(TAXONOMY_FILE)).unwrap();
+    assert_eq!(annotated(&hearts, &study), [1], "its folder says it");
+}

@@ -1,0 +1,99 @@
+//! What local training of a study needs: this site's scans on the study's grid, and a trainer of its network.
+//!
+//! The rounds of a federation ([`site_work`](super::site_work)) and fine-tuning at this site alone
+//! ([`finetune`](super::finetune)) train with the same, so that a step is the same bits in both.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::ids::SiteId;
+use common::rng::KeyedRng;
+use common::study::Study;
+use common::study::sections::Unlabelled as UnlabelledMeans;
+
+use super::config::SiteConfig;
+use crate::data::batch::Unlabelled;
+use crate::data::cache::CaseCache;
+use crate::data::dataset::{Case, Split, refuse_pseudo_labels};
+use crate::data::prepared::{CaseStore, CaseSummary};
+use crate::data::sampler::{Sampler, SamplerSettings};
+use crate::infer::network::{class_embeddings, model_config};
+use crate::infer::predict::InferenceSettings;
+use crate::model::{NamedTensors, UniversalModel, training_device};
+use crate::train::burn_trainer::{BurnTrainer, TrainerSettings};
+
+/// Batches made ahead of the device.
+const PREFETCH: usize = 2;
+
+/// Training scans on the grid of one study.
+pub struct PreparedScans {
+    /// The scans.
+    pub store: Arc<CaseStore>,
+    /// What each has to say in the label manifest.
+    pub summaries: Vec<CaseSummary>,
+}
+
+impl PreparedScans {
+    /// Prepares the training scans that annotate any class of the study, through the cache in a folder.
+    ///
+    /// # Errors
+    /// What is wrong with the first scan that cannot be used, or labels of a model that the study does not allow.
+    pub fn open(study: &Study, config: &SiteConfig, cache: &Path) -> anyhow::Result<Self> {
+        let cases = annotated_cases(study, config, |case| case.split == Split::Training)?;
+        if !study.training.pseudo_labels {
+            refuse_pseudo_labels(&cases)?;
+        }
+        tracing::info!(scans = cases.len(), "preparing the training scans");
+        let taxonomy = Arc::new(study.taxonomy.clone());
+        let settings = InferenceSettings::of(study).preprocessing;
+        let cache = CaseCache::open(cache)?;
+        let (store, summaries) = CaseStore::open(cases, settings, &taxonomy, &cache, config.memory_bytes)?;
+        Ok(Self { store: Arc::new(store), summaries })
+    }
+
+    /// A trainer of the study's network on these scans, without a global model and without memory.
+    ///
+    /// # Errors
+    /// No scan at all, or a study whose network cannot be built here.
+    pub fn trainer(
+        &self,
+        study: &Study,
+        config: &SiteConfig,
+        site: &SiteId,
+        embeddings: &NamedTensors,
+    ) -> anyhow::Result<BurnTrainer> {
+        let key = KeyedRng::new(study.seed).site(site);
+        let sampler = Sampler::new(Arc::clone(&self.store), sampler_settings(study), key)?;
+        let device = training_device(config.device, config.recompute)?;
+        let network = model_config(study);
+        let table = class_embeddings(&network, embeddings)?;
+        let model = UniversalModel::new(&network, table.as_ref(), study.seed, &device)?;
+        let settings = TrainerSettings { training: study.training.clone(), prefetch: PREFETCH };
+        Ok(BurnTrainer::new(model, device, Arc::new(sampler), settings))
+    }
+}
+
+/// The site's scans that are wanted and annotate any class of the study.
+pub(super) fn annotated_cases(
+    study: &Study,
+    config: &SiteConfig,
+    wanted: impl Fn(&Case) -> bool,
+) -> anyhow::Result<Vec<Case>> {
+    let mut cases = config.read_cases(&study.taxonomy)?;
+    cases.retain(|case| wanted(case) && !case.annotated.is_empty());
+    Ok(cases)
+}
+
+fn sampler_settings(study: &Study) -> SamplerSettings {
+    SamplerSettings {
+        patch: study.preprocessing.patch.map(|n| n as usize),
+        micro_batch: study.training.micro_batch,
+        sampling: study.sampling.clone(),
+        unlabelled: match study.training.unlabelled {
+            UnlabelledMeans::Masked => Unlabelled::Masked,
+            UnlabelledMeans::Background => {
+                Unlabelled::Background(study.taxonomy.classes().iter().map(|class| class.id).collect())
+            }
+        },
+    }
+}
