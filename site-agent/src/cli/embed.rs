@@ -14,7 +14,7 @@ use data_encoding::HEXLOWER;
 use super::error_report::{CliError, Exit};
 use super::heat_map::HeatMap;
 use super::picture::Picture;
-use super::{line, shown};
+use super::{TaxonomyArg, line, shown};
 use crate::client::files;
 use crate::model::embedding::EMBEDDING_NAME;
 use crate::model::record::{note, write_safetensors_with_note};
@@ -46,6 +46,8 @@ pub(super) struct TableArgs {
     /// Value of a set bit: larger rows make the controller listen to the class sooner.
     #[arg(long, default_value_t = 1.0)]
     scale: f32,
+    #[command(flatten)]
+    taxonomy: TaxonomyArg,
     /// Where to; safetensors.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -66,6 +68,8 @@ pub(super) struct MakeArgs {
     /// The sentence: `v1`, `v2` or `v3` of the paper's Table 1, or your own with `{}` in the place of the class.
     #[arg(long, default_value = "v3", value_name = "TEMPLATE")]
     template: Template,
+    #[command(flatten)]
+    taxonomy: TaxonomyArg,
     /// Where to; safetensors.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -79,6 +83,8 @@ pub(super) struct ImportArgs {
     /// What its numbers are multiplied by: larger rows make the controller listen to the class sooner.
     #[arg(long, default_value_t = 1.0)]
     scale: f32,
+    #[command(flatten)]
+    taxonomy: TaxonomyArg,
     /// Where to; safetensors.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -95,22 +101,23 @@ pub(super) struct ShowArgs {
     /// How many pairs of classes to name.
     #[arg(long, default_value_t = 10, value_name = "N")]
     pairs: usize,
+    #[command(flatten)]
+    taxonomy: TaxonomyArg,
 }
 
 pub(super) fn run(command: &EmbedCommand) -> Result<(), CliError> {
-    let taxonomy = Taxonomy::standard();
     match command {
-        EmbedCommand::OneHot(TableArgs { scale, out }) => {
-            let table = ClassEmbeddings::one_hot(taxonomy.len(), *scale)?;
+        EmbedCommand::OneHot(TableArgs { scale, taxonomy, out }) => {
+            let table = ClassEmbeddings::one_hot(taxonomy.read()?.len(), *scale)?;
             write(out, &table, &format!("one-hot, scale {scale}"))
         }
-        EmbedCommand::FewHot(TableArgs { scale, out }) => {
-            let table = ClassEmbeddings::few_hot(&parent_rows(&taxonomy), *scale)?;
+        EmbedCommand::FewHot(TableArgs { scale, taxonomy, out }) => {
+            let table = ClassEmbeddings::few_hot(&parent_rows(&taxonomy.read()?), *scale)?;
             write(out, &table, &format!("few-hot, scale {scale}"))
         }
-        EmbedCommand::Make(args) => make(args, &taxonomy),
-        EmbedCommand::Import(args) => import(args, &taxonomy),
-        EmbedCommand::Show(args) => show(args, &taxonomy),
+        EmbedCommand::Make(args) => make(args, &args.taxonomy.read()?),
+        EmbedCommand::Import(args) => import(args, &args.taxonomy.read()?),
+        EmbedCommand::Show(args) => show(args, &args.taxonomy.read()?),
     }
 }
 
@@ -191,13 +198,14 @@ fn table_of(bytes: &[u8], path: &Path) -> anyhow::Result<ClassEmbeddings> {
         .with_context(|| path.display().to_string())
 }
 
-fn check_rows(table: &ClassEmbeddings, taxonomy: &Taxonomy) -> Result<(), CliError> {
+/// A table has a row for each class.
+pub(super) fn check_rows(table: &ClassEmbeddings, taxonomy: &Taxonomy) -> Result<(), CliError> {
     let (shape, classes) = (table.table().shape(), taxonomy.len());
     if shape.first() == Some(&classes) {
         return Ok(());
     }
-    let error = anyhow::anyhow!("the table has shape {shape:?}: expected {classes} rows");
-    Err(CliError::new(error).exit(Exit::Data))
+    let error = anyhow::anyhow!("the table has shape {shape:?}: expected {classes} rows, one for each class");
+    Err(CliError::new(error).exit(Exit::Data).hint("classes of your own are named with --taxonomy FILE"))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -229,6 +237,15 @@ fn one_line(note: &str) -> String {
 mod tests {
     use super::*;
 
+    fn table_args(scale: f32, out: &Path) -> TableArgs {
+        TableArgs { scale, taxonomy: TaxonomyArg::default(), out: out.to_owned() }
+    }
+
+    fn import_scaled(file: &Path, scale: f32, out: &Path) -> Result<(), CliError> {
+        let taxonomy = TaxonomyArg::default();
+        run(&EmbedCommand::Import(ImportArgs { file: file.to_owned(), scale, taxonomy, out: out.to_owned() }))
+    }
+
     /// The table that `configs/embeddings` brings, and what its rows should know.
     #[test]
     fn shipped_sentence_embeddings_hold_left_and_right_of_an_organ_for_alike() {
@@ -248,9 +265,8 @@ mod tests {
     fn a_written_table_says_how_it_was_made_and_import_keeps_that() {
         let folder = tempfile::tempdir().unwrap();
         let [first, second] = ["a", "b"].map(|name| folder.path().join(name));
-        run(&EmbedCommand::OneHot(TableArgs { scale: 2.0, out: first.clone() })).unwrap();
-        run(&EmbedCommand::Import(ImportArgs { file: first.clone(), scale: 1.0, out: second.clone() }))
-            .unwrap();
+        run(&EmbedCommand::OneHot(table_args(2.0, &first))).unwrap();
+        import_scaled(&first, 1.0, &second).unwrap();
         assert_eq!(note(&fs::read(&first).unwrap()).as_deref(), Some("one-hot, scale 2"));
         assert_eq!(fs::read(&first).unwrap(), fs::read(&second).unwrap());
     }
@@ -259,30 +275,46 @@ mod tests {
     fn an_imported_table_can_be_scaled_and_says_so() {
         let folder = tempfile::tempdir().unwrap();
         let [first, second] = ["a", "b"].map(|name| folder.path().join(name));
-        run(&EmbedCommand::OneHot(TableArgs { scale: 1.0, out: first.clone() })).unwrap();
-        let import = |scale| {
-            run(&EmbedCommand::Import(ImportArgs { file: first.clone(), scale, out: second.clone() }))
-        };
-        import(4.0).unwrap();
+        run(&EmbedCommand::OneHot(table_args(1.0, &first))).unwrap();
+        import_scaled(&first, 4.0, &second).unwrap();
         assert_eq!(note(&fs::read(&second).unwrap()).as_deref(), Some("one-hot, scale 1; times 4"));
         let sum: f32 = read_table(&second).unwrap().table().values().iter().sum();
         assert_eq!(sum, 4.0 * 32.0);
-        assert!(import(f32::NAN).is_err());
+        assert!(import_scaled(&first, f32::NAN, &second).is_err());
     }
 
     #[test]
     fn a_table_is_drawn_as_svg_or_as_a_page_and_as_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let table = folder.path().join("table");
-        run(&EmbedCommand::FewHot(TableArgs { scale: 1.0, out: table.clone() })).unwrap();
+        run(&EmbedCommand::FewHot(table_args(1.0, &table))).unwrap();
         let show = |name: &str| {
             let out = folder.path().join(name);
-            let args = ShowArgs { file: table.clone(), out: Some(out.clone()), pairs: 1 };
+            let taxonomy = TaxonomyArg::default();
+            let args = ShowArgs { file: table.clone(), out: Some(out.clone()), pairs: 1, taxonomy };
             run(&EmbedCommand::Show(args)).map(|()| fs::read_to_string(out).unwrap())
         };
         assert!(show("a.svg").unwrap().contains("<title>Liver, Liver Tumor: 0.7071</title>"));
         assert!(show("a.html").unwrap().contains("<svg"));
         assert!(show("a.png").unwrap_err().text().contains(".svg or .html"));
+    }
+
+    #[test]
+    fn a_table_of_other_classes_has_their_rows_and_is_no_table_of_the_standard_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let [table, classes] = ["table", "classes.toml"].map(|name| folder.path().join(name));
+        let two = "[[class]]\nid = 1\nname = \"Heart\"\nkind = \"organ\"\n\
+                   [[class]]\nid = 2\nname = \"Heart Tumour\"\nkind = \"tumour\"\nparents = [1]\n";
+        fs::write(&classes, two).unwrap();
+        let taxonomy = TaxonomyArg { taxonomy: Some(classes) };
+        let args = TableArgs { taxonomy: taxonomy.clone(), ..table_args(1.0, &table) };
+        run(&EmbedCommand::FewHot(args)).unwrap();
+        assert_eq!(read_table(&table).unwrap().table().values(), [1.0, 0.0, 1.0, 1.0]);
+        let show = |taxonomy| {
+            run(&EmbedCommand::Show(ShowArgs { file: table.clone(), out: None, pairs: 1, taxonomy }))
+        };
+        show(taxonomy).unwrap();
+        assert!(show(TaxonomyArg::default()).unwrap_err().text().contains("--taxonomy"));
     }
 
     #[test]

@@ -40,9 +40,11 @@ mod study;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use common::taxonomy::Taxonomy;
 
 use self::error_report::{CliError, Exit};
 use crate::client::config::SiteConfig;
+use crate::client::files;
 
 /// Train and evaluate the universal segmentation model on this hospital's own scans. Only weights and numbers leave.
 #[derive(Debug, Parser)]
@@ -103,6 +105,28 @@ impl ConfigArgs {
     fn read(&self) -> Result<SiteConfig, CliError> {
         let hint = "`site-agent enroll` writes a site.toml into the site's folder: name it with --config";
         SiteConfig::read(&self.config).map_err(|error| CliError::new(error).exit(Exit::Config).or_hint(hint))
+    }
+}
+
+/// Which classes.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct TaxonomyArg {
+    /// The classes (TOML), where they are not the 32 of the universal model.
+    #[arg(long, value_name = "FILE")]
+    taxonomy: Option<PathBuf>,
+}
+
+impl TaxonomyArg {
+    fn read(&self) -> Result<Taxonomy, CliError> {
+        read_taxonomy(self.taxonomy.as_deref())
+    }
+}
+
+/// The taxonomy of a file, or the standard one.
+fn read_taxonomy(file: Option<&Path>) -> Result<Taxonomy, CliError> {
+    match file {
+        Some(file) => Ok(Taxonomy::parse(&file.display().to_string(), &files::read_text(file)?)?),
+        None => Ok(Taxonomy::standard()),
     }
 }
 

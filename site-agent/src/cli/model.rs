@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use common::study::sections::ModelConfig as StudyModel;
-use common::taxonomy::Taxonomy;
 
 use super::checkpoint::{self, ExportArgs, ImportArgs as ImportCheckpointArgs};
 use super::embed::read_table;
 use super::error_report::{CliError, Exit};
-use super::{cost_table, line, shown};
+use super::{TaxonomyArg, cost_table, line, shown};
 use crate::client::files;
 use crate::model::cost::ModelCost;
 use crate::model::embedding::EMBEDDING_NAME;
@@ -64,6 +63,8 @@ pub(super) struct InfoArgs {
     /// Voxels of the patch that it costs that for, along right, anterior and superior.
     #[arg(long, requires = "config", default_value = "96,96,96", value_name = "X,Y,Z", value_parser = sides)]
     patch: [usize; 3],
+    #[command(flatten)]
+    taxonomy: TaxonomyArg,
 }
 
 /// Longest side of a patch: products of all its stages are counted in 64 bits.
@@ -124,8 +125,9 @@ fn info(args: &InfoArgs) -> Result<(), CliError> {
 fn costs(args: &InfoArgs, config: &Path, tensors: &NamedTensors) -> Result<Vec<String>, CliError> {
     let refuse =
         |what: String| CliError::new(anyhow::anyhow!("{}: {what}", shown(&args.file))).exit(Exit::Data);
+    let classes = args.taxonomy.read()?.len();
     let embedding =
-        embedding_of(tensors).ok_or_else(|| refuse("there is no whole model in it".to_owned()))?;
+        embedding_of(tensors, classes).ok_or_else(|| refuse("there is no whole model in it".to_owned()))?;
     let config = configuration(config, embedding)?;
     let cost = ModelCost::of(&config, args.patch)?;
     let trained = tensors.iter().filter(|(name, _)| *name != EMBEDDING_NAME);
@@ -140,13 +142,13 @@ fn costs(args: &InfoArgs, config: &Path, tensors: &NamedTensors) -> Result<Vec<S
 }
 
 /// The class embeddings that a model was made for. A fixed table's rows are not in the model: they are the taxonomy's.
-fn embedding_of(tensors: &NamedTensors) -> Option<EmbeddingConfig> {
+fn embedding_of(tensors: &NamedTensors, classes: usize) -> Option<EmbeddingConfig> {
     let shape = |name: &str| <[usize; 2]>::try_from(tensors.get(name)?.shape()).ok();
     if let Some([rows, width]) = shape(&format!("{EMBEDDING_NAME}.weight")) {
         return Some(EmbeddingConfig { kind: EmbeddingKind::Learned, rows, width });
     }
     let [_, width] = shape("text_to_vision.weight")?;
-    Some(EmbeddingConfig { kind: EmbeddingKind::Imported, rows: Taxonomy::standard().len(), width })
+    Some(EmbeddingConfig { kind: EmbeddingKind::Imported, rows: classes, width })
 }
 
 pub(super) fn size(tensors: &NamedTensors) -> String {
@@ -174,7 +176,9 @@ mod tests {
     use crate::model::ClassEmbeddings;
 
     fn info_args(file: &Path, config: &Path) -> InfoArgs {
-        InfoArgs { file: file.to_owned(), tensors: false, config: Some(config.to_owned()), patch: [64; 3] }
+        let taxonomy = TaxonomyArg::default();
+        let config = Some(config.to_owned());
+        InfoArgs { file: file.to_owned(), tensors: false, config, patch: [64; 3], taxonomy }
     }
 
     #[test]
