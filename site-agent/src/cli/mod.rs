@@ -10,6 +10,7 @@
 //! ```
 //! Exit codes are in [`error_report::Exit`].
 
+mod adapt;
 mod check;
 mod checkpoint;
 mod chosen_model;
@@ -82,7 +83,7 @@ enum Command {
     PseudoLabel(pseudo_label::PseudoLabelArgs),
     /// Make CT-like phantoms with known labels.
     Phantom(phantom::PhantomArgs),
-    /// Make, look at, import and export model files.
+    /// Make, adapt, look at, import and export model files.
     #[command(subcommand)]
     Model(model::ModelCommand),
     /// Make class embeddings, and see which classes they hold for alike.

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use common::study::sections::ModelConfig as StudyModel;
 
+use super::adapt::{self, AdaptArgs};
 use super::checkpoint::{self, ExportArgs, ImportArgs as ImportCheckpointArgs};
 use super::embed::read_table;
 use super::error_report::{CliError, Exit};
@@ -24,6 +25,8 @@ use crate::model::{
 pub(super) enum ModelCommand {
     /// Make a model with fresh weights, for a study to start from.
     Init(InitArgs),
+    /// Make of a trained model one for other classes: the backbone is kept, the rest as far as it fits or as you say.
+    Adapt(AdaptArgs),
     /// List the tensors of a model or embedding file, and say what the model costs.
     Info(InfoArgs),
     /// Read a checkpoint of the reference's PyTorch code, or a pre-trained backbone.
@@ -80,6 +83,7 @@ fn sides(text: &str) -> Result<[usize; 3], String> {
 pub(super) fn run(command: &ModelCommand) -> Result<(), CliError> {
     match command {
         ModelCommand::Init(args) => init(args),
+        ModelCommand::Adapt(args) => adapt::run(args),
         ModelCommand::Info(args) => info(args),
         ModelCommand::Import(args) => checkpoint::import(args),
         ModelCommand::Export(args) => checkpoint::export(args),

@@ -3,9 +3,11 @@
 //! [`UniversalModel`] joins a `backbone` and the text-driven [`head`]. Its tensors go in and out by name
 //! ([`parameters`], [`record`], and the reference's files in [`checkpoint`]); class embeddings ([`embedding`]) are given to
 //! it and never trained, unless the configuration says so. [`text`] makes them of prompts, [`similarity`] compares their
-//! rows. [`cost`] counts numbers and products without a tensor. Nothing outside this folder and `train` names burn's
-//! modules. Losses and optimisers are in [`train`](crate::train).
+//! rows, and [`adapt`] makes of a trained model one for other classes. [`cost`] counts numbers and products without a
+//! tensor. Nothing outside this folder and `train` names burn's modules. Losses and optimisers are in
+//! [`train`](crate::train).
 
+pub mod adapt;
 mod backbone;
 pub mod checkpoint;
 pub mod config;
