@@ -119,6 +119,9 @@ enum Study {
         /// Its class embeddings (safetensors), from `site-agent embed`.
         #[arg(long, value_name = "FILE")]
         embeddings: PathBuf,
+        /// Its classes (TOML), where they are not the 32 of the universal model.
+        #[arg(long, value_name = "FILE")]
+        taxonomy: Option<PathBuf>,
     },
     /// List the studies.
     List {
@@ -224,11 +227,12 @@ async fn run(config: &Config, json: bool, stop: CancellationToken) -> anyhow::Re
 async fn steer(config: &Config, study: Study, stop: &CancellationToken) -> anyhow::Result<()> {
     let control = |study, order| Request::Control { study, order };
     let request = match study {
-        Study::Add { file, model, embeddings } => Request::AddStudy {
+        Study::Add { file, model, embeddings, taxonomy } => Request::AddStudy {
             // The running coordinator has another working folder.
             file: std::path::absolute(file)?,
             model: std::path::absolute(model)?,
             embeddings: std::path::absolute(embeddings)?,
+            taxonomy: taxonomy.map(std::path::absolute).transpose()?,
         },
         Study::List { json } => return show_status(config, json, show::studies).await,
         Study::Start { study } => control(study, Order::Start),

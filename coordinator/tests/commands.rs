@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use safetensors::tensor::{Dtype, TensorView};
+
 fn coordinator(folder: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
     command.current_dir(folder).args(args).env_remove("CONSILIUM_LOG").output().expect("the program starts")
@@ -39,6 +41,45 @@ fn init_makes_a_consortium_once() {
     let status = coordinator(folder.path(), &["status"]);
     assert_eq!(status.status.code(), Some(0));
     assert!(text(&status.stdout).starts_with("consortium thorax: not running\n"), "{}", text(&status.stdout));
+}
+
+/// A safetensors file of zeros.
+fn write_zeros(path: &Path, tensors: &[(&str, &[usize])]) {
+    let zeros = |shape: &[usize]| vec![0; 4 * shape.iter().product::<usize>()];
+    let data: Vec<Vec<u8>> = tensors.iter().map(|(_, shape)| zeros(shape)).collect();
+    let views = tensors.iter().zip(&data).map(|((name, shape), bytes)| {
+        (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).expect("zeros fill their shape"))
+    });
+    let file = safetensors::serialize(views, None).expect("plain tensors have a file");
+    std::fs::write(path, file).expect("the folder is ours");
+}
+
+#[test]
+fn a_study_may_have_classes_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    coordinator(folder.path(), &["init", "--consortium", "thorax", "--listen", "127.0.0.1:0"]);
+    write_zeros(
+        &folder.path().join("model"),
+        &[("backbone.down_tr64.ops.0.conv1.weight", &[32, 1, 3, 3, 3]), ("text_to_vision.weight", &[256, 2])],
+    );
+    write_zeros(&folder.path().join("embeddings"), &[("organ_embedding", &[2, 2])]);
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/examples/finetune");
+    let (study, taxonomy) = (format!("{examples}/study.toml"), format!("{examples}/taxonomy.toml"));
+    let add = ["study", "add", study.as_str(), "--model", "model", "--embeddings", "embeddings"];
+
+    let refused = coordinator(folder.path(), &add);
+    let words = text(&refused.stderr);
+    assert!(words.contains("`embeddings.rows`: 2") && words.contains("32, one per class"), "{words}");
+    let with_classes = |file: &str| {
+        let args: Vec<&str> = add.into_iter().chain(["--taxonomy", file]).collect();
+        coordinator(folder.path(), &args)
+    };
+    let added = with_classes(&taxonomy);
+    assert_eq!(added.status.code(), Some(0), "{}", text(&added.stderr));
+    assert_eq!(text(&added.stdout).trim().len(), 64, "the study's digest: {}", text(&added.stdout));
+    let missing = with_classes("no-such-file");
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("no-such-file"), "{}", text(&missing.stderr));
 }
 
 #[test]

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::artifact::ArtifactManifest;
+use crate::label_map::LabelMap;
 use crate::testing::{EXAMPLE_STUDY, artifact_of_zeros, example_study, example_study_with};
 
 #[test]
@@ -24,6 +25,27 @@ fn every_model_file_parses() {
             ModelConfig::parse(file, &text.replace(&format!("width = {width}"), "width = 9")).unwrap_err();
         assert_eq!(refused.items()[0].line, Some(3), "{file}");
     }
+}
+
+#[test]
+fn the_example_of_a_new_task_is_a_study_over_its_own_classes() {
+    let file = |name| match name {
+        "taxonomy" => include_str!("../../../configs/examples/finetune/taxonomy.toml"),
+        "dataset" => include_str!("../../../configs/examples/finetune/dataset.toml"),
+        _ => include_str!("../../../configs/examples/finetune/study.toml"),
+    };
+    let taxonomy = Taxonomy::parse("taxonomy.toml", file("taxonomy")).unwrap();
+    let map = LabelMap::parse("dataset.toml", file("dataset"), &taxonomy).unwrap();
+    assert_eq!(map.producible(&taxonomy).len(), taxonomy.len());
+    let model = artifact_of_zeros(&[
+        ("backbone.down_tr64.ops.0.conv1.weight", &[32, 1, 3, 3, 3]),
+        ("text_to_vision.weight", &[256, 512]),
+    ]);
+    let embeddings = artifact_of_zeros(&[("organ_embedding", &[2, 512])]);
+    let draft = StudyDraft::parse("study.toml", file("study"), &taxonomy).unwrap();
+    let document = draft.into_document(taxonomy, &model, &embeddings).unwrap();
+    assert_eq!(document.study().embeddings.rows, 2);
+    assert_eq!(StudyDocument::parse(document.bytes().to_vec()).unwrap(), document);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Subcommand};
+use common::config::Diagnostics;
 use common::ids::{ParseIdError, SiteId};
 use common::study::StudyDraft;
 use common::study::sections::Participants;
@@ -50,6 +51,9 @@ pub(super) struct Add {
     /// Its class embeddings (safetensors).
     #[arg(long, value_name = "FILE")]
     embeddings: PathBuf,
+    /// Its classes (TOML), where they are not the 32 of the universal model.
+    #[arg(long, value_name = "FILE")]
+    taxonomy: Option<PathBuf>,
     /// The trainers, each of which is left out once.
     #[arg(long, value_name = "SITES", value_delimiter = ',', required = true)]
     sites: Vec<SiteId>,
@@ -108,18 +112,32 @@ async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
     let file = args.file.display().to_string();
     let text = fs::read_to_string(&args.file).with_context(|| file.clone())?;
     // Read here too, so that mistakes are told with the lines of the file that the operator has.
-    let draft = StudyDraft::parse(&file, &text, &Taxonomy::standard())
-        .map_err(|mistakes| Refused { words: mistakes.to_string(), hint: None })?;
+    let classes = read_classes(args.taxonomy.as_deref())?;
+    let draft = StudyDraft::parse(&file, &text, &classes).map_err(refused)?;
     let folder = tempfile::tempdir()?;
     for site in &args.sites {
         let (evaluator, file) = (evaluator_of(site)?, folder.path().join(format!("{site}.toml")));
         fs::write(&file, without(&text, &draft, site, args.sites.len())?)?;
         let (model, embeddings) = (std::path::absolute(&args.model)?, std::path::absolute(&args.embeddings)?);
-        let reply = ask(config, Request::AddStudy { file, model, embeddings }).await?;
+        let taxonomy = args.taxonomy.as_ref().map(std::path::absolute).transpose()?;
+        let reply = ask(config, Request::AddStudy { file, model, embeddings, taxonomy }).await?;
         let Reply::Added { study } = reply else { return done(reply) };
         line(&format!("{study}  without {site}; {evaluator} and the other sites approve"));
     }
     Ok(())
+}
+
+/// The taxonomy of a file, or the standard one.
+fn read_classes(file: Option<&Path>) -> anyhow::Result<Taxonomy> {
+    let Some(file) = file else { return Ok(Taxonomy::standard()) };
+    let shown = file.display().to_string();
+    let text = fs::read_to_string(file).with_context(|| shown.clone())?;
+    Ok(Taxonomy::parse(&shown, &text).map_err(refused)?)
+}
+
+/// Mistakes of a study's files, told as the coordinator tells them.
+fn refused(mistakes: Diagnostics) -> Refused {
+    Refused { words: mistakes.to_string(), hint: None }
 }
 
 /// Name of the study that leaves `site` out.

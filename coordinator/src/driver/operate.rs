@@ -56,7 +56,9 @@ impl Driver {
             Request::Status => self.status().await.map(Reply::Status),
             Request::Invite { site, role, hours } => self.invite(site, role, hours).await,
             Request::Revoke { site } => self.revoke(site).await,
-            Request::AddStudy { file, model, embeddings } => self.add_study(&file, &model, &embeddings).await,
+            Request::AddStudy { file, model, embeddings, taxonomy } => {
+                self.add_study(&file, &model, &embeddings, taxonomy.as_deref()).await
+            }
             Request::Control { study, order } => self.control(&study, order).await,
             Request::Promote { study, round } => self.promote(&study, round.map(RoundId)).await,
             Request::Report { study, out } => self.report(study.as_deref(), &out).await,
@@ -156,10 +158,18 @@ impl Driver {
         Ok(Reply::Done { words: format!("{site} is revoked: its certificates no longer count") })
     }
 
-    async fn add_study(&mut self, file: &Path, model: &Path, embeddings: &Path) -> Result<Reply, Failure> {
-        let taxonomy = Taxonomy::standard();
-        let text = std::fs::read_to_string(file)
-            .map_err(|e| Failure { words: format!("{}: {e}", file.display()), hint: None })?;
+    async fn add_study(
+        &mut self,
+        file: &Path,
+        model: &Path,
+        embeddings: &Path,
+        taxonomy: Option<&Path>,
+    ) -> Result<Reply, Failure> {
+        let taxonomy = match taxonomy {
+            Some(file) => Taxonomy::parse(&file.display().to_string(), &read_text(file)?)?,
+            None => Taxonomy::standard(),
+        };
+        let text = read_text(file)?;
         let draft = StudyDraft::parse(&file.display().to_string(), &text, &taxonomy)?;
         let model = self.import(model).await?;
         let embeddings = self.import(embeddings).await?;
@@ -297,6 +307,11 @@ fn model_of(data: &ReportData, round: RoundId) -> Result<ModelHash, Failure> {
     made.ok_or_else(|| {
         Failure::new(format!("round {round} made no model"), "`coordinator report` lists the rounds")
     })
+}
+
+fn read_text(file: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(file)
+        .map_err(|e| Failure { words: format!("{}: {e}", file.display()), hint: None })
 }
 
 fn no_study() -> Failure {

@@ -44,6 +44,9 @@ pub enum Request {
         model: PathBuf,
         /// Its class embeddings, safetensors.
         embeddings: PathBuf,
+        /// Its classes, TOML; the standard ones when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        taxonomy: Option<PathBuf>,
     },
     /// Starts, pauses, resumes or ends a study.
     Control {
