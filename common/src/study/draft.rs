@@ -13,6 +13,8 @@ use crate::taxonomy::Taxonomy;
 
 /// Name of the one tensor of an embeddings artifact.
 pub const EMBEDDING_TENSOR: &str = "organ_embedding";
+/// Name of the table of a model that trains its own, in the place of a layer that reads embeddings.
+pub const CLASS_TABLE_TENSOR: &str = "organ_embedding.weight";
 /// The model's tensor that the embeddings are multiplied with; its second axis is their width.
 const TEXT_TENSOR: &str = "text_to_vision.weight";
 
@@ -83,6 +85,7 @@ impl StudyDraft {
         let mut problems = Problems::new();
         let (rows, width) = embedding_shape(embeddings, &mut problems);
         check_model(initial_model, &self.model, width, &mut problems);
+        check_class_table(initial_model, self.embeddings.trainable, [rows, width], &mut problems);
         problems.into_result("artifacts")?;
         StudyDocument::of(Study {
             format: check::FORMAT.to_owned(),
@@ -168,5 +171,28 @@ fn check_model(model: &ArtifactManifest, config: &ModelConfig, width: u32, probl
             format!("width {width}"),
             format!("{expected}, as the initial model"),
         );
+    }
+}
+
+/// Embeddings are trained in a table of the model's own, of their shape, or not at all.
+fn check_class_table(model: &ArtifactManifest, trainable: bool, shape: [u32; 2], problems: &mut Problems) {
+    let table = model.layout().tensors().iter().find(|tensor| tensor.name == CLASS_TABLE_TENSOR);
+    match table {
+        Some(table) if trainable && table.shape != shape => problems.add_allowed(
+            "model",
+            format!("`{CLASS_TABLE_TENSOR}` of shape {:?}", table.shape),
+            format!("{shape:?}, as the embeddings"),
+        ),
+        Some(_) if !trainable => problems.add_allowed(
+            "embeddings.trainable",
+            "false, and the model has a learned class table",
+            "true, or a model that reads embeddings",
+        ),
+        None if trainable => problems.add_allowed(
+            "embeddings.trainable",
+            "true, and the model reads embeddings",
+            "false, or a model with a learned class table",
+        ),
+        _ => {}
     }
 }

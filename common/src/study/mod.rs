@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Diagnostics;
 use crate::ids::{Digest, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use crate::taxonomy::Taxonomy;
-pub use draft::{EMBEDDING_TENSOR, EmbeddingsDraft, StudyDraft};
+pub use draft::{CLASS_TABLE_TENSOR, EMBEDDING_TENSOR, EmbeddingsDraft, StudyDraft};
 use sections::{
     Aggregation, Embeddings, Evaluation, ModelConfig, Participants, Preprocessing, Quorum, Sampling, Training,
 };

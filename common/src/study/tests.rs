@@ -129,6 +129,26 @@ fn artifacts_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn embeddings_are_trained_in_a_table_of_the_model_or_not_at_all() {
+    let first = ("backbone.down_tr64.ops.0.conv1.weight", &[32, 1, 3, 3, 3][..]);
+    let learned = |rows| artifact_of_zeros(&[first, (CLASS_TABLE_TENSOR, &[rows, 256])]);
+    let reading = artifact_of_zeros(&[first, ("text_to_vision.weight", &[256, 256])]);
+    let embeddings = artifact_of_zeros(&[(EMBEDDING_TENSOR, &[32, 256])]);
+    let joined = |model: &ArtifactManifest, trainable| {
+        let mut draft = StudyDraft::from(example_study().study());
+        draft.embeddings.trainable = trainable;
+        let document = draft.into_document(Taxonomy::standard(), model, &embeddings);
+        document.map(drop).map_err(|refused| refused.to_string())
+    };
+    assert_eq!(joined(&learned(32), true), Ok(()));
+    assert_eq!(joined(&reading, false), Ok(()));
+    assert!(joined(&learned(31), true).unwrap_err().contains("[31, 256]"));
+    for (model, trainable) in [(learned(32), false), (reading, true)] {
+        assert!(joined(&model, trainable).unwrap_err().contains("`embeddings.trainable`"));
+    }
+}
+
+#[test]
 fn a_document_that_leaves_a_setting_to_defaults_is_refused() {
     let document = example_study();
     let text = String::from_utf8(document.bytes().to_vec()).unwrap();

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::aggregate::{AggregateError, Aggregator, WeightedUpdate};
 use common::ids::{ClassId, ModelHash, RoundId, SiteId, StudyDigest};
 use common::round::{Fault, Term};
-use common::study::EMBEDDING_TENSOR;
+use common::study::CLASS_TABLE_TENSOR;
 use common::update::{Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate};
 
 use crate::store::{ArtifactFile, Store, StoreError};
@@ -65,7 +65,7 @@ pub(super) fn aggregate(store: &Store, job: &Job) -> Result<ModelHash, JobError>
     }
     let mut aggregator = Aggregator::new(base.manifest().clone(), updates, job.server_lr)?;
     if let Some(annotating) = &job.class_rows {
-        aggregator = aggregator.with_class_rows(EMBEDDING_TENSOR, annotating)?;
+        aggregator = aggregator.with_class_rows(CLASS_TABLE_TENSOR, annotating)?;
     }
     write_model(store, &aggregator, &base, &files)
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use common::study::CLASS_TABLE_TENSOR;
 use common::taxonomy::Taxonomy;
 
 use super::embed::{check_rows, read_table};
@@ -80,7 +81,7 @@ fn initial_model(
     let table = args.embeddings.as_deref().map(|path| embeddings(path, taxonomy)).transpose()?;
     let (kind, width) = match &table {
         Some(table) => (table.kind(), table.table().shape().get(1).copied().unwrap_or(0)),
-        None if trained.contains_key("organ_embedding.weight") => (EmbeddingKind::Learned, FEATURE_WIDTH),
+        None if trained.contains_key(CLASS_TABLE_TENSOR) => (EmbeddingKind::Learned, FEATURE_WIDTH),
         None => {
             let reads = anyhow::anyhow!("{} is used with class embeddings", shown(&args.file));
             let hint = "`site-agent embed` makes those of the new classes: name them with --embeddings FILE";

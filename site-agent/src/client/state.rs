@@ -81,11 +81,7 @@ impl StateFolder {
     /// # Errors
     /// [`InUse`] while another agent holds it, or [`FileError`].
     pub fn lock(&self) -> anyhow::Result<Flock<File>> {
-        let path = self.0.join("lock");
-        let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = opened.map_err(|source| FileError::new("write", &path, source))?;
-        let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
-        locked.map_err(|_| InUse(self.0.display().to_string()).into())
+        lock_folder(&self.0)
     }
 
     /// Fetched models and embeddings.
@@ -187,6 +183,11 @@ impl StateFolder {
         Ok(drawn)
     }
 
+    /// Rounds of fine-tuning at this site alone, until they are all done.
+    pub fn finetune(&self, study: StudyDigest) -> PathBuf {
+        self.0.join("finetune").join(study.to_string())
+    }
+
     /// The running agent's status file.
     pub fn status(&self) -> PathBuf {
         self.0.join("status.json")
@@ -196,4 +197,13 @@ impl StateFolder {
     pub fn path(&self) -> &Path {
         &self.0
     }
+}
+
+/// Keeps a second process out of a folder as long as the returned file is open.
+pub(super) fn lock_folder(folder: &Path) -> anyhow::Result<Flock<File>> {
+    let path = folder.join("lock");
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = opened.map_err(|source| FileError::new("write", &path, source))?;
+    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    locked.map_err(|_| InUse(folder.display().to_string()).into())
 }

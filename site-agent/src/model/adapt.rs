@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use common::study::CLASS_TABLE_TENSOR as TABLE;
 use common::taxonomy::{Class, Taxonomy};
 
 use super::embedding::EMBEDDING_NAME;
@@ -13,7 +14,6 @@ use super::error::ModelError;
 use super::head::FEATURE_WIDTH;
 use super::tensors::{NamedTensors, TensorMismatch};
 
-const TABLE: &str = "organ_embedding.weight";
 const TEXT_WEIGHT: &str = "text_to_vision.weight";
 const TEXT_BIAS: &str = "text_to_vision.bias";
 

@@ -47,6 +47,14 @@ pub fn apply(global: &NamedTensors, delta: &NamedTensors) -> Result<NamedTensors
     combine(global, delta, |global, delta| global + delta)
 }
 
+/// `f32(f64(global) + rate · f64(delta))`: what a coordinator makes of the update of one site alone.
+///
+/// # Errors
+/// As [`delta`].
+pub fn advance(global: &NamedTensors, delta: &NamedTensors, rate: f64) -> Result<NamedTensors, ModelError> {
+    combine(global, delta, |global, delta| (f64::from(global) + rate * f64::from(delta)) as f32)
+}
+
 fn combine(
     one: &NamedTensors,
     other: &NamedTensors,
@@ -123,6 +131,13 @@ mod tests {
         let difference = delta(&tensors(2.0), &tensors(0.5)).unwrap();
         assert!(difference.values().flat_map(|t| t.values()).all(|&v| v == 1.5));
         assert_eq!(apply(&tensors(0.5), &difference).unwrap(), tensors(2.0));
+    }
+
+    #[test]
+    fn a_model_advances_by_a_share_of_the_delta() {
+        let step = delta(&tensors(2.0), &tensors(0.5)).unwrap();
+        assert_eq!(advance(&tensors(0.5), &step, 1.0).unwrap(), tensors(2.0));
+        assert_eq!(advance(&tensors(0.5), &step, 0.5).unwrap(), tensors(1.25));
     }
 
     #[test]
