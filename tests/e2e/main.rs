@@ -1,11 +1,13 @@
 //! The whole as hospitals run it: both programs as processes, over QUIC with mutual TLS, each with its own folder.
 //!
 //! [`survival`] kills them in mid-round, [`refusals`] knocks where it may not come in, [`demo`] watches the demo come to
-//! its end, good or bad, [`hospital`] types what a hospital's people type, [`cross_site`] leaves each site out once.
+//! its end, good or bad, [`hospital`] types what a hospital's people type, [`cross_site`] leaves each site out once,
+//! [`finetune`] trains for other classes.
 //! Whatever a test waits for is a line that a process says, with a deadline; no process outlives its test.
 
 mod cross_site;
 mod demo;
+mod finetune;
 mod harness;
 mod hospital;
 mod refusals;

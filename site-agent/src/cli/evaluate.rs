@@ -12,9 +12,8 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::Args;
-use common::ids::{ModelHash, RoundId, SiteId};
+use common::ids::RoundId;
 use common::report::{CaseOutcome, EvaluationReport, ReportSubject};
 use common::study::StudyDocument;
 use common::taxonomy::Taxonomy;
@@ -27,7 +26,7 @@ use super::chosen_scans::ChosenScans;
 use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
 use super::pseudo_label::volume_ml;
-use super::{ConfigArgs, limit_threads, line};
+use super::{ConfigArgs, limit_threads, line, site_name};
 use crate::client::config::SiteConfig;
 use crate::client::files;
 use crate::data::dataset::{Case, Split};
@@ -140,10 +139,8 @@ fn score(
     } else {
         (run(&learn_locations(&args.location_only, &study.taxonomy)?)?, None)
     };
-    let site =
-        config.identity.load().map_or_else(|_| "this-site".parse::<SiteId>(), |own| Ok(own.membership.site));
     let subject = ReportSubject {
-        site: site.context("the name of this site")?,
+        site: site_name(config)?,
         model: model.unwrap_or(study.initial_model),
         round: RoundId(0),
         study: document.digest(),

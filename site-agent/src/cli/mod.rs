@@ -4,6 +4,7 @@
 //! enroll → check → run            once, whenever something changed, for ever
 //! study show|approve, status      while it runs
 //! evaluate, predict, features     the site's own use of a model
+//! finetune                        a model of the site's own
 //! pseudo-label                    a model's labels for what nobody annotated
 //! split                           folds of patients for cross-validation
 //! model, embed, phantom, egress   tools
@@ -23,6 +24,7 @@ mod enroll;
 pub mod error_report;
 mod evaluate;
 mod features;
+mod finetune;
 mod heat_map;
 mod model;
 mod phantom;
@@ -41,6 +43,7 @@ mod study;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use common::ids::SiteId;
 use common::taxonomy::Taxonomy;
 
 use self::error_report::{CliError, Exit};
@@ -73,6 +76,8 @@ enum Command {
     Study(study::StudyCommand),
     /// Score a model on this site's own labelled scans; nothing leaves.
     Evaluate(evaluate::EvaluateArgs),
+    /// Train a model further on this site's own scans alone, also for other classes; nothing leaves.
+    Finetune(finetune::FinetuneArgs),
     /// Deal the patients of all data sets into folds for cross-validation.
     Split(split::SplitArgs),
     /// Label scans with a model, each on the grid of its own file.
@@ -143,6 +148,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Status(args) => status::run(&args),
         Command::Study(command) => study::run(&command),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Finetune(args) => finetune::run(&args),
         Command::Split(args) => split::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Features(args) => features::run(&args),
@@ -164,6 +170,14 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 fn limit_threads(threads: Option<usize>) -> Result<(), CliError> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0));
     Ok(pool.build_global().map_err(anyhow::Error::from)?)
+}
+
+/// This site's name, or a stand-in where it is not enrolled.
+fn site_name(config: &SiteConfig) -> Result<SiteId, CliError> {
+    match config.identity.load() {
+        Ok(own) => Ok(own.membership.site),
+        Err(_) => Ok("this-site".parse()?),
+    }
 }
 
 /// One line of data on stdout.

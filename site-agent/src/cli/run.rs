@@ -38,7 +38,7 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), CliError> {
 }
 
 /// Cancelled by Ctrl-C or a service manager's SIGTERM.
-fn stop_on_signal() -> std::io::Result<CancellationToken> {
+pub(super) fn stop_on_signal() -> std::io::Result<CancellationToken> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let stop = CancellationToken::new();
     let stopped = stop.clone();

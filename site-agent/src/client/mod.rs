@@ -2,7 +2,8 @@
 //!
 //! [`driver`] is the loop; [`connection`] keeps the link up, [`work`] is the thread that trains and evaluates (through
 //! [`site_work`]), and the other files are this site's state on disk. What leaves goes through [`crate::egress`]. No
-//! phase is decided here: that is the machine's.
+//! phase is decided here: that is the machine's. [`finetune`] is apart: rounds without a protocol, which train with the same
+//! [`training`].
 
 mod actions;
 pub mod address;
@@ -13,6 +14,7 @@ pub mod driver;
 pub mod enroll;
 mod errands;
 pub mod files;
+pub mod finetune;
 pub mod identity;
 pub mod journal;
 pub mod site_work;

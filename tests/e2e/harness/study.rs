@@ -1,7 +1,7 @@
 //! The smallest study that is one: a narrow network on patches of 16³ voxels of 16 mm, on phantoms made on the spot.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::consortium::{Consortium, Site};
 use super::process::{command, finish};
@@ -57,7 +57,63 @@ default = 4.0
     )
 }
 
+/// Two classes, neither with the number that it has in the standard taxonomy.
+const TWO_CLASSES: &str = r#"
+[[class]]
+id = 1
+name = "Liver Tumor"
+kind = "tumour"
+parents = [2]
+
+[[class]]
+id = 2
+name = "Liver"
+kind = "organ"
+"#;
+
+/// Files of a study of two classes that starts from a model of all.
+pub(crate) struct TwoClasses {
+    pub(crate) study: PathBuf,
+    pub(crate) classes: PathBuf,
+    pub(crate) embeddings: PathBuf,
+    pub(crate) model: PathBuf,
+}
+
 impl Consortium {
+    /// Adapts a fresh model of the standard classes to two, for a study that is not added.
+    pub(crate) fn adapt_to_two_classes(&self, rounds: u32, steps: u32) -> TwoClasses {
+        let [study_file, classes, embeddings, model] =
+            ["study.toml", "classes.toml", "two.safetensors", "start.safetensors"]
+                .map(|file| self.path(file));
+        fs::write(&study_file, study(rounds, steps, 1)).expect("the folder is ours");
+        fs::write(&classes, TWO_CLASSES).expect("the folder is ours");
+        let config = self.path("model.toml");
+        fs::write(&config, "backbone = \"unet\"\nwidth = 8\n").expect("the folder is ours");
+        let (all, trained) = (self.path("all.safetensors"), self.path("trained.safetensors"));
+        let agent = |words: &[&str], options: &[(&str, &PathBuf)]| {
+            let mut agent = command("site-agent", words);
+            for (option, path) in options {
+                agent.arg(option).arg(path);
+            }
+            finish(agent).ok()
+        };
+        agent(&["embed", "one-hot"], &[("--out", &all)]);
+        agent(&["model", "init"], &[("--config", &config), ("--embeddings", &all), ("--out", &trained)]);
+        agent(&["embed", "one-hot"], &[("--taxonomy", &classes), ("--out", &embeddings)]);
+        let trained = trained.to_str().expect("a plain name");
+        let told = agent(
+            &["model", "adapt", trained],
+            &[
+                ("--config", &config),
+                ("--taxonomy", &classes),
+                ("--embeddings", &embeddings),
+                ("--out", &model),
+            ],
+        );
+        assert!(told.contains("fresh: the embeddings are 2 wide, the model read 32"), "{told}");
+        TwoClasses { study: study_file, classes, embeddings, model }
+    }
+
     /// Adds the study with a fresh model; it is not started.
     pub(crate) fn add_study(&self, rounds: u32, sites: u32) {
         self.add_study_of(rounds, STEPS, sites);

@@ -1,0 +1,219 @@
+//! `site-agent finetune`: a study's rounds on this site's scans alone. From a model to a model; nothing leaves.
+//!
+//! The study's file is the one that a coordinator would be given, so that what was tried here can be done in a consortium.
+//! Its document is written beside the model: with both, `evaluate` and `predict` use the model like any other.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use common::ids::{ClassId, RoundId};
+use common::study::{Study, StudyDocument, StudyDraft};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::runtime::Runtime;
+
+use super::error_report::{CliError, Exit};
+use super::run::stop_on_signal;
+use super::{ConfigArgs, TaxonomyArg, limit_threads, line, model, runtime, site_name};
+use crate::client::config::SiteConfig;
+use crate::client::files;
+use crate::client::finetune::{Ended, Finetune, RoundFolder};
+use crate::client::state::StateFolder;
+use crate::client::training::PreparedScans;
+use crate::model::NamedTensors;
+use crate::train::burn_trainer::BurnTrainer;
+use crate::train::tensors::to_artifact;
+use crate::train::trainer::{Cancel, StepReport};
+
+/// Arguments of `finetune`.
+#[derive(Debug, Args)]
+pub(super) struct FinetuneArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// What and how to train (TOML), as for `coordinator study add`; its quorum and evaluation play no part.
+    #[arg(long, value_name = "FILE")]
+    study: PathBuf,
+    /// The model to start from (safetensors); for other classes, one of `site-agent model adapt`.
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// The class embeddings (safetensors).
+    #[arg(long, value_name = "FILE")]
+    embeddings: PathBuf,
+    #[command(flatten)]
+    taxonomy: TaxonomyArg,
+    /// Optimiser steps in all, rounded up to whole rounds; default: the rounds of the study.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    /// Where the model goes; safetensors. The study's document goes beside it, to NAME.study.json.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+pub(super) fn run(args: &FinetuneArgs) -> Result<(), CliError> {
+    let config = args.config.read()?;
+    limit_threads(config.threads)?;
+    let prepared = Prepared::new(args, &config)?;
+    prepared.introduce();
+    let runtime = runtime()?;
+    prepared.train(&args.out, &cancelled_by_signal(&runtime)?)
+}
+
+/// Ctrl-C, or a service manager's SIGTERM. Until here it ended the process at once: preparing scans leaves nothing half done.
+fn cancelled_by_signal(runtime: &Runtime) -> Result<Cancel, CliError> {
+    let stop = runtime.block_on(async { stop_on_signal() })?;
+    let cancel = Cancel::default();
+    let asked = cancel.clone();
+    runtime.spawn(async move {
+        stop.cancelled().await;
+        tracing::info!("stopping after the step under way");
+        asked.cancel();
+    });
+    Ok(cancel)
+}
+
+/// Everything that can be wrong has been looked at.
+struct Prepared {
+    document: StudyDocument,
+    initial: NamedTensors,
+    scans: PreparedScans,
+    annotated: BTreeSet<ClassId>,
+    trainer: BurnTrainer,
+    rounds: RoundFolder,
+    done: RoundId,
+}
+
+impl Prepared {
+    fn new(args: &FinetuneArgs, config: &SiteConfig) -> Result<Self, CliError> {
+        if args.out.exists() {
+            let there = anyhow::anyhow!("{} exists", args.out.display());
+            return Err(CliError::new(there).exit(Exit::Data).hint("move it away, or name another file"));
+        }
+        let (initial, embeddings) = (model::read(&args.model)?, model::read(&args.embeddings)?);
+        let document = document(args, &initial, &embeddings)?;
+        let study = document.study();
+        let state = StateFolder::open(&config.state)?;
+        let rounds = RoundFolder::open(&state.finetune(document.digest()))?;
+        let scans = PreparedScans::open(study, config, &state.cache())?;
+        let annotated: BTreeSet<ClassId> =
+            scans.summaries.iter().flat_map(|scan| scan.annotated.iter().copied()).collect();
+        if annotated.is_empty() {
+            let none = anyhow::anyhow!("no training scan of this site annotates a class of the study");
+            let hint = "classes meet by name: a data set that is described with other classes than the standard ones \
+                        says so by `taxonomy` in site.toml";
+            return Err(CliError::new(none).exit(Exit::Data).hint(hint));
+        }
+        let trainer = scans.trainer(study, config, &site_name(config)?, &embeddings)?;
+        let done = rounds.done()?;
+        Ok(Self { initial, scans, annotated, trainer, rounds, done, document })
+    }
+
+    /// What is about to happen, and what is missing.
+    fn introduce(&self) {
+        let study = self.document.study();
+        let Study { name, rounds, training, taxonomy, .. } = study;
+        let (scans, steps) = (self.scans.summaries.len(), training.steps_per_round);
+        line(format!(
+            "{name} ({}): {rounds} rounds of {steps} steps on {scans} scans",
+            self.document.digest()
+        ));
+        let of = |wanted: bool| {
+            let classes = taxonomy.classes().iter();
+            let named = classes.filter(|class| self.annotated.contains(&class.id) == wanted);
+            named.map(|class| class.name.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        line(format!("annotated here: {}", of(true)));
+        if self.annotated.len() < taxonomy.len() {
+            line(format!("not annotated here, and not learnt: {}", of(false)));
+        }
+        if self.done > RoundId(0) {
+            line(format!("going on after round {}", self.done));
+        }
+    }
+
+    fn train(mut self, out: &Path, cancel: &Cancel) -> Result<(), CliError> {
+        let study = self.document.study();
+        let mut lines = RoundLines::new(study, self.done);
+        let finetune = Finetune { study, annotated: &self.annotated, rounds: &self.rounds };
+        let mut progress = |step| lines.take(&step);
+        let ended = finetune.run(self.initial, &mut self.trainer, &mut progress, cancel)?;
+        lines.bar.finish_and_clear();
+        let tuned = match ended {
+            Ended::Done(tuned) => tuned,
+            Ended::Stopped(round) => {
+                let stopped =
+                    anyhow::anyhow!("stopped: {round} of {} rounds are done and kept", study.rounds);
+                return Err(CliError::new(stopped).hint("the same command goes on from there"));
+            }
+        };
+        let beside = out.with_extension("study.json");
+        files::write(&beside, self.document.bytes())?;
+        model::write(out, &tuned)?;
+        self.rounds.remove()?;
+        line(format!("{}: {}", out.display(), model::size(&tuned)));
+        line(format!("{}: its study, for `evaluate --study` and `predict --study`", beside.display()));
+        Ok(())
+    }
+}
+
+/// The study that a coordinator would make of the same files.
+fn document(
+    args: &FinetuneArgs,
+    initial: &NamedTensors,
+    embeddings: &NamedTensors,
+) -> Result<StudyDocument, CliError> {
+    let taxonomy = args.taxonomy.read()?;
+    let text = files::read_text(&args.study)?;
+    let mut draft = StudyDraft::parse(&args.study.display().to_string(), &text, &taxonomy)?;
+    if let Some(steps) = args.steps {
+        draft.rounds = steps.div_ceil(draft.training.steps_per_round);
+        // Nothing is scored here, and a study may not ask for scores after its end.
+        draft.evaluation.every_rounds = draft.evaluation.every_rounds.min(draft.rounds);
+    }
+    let (initial, _) = to_artifact(initial)?;
+    let (embeddings, _) = to_artifact(embeddings)?;
+    let hint = "`site-agent model adapt` makes a model for other classes and embeddings";
+    let joined = draft.into_document(taxonomy, &initial, &embeddings);
+    joined.map_err(|mistakes| CliError::new(mistakes).or_hint(hint))
+}
+
+/// A bar on a terminal, and a line for each round everywhere.
+struct RoundLines<'a> {
+    study: &'a Study,
+    bar: ProgressBar,
+    loss: f64,
+    time: Duration,
+}
+
+impl<'a> RoundLines<'a> {
+    fn new(study: &'a Study, done: RoundId) -> Self {
+        let steps = u64::from(study.training.steps_per_round);
+        // It draws on a terminal alone.
+        let bar = ProgressBar::new(u64::from(study.rounds) * steps);
+        // The template is ours; should it not parse, the default bar does.
+        if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} steps {msg:14} {eta}") {
+            bar.set_style(style);
+        }
+        bar.set_position(u64::from(done.0) * steps);
+        bar.reset_eta();
+        Self { study, bar, loss: 0.0, time: Duration::ZERO }
+    }
+
+    fn take(&mut self, step: &StepReport) {
+        self.bar.inc(1);
+        self.bar.set_message(format!("loss {:.4}", step.loss));
+        self.loss += step.loss / f64::from(step.steps);
+        self.time += step.duration;
+        if step.step < step.steps {
+            return;
+        }
+        let (rate, seconds) = (self.study.learning_rate(step.round), self.time.as_secs_f64());
+        let of_round = format!("round {} of {}", step.round, self.study.rounds);
+        let words = format!("{of_round}: loss {:.4}, learning rate {rate:.1e}, {seconds:.1} s", self.loss);
+        self.bar.suspend(|| line(words));
+        (self.loss, self.time) = (0.0, Duration::ZERO);
+    }
+}
+
+#[cfg(test)]
+mod tests;

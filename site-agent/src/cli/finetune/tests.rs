@@ -1,0 +1,154 @@
+use std::fs;
+
+use super::*;
+use crate::infer::network::StudyNetwork;
+use crate::model::embedding::EMBEDDING_NAME;
+use crate::model::{ClassEmbeddings, DeviceKind, EmbeddingConfig, ModelConfig, UniversalModel, device};
+use crate::phantom::{HOSPITALS, write_hospital};
+
+const STUDY: &str = r#"name = "Two classes"
+seed = 7
+rounds = 50
+
+[model]
+backbone = "unet"
+width = 8
+
+[embeddings]
+kind = "one-hot"
+
+[preprocessing]
+spacing_mm = [16.0, 16.0, 16.0]
+window_hu = [-175.0, 250.0]
+patch = [16, 16, 16]
+
+[sampling]
+
+[training]
+steps_per_round = 2
+micro_batch = 1
+
+[training.optimizer]
+kind = "adamw"
+base_lr = 1e-3
+
+[aggregation]
+
+[quorum]
+sites = 2
+deadline_s = 3600
+accept_s = 600
+
+[evaluation]
+every_rounds = 5
+
+[evaluation.nsd_tolerance_mm]
+default = 4.0
+"#;
+
+fn organs(names: &[&str]) -> String {
+    let class = |(index, name): (usize, &&str)| {
+        format!("[[class]]\nid = {}\nname = \"{name}\"\nkind = \"organ\"\n", index + 1)
+    };
+    names.iter().enumerate().map(class).collect()
+}
+
+/// A site with two coarse phantoms, and a model for spleen and heart.
+struct Site {
+    folder: tempfile::TempDir,
+    config: SiteConfig,
+}
+
+impl Site {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        write_hospital(&folder.path().join("data"), &HOSPITALS[0], 1, 2, Some([12.0; 3])).unwrap();
+        let site = "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"state\"\npolicy = \"p\"\n\
+                    [[dataset]]\nname = \"own\"\nfolder = \"data/upper-abdomen\"\n";
+        let config = SiteConfig::parse(&folder.path().join("site.toml"), site).unwrap();
+        let table = ClassEmbeddings::one_hot(2, 1.0).unwrap();
+        let embedding = EmbeddingConfig { kind: table.kind(), rows: 2, width: 2 };
+        let network = ModelConfig::unet(8, embedding);
+        let initial = UniversalModel::new(&network, Some(&table), 1, &device(DeviceKind::Cpu).unwrap());
+        let path = |name: &str| folder.path().join(name);
+        model::write(&path("start.safetensors"), &initial.unwrap().export()).unwrap();
+        let tensors = NamedTensors::from([(EMBEDDING_NAME.to_owned(), table.table().clone())]);
+        model::write(&path("embeddings.safetensors"), &tensors).unwrap();
+        fs::write(path("study.toml"), STUDY).unwrap();
+        fs::write(path("taxonomy.toml"), organs(&["Spleen", "Heart"])).unwrap();
+        Self { folder, config }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn args(&self, steps: u32) -> FinetuneArgs {
+        FinetuneArgs {
+            config: ConfigArgs { config: self.path("site.toml") },
+            study: self.path("study.toml"),
+            model: self.path("start.safetensors"),
+            embeddings: self.path("embeddings.safetensors"),
+            taxonomy: TaxonomyArg { taxonomy: Some(self.path("taxonomy.toml")) },
+            steps: Some(steps),
+            out: self.path("tuned.safetensors"),
+        }
+    }
+
+    fn finetune(&self, args: &FinetuneArgs, cancel: &Cancel) -> Result<(), CliError> {
+        Prepared::new(args, &self.config)?.train(&args.out, cancel)
+    }
+}
+
+#[test]
+fn a_tuned_model_comes_with_the_study_that_it_is_used_with() {
+    let site = Site::new();
+    let args = site.args(3);
+    site.finetune(&args, &Cancel::default()).unwrap();
+    let document = StudyDocument::parse(fs::read(site.path("tuned.study.json")).unwrap()).unwrap();
+    assert_eq!(document.study().rounds, 2, "three steps are two rounds of two");
+    let [tuned, start, embeddings] = ["tuned", "start", "embeddings"]
+        .map(|name| model::read(&site.path(&format!("{name}.safetensors"))).unwrap());
+    assert_ne!(tuned, start);
+    let on = DeviceKind::Cpu;
+    assert!(StudyNetwork::build(document.study(), &tuned, &embeddings, on, Cancel::default()).is_ok());
+    let left = fs::read_dir(site.path("state/finetune")).unwrap().count();
+    assert_eq!(left, 0, "nobody goes on from a model that is there");
+
+    let again = site.finetune(&args, &Cancel::default()).unwrap_err().text();
+    assert!(again.contains("tuned.safetensors exists"), "{again}");
+    assert_eq!(model::read(&args.out).unwrap(), tuned);
+}
+
+#[test]
+fn who_stops_is_told_how_to_go_on_and_the_same_command_does() {
+    let site = Site::new();
+    let args = site.args(2);
+    let cancel = Cancel::default();
+    cancel.cancel();
+    let stopped = site.finetune(&args, &cancel).unwrap_err().text();
+    assert!(stopped.contains("0 of 1 rounds") && stopped.contains("the same command goes on"), "{stopped}");
+    assert!(!args.out.exists());
+    site.finetune(&args, &Cancel::default()).unwrap();
+    assert!(args.out.exists());
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused_before_any_training_with_a_way_out() {
+    let site = Site::new();
+    let refused = || site.finetune(&site.args(2), &Cancel::default()).unwrap_err().text();
+    fs::write(site.path("taxonomy.toml"), organs(&["Heart", "Brain"])).unwrap();
+    let words = refused();
+    assert!(words.contains("annotates a class of the study") && words.contains("`taxonomy`"), "{words}");
+    fs::write(site.path("taxonomy.toml"), organs(&["Spleen", "Heart", "Brain"])).unwrap();
+    let words = refused();
+    assert!(words.contains("one per class"), "{words}");
+    let wider = ClassEmbeddings::one_hot(3, 1.0).unwrap().table().clone();
+    model::write(
+        &site.path("embeddings.safetensors"),
+        &NamedTensors::from([(EMBEDDING_NAME.to_owned(), wider)]),
+    )
+    .unwrap();
+    let words = refused();
+    assert!(words.contains("width 3") && words.contains("model adapt"), "{words}");
+}

@@ -1,0 +1,244 @@
+use common::ids::{AttemptId, SiteId};
+use common::round::RoundTask;
+use common::study::{StudyDocument, StudyDraft};
+use common::taxonomy::Taxonomy;
+use common::testing::example_study;
+
+use super::*;
+use crate::client::config::SiteConfig;
+use crate::client::site_work::SiteWork;
+use crate::client::state::{InUse, StateFolder};
+use crate::client::training::PreparedScans;
+use crate::client::work::Work;
+use crate::model::adapt::{Controller, adapt};
+use crate::model::embedding::EMBEDDING_NAME;
+use crate::model::{
+    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig, UniversalModel,
+    device,
+};
+use crate::phantom::{HOSPITALS, write_hospital};
+use crate::train::fake_trainer::FakeTrainer;
+use crate::train::tensors::to_artifact;
+
+fn class(id: u8) -> ClassId {
+    ClassId::new(id).unwrap()
+}
+
+// ---- rounds, by a trainer without a network -------------------------------------------------------------------------
+
+fn fake_study() -> Study {
+    let mut study = example_study().study().clone();
+    (study.rounds, study.training.steps_per_round) = (4, 3);
+    study
+}
+
+fn small_model() -> NamedTensors {
+    let ramp = |shape: &[usize]| HostTensor::from_fn(shape.to_vec(), |i| i as f32);
+    NamedTensors::from([("w".to_owned(), ramp(&[5])), (CLASS_TABLE_TENSOR.to_owned(), ramp(&[3, 2]))])
+}
+
+/// Goes on in `folder` until the end, or until step `stop` (counted over all rounds of this run) is done.
+fn fake_run(folder: &Path, trainer: &mut FakeTrainer, stop: Option<u32>) -> Ended {
+    let (study, annotated) = (fake_study(), BTreeSet::from([class(2)]));
+    let rounds = RoundFolder::open(folder).unwrap();
+    let (cancel, mut steps) = (Cancel::default(), 0);
+    let mut progress = |_: StepReport| {
+        steps += 1;
+        if Some(steps) == stop {
+            cancel.cancel();
+        }
+    };
+    let finetune = Finetune { study: &study, annotated: &annotated, rounds: &rounds };
+    finetune.run(small_model(), trainer, &mut progress, &cancel).unwrap()
+}
+
+#[test]
+fn a_run_that_was_stopped_goes_on_and_ends_with_the_same_bits_and_the_same_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+    let mut trainer = FakeTrainer::new(7);
+    let Ended::Done(expected) = fake_run(&whole, &mut trainer, None) else { panic!("nobody stopped it") };
+    assert_eq!(trainer.optimizer_state().steps, 12);
+
+    let (mut first, mut second, mut third) = (FakeTrainer::new(7), FakeTrainer::new(7), FakeTrainer::new(7));
+    // In the midst of round 2, in the first step of round 3, and to the end.
+    assert_eq!(fake_run(&parts, &mut first, Some(5)), Ended::Stopped(RoundId(1)));
+    assert_eq!(fake_run(&parts, &mut second, Some(4)), Ended::Stopped(RoundId(2)));
+    assert_eq!(fake_run(&parts, &mut third, None), Ended::Done(expected.clone()));
+    assert_eq!(third.optimizer_state().steps, 12, "two rounds of its own, two that it was told of");
+    // Done is done: asked again, it has nothing left to train.
+    assert_eq!(fake_run(&parts, &mut FakeTrainer::new(8), None), Ended::Done(expected));
+}
+
+#[test]
+fn one_round_is_kept_and_nothing_is_left_in_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rounds");
+    fake_run(&path, &mut FakeTrainer::new(7), Some(8));
+    let kept = |end: &str| {
+        let listed = walk(&path).into_iter();
+        listed.filter(|file| file.to_string_lossy().ends_with(end)).count()
+    };
+    assert_eq!((kept(".optimizer"), kept(".data"), kept("progress.json")), (1, 1, 1));
+    let rounds = RoundFolder::open(&path).unwrap();
+    assert_eq!(rounds.done().unwrap(), RoundId(2));
+    rounds.remove().unwrap();
+    assert!(!path.exists());
+}
+
+/// All files below a folder.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn two_runs_of_one_study_do_not_meet() {
+    let folder = tempfile::tempdir().unwrap();
+    let _first = RoundFolder::open(folder.path()).unwrap();
+    assert!(RoundFolder::open(folder.path()).unwrap_err().is::<InUse>());
+}
+
+#[test]
+fn damage_is_an_error_and_not_a_fresh_start() {
+    let folder = tempfile::tempdir().unwrap();
+    fake_run(folder.path(), &mut FakeTrainer::new(7), Some(4));
+    let optimizer = folder.path().join("round-1.optimizer");
+    let mut bytes = fs::read(&optimizer).unwrap();
+    bytes[9] ^= 1;
+    fs::write(&optimizer, bytes).unwrap();
+    let rounds = RoundFolder::open(folder.path()).unwrap();
+    let (study, annotated) = (fake_study(), BTreeSet::new());
+    let finetune = Finetune { study: &study, annotated: &annotated, rounds: &rounds };
+    let run =
+        finetune.run(small_model(), &mut FakeTrainer::new(7), &mut |_| panic!("trained"), &Cancel::default());
+    assert!(run.unwrap_err().to_string().contains("round-1.optimizer"));
+}
+
+#[test]
+fn rows_of_a_class_table_that_nobody_annotates_stay_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let Ended::Done(model) = fake_run(folder.path(), &mut FakeTrainer::new(7), None) else {
+        panic!("nobody stopped it")
+    };
+    let initial = small_model();
+    let (new, old) = (&model[CLASS_TABLE_TENSOR], &initial[CLASS_TABLE_TENSOR]);
+    let changed: Vec<bool> = new.values().iter().zip(old.values()).map(|(new, old)| new != old).collect();
+    assert_eq!(changed, [false, false, true, true, false, false], "the second class alone is annotated");
+}
+
+// ---- the network, on phantoms ---------------------------------------------------------------------------------------
+
+/// Tumours before the liver, so that no class has the number that it has elsewhere.
+const TWO: &str = "[[class]]\nid = 1\nname = \"Liver Tumor\"\nkind = \"tumour\"\nparents = [2]\n\
+                   [[class]]\nid = 2\nname = \"Liver\"\nkind = \"organ\"\n";
+
+/// A site with two coarse phantoms, a model that was made for the standard classes and adapted to two, and a study of these.
+struct Site {
+    folder: tempfile::TempDir,
+    config: SiteConfig,
+    document: StudyDocument,
+    model: NamedTensors,
+    embeddings: NamedTensors,
+}
+
+impl Site {
+    fn new(change: impl FnOnce(&mut StudyDraft)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        write_hospital(&folder.path().join("data"), &HOSPITALS[0], 1, 2, Some([12.0; 3])).unwrap();
+        let text = "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"state\"\npolicy = \"p\"\n\
+                    [[dataset]]\nname = \"own\"\nfolder = \"data/upper-abdomen\"\n";
+        let config = SiteConfig::parse(&folder.path().join("site.toml"), text).unwrap();
+        let (standard, two) = (Taxonomy::standard(), Taxonomy::parse("two.toml", TWO).unwrap());
+        let table = ClassEmbeddings::one_hot(2, 1.0).unwrap();
+        let trained = fresh_model(&ClassEmbeddings::one_hot(32, 1.0).unwrap(), 1);
+        let initial = fresh_model(&table, 2);
+        let adapted = adapt(&trained, initial, Controller::Keep, &standard, &two).unwrap();
+        let embeddings = NamedTensors::from([(EMBEDDING_NAME.to_owned(), table.table().clone())]);
+
+        let mut draft = StudyDraft::from(example_study().study());
+        draft.model.width = 8;
+        draft.preprocessing.patch = [16; 3];
+        draft.preprocessing.spacing_mm = [16.0; 3];
+        draft.rounds = 3;
+        (draft.training.steps_per_round, draft.training.micro_batch) = (2, 1);
+        draft.training.warmup_rounds = 0;
+        draft.training.optimizer.base_lr = 2e-3;
+        draft.evaluation.every_rounds = 0;
+        draft.evaluation.nsd_tolerance_mm.classes.clear();
+        change(&mut draft);
+        let artifact = |tensors| to_artifact(tensors).unwrap().0;
+        let document = draft.into_document(two, &artifact(&adapted.tensors), &artifact(&embeddings)).unwrap();
+        Self { folder, config, document, model: adapted.tensors, embeddings }
+    }
+
+    fn name() -> SiteId {
+        "north".parse().unwrap()
+    }
+
+    /// Goes on in a folder of this name, with a process of its own, until the end or until that step of this run is done.
+    fn run(&self, folder: &str, stop: Option<usize>) -> (Ended, Vec<f64>) {
+        let (study, cache) = (self.document.study(), self.folder.path().join("cache"));
+        let scans = PreparedScans::open(study, &self.config, &cache).unwrap();
+        let mut trainer = scans.trainer(study, &self.config, &Self::name(), &self.embeddings).unwrap();
+        let rounds = RoundFolder::open(&self.folder.path().join(folder)).unwrap();
+        let annotated = scans.summaries.iter().flat_map(|scan| scan.annotated.clone()).collect();
+        let (cancel, mut losses) = (Cancel::default(), Vec::new());
+        let mut progress = |step: StepReport| {
+            losses.push(step.loss);
+            if Some(losses.len()) == stop {
+                cancel.cancel();
+            }
+        };
+        let finetune = Finetune { study, annotated: &annotated, rounds: &rounds };
+        let ended = finetune.run(self.model.clone(), &mut trainer, &mut progress, &cancel).unwrap();
+        (ended, losses)
+    }
+}
+
+/// A narrow model that reads these embeddings.
+fn fresh_model(table: &ClassEmbeddings, seed: u64) -> NamedTensors {
+    let &[rows, width] = table.table().shape() else { panic!("a table has two axes") };
+    let config = ModelConfig::unet(8, EmbeddingConfig { kind: EmbeddingKind::OneHot, rows, width });
+    let model = UniversalModel::new(&config, Some(table), seed, &device(DeviceKind::Cpu).unwrap());
+    model.unwrap().export()
+}
+
+#[test]
+fn a_network_that_was_stopped_goes_on_and_ends_with_the_same_bits() {
+    let site = Site::new(|_| {});
+    let (Ended::Done(whole), losses) = site.run("whole", None) else { panic!("nobody stopped it") };
+    assert_eq!(losses.len(), 6);
+    let (stopped, first) = site.run("parts", Some(3));
+    assert_eq!((stopped, first.as_slice()), (Ended::Stopped(RoundId(1)), &losses[..3]));
+    let (ended, rest) = site.run("parts", None);
+    assert_eq!(rest, losses[2..], "the third step was undone, and done again");
+    assert_eq!(ended, Ended::Done(whole));
+}
+
+#[test]
+fn two_classes_are_learnt_from_scans_that_were_described_for_others() {
+    let site = Site::new(|draft| draft.rounds = 10);
+    let (Ended::Done(tuned), losses) = site.run("rounds", None) else { panic!("nobody stopped it") };
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    let (before, after) = (mean(&losses[..4]), mean(&losses[losses.len() - 4..]));
+    assert!(after < before, "{before} became {after}");
+    assert!(tuned.keys().eq(site.model.keys()));
+    assert_ne!(tuned["controller.weight"], site.model["controller.weight"]);
+}
+
+#[test]
+fn a_round_alone_is_the_round_of_a_federation_of_one_to_the_bit() {
+    let site = Site::new(|draft| draft.rounds = 1);
+    let (Ended::Done(alone), _) = site.run("alone", None) else { panic!("nobody stopped it") };
+
+    let state = StateFolder::open(&site.config.state).unwrap();
+    let base = state.artifacts().unwrap().store(&site.model).unwrap().hash();
+    state.artifacts().unwrap().store(&site.embeddings).unwrap();
+    let mut work = SiteWork::new(site.config.clone(), Site::name(), state).unwrap();
+    let (study, steps) = (site.document.digest(), site.document.study().training.steps_per_round);
+    let task = RoundTask { study, round: RoundId(1), base, steps, remaining_ms: 60_000 };
+    let attempt = AttemptId::from_bytes([1; 16]);
+    let outcome = work.train(&site.document, &task, attempt, &mut |_| {}, &Cancel::default()).unwrap();
+    assert_eq!(advance(&site.model, &outcome.delta, 1.0).unwrap(), alone);
+}
