@@ -93,7 +93,6 @@ impl Prepared {
         let document = document(args, &initial, &embeddings)?;
         let study = document.study();
         let state = StateFolder::open(&config.state)?;
-        let rounds = RoundFolder::open(&state.finetune(document.digest()))?;
         let scans = PreparedScans::open(study, config, &state.cache())?;
         let annotated: BTreeSet<ClassId> =
             scans.summaries.iter().flat_map(|scan| scan.annotated.iter().copied()).collect();
@@ -104,6 +103,7 @@ impl Prepared {
             return Err(CliError::new(none).exit(Exit::Data).hint(hint));
         }
         let trainer = scans.trainer(study, config, &site_name(config)?, &embeddings)?;
+        let rounds = RoundFolder::open(&state.finetune(document.digest()))?;
         let done = rounds.done()?;
         Ok(Self { initial, scans, annotated, trainer, rounds, done, document })
     }

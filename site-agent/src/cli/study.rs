@@ -5,6 +5,7 @@ use std::io::Write;
 use clap::{Args, Subcommand};
 use common::ids::SiteId;
 use common::study::{LeftOut, Study, StudyDocument};
+use common::taxonomy::Taxonomy;
 
 use super::error_report::{CliError, Exit};
 use super::{ConfigArgs, line};
@@ -121,7 +122,11 @@ fn describe(document: &StudyDocument) -> Vec<String> {
     let Study { name, rounds, training, quorum, aggregation, evaluation, preprocessing, model, .. } =
         document.study();
     let bound = aggregation.max_update_norm.map_or("no bound".to_owned(), |norm| format!("at most {norm}"));
-    let classes = document.study().taxonomy.classes().len();
+    let taxonomy = &document.study().taxonomy;
+    let classes = taxonomy.len();
+    let names: Vec<&str> = taxonomy.classes().iter().map(|class| class.name.as_str()).collect();
+    let those =
+        if *taxonomy == Taxonomy::standard() { String::new() } else { format!(": {}", names.join(", ")) };
     let [x, y, z] = preprocessing.spacing_mm;
     let evaluates = match evaluation.every_rounds {
         0 => "after the last round".to_owned(),
@@ -136,7 +141,7 @@ fn describe(document: &StudyDocument) -> Vec<String> {
     vec![
         format!("study      {name}"),
         format!("digest     {}", document.digest()),
-        format!("trains     {rounds} rounds of {} steps; {classes} classes", training.steps_per_round),
+        format!("trains     {rounds} rounds of {} steps; {classes} classes{those}", training.steps_per_round),
         format!("labels     {labels}"),
         format!("network    {}, width {}; scans at {x} x {y} x {z} mm", model.backbone.words(), model.width),
         format!("averages   at least {} sites; norm of an update: {bound}", quorum.sites),
