@@ -139,3 +139,19 @@ fn embeddings_other_than_the_configured_ones_are_refused() {
         assert!(matches!(UniversalModel::new(config, given, 0, &device), Err(ModelError::Embedding { .. })));
     }
 }
+
+#[test]
+fn recomputing_changes_no_bit_of_a_transformers_gradients() {
+    let run = |recompute: bool| {
+        let device = training_device(DeviceKind::Cpu, recompute).unwrap();
+        let network =
+            ModelConfig { backbone: Backbone::SwinUnetr, width: 12, ..config(EmbeddingKind::OneHot, 4, 4) };
+        let embeddings = ClassEmbeddings::one_hot(4, 1.0).unwrap();
+        let model = UniversalModel::new(&network, Some(&embeddings), 3, &device).unwrap();
+        let values: Vec<f32> = (0..64 * 32 * 32).map(|i| ((i * 37) % 101) as f32 / 101.0).collect();
+        let patch = Tensor::<1>::from_floats(values.as_slice(), &Device::flex()).reshape([1, 1, 64, 32, 32]);
+        let logits = model.forward(patch, &classes(&[1, 3])).unwrap();
+        model.gradients(&(logits.clone() * logits).mean()).export()
+    };
+    assert!(run(false) == run(true));
+}

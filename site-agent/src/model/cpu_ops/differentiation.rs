@@ -3,11 +3,12 @@
 //! Where the device says so (`gradient_checkpointing`), normalisations are not kept for those who read them: they are made
 //! again, to the bit, from what was read to make them. A step then holds the outputs of its convolutions.
 //!
-//! Every operation is recorded here. The backward passes of those two kinds are in `recomputed` and `convolution`; the rest is
-//! below.
+//! Every operation is recorded here. The backward passes of those two kinds are in `recomputed` and `convolution`, the rest of
+//! them below; `source` is what is read to make something again.
 
 mod convolution;
 mod recomputed;
+mod source;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use burn::backend::{Autodiff, Backend, TensorMetadata};
 
 use self::convolution::{Conv3Pair, Convolution};
 use self::recomputed::{Gelu, GeluAgain, LayerNorm, LayerNormAgain, NormRelu, NormReluAgain};
+use self::source::{Source, recorded};
 use super::{Counted, CpuGradients, CpuOps};
 use crate::kernels::norm_relu::Normalisation;
 use crate::kernels::windows::Windows;
@@ -74,14 +76,10 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
         let primitives = [&x, &weight, &bias].map(|tensor| tensor.clone().into_primitive());
         let [input, gamma, beta] = primitives;
         let (y, statistics) = B::norm_relu_forward(input, gamma, beta, how);
-        let again = NormReluAgain::<B> {
-            parents: [x.node().id(), weight.node().id(), bias.node().id()],
-            how,
-            statistics: statistics.clone(),
-            backend: PhantomData,
-        };
+        let sources = [&x, &weight, &bias].map(Source::<B>::of::<C>);
+        let again = NormReluAgain { sources, how, statistics: statistics.clone() };
         let prep = NormRelu.prepare::<C>(nodes).memory_bound().retro_forward(again);
-        match prep.parents([&x, &weight, &bias]).stateful() {
+        match prep.parents(recorded::<B, C>(&x, [&weight, &bias])).stateful() {
             OpsKind::Tracked(mut prep) => {
                 let parents = [&x, &weight, &bias].map(|tensor| prep.checkpoint(tensor));
                 prep.finish((parents, how, statistics), y)
@@ -100,11 +98,10 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
         let [input, gamma, beta] = [&x, &weight, &bias].map(|tensor| tensor.clone().into_primitive());
         let (y, statistics) = B::row_norm_forward(input, gamma, beta, epsilon);
         let statistics = Arc::new(statistics);
-        let parents = [x.node().id(), weight.node().id(), bias.node().id()];
-        let again =
-            LayerNormAgain::<B> { parents, statistics: Arc::clone(&statistics), backend: PhantomData };
+        let sources = [&x, &weight, &bias].map(Source::<B>::of::<C>);
+        let again = LayerNormAgain { sources, statistics: Arc::clone(&statistics) };
         let prep = LayerNorm.prepare::<C>(nodes).memory_bound().retro_forward(again);
-        match prep.parents([&x, &weight, &bias]).stateful() {
+        match prep.parents(recorded::<B, C>(&x, [&weight, &bias])).stateful() {
             OpsKind::Tracked(mut prep) => {
                 let parents = [&x, &weight].map(|tensor| prep.checkpoint(tensor));
                 prep.finish((parents, statistics), y)

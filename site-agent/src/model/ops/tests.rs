@@ -1,5 +1,7 @@
 use crate::kernels::segmentor::PARAMETERS;
 use crate::kernels::windows::OFFSETS;
+use crate::model::layers::plain_layer_norm;
+use burn::backend::TensorMetadata;
 use proptest::prelude::*;
 
 use super::*;
@@ -221,4 +223,37 @@ fn max_pool_takes_the_maximum_of_each_block_and_routes_its_gradient_there() {
             assert_eq!(g, if expected.contains(v) { 1.0 } else { 0.0 });
         }
     }
+}
+
+/// The values of a tensor on another device.
+fn on<const D: usize>(device: &Device, tensor: Tensor<D>) -> Tensor<D> {
+    Tensor::from_data(tensor.into_data(), device)
+}
+
+/// Whether somebody else holds these values too: the graph, for its backward pass.
+fn is_kept<const D: usize>(tensor: Tensor<D>) -> bool {
+    !tensor.into_dispatch().can_mut()
+}
+
+#[test]
+fn what_is_made_again_is_not_kept_and_changes_no_bit() {
+    let run = |device: Device| {
+        let leaf = |shape: [usize; 5], salt| on(&device, tensor(shape, salt)).require_grad();
+        // Constants, as those of a layer without them.
+        let bias = |outs: usize| Tensor::<1>::zeros([outs], &device);
+        let (x, first, second) =
+            (leaf([2, 4, 3, 2, 5], 1), leaf([4, 4, 3, 3, 3], 2), leaf([3, 4, 3, 3, 3], 3));
+        let normed = instance_norm(conv3d(x.clone(), first.clone(), bias(4)), 0.01);
+        let sum = instance_norm(conv3d(normed.clone(), second.clone(), bias(3)), 1.0) + 0.5;
+        let rows = plain_layer_norm(sum.reshape([2, 3, 30]).swap_dims(1, 2));
+        let loss = (gelu(rows.clone()) * on(&device, tensor([2, 30, 3], 9))).sum();
+        let kept = [is_kept(normed), is_kept(rows)];
+        let gradients = loss.backward();
+        let gradient = |leaf: &Tensor<5>| values(leaf.grad(&gradients).expect("a gradient"));
+        (kept, [&x, &first, &second].map(gradient))
+    };
+    let (kept, expected) = run(Device::flex().autodiff());
+    let (kept_by_again, same) = run(Device::flex().autodiff().gradient_checkpointing());
+    assert_eq!((kept, kept_by_again), ([true; 2], [false; 2]));
+    assert!(expected == same);
 }

@@ -7,12 +7,11 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, TensorMetadata};
+use burn::backend::{Backend, TensorMetadata};
 
 use super::register;
+use super::source::Recorded;
 use crate::model::cpu_ops::CpuGradients;
-
-type Recorded<B, C> = FloatTensor<Autodiff<B, C>>;
 
 /// How the gradients of a convolution of one volume are made, whatever its kernel.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use burn::backend::Backend;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
@@ -13,6 +14,7 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::tensor::FloatTensor;
 
 use super::register;
+use super::source::Source;
 use crate::kernels::layer_norm;
 use crate::kernels::norm_relu::{Normalisation, Statistics};
 use crate::model::cpu_ops::{CpuGradients, CpuOps};
@@ -33,16 +35,15 @@ impl<B: CpuGradients> Backward<B, 3> for NormRelu {
 }
 
 #[derive(Debug)]
-pub(super) struct NormReluAgain<B> {
-    pub(super) parents: [NodeId; 3],
+pub(super) struct NormReluAgain<B: Backend> {
+    pub(super) sources: [Source<B>; 3],
     pub(super) how: Normalisation,
     pub(super) statistics: Statistics,
-    pub(super) backend: PhantomData<B>,
 }
 
 impl<B: CpuGradients> RetroForward for NormReluAgain<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        let [x, weight, bias] = self.parents.map(|node| states.get_state::<FloatTensor<B>>(&node));
+        let [x, weight, bias] = self.sources.each_ref().map(|source| source.read(states));
         states.save(out_node, B::norm_relu_again(x, weight, bias, self.how, &self.statistics));
     }
 }
@@ -66,15 +67,14 @@ impl<B: CpuGradients> Backward<B, 3> for LayerNorm {
 }
 
 #[derive(Debug)]
-pub(super) struct LayerNormAgain<B> {
-    pub(super) parents: [NodeId; 3],
+pub(super) struct LayerNormAgain<B: Backend> {
+    pub(super) sources: [Source<B>; 3],
     pub(super) statistics: Arc<layer_norm::Statistics>,
-    pub(super) backend: PhantomData<B>,
 }
 
 impl<B: CpuGradients> RetroForward for LayerNormAgain<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        let [x, weight, bias] = self.parents.map(|node| states.get_state::<FloatTensor<B>>(&node));
+        let [x, weight, bias] = self.sources.each_ref().map(|source| source.read(states));
         states.save(out_node, B::row_norm_again(x, weight, bias, &self.statistics));
     }
 }
