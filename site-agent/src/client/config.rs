@@ -76,8 +76,8 @@ pub struct SiteConfig {
     pub device: DeviceKind,
     /// Threads for training, evaluation and preparation of data; `None` is one for each core.
     pub threads: Option<usize>,
-    /// Whether training makes normalised activations again in its backward pass, in the place of keeping them: the same
-    /// bits in less memory and a little more time.
+    /// Whether training makes some activations again in its backward pass, in the place of keeping them: the same bits in
+    /// less memory and a little more time.
     pub recompute: bool,
     /// Memory for prepared scans, bytes; the others wait on the disk.
     pub memory_bytes: usize,

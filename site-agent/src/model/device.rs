@@ -28,8 +28,8 @@ pub fn device(kind: DeviceKind) -> Result<Device, ModelError> {
     }
 }
 
-/// Opens a device for training. With `recompute` it makes normalised activations again in the backward pass, in the place
-/// of keeping them: the same bits in less memory.
+/// Opens a device for training. With `recompute` it makes normalised activations, and what transposed convolutions make of
+/// them, again in the backward pass, in the place of keeping them: the same bits in less memory.
 ///
 /// # Errors
 ///

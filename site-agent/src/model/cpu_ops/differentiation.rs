@@ -1,10 +1,11 @@
 //! The operations in a graph: what each keeps for its backward pass, and that pass.
 //!
-//! Where the device says so (`gradient_checkpointing`), normalisations are not kept for those who read them: they are made
-//! again, to the bit, from what was read to make them. A step then holds the outputs of its convolutions.
+//! Where the device says so (`gradient_checkpointing`), normalisations and transposed convolutions are not kept for those who read
+//! them: they are made again, to the bit, from what was read to make them. A step then holds the outputs of its other
+//! convolutions.
 //!
-//! Every operation is recorded here. The backward passes of those two kinds are in `recomputed` and `convolution`, the rest of
-//! them below; `source` is what is read to make something again.
+//! Every operation is recorded here. The backward passes are in `recomputed` and `convolution`, the rest of them below; `source`
+//! is what is read to make something again.
 
 mod convolution;
 mod recomputed;
@@ -30,19 +31,26 @@ use crate::kernels::windows::Windows;
 
 impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> {
     fn conv1(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        let gradients = Convolution { input: |dy, w, _| B::conv1_input(dy, w), weight: B::conv1_weight };
-        gradients.record::<C>(B::conv1, x, weight, bias)
+        let convolution = Convolution::<B> {
+            forward: B::conv1,
+            input: |dy, w, _| B::conv1_input(dy, w),
+            weight: B::conv1_weight,
+            made_again: false,
+        };
+        convolution.record::<C>(x, weight, bias)
     }
 
     fn conv3(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        let gradients = Convolution {
+        let convolution = Convolution::<B> {
+            forward: B::conv3,
             input: |dy, w, [_, channels, ..]| {
                 let [dx] = B::conv3_input(dy, w, [channels]);
                 dx
             },
             weight: |x, dy| B::conv3_weight([x], dy),
+            made_again: false,
         };
-        gradients.record::<C>(B::conv3, x, weight, bias)
+        convolution.record::<C>(x, weight, bias)
     }
 
     fn conv3_pair(
@@ -155,8 +163,13 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
     }
 
     fn up2(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        let gradients = Convolution { input: B::up2_input, weight: B::up2_weight };
-        gradients.record::<C>(B::up2, x, weight, bias)
+        let convolution = Convolution::<B> {
+            forward: B::up2,
+            input: B::up2_input,
+            weight: B::up2_weight,
+            made_again: true,
+        };
+        convolution.record::<C>(x, weight, bias)
     }
 
     fn segment(features: FloatTensor<Self>, parameters: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -241,19 +241,26 @@ fn what_is_made_again_is_not_kept_and_changes_no_bit() {
         let leaf = |shape: [usize; 5], salt| on(&device, tensor(shape, salt)).require_grad();
         // Constants, as those of a layer without them.
         let bias = |outs: usize| Tensor::<1>::zeros([outs], &device);
-        let (x, first, second) =
-            (leaf([2, 4, 3, 2, 5], 1), leaf([4, 4, 3, 3, 3], 2), leaf([3, 4, 3, 3, 3], 3));
+        let (x, skip) = (leaf([2, 4, 3, 2, 5], 1), leaf([2, 3, 6, 4, 10], 2));
+        let (first, doubling) = (leaf([4, 4, 3, 3, 3], 3), leaf([4, 2, 2, 2, 2], 4));
+        let (joining, trained) = (leaf([5, 5, 3, 3, 3], 5), on(&device, tensor([2], 6)).require_grad());
         let normed = instance_norm(conv3d(x.clone(), first.clone(), bias(4)), 0.01);
-        let sum = instance_norm(conv3d(normed.clone(), second.clone(), bias(3)), 1.0) + 0.5;
-        let rows = plain_layer_norm(sum.reshape([2, 3, 30]).swap_dims(1, 2));
-        let loss = (gelu(rows.clone()) * on(&device, tensor([2, 30, 3], 9))).sum();
-        let kept = [is_kept(normed), is_kept(rows)];
+        let doubled = conv_transpose3d(normed.clone(), doubling.clone(), bias(2));
+        let biased = conv_transpose3d(normed.clone(), doubling.clone(), trained.clone());
+        let joined = [&doubled, &biased].map(|doubled| {
+            instance_norm(conv3d_pair(doubled.clone(), skip.clone(), joining.clone(), bias(5)), 1.0)
+        });
+        let [one, other] = joined;
+        let rows = plain_layer_norm((one + other).reshape([2, 5, 240]).swap_dims(1, 2));
+        let loss = (gelu(rows.clone()) * on(&device, tensor([2, 240, 5], 9))).sum();
+        let kept = [is_kept(normed), is_kept(doubled), is_kept(biased), is_kept(rows)];
         let gradients = loss.backward();
         let gradient = |leaf: &Tensor<5>| values(leaf.grad(&gradients).expect("a gradient"));
-        (kept, [&x, &first, &second].map(gradient))
+        let of_trained = values(trained.grad(&gradients).expect("a gradient"));
+        (kept, [&x, &skip, &first, &doubling, &joining].map(gradient), of_trained)
     };
-    let (kept, expected) = run(Device::flex().autodiff());
-    let (kept_by_again, same) = run(Device::flex().autodiff().gradient_checkpointing());
-    assert_eq!((kept, kept_by_again), ([true; 2], [false; 2]));
-    assert!(expected == same);
+    let (kept, expected, of_trained) = run(Device::flex().autodiff());
+    let (kept_by_again, same, of_trained_again) = run(Device::flex().autodiff().gradient_checkpointing());
+    assert_eq!((kept, kept_by_again), ([true; 4], [false; 4]));
+    assert!((expected, of_trained) == (same, of_trained_again));
 }

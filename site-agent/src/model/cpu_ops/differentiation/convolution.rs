@@ -1,8 +1,13 @@
 //! Convolutions: what they read is kept, and their gradients are made one after the other, that of the input last: by then what was
 //! read is given back.
+//!
+//! The output of most is kept for the normalisation that follows. A transposed convolution's is several times as large as
+//! what it was made from, and costs little to make: where the device says so, it is made again.
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -10,32 +15,45 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 
 use super::register;
-use super::source::Recorded;
+use super::source::{Recorded, Source, recorded};
 use crate::model::cpu_ops::CpuGradients;
 
-/// How the gradients of a convolution of one volume are made, whatever its kernel.
+/// From input, weight and bias.
+type Forward<B> = fn(FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>;
+
+/// A convolution of one volume and its gradients, whatever its kernel.
 #[derive(Debug)]
 pub(super) struct Convolution<B: Backend> {
+    pub(super) forward: Forward<B>,
     /// From the output's gradient, the weight and the input's shape.
     pub(super) input: fn(FloatTensor<B>, FloatTensor<B>, [usize; 5]) -> FloatTensor<B>,
     /// From the input and the output's gradient.
     pub(super) weight: fn(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+    /// Whether its output is made again for those who read it.
+    pub(super) made_again: bool,
 }
 
 impl<B: CpuGradients> Convolution<B> {
     /// Runs the convolution and records it if anybody will ask for its gradients.
     pub(super) fn record<C: CheckpointStrategy>(
         self,
-        forward: fn(FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
         x: Recorded<B, C>,
         weight: Recorded<B, C>,
         bias: Recorded<B, C>,
     ) -> Recorded<B, C> {
-        let shape = x.shape().dims();
+        let (forward, made_again, shape) = (self.forward, self.made_again, x.shape().dims());
+        let prep = self.prepare::<C>([x.node(), weight.node(), bias.node()]);
+        let prep = if made_again {
+            let sources = [&x, &weight, &bias].map(Source::<B>::of::<C>);
+            let prep = prep.memory_bound().retro_forward(ConvolutionAgain { forward, sources });
+            prep.parents(recorded::<B, C>(&x, [&weight, &bias]))
+        } else {
+            prep.compute_bound()
+        };
         let run = |x: Recorded<B, C>, weight: Recorded<B, C>, bias: Recorded<B, C>| {
             forward(x.into_primitive(), weight.into_primitive(), bias.into_primitive())
         };
-        match self.prepare::<C>([x.node(), weight.node(), bias.node()]).compute_bound().stateful() {
+        match prep.stateful() {
             OpsKind::Tracked(mut prep) => {
                 let state = (prep.checkpoint(&x), prep.checkpoint(&weight), shape);
                 prep.finish(state, run(x, weight, bias))
@@ -63,6 +81,20 @@ impl<B: CpuGradients> Backward<B, 3> for Convolution<B> {
         if let Some(node) = x_node {
             grads.register::<B>(node.id, (self.input)(dy, weight, shape));
         }
+    }
+}
+
+/// The output of a [`Convolution`] once more.
+#[derive(Debug)]
+struct ConvolutionAgain<B: Backend> {
+    forward: Forward<B>,
+    sources: [Source<B>; 3],
+}
+
+impl<B: Backend> RetroForward for ConvolutionAgain<B> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let [x, weight, bias] = self.sources.each_ref().map(|source| source.read(states));
+        states.save(out_node, (self.forward)(x, weight, bias));
     }
 }
 

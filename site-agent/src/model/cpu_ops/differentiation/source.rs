@@ -1,7 +1,7 @@
 //! What an output is made from when it is made again.
 //!
 //! burn hands over what is recorded, and an output with a parent that is not is kept, not made again. Parameters that nobody
-//! trains are such parents: the ones and zeros of a normalisation without parameters.
+//! trains are such parents: the ones and zeros of a normalisation without parameters, the bias of a layer that has none.
 
 use std::iter;
 
