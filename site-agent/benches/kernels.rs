@@ -225,7 +225,7 @@ fn pool2_gradient(bencher: Bencher<'_, '_>) {
 #[divan::bench(args = Isa::available())]
 fn conv1_forward(bencher: Bencher<'_, '_>, isa: Isa) {
     let (x, weights, bias) = (values(volume(16, 24).len()), values(16 * HIDDEN), values(HIDDEN));
-    bencher.bench_local(|| conv1::forward(isa, black_box(&x), volume(16, 24), &weights, &bias));
+    bencher.bench_local(|| conv1::forward(isa, black_box(&[&x]), volume(16, 24), &weights, &bias));
 }
 
 #[divan::bench(args = Isa::available())]
@@ -233,8 +233,8 @@ fn conv1_gradients(bencher: Bencher<'_, '_>, isa: Isa) {
     let (extent, weights) = (volume(16, 24), values(16 * HIDDEN));
     let (x, dy) = (values(extent.len()), values(extent.with_channels(HIDDEN).len()));
     bencher.bench_local(|| {
-        let dx = conv1::input_gradient(isa, black_box(&dy), extent.with_channels(HIDDEN), &weights, 16);
-        (dx, conv1::weight_gradient(isa, &x, extent, &dy, HIDDEN))
+        let dx = conv1::input_gradient(isa, black_box(&dy), extent.with_channels(HIDDEN), &weights, [16]);
+        (dx, conv1::weight_gradient(isa, &[&x], extent, &dy, HIDDEN))
     });
 }
 

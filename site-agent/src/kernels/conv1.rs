@@ -7,25 +7,40 @@ use rayon::prelude::*;
 
 use super::Extent;
 use super::isa::{Isa, for_each_isa};
-use super::pack::{Run, by_run};
+use super::pack::{Channels, Run, by_run};
 
 /// Voxels of a task.
 const RUN: usize = 2048;
 
 /// `y[n, o] = bias[o] + Σ_i weights[o, i] · x[n, i]`; weights `[outs, ins]`; returns `[n, outs, x, y, z]`.
-pub fn forward(isa: Isa, x: &[f32], extent: Extent, weights: &[f32], bias: &[f32]) -> Vec<f32> {
+///
+/// The inputs may lie in several arrays, first the channels of the first; `extent` counts all of them.
+pub fn forward(isa: Isa, x: &[&[f32]], extent: Extent, weights: &[f32], bias: &[f32]) -> Vec<f32> {
     let (ins, outs) = (extent.channels, bias.len());
     map(isa, x, extent, outs, |o, i| weights[o * ins + i], |o| bias[o])
 }
 
-/// Gradient with respect to the input, from `dy` with `extent.channels` = outputs of the convolution; `ins` its inputs.
-pub fn input_gradient(isa: Isa, dy: &[f32], extent: Extent, weights: &[f32], ins: usize) -> Vec<f32> {
-    map(isa, dy, extent, ins, |i, o| weights[o * ins + i], |_| 0.0)
+/// Gradient with respect to the inputs, from `dy` with `extent.channels` = outputs of the convolution; one array for each of
+/// `ins`, which are their channels.
+pub fn input_gradient<const N: usize>(
+    isa: Isa,
+    dy: &[f32],
+    extent: Extent,
+    weights: &[f32],
+    ins: [usize; N],
+) -> [Vec<f32>; N] {
+    let all: usize = ins.iter().sum();
+    let mut next = 0;
+    ins.map(|ins| {
+        let first = next;
+        next += ins;
+        map(isa, &[dy], extent, ins, |i, o| weights[o * all + first + i], |_| 0.0)
+    })
 }
 
-/// Gradient with respect to the weights, `[outs, ins]`. `extent` is that of `x`; `dy` has `outs` channels.
-pub fn weight_gradient(isa: Isa, x: &[f32], extent: Extent, dy: &[f32], outs: usize) -> Vec<f32> {
-    let (ins, voxels) = (extent.channels, extent.voxels());
+/// Gradient with respect to the weights, `[outs, ins]`. `x` and `extent` are as in [`forward`]; `dy` has `outs` channels.
+pub fn weight_gradient(isa: Isa, x: &[&[f32]], extent: Extent, dy: &[f32], outs: usize) -> Vec<f32> {
+    let (x, ins, voxels) = (Channels::of(x, extent), extent.channels, extent.voxels());
     let runs: Vec<(usize, usize)> =
         (0..extent.n).flat_map(|n| (0..voxels).step_by(RUN).map(move |first| (n, first))).collect();
     let of_runs = runs.into_par_iter().map(|(n, first)| {
@@ -34,7 +49,7 @@ pub fn weight_gradient(isa: Isa, x: &[f32], extent: Extent, dy: &[f32], outs: us
         for o in 0..outs {
             let dy = &dy[(n * outs + o) * voxels + first..][..length];
             for i in 0..ins {
-                sums[o * ins + i] = dot(isa, dy, &x[(n * ins + i) * voxels + first..][..length]);
+                sums[o * ins + i] = dot(isa, dy, x.voxels(i, n, first..first + length));
             }
         }
         sums
@@ -49,19 +64,19 @@ pub fn weight_gradient(isa: Isa, x: &[f32], extent: Extent, dy: &[f32], outs: us
 /// `to[n, a] = offset(a) + Σ_b factor(a, b) · from[n, b]`.
 fn map(
     isa: Isa,
-    from: &[f32],
+    from: &[&[f32]],
     extent: Extent,
     channels: usize,
     factor: impl Fn(usize, usize) -> f32 + Sync,
     offset: impl Fn(usize) -> f32 + Sync,
 ) -> Vec<f32> {
-    let voxels = extent.voxels();
+    let (from, voxels) = (Channels::of(from, extent), extent.voxels());
     let mut to = vec![0.0; extent.n * channels * voxels];
     by_run(&mut to, channels, voxels, RUN).into_par_iter().for_each(|Run { n, first, lines }| {
         for (a, to) in lines.into_iter().enumerate() {
             to.fill(offset(a));
             for b in 0..extent.channels {
-                let from = &from[(n * extent.channels + b) * voxels + first..][..to.len()];
+                let from = from.voxels(b, n, first..first + to.len());
                 add_scaled(isa, to, factor(a, b), from);
             }
         }
@@ -134,10 +149,39 @@ mod tests {
                         );
                     }
                 };
-                close("y", forward(isa, &x, extent, &weights, &bias), &y);
-                close("dx", input_gradient(isa, &dy, output, &weights, ins), &dx);
-                close("dw", weight_gradient(isa, &x, extent, &dy, outs), &dw);
+                close("y", forward(isa, &[&x], extent, &weights, &bias), &y);
+                let [got] = input_gradient(isa, &dy, output, &weights, [ins]);
+                close("dx", got, &dx);
+                close("dw", weight_gradient(isa, &[&x], extent, &dy, outs), &dw);
             }
+        }
+    }
+
+    #[test]
+    fn inputs_in_two_arrays_are_one_input_to_the_bit() {
+        let isa = Isa::detect();
+        for (first, second) in [(3, 5), (8, 16), (1, 24)] {
+            let mut rng = ChaCha8Rng::seed_from_u64(first as u64);
+            let extent = Extent { n: 2, channels: first + second, space: [14, 13, 15] };
+            let (output, voxels) = (extent.with_channels(9), extent.voxels());
+            let mut fill = |len: usize| (0..len).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
+            let (a, b) = (fill(extent.with_channels(first).len()), fill(extent.with_channels(second).len()));
+            let (weights, bias, dy) = (fill(9 * extent.channels), fill(9), fill(output.len()));
+            // Volume by volume, the first channels and the rest.
+            let join = |a: &[f32], b: &[f32]| -> Vec<f32> {
+                let volumes = a.chunks_exact(first * voxels).zip(b.chunks_exact(second * voxels));
+                volumes.flat_map(|(a, b)| [a, b].concat()).collect()
+            };
+            let x = join(&a, &b);
+            let (one, two) = ([x.as_slice()], [a.as_slice(), b.as_slice()]);
+
+            let y = |x: &[&[f32]]| forward(isa, x, extent, &weights, &bias);
+            assert_eq!(y(&one), y(&two));
+            let dw = |x: &[&[f32]]| weight_gradient(isa, x, extent, &dy, 9);
+            assert_eq!(dw(&one), dw(&two));
+            let [dx] = input_gradient(isa, &dy, output, &weights, [first + second]);
+            let [da, db] = input_gradient(isa, &dy, output, &weights, [first, second]);
+            assert_eq!(join(&da, &db), dx);
         }
     }
 }

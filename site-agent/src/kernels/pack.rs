@@ -76,11 +76,17 @@ impl<'a> Channels<'a> {
         Self { extent: self.extent.with_channels(channels.len()), of: self.of[channels].to_vec() }
     }
 
+    /// Some voxels of a channel of volume `n`.
+    pub(super) fn voxels(&self, channel: usize, n: usize, voxels: Range<usize>) -> &'a [f32] {
+        let (part, channels, index) = self.of[channel];
+        &part[(n * channels + index) * self.extent.voxels()..][voxels]
+    }
+
     /// Line `[n, x, y]` of a channel.
     fn line(&self, channel: usize, [n, x, y]: [usize; 3]) -> &'a [f32] {
-        let (part, channels, index) = self.of[channel];
         let [_, ny, nz] = self.extent.space;
-        &part[(n * channels + index) * self.extent.voxels() + (x * ny + y) * nz..][..nz]
+        let first = (x * ny + y) * nz;
+        self.voxels(channel, n, first..first + nz)
     }
 }
 

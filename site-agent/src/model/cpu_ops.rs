@@ -23,6 +23,13 @@ use crate::kernels::windows::Windows;
 pub(super) trait CpuOps: Backend {
     /// 1×1×1 convolution with bias; `weight` is `[outs, ins, 1, 1, 1]`.
     fn conv1(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// As [`CpuOps::conv1`] on the channels of both, `a` first, which are never joined in memory.
+    fn conv1_pair(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
     /// 3×3×3 convolution, stride 1, padding 1, with bias; `weight` is `[outs, ins, 3, 3, 3]`.
     fn conv3(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     /// As [`CpuOps::conv3`] on the channels of both, `a` first, which are never joined in memory.
@@ -73,10 +80,14 @@ pub(super) trait CpuOps: Backend {
 
 /// The gradients of [`CpuOps`], first order only.
 pub(super) trait CpuGradients: Backend {
-    /// From the output's gradient to the input's.
-    fn conv1_input(dy: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// From the output's gradient to the weight's.
-    fn conv1_weight(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// From the output's gradient to those of the inputs, which have so many channels each.
+    fn conv1_input<const N: usize>(
+        dy: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        channels: [usize; N],
+    ) -> [FloatTensor<Self>; N];
+    /// From the output's gradient to the weight's; `x` are the inputs.
+    fn conv1_weight<const N: usize>(x: [FloatTensor<Self>; N], dy: FloatTensor<Self>) -> FloatTensor<Self>;
     /// From the output's gradient to those of the inputs, which have so many channels each.
     fn conv3_input<const N: usize>(
         dy: FloatTensor<Self>,

@@ -183,6 +183,11 @@ impl PlainPointwise {
     pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
         ops::pointwise(x, self.weight.val(), no_bias(&self.weight, 0))
     }
+
+    /// As [`Self::forward`] on the channels of both, `a` first.
+    pub(super) fn forward_pair(&self, a: Tensor<5>, b: Tensor<5>) -> Tensor<5> {
+        ops::pointwise_pair(a, b, self.weight.val(), no_bias(&self.weight, 0))
+    }
 }
 
 /// Transposed convolution without bias that doubles each side.

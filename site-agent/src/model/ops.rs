@@ -39,6 +39,17 @@ fn on_dispatch<const D: usize, const W: usize>(
     Tensor::from_dispatch(layer(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()))
 }
 
+/// As [`on_dispatch`], a layer of two volumes.
+fn on_dispatch_pair(
+    layer: impl FnOnce(Dispatched, Dispatched, Dispatched, Dispatched) -> Dispatched,
+    [a, b]: [Tensor<5>; 2],
+    weight: Tensor<5>,
+    bias: Tensor<1>,
+) -> Tensor<5> {
+    let (a, b) = (a.into_dispatch(), b.into_dispatch());
+    Tensor::from_dispatch(layer(a, b, weight.into_dispatch(), bias.into_dispatch()))
+}
+
 /// 3x3x3 convolution, padding 1: `[n, in, x, y, z]` to `[n, out, x, y, z]`; weight `[out, in, 3, 3, 3]`.
 pub(super) fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
     if on_cpu(&x) {
@@ -50,9 +61,7 @@ pub(super) fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor
 /// As [`conv3d`] on the channels of both, `a` first.
 pub(super) fn conv3d_pair(a: Tensor<5>, b: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
     if on_cpu(&a) {
-        let (a, b) = (a.into_dispatch(), b.into_dispatch());
-        let (weight, bias) = (weight.into_dispatch(), bias.into_dispatch());
-        return Tensor::from_dispatch(Dispatch::conv3_pair(a, b, weight, bias));
+        return on_dispatch_pair(Dispatch::conv3_pair, [a, b], weight, bias);
     }
     conv3d(Tensor::cat(vec![a, b], 1), weight, bias)
 }
@@ -109,6 +118,14 @@ pub(super) fn pointwise(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Ten
         return on_dispatch(Dispatch::conv1, x, weight, bias);
     }
     pointwise_by_product(x, weight, bias)
+}
+
+/// As [`pointwise`] on the channels of both, `a` first.
+pub(super) fn pointwise_pair(a: Tensor<5>, b: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+    if on_cpu(&a) {
+        return on_dispatch_pair(Dispatch::conv1_pair, [a, b], weight, bias);
+    }
+    pointwise(Tensor::cat(vec![a, b], 1), weight, bias)
 }
 
 /// One matrix product per sample.

@@ -22,7 +22,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, TensorMetadata};
 
-use self::convolution::{Conv3Pair, Convolution};
+use self::convolution::{Convolution, PairConvolution};
 use self::recomputed::{Gelu, GeluAgain, LayerNorm, LayerNormAgain, NormRelu, NormReluAgain};
 use self::source::{Source, recorded};
 use super::{Counted, CpuGradients, CpuOps};
@@ -33,11 +33,28 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
     fn conv1(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         let convolution = Convolution::<B> {
             forward: B::conv1,
-            input: |dy, w, _| B::conv1_input(dy, w),
-            weight: B::conv1_weight,
+            input: |dy, w, [_, channels, ..]| {
+                let [dx] = B::conv1_input(dy, w, [channels]);
+                dx
+            },
+            weight: |x, dy| B::conv1_weight([x], dy),
             made_again: false,
         };
         convolution.record::<C>(x, weight, bias)
+    }
+
+    fn conv1_pair(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let convolution = PairConvolution::<B> {
+            forward: |[a, b, weight, bias]| B::conv1_pair(a, b, weight, bias),
+            input: B::conv1_input::<2>,
+            weight: B::conv1_weight::<2>,
+        };
+        convolution.record::<C>([a, b, weight, bias])
     }
 
     fn conv3(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -59,19 +76,12 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let nodes = [a.node(), b.node(), weight.node(), bias.node()];
-        let channels = [&a, &b].map(|x| x.shape()[1]);
-        match Conv3Pair.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let state = ([&a, &b, &weight].map(|tensor| prep.checkpoint(tensor)), channels);
-                let (weight, bias) = (weight.into_primitive(), bias.into_primitive());
-                prep.finish(state, B::conv3_pair(a.into_primitive(), b.into_primitive(), weight, bias))
-            }
-            OpsKind::UnTracked(prep) => {
-                let (weight, bias) = (weight.into_primitive(), bias.into_primitive());
-                prep.finish(B::conv3_pair(a.into_primitive(), b.into_primitive(), weight, bias))
-            }
-        }
+        let convolution = PairConvolution::<B> {
+            forward: |[a, b, weight, bias]| B::conv3_pair(a, b, weight, bias),
+            input: B::conv3_input::<2>,
+            weight: B::conv3_weight::<2>,
+        };
+        convolution.record::<C>([a, b, weight, bias])
     }
 
     fn norm_relu(

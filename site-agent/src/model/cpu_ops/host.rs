@@ -38,6 +38,21 @@ fn convolve<const N: usize>(x: [Host; N], weight: Host, bias: Host) -> Host {
     volumes(y, extent.with_channels(outs))
 }
 
+fn map_channels<const N: usize>(x: [Host; N], weight: Host, bias: Host) -> Host {
+    let x = x.map(|x| x.to_contiguous());
+    let (weight, bias) = (weight.to_contiguous(), bias.to_contiguous());
+    let (extent, outs) = (joint_extent(&x), bias.shape().num_elements());
+    let parts = x.each_ref().map(|x| x.storage::<f32>());
+    let y = conv1::forward(Isa::detect(), &parts, extent, weight.storage(), bias.storage());
+    volumes(y, extent.with_channels(outs))
+}
+
+/// The gradients of several volumes, which have so many channels each.
+fn volumes_of<const N: usize>(values: [Vec<f32>; N], extent: Extent, channels: [usize; N]) -> [Host; N] {
+    let mut channels = channels.into_iter();
+    values.map(|values| volumes(values, extent.with_channels(channels.next().unwrap_or(0))))
+}
+
 fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Host {
     Host::from_data(TensorData::new(values, shape))
 }
@@ -76,10 +91,11 @@ fn attention_inputs([qkv, padding, table]: &[Host; 3]) -> attention::Inputs<'_> 
 
 impl CpuOps for Flex {
     fn conv1(x: Host, weight: Host, bias: Host) -> Host {
-        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
-        let (extent, outs) = (extent(&x), bias.shape().num_elements());
-        let y = conv1::forward(Isa::detect(), x.storage(), extent, weight.storage(), bias.storage());
-        volumes(y, extent.with_channels(outs))
+        map_channels([x], weight, bias)
+    }
+
+    fn conv1_pair(a: Host, b: Host, weight: Host, bias: Host) -> Host {
+        map_channels([a, b], weight, bias)
     }
 
     fn conv3(x: Host, weight: Host, bias: Host) -> Host {
@@ -132,17 +148,18 @@ impl CpuOps for Flex {
 }
 
 impl CpuGradients for Flex {
-    fn conv1_input(dy: Host, weight: Host) -> Host {
+    fn conv1_input<const N: usize>(dy: Host, weight: Host, channels: [usize; N]) -> [Host; N] {
         let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
-        let ([_, ins, ..], extent) = (weight.shape().dims::<5>(), extent(&dy));
-        let dx = conv1::input_gradient(Isa::detect(), dy.storage(), extent, weight.storage(), ins);
-        volumes(dx, extent.with_channels(ins))
+        let extent = extent(&dy);
+        let dx = conv1::input_gradient(Isa::detect(), dy.storage(), extent, weight.storage(), channels);
+        volumes_of(dx, extent, channels)
     }
 
-    fn conv1_weight(x: Host, dy: Host) -> Host {
-        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
-        let (extent, [_, outs, ..]) = (extent(&x), dy.shape().dims::<5>());
-        let dw = conv1::weight_gradient(Isa::detect(), x.storage(), extent, dy.storage(), outs);
+    fn conv1_weight<const N: usize>(x: [Host; N], dy: Host) -> Host {
+        let (x, dy) = (x.map(|x| x.to_contiguous()), dy.to_contiguous());
+        let (extent, [_, outs, ..]) = (joint_extent(&x), dy.shape().dims::<5>());
+        let parts = x.each_ref().map(|x| x.storage::<f32>());
+        let dw = conv1::weight_gradient(Isa::detect(), &parts, extent, dy.storage(), outs);
         tensor(dw, [outs, extent.channels, 1, 1, 1])
     }
 
@@ -150,8 +167,7 @@ impl CpuGradients for Flex {
         let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
         let extent = extent(&dy);
         let dx = conv3::input_gradient(Isa::detect(), dy.storage(), extent, weight.storage(), channels);
-        let mut channels = channels.into_iter();
-        dx.map(|dx| volumes(dx, extent.with_channels(channels.next().unwrap_or(0))))
+        volumes_of(dx, extent, channels)
     }
 
     fn conv3_weight<const N: usize>(x: [Host; N], dy: Host) -> Host {

@@ -84,6 +84,8 @@ proptest! {
         assert_differences(conv_transpose3d, &x, &tensor([ins, outs, 2, 2, 2], 2), &bias);
         let pair = |x: Tensor<5>, w, b| conv3d_pair(x.clone().narrow(1, 0, 1), x.narrow(1, 1, ins - 1), w, b);
         assert_differences(pair, &x, &tensor([outs, ins, 3, 3, 3], 2), &bias);
+        let pair = |x: Tensor<5>, w, b| pointwise_pair(x.clone().narrow(1, 0, 1), x.narrow(1, 1, ins - 1), w, b);
+        assert_differences(pair, &x, &tensor([outs, ins, 1, 1, 1], 2), &bias);
     }
 
     #[test]
@@ -116,9 +118,15 @@ proptest! {
             conv3d_pair(x.clone().narrow(1, 0, first), x.narrow(1, first, second), w, b)
         };
         let burns = |x, w, b| module::conv3d(x, w, Some(b), ConvOptions::new([1; 3], [1; 3], [1; 3], 1));
-        let names = ["y", "dx", "dw", "db"];
         let pairs = run(pair, &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
-        for (name, (ours, burns)) in names.into_iter().zip(pairs) {
+        let weight = tensor([outs, first + second, 1, 1, 1], 2);
+        let pair = |x: Tensor<5>, w, b| {
+            pointwise_pair(x.clone().narrow(1, 0, first), x.narrow(1, first, second), w, b)
+        };
+        let products = run(pointwise_by_product, &x, &weight, &bias);
+        let pointwise = run(pair, &x, &weight, &bias).into_iter().zip(products);
+        let names = ["y", "dx", "dw", "db"];
+        for (name, (ours, burns)) in names.into_iter().zip(pairs).chain(names.into_iter().zip(pointwise)) {
             assert_close(name, ours, burns);
         }
     }
@@ -243,21 +251,22 @@ fn what_is_made_again_is_not_kept_and_changes_no_bit() {
         let bias = |outs: usize| Tensor::<1>::zeros([outs], &device);
         let (x, skip) = (leaf([2, 4, 3, 2, 5], 1), leaf([2, 3, 6, 4, 10], 2));
         let (first, doubling) = (leaf([4, 4, 3, 3, 3], 3), leaf([4, 2, 2, 2, 2], 4));
-        let (joining, trained) = (leaf([5, 5, 3, 3, 3], 5), on(&device, tensor([2], 6)).require_grad());
+        let (joining, beside) = (leaf([5, 5, 3, 3, 3], 5), leaf([5, 5, 1, 1, 1], 6));
+        let trained = on(&device, tensor([2], 7)).require_grad();
         let normed = instance_norm(conv3d(x.clone(), first.clone(), bias(4)), 0.01);
         let doubled = conv_transpose3d(normed.clone(), doubling.clone(), bias(2));
         let biased = conv_transpose3d(normed.clone(), doubling.clone(), trained.clone());
-        let joined = [&doubled, &biased].map(|doubled| {
-            instance_norm(conv3d_pair(doubled.clone(), skip.clone(), joining.clone(), bias(5)), 1.0)
-        });
-        let [one, other] = joined;
-        let rows = plain_layer_norm((one + other).reshape([2, 5, 240]).swap_dims(1, 2));
+        let joined = conv3d_pair(doubled.clone(), skip.clone(), joining.clone(), bias(5));
+        let shortcut = pointwise_pair(doubled.clone(), skip.clone(), beside.clone(), bias(5));
+        let other = conv3d_pair(biased.clone(), skip.clone(), joining.clone(), bias(5));
+        let sum = instance_norm(joined, 1.0) + instance_norm(shortcut, 1.0) + instance_norm(other, 1.0);
+        let rows = plain_layer_norm(sum.reshape([2, 5, 240]).swap_dims(1, 2));
         let loss = (gelu(rows.clone()) * on(&device, tensor([2, 240, 5], 9))).sum();
         let kept = [is_kept(normed), is_kept(doubled), is_kept(biased), is_kept(rows)];
         let gradients = loss.backward();
         let gradient = |leaf: &Tensor<5>| values(leaf.grad(&gradients).expect("a gradient"));
         let of_trained = values(trained.grad(&gradients).expect("a gradient"));
-        (kept, [&x, &skip, &first, &doubling, &joining].map(gradient), of_trained)
+        (kept, [&x, &skip, &first, &doubling, &joining, &beside].map(gradient), of_trained)
     };
     let (kept, expected, of_trained) = run(Device::flex().autodiff());
     let (kept_by_again, same, of_trained_again) = run(Device::flex().autodiff().gradient_checkpointing());

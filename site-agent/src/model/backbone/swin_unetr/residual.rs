@@ -49,22 +49,26 @@ impl ResidualBlock {
 
     pub(super) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
         let first = self.conv1.conv.forward(x.clone());
-        self.finish(first, x)
+        let shortcut = match &self.conv3 {
+            Some(conv3) => ops::instance_norm(conv3.conv.forward(x), 1.0),
+            None => x,
+        };
+        self.finish(first, shortcut)
     }
 
     /// On the channels of both, `a` first.
     pub(super) fn forward_pair(&self, a: Tensor<5>, b: Tensor<5>) -> Tensor<5> {
         let first = self.conv1.conv.forward_pair(a.clone(), b.clone());
-        self.finish(first, Tensor::cat(vec![a, b], 1))
+        let shortcut = match &self.conv3 {
+            Some(conv3) => ops::instance_norm(conv3.conv.forward_pair(a, b), 1.0),
+            None => Tensor::cat(vec![a, b], 1),
+        };
+        self.finish(first, shortcut)
     }
 
-    /// From the first convolution's output and the block's input.
-    fn finish(&self, first: Tensor<5>, input: Tensor<5>) -> Tensor<5> {
+    /// From the first convolution's output and the shortcut's.
+    fn finish(&self, first: Tensor<5>, shortcut: Tensor<5>) -> Tensor<5> {
         let second = self.conv2.conv.forward(ops::instance_norm(first, SLOPE));
-        let shortcut = match &self.conv3 {
-            Some(conv3) => ops::instance_norm(conv3.conv.forward(input), 1.0),
-            None => input,
-        };
         leaky_relu(ops::instance_norm(second, 1.0) + shortcut, f64::from(SLOPE))
     }
 }

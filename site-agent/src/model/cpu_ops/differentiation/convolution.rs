@@ -98,11 +98,39 @@ impl<B: Backend> RetroForward for ConvolutionAgain<B> {
     }
 }
 
-/// The gradients of a convolution of two volumes that are never joined.
-#[derive(Debug)]
-pub(super) struct Conv3Pair;
+/// Two volumes or their gradients.
+type Pair<B> = [FloatTensor<B>; 2];
 
-impl<B: CpuGradients> Backward<B, 4> for Conv3Pair {
+/// A convolution of two volumes that are never joined and its gradients, whatever its kernel.
+#[derive(Debug)]
+pub(super) struct PairConvolution<B: Backend> {
+    /// From both inputs, weight and bias.
+    pub(super) forward: fn([FloatTensor<B>; 4]) -> FloatTensor<B>,
+    /// From the output's gradient, the weight and the channels of the inputs.
+    pub(super) input: fn(FloatTensor<B>, FloatTensor<B>, [usize; 2]) -> Pair<B>,
+    /// From the inputs and the output's gradient.
+    pub(super) weight: fn(Pair<B>, FloatTensor<B>) -> FloatTensor<B>,
+}
+
+impl<B: CpuGradients> PairConvolution<B> {
+    /// Runs the convolution of both inputs, weight and bias, and records it if anybody will ask for its gradients.
+    pub(super) fn record<C: CheckpointStrategy>(self, tensors: [Recorded<B, C>; 4]) -> Recorded<B, C> {
+        let forward = self.forward;
+        let run = |tensors: [Recorded<B, C>; 4]| forward(tensors.map(|tensor| tensor.into_primitive()));
+        let nodes = tensors.each_ref().map(|tensor| tensor.node());
+        match self.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let [a, b, weight, _] = &tensors;
+                let channels = [a, b].map(|x| x.shape()[1]);
+                let state = ([a, b, weight].map(|tensor| prep.checkpoint(tensor)), channels);
+                prep.finish(state, run(tensors))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(run(tensors)),
+        }
+    }
+}
+
+impl<B: CpuGradients> Backward<B, 4> for PairConvolution<B> {
     type State = ([NodeId; 3], [usize; 2]);
 
     fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
@@ -114,13 +142,13 @@ impl<B: CpuGradients> Backward<B, 4> for Conv3Pair {
             grads.register::<B>(node.id, B::channel_sums(dy.clone()));
         }
         if let Some(node) = weight_node {
-            grads.register::<B>(node.id, B::conv3_weight([a, b], dy.clone()));
+            grads.register::<B>(node.id, (self.weight)([a, b], dy.clone()));
         }
         if a_node.is_some() || b_node.is_some() {
             register::<B, 2>(
                 grads,
                 [a_node, b_node].map(|node| node.map(|node| node.id)),
-                B::conv3_input(dy, weight, channels),
+                (self.input)(dy, weight, channels),
             );
         }
     }
