@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use serde::Deserialize;
 use serde_json::Value;
 use site_agent::{
@@ -31,8 +31,8 @@ use support::{
     hash_fill,
     stages::{self, assert_parts_agree, assert_stage_stats_agree},
     under_test::{
-        BTCV, CLASSES, MSD_LIVER, all_channels, all_classes, annotated, hash_filled, scalar, to_device,
-        to_host, training_device,
+        BTCV, CLASSES, MSD_LIVER, all_channels, all_classes, annotated, device_under_test, hash_filled,
+        scalar, to_device, to_host, training_device,
     },
 };
 
@@ -81,7 +81,7 @@ fn the_full_size_model_agrees_in_every_stage_and_gradient() {
 
     let input = hash_fill::unit("case_a.input", &[1, 1, 32, 32, 32]);
     assert_eq!(input, tensors["input"]);
-    let logits = model.forward(to_device(&input, &Device::flex()), &all_classes()).unwrap();
+    let logits = model.forward(to_device(&input, &device_under_test()), &all_classes()).unwrap();
     let got = to_host(logits.clone());
     for (i, (got, golden)) in got.iter().zip(tensors["logits"].values()).enumerate() {
         assert!((got - golden).abs() <= 2e-3, "logit {i}: {got}, golden {golden}");
@@ -89,7 +89,7 @@ fn the_full_size_model_agrees_in_every_stage_and_gradient() {
     assert_stats_agree("logits", &got, &stats(&json["logits"]), 2e-3);
     assert_full_size_stages_agree(&model, &input, &tensors, &json["acts"]);
 
-    let target = to_device(&tensors["target"], &Device::flex());
+    let target = to_device(&tensors["target"], &device_under_test());
     let mask = annotated(&[&BTCV]);
     let slices = masked_loss(logits.clone(), target.clone(), &mask, DiceKind::Slice).unwrap();
     assert_within("per slice", scalar(&slices.dice), number(&json["loss"]["dice_per_slice"]), 1e-5);
@@ -110,7 +110,7 @@ fn assert_full_size_stages_agree(
     golden: &GoldenTensors,
     json: &Value,
 ) {
-    let stages = stages::of_model(model, to_device(input, &Device::flex()));
+    let stages = stages::of_model(model, to_device(input, &device_under_test()));
     assert_eq!(stages.len(), json.as_object().unwrap().len(), "every stage of the file is compared");
     assert_stage_stats_agree(&stages, json);
     let parts = [
@@ -132,8 +132,8 @@ fn case_c_input() -> HostTensor {
 
 /// The loss of case (c): sample 0 is of BTCV, sample 1 of MSD Liver.
 fn case_c_loss(model: &UniversalModel, forward: &GoldenTensors, dice: DiceKind) -> MaskedLoss {
-    let logits = model.forward(to_device(&case_c_input(), &Device::flex()), &all_classes()).unwrap();
-    let target = to_device(&forward["target"], &Device::flex());
+    let logits = model.forward(to_device(&case_c_input(), &device_under_test()), &all_classes()).unwrap();
+    let target = to_device(&forward["target"], &device_under_test());
     masked_loss(logits, target, &annotated(&[&BTCV, &MSD_LIVER]), dice).unwrap()
 }
 
@@ -153,14 +153,14 @@ fn the_small_model_agrees_in_every_stage() {
 
     let input = case_c_input();
     assert_eq!(input, forward["input"]);
-    let stages = stages::of_model(&model, to_device(&input, &Device::flex()));
+    let stages = stages::of_model(&model, to_device(&input, &device_under_test()));
     let errors = json["acts_f32_err"].as_object().unwrap();
     assert_eq!(stages.len(), errors.len(), "every stage of the file is compared");
     for (name, output) in stages {
         let expected = forward[&format!("act.{name}")].values();
         assert_agrees(name, &to_host(output), expected, number(&errors[name]));
     }
-    let logits = to_host(model.forward(to_device(&input, &Device::flex()), &all_classes()).unwrap());
+    let logits = to_host(model.forward(to_device(&input, &device_under_test()), &all_classes()).unwrap());
     assert_agrees("logits", &logits, forward["logits"].values(), number(&json["logits_f32_err"]));
 }
 
@@ -223,7 +223,7 @@ fn one_adamw_step_agrees() {
     assert_eq!(config, AdamWConfig::default());
 
     let mut model = hash_filled(8);
-    let gradients = Gradients::from_host(&gradients.below(""), &Device::flex());
+    let gradients = Gradients::from_host(&gradients.below(""), &device_under_test());
     AdamW::new(config).step(&mut model, gradients, number(&json["adamw"]["lr"]));
     let stepped = model.export();
     assert!(stepped.keys().eq(expected.names()));
@@ -278,7 +278,7 @@ fn assert_head_agrees(case: &str, golden: &GoldenTensors, json: &Value) {
     let features = Features { bottleneck: bottleneck.clone(), decoder: decoder.clone() };
     let logits = head.forward(features, &all_channels());
     check("logits", to_host(logits.clone()));
-    let objective = (logits * to_device::<5>(&golden["grad_logits"], &Device::flex())).sum();
+    let objective = (logits * to_device::<5>(&golden["grad_logits"], &device_under_test())).sum();
     let backward = objective.backward();
     check("grad.dec4", to_host(bottleneck.grad(&backward).unwrap()));
     check("grad.out", to_host(decoder.grad(&backward).unwrap()));
@@ -321,8 +321,8 @@ fn golden_loss(case: &str, json: &Value, tensors: &GoldenTensors, dice: DiceKind
     let mask = annotated(&labelled.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let logits = to_device::<5>(&tensors[&format!("{case}.logits")], &training_device()).require_grad();
     let target = match tensors.get(&format!("{case}.target")) {
-        Some(target) => to_device(target, &Device::flex()),
-        None => Tensor::full(logits.shape(), 255.0, &Device::flex()),
+        Some(target) => to_device(target, &device_under_test()),
+        None => Tensor::full(logits.shape(), 255.0, &device_under_test()),
     };
     let loss = masked_loss(logits.clone(), target, &mask, dice).unwrap();
     (logits, loss)

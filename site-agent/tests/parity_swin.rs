@@ -5,7 +5,7 @@
 mod support;
 
 use burn::module::Module as _;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use serde_json::Value;
 use site_agent::model::{Backbone, HostTensor};
 use support::{
@@ -14,7 +14,7 @@ use support::{
     hash_fill,
     stages::{self, assert_parts_agree, assert_stage_stats_agree, every_nth},
     swin::{assert_pieces_agree, small_swin_gradients},
-    under_test::{all_classes, hash_filled_backbone, to_device, to_host, training_device},
+    under_test::{all_classes, device_under_test, hash_filled_backbone, to_device, to_host, training_device},
 };
 
 #[test]
@@ -29,7 +29,7 @@ fn the_full_size_swin_unetr_agrees_in_every_stage() {
     assert_eq!(weights.len(), 161);
 
     let input = hash_fill::unit("case_b.input", &[1, 1, 64, 64, 64]);
-    let stages = stages::of_model(&model.valid(), to_device(&input, &Device::flex()));
+    let stages = stages::of_model(&model.valid(), to_device(&input, &device_under_test()));
     assert_stage_stats_agree(&stages, &json["acts"]);
     let parts = [
         ("act.encoder10", "encoder10", 2, 1),
@@ -42,7 +42,7 @@ fn the_full_size_swin_unetr_agrees_in_every_stage() {
     ];
     assert_parts_agree(&stages, &tensors, &parts, |stage| number(&json["acts"][stage]["f32_err"]));
 
-    let logits = model.infer(to_device(&input, &Device::flex()), &all_classes()).unwrap();
+    let logits = model.infer(to_device(&input, &device_under_test()), &all_classes()).unwrap();
     let close = |what: &str, got: Tensor<5>, golden: &HostTensor| {
         for (i, (got, golden)) in to_host(got).iter().zip(golden.values()).enumerate() {
             assert!((got - golden).abs() <= 5e-3, "{what}[{i}]: {got}, golden {golden}");

@@ -7,14 +7,13 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Device;
 use serde::Deserialize;
 use site_agent::model::{
     HostTensor, NamedTensors,
     record::write_safetensors,
     text::{TextEncoder, TextModel},
 };
-use support::{compare::assert_agrees, hash_fill};
+use support::{compare::assert_agrees, hash_fill, under_test::device_under_test};
 
 const MERGES: &[u8] = include_bytes!("fixtures/clip/merges.txt");
 
@@ -36,7 +35,7 @@ fn weights(golden: &Golden) -> NamedTensors {
 }
 
 fn encoder(weights: &NamedTensors) -> TextEncoder {
-    TextEncoder::from_safetensors(&write_safetensors(weights).unwrap(), &Device::flex()).unwrap()
+    TextEncoder::from_safetensors(&write_safetensors(weights).unwrap(), &device_under_test()).unwrap()
 }
 
 /// The same numbers, as OpenAI names and keeps them.
@@ -125,7 +124,7 @@ fn prompts_that_the_encoder_cannot_read_are_refused() {
 fn a_prompt_in_words_is_read_by_tokeniser_and_encoder_together() {
     let golden = golden();
     let weights = write_safetensors(&weights(&golden)).unwrap();
-    let model = TextModel::new(&weights, MERGES, None, &Device::flex()).unwrap();
+    let model = TextModel::new(&weights, MERGES, None, &device_under_test()).unwrap();
     let row = model.embed(&["A computerized  tomography of a SPLEEN".to_owned()]).unwrap();
     assert_agrees("row", row.values(), &golden.rows[0], 1e-6);
     let error = model.embed(&["liver ".repeat(80)]).unwrap_err();

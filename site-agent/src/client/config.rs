@@ -169,7 +169,7 @@ impl SiteConfig {
 fn parse_device(text: Option<&str>, problems: &mut Problems) -> DeviceKind {
     let text = text.unwrap_or("cpu");
     text.parse().unwrap_or_else(|_| {
-        problems.add_allowed("device", format!("unknown device `{text}`"), "cpu, cuda, cuda:1, …");
+        problems.add_allowed("device", format!("unknown device `{text}`"), "cpu, cuda, cuda:1, vulkan, …");
         DeviceKind::Cpu
     })
 }

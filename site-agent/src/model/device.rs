@@ -3,6 +3,8 @@
 use std::{fmt, str::FromStr};
 
 use burn::tensor::Device;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use burn::tensor::DeviceType;
 
 use super::error::ModelError;
 
@@ -14,17 +16,27 @@ pub enum DeviceKind {
     Cpu,
     /// A CUDA device by its index; only in binaries built with feature `cuda`.
     Cuda(usize),
+    /// A Vulkan device by its index, graphics cards first; only in binaries built with feature `vulkan`.
+    Vulkan(usize),
 }
 
 /// Opens a device, without gradients; see [`training_device`].
 ///
 /// # Errors
 ///
-/// [`ModelError::DeviceNotBuilt`] if this binary lacks the device's back end.
+/// [`ModelError::DeviceNotBuilt`] if this binary lacks the device's back end, [`ModelError::DeviceAbsent`] if this machine
+/// does not have it.
 pub fn device(kind: DeviceKind) -> Result<Device, ModelError> {
     match kind {
         DeviceKind::Cpu => Ok(Device::flex()),
-        DeviceKind::Cuda(index) => cuda(index),
+        #[cfg(feature = "cuda")]
+        DeviceKind::Cuda(index) => among(DeviceType::Cuda, index, kind),
+        #[cfg(not(feature = "cuda"))]
+        DeviceKind::Cuda(_) => Err(ModelError::DeviceNotBuilt { feature: "cuda" }),
+        #[cfg(feature = "vulkan")]
+        DeviceKind::Vulkan(index) => among(DeviceType::Vulkan, index, kind),
+        #[cfg(not(feature = "vulkan"))]
+        DeviceKind::Vulkan(_) => Err(ModelError::DeviceNotBuilt { feature: "vulkan" }),
     }
 }
 
@@ -39,14 +51,14 @@ pub fn training_device(kind: DeviceKind, recompute: bool) -> Result<Device, Mode
     Ok(if recompute { device.gradient_checkpointing() } else { device })
 }
 
-#[cfg(feature = "cuda")]
-fn cuda(index: usize) -> Result<Device, ModelError> {
-    Ok(Device::cuda(index))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda(_index: usize) -> Result<Device, ModelError> {
-    Err(ModelError::DeviceNotBuilt { feature: "cuda" })
+/// burn panics on the first use of a device that is not there, so those that are there are asked for first.
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+fn among(lane: DeviceType, index: usize, kind: DeviceKind) -> Result<Device, ModelError> {
+    let mut found: Vec<Device> = Device::enumerate(lane).into_iter().collect();
+    if index >= found.len() {
+        return Err(ModelError::DeviceAbsent { device: kind, found: found.len() });
+    }
+    Ok(found.swap_remove(index))
 }
 
 impl FromStr for DeviceKind {
@@ -54,10 +66,12 @@ impl FromStr for DeviceKind {
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let unknown = || ModelError::UnknownDevice(name.to_owned());
-        match name.split_once(':') {
-            None if name == "cpu" => Ok(Self::Cpu),
-            None if name == "cuda" => Ok(Self::Cuda(0)),
-            Some(("cuda", index)) => index.parse().map(Self::Cuda).map_err(|_| unknown()),
+        let (lane, index) = name.split_once(':').map_or((name, None), |(lane, index)| (lane, Some(index)));
+        let index = index.map(str::parse).transpose().map_err(|_| unknown())?;
+        match (lane, index) {
+            ("cpu", None) => Ok(Self::Cpu),
+            ("cuda", index) => Ok(Self::Cuda(index.unwrap_or(0))),
+            ("vulkan", index) => Ok(Self::Vulkan(index.unwrap_or(0))),
             _ => Err(unknown()),
         }
     }
@@ -68,6 +82,7 @@ impl fmt::Display for DeviceKind {
         match self {
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Vulkan(index) => write!(f, "vulkan:{index}"),
         }
     }
 }
@@ -78,12 +93,15 @@ mod tests {
 
     #[test]
     fn device_names_read_back_and_others_are_refused() {
-        for (name, kind) in [("cpu", DeviceKind::Cpu), ("cuda:3", DeviceKind::Cuda(3))] {
+        let named =
+            [("cpu", DeviceKind::Cpu), ("cuda:3", DeviceKind::Cuda(3)), ("vulkan:0", DeviceKind::Vulkan(0))];
+        for (name, kind) in named {
             assert_eq!(name.parse::<DeviceKind>().unwrap(), kind);
             assert_eq!(kind.to_string(), name);
         }
         assert_eq!("cuda".parse::<DeviceKind>().unwrap(), DeviceKind::Cuda(0));
-        for name in ["", "gpu", "cuda:", "cuda:x", "cpu:0"] {
+        assert_eq!("vulkan".parse::<DeviceKind>().unwrap(), DeviceKind::Vulkan(0));
+        for name in ["", "gpu", "cuda:", "cuda:x", "cpu:0", "vulkan:-1"] {
             assert!(matches!(name.parse::<DeviceKind>(), Err(ModelError::UnknownDevice(_))), "{name}");
         }
     }
@@ -92,5 +110,12 @@ mod tests {
     #[test]
     fn a_device_that_was_not_built_is_refused_with_its_feature() {
         assert!(matches!(device(DeviceKind::Cuda(0)), Err(ModelError::DeviceNotBuilt { feature: "cuda" })));
+    }
+
+    #[cfg(feature = "vulkan")]
+    #[test]
+    fn a_device_that_is_not_there_is_refused_before_it_is_used() {
+        let error = device(DeviceKind::Vulkan(99)).unwrap_err();
+        assert!(matches!(error, ModelError::DeviceAbsent { device: DeviceKind::Vulkan(99), .. }), "{error}");
     }
 }

@@ -2,6 +2,7 @@
 
 use common::ids::ClassId;
 
+use super::device::DeviceKind;
 use super::tensors::TensorMismatch;
 
 /// A model that cannot be built, loaded or asked what was asked.
@@ -91,7 +92,18 @@ pub enum ModelError {
         /// The cargo feature that is missing.
         feature: &'static str,
     },
+    /// A device that this machine does not have.
+    #[error(
+        "device `{device}` is not there: {found} of its kind found\n\nhint: indices begin at 0. None at all means that its \
+         driver is not installed or not visible to this user"
+    )]
+    DeviceAbsent {
+        /// What was asked for.
+        device: DeviceKind,
+        /// How many there are.
+        found: usize,
+    },
     /// A device name that means nothing.
-    #[error("unknown device `{0}`; known: cpu, cuda, cuda:<index>")]
+    #[error("unknown device `{0}`; known: cpu, cuda, cuda:<index>, vulkan, vulkan:<index>")]
     UnknownDevice(String),
 }

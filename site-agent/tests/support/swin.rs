@@ -1,6 +1,6 @@
 //! Golden case (d): the gradients of the small Swin UNETR, and its pieces by themselves.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use site_agent::model::{
     Features, Gradients, HostTensor, NamedTensors, PatchMerging, SwinBlock, SwinMerging, UniversalModel,
     parameters,
@@ -8,7 +8,7 @@ use site_agent::model::{
 
 use super::golden::Golden;
 use super::hash_fill;
-use super::under_test::{to_device, to_host, training_device};
+use super::under_test::{device_under_test, to_device, to_host, training_device};
 
 /// Gradients of the objective that the golden file defines.
 pub(crate) fn small_swin_gradients(model: &UniversalModel, features: Features) -> NamedTensors {
@@ -59,9 +59,9 @@ pub(crate) fn assert_pieces_agree(golden: &Golden, allowed: f32) {
             close(&format!("{prefix}qkv"), gradients["attn.qkv.weight"].values(), tensor("grad_qkv_w"));
         }
     }
-    let merging = SwinMerging::new(12, PatchMerging::Monai0_9, &Device::flex());
+    let merging = SwinMerging::new(12, PatchMerging::Monai0_9, &device_under_test());
     let weights = hash_fill::weights_below("merge.", &merging);
     let merging = parameters::load(merging, &weights).unwrap();
-    let x = to_device::<5>(&tensors["merge.x"], &Device::flex()).reshape([1, 48, 12]);
+    let x = to_device::<5>(&tensors["merge.x"], &device_under_test()).reshape([1, 48, 12]);
     close("merge", &to_host(merging.forward(x, [4, 6, 2])), &tensors["merge.y"]);
 }

@@ -3,7 +3,8 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use common::ids::ClassId;
 use site_agent::model::{
-    Backbone, ClassEmbeddings, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig, UniversalModel,
+    Backbone, ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig,
+    UniversalModel, device,
 };
 
 use super::hash_fill;
@@ -13,8 +14,14 @@ pub(crate) const CLASSES: usize = 32;
 pub(crate) const BTCV: [u8; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
 pub(crate) const MSD_LIVER: [u8; 2] = [6, 27];
 
+/// The processor, or the device that `CONSILIUM_TEST_DEVICE` names: every lane has the same numbers to reach.
+pub(crate) fn device_under_test() -> Device {
+    let named = std::env::var("CONSILIUM_TEST_DEVICE");
+    device(named.map_or(DeviceKind::Cpu, |name| name.parse().unwrap())).unwrap()
+}
+
 pub(crate) fn training_device() -> Device {
-    Device::flex().autodiff()
+    device_under_test().autodiff()
 }
 
 /// The universal model over a U-Net with the hash fill's weights and a hash-filled embedding table of CLIP's width.
