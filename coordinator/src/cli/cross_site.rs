@@ -113,7 +113,7 @@ async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
     let text = fs::read_to_string(&args.file).with_context(|| file.clone())?;
     // Read here too, so that mistakes are told with the lines of the file that the operator has.
     let classes = read_classes(args.taxonomy.as_deref())?;
-    let draft = StudyDraft::parse(&file, &text, &classes).map_err(refused)?;
+    let draft = StudyDraft::parse(&file, &text, &classes).map_err(mistaken)?;
     let folder = tempfile::tempdir()?;
     for site in &args.sites {
         let (evaluator, file) = (evaluator_of(site)?, folder.path().join(format!("{site}.toml")));
@@ -132,11 +132,11 @@ fn read_classes(file: Option<&Path>) -> anyhow::Result<Taxonomy> {
     let Some(file) = file else { return Ok(Taxonomy::standard()) };
     let shown = file.display().to_string();
     let text = fs::read_to_string(file).with_context(|| shown.clone())?;
-    Ok(Taxonomy::parse(&shown, &text).map_err(refused)?)
+    Ok(Taxonomy::parse(&shown, &text).map_err(mistaken)?)
 }
 
 /// Mistakes of a study's files, told as the coordinator tells them.
-fn refused(mistakes: Diagnostics) -> Refused {
+fn mistaken(mistakes: Diagnostics) -> Refused {
     Refused { words: mistakes.to_string(), hint: None }
 }
 

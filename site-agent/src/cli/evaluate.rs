@@ -13,7 +13,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use common::ids::RoundId;
+use common::ids::{ModelHash, RoundId};
 use common::report::{CaseOutcome, EvaluationReport, ReportSubject};
 use common::study::StudyDocument;
 use common::taxonomy::Taxonomy;
