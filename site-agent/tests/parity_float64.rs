@@ -15,7 +15,8 @@ use site_agent::model::Backbone;
 use site_agent::train::loss::{DiceKind, masked_loss};
 use support::{
     compare::{
-        assert_gradient_stats_agree, assert_stats_agree, assert_within, has_no_true_gradient, number, stats,
+        assert_all_within, assert_gradient_stats_agree, assert_stats_agree, assert_within,
+        has_no_true_gradient, number, stats,
     },
     golden::Golden,
     hash_fill,
@@ -43,24 +44,18 @@ fn the_small_model_agrees_in_float64() {
     let input = hash_fill::unit("case_c.input", &[2, 1, 16, 16, 24]);
     assert_eq!(input, forward["input"]);
     let logits = model.forward(to_device(&input, &Device::flex()), &all_classes()).unwrap();
-    for (i, (got, golden)) in to_host(logits.clone()).iter().zip(forward["logits"].values()).enumerate() {
-        assert!((got - golden).abs() <= 1e-5, "logit {i}: {got}, golden {golden}");
-    }
+    assert_all_within("logits", &to_host(logits.clone()), forward["logits"].values(), |_| 1e-5);
     let target = to_device(&forward["target"], &Device::flex());
     let loss = masked_loss(logits, target, &annotated(&[&BTCV, &MSD_LIVER]), DiceKind::Volume).unwrap();
     let gradients = model.gradients(&loss.total()).export();
     assert!(gradients.keys().eq(expected.names()));
     for (name, gradient) in gradients {
-        let pairs = gradient.values().iter().zip(expected[&name].values());
-        for (i, (&got, &golden)) in pairs.enumerate() {
+        let mut golden = expected[&name].values().to_vec();
+        if has_no_true_gradient(&name) {
             // What is stored of 0 is the noise of the reference.
-            let golden = if has_no_true_gradient(&name) { 0.0 } else { golden };
-            let difference = (f64::from(got) - f64::from(golden)).abs();
-            assert!(
-                difference <= 1e-7 + 1e-6 * f64::from(golden).abs(),
-                "{name}[{i}]: {got}, golden {golden}"
-            );
+            golden.fill(0.0);
         }
+        assert_all_within(&name, gradient.values(), &golden, |golden| 1e-7 + 1e-6 * golden.abs());
     }
 }
 
@@ -75,9 +70,7 @@ fn the_full_size_model_agrees_in_float64() {
     let input = hash_fill::unit("case_a.input", &[1, 1, 32, 32, 32]);
     assert_eq!(input, tensors["input"]);
     let logits = model.forward(to_device(&input, &Device::flex()), &all_classes()).unwrap();
-    for (i, (got, golden)) in to_host(logits.clone()).iter().zip(tensors["logits"].values()).enumerate() {
-        assert!((got - golden).abs() <= 1e-5, "logit {i}: {got}, golden {golden}");
-    }
+    assert_all_within("logits", &to_host(logits.clone()), tensors["logits"].values(), |_| 1e-5);
     let target = to_device(&tensors["target"], &Device::flex());
     let loss = masked_loss(logits, target, &annotated(&[&BTCV]), DiceKind::Volume).unwrap();
     assert_within("bce", scalar(&loss.bce), number(&json["loss"]["bce"]), 1e-6);

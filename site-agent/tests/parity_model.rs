@@ -23,8 +23,8 @@ use site_agent::{
 };
 use support::{
     compare::{
-        assert_agrees, assert_gradient_stats_agree, assert_stats_agree, assert_within, has_no_true_gradient,
-        number, stats,
+        assert_agrees, assert_all_within, assert_gradient_stats_agree, assert_stats_agree, assert_within,
+        has_no_true_gradient, number, stats,
     },
     golden::Golden,
     golden_tensors::GoldenTensors,
@@ -228,11 +228,9 @@ fn one_adamw_step_agrees() {
     let stepped = model.export();
     assert!(stepped.keys().eq(expected.names()));
     for (name, tensor) in &stepped {
-        for (i, (got, golden)) in tensor.values().iter().zip(expected[name].values()).enumerate() {
-            // 1e-7, or one unit in the last place of the weights beyond 1.
-            let allowed = 1e-7f32.max(golden.abs() * f32::EPSILON);
-            assert!((got - golden).abs() <= allowed, "{name}[{i}]: {got}, golden {golden}");
-        }
+        // 1e-7, or one unit in the last place of the weights beyond 1.
+        let allowed = |golden: f64| f64::from(1e-7f32).max(golden.abs() * f64::from(f32::EPSILON));
+        assert_all_within(name, tensor.values(), expected[name].values(), allowed);
     }
 }
 
@@ -330,11 +328,7 @@ fn golden_loss(case: &str, json: &Value, tensors: &GoldenTensors, dice: DiceKind
 
 fn assert_loss_gradient_agrees(name: &str, got: &[f32], tensors: &GoldenTensors) {
     match tensors.get(name) {
-        Some(golden) => {
-            for (i, (got, golden)) in got.iter().zip(golden.values()).enumerate() {
-                assert!((got - golden).abs() <= 1e-7, "{name}[{i}]: {got}, golden {golden}");
-            }
-        }
+        Some(golden) => assert_all_within(name, got, golden.values(), |_| f64::from(1e-7f32)),
         None => {
             assert!(name.starts_with("all_unlabelled."), "{name}: no golden gradient");
             assert!(got.iter().all(|&g| g == 0.0), "{name}");

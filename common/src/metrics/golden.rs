@@ -31,7 +31,9 @@ fn assert_row(overlap: &Overlap, expected: &Value, name: &str) {
     for (index, ours) in reference_row(overlap).into_iter().enumerate() {
         match (ours, expected[index].as_f64()) {
             (Some(ours), Some(theirs)) => {
-                assert!((ours - theirs).abs() < 1e-6, "{name}[{index}]: {ours} {theirs}")
+                let apart = (ours - theirs).abs();
+                println!("{name}: at most {apart:.1e} of 1e-6");
+                assert!(apart < 1e-6, "{name}[{index}]: {ours} {theirs}")
             }
             (None, None) => {}
             (ours, theirs) => panic!("{name}[{index}]: {ours:?} {theirs:?}"),
@@ -78,7 +80,9 @@ fn surface_distances_are_the_reference_numbers() {
             let name = format!("nsd_tol{tau_mm:.1}_spacing{spacing}");
             let expected = numbers[&name].as_f64().unwrap_or_else(|| panic!("no {name}"));
             let ours = normalised_surface_distance(&a, &b, &grid, tau_mm).unwrap();
-            assert!((ours - expected).abs() < 1e-6, "{name}: {ours} {expected}");
+            let apart = (ours - expected).abs();
+            println!("{name}: at most {apart:.1e} of 1e-6");
+            assert!(apart < 1e-6, "{name}: {ours} {expected}");
         }
     }
 }

@@ -31,13 +31,14 @@ pub(super) struct ChosenModel {
 }
 
 impl ChosenModel {
-    /// The network of a study with the chosen weights.
+    /// The network of a study with the chosen weights; it stops when it is cancelled.
     pub(super) fn network(
         &self,
         config: &SiteConfig,
         document: &StudyDocument,
+        cancel: Cancel,
     ) -> Result<StudyNetwork, CliError> {
-        Ok(self.identified(config, document)?.0)
+        Ok(self.identified(config, document, cancel)?.0)
     }
 
     /// The same, and the model's hash: that of its tensors, wherever they were read from.
@@ -45,11 +46,12 @@ impl ChosenModel {
         &self,
         config: &SiteConfig,
         document: &StudyDocument,
+        cancel: Cancel,
     ) -> Result<(StudyNetwork, ModelHash), CliError> {
         let state = StateFolder::open(&config.state)?;
         let embeddings = self.embeddings(&state, document)?;
         let build = |weights: &NamedTensors| {
-            StudyNetwork::build(document.study(), weights, &embeddings, config.device, Cancel::default())
+            StudyNetwork::build(document.study(), weights, &embeddings, config.device, cancel.clone())
         };
         if let Some(path) = &self.model {
             let weights = model::read(path)?;

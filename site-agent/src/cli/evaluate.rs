@@ -34,6 +34,7 @@ use crate::infer::Segmenter;
 use crate::infer::evaluate::{Evaluation, ScanScores};
 use crate::infer::location::LocationAtlas;
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
+use crate::train::trainer::Cancel;
 
 /// Arguments of `evaluate`.
 #[derive(Debug, Args)]
@@ -134,7 +135,7 @@ fn score(
         evaluation.run(cases, segmenter, |case, scores| line(scan_line(case, scores)))
     };
     let (scores, model) = if args.location_only.is_empty() {
-        let (network, model) = args.chosen.identified(config, document)?;
+        let (network, model) = args.chosen.identified(config, document, Cancel::default())?;
         (run(&NetworkSegmenter { settings, network: &network })?, Some(model))
     } else {
         (run(&learn_locations(&args.location_only, &study.taxonomy)?)?, None)

@@ -28,6 +28,7 @@ use crate::infer::predict::InferenceSettings;
 use crate::infer::sliding_window::WindowPlan;
 use crate::infer::tsne::{MOST_POINTS, TsneSettings, tsne};
 use crate::model::FeatureLayer;
+use crate::train::trainer::Cancel;
 
 /// Steps of t-SNE, as in its authors' and others' programs.
 const STEPS: usize = 1000;
@@ -100,7 +101,7 @@ pub(super) fn run(args: &FeaturesArgs) -> Result<(), CliError> {
     let study = document.study();
     let classes = chosen_classes(&args.classes, &study.taxonomy)?;
     let cases = args.chosen_scans.cases(&config, &study.taxonomy)?;
-    let network = args.chosen.network(&config, &document)?;
+    let network = args.chosen.network(&config, &document, Cancel::default())?;
     let found = collect(args, study, &network, &spread(cases, args.scans as usize), &classes)?;
     let points = usable(found, args.seed)?;
     line(format!("t-SNE of {} voxels", points.len()));
@@ -195,7 +196,6 @@ mod tests {
     use crate::model::embedding::EMBEDDING_NAME;
     use crate::model::{ClassEmbeddings, DeviceKind, NamedTensors, UniversalModel, device};
     use crate::phantom::{HOSPITALS, write_hospital};
-    use crate::train::trainer::Cancel;
 
     #[derive(Debug, clap::Parser)]
     struct Command {

@@ -11,10 +11,9 @@ use clap::Args;
 use common::ids::{ClassId, RoundId};
 use common::study::{Study, StudyDocument, StudyDraft};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::runtime::Runtime;
 
 use super::error_report::{CliError, Exit};
-use super::run::stop_on_signal;
+use super::run::cancelled_by_signal;
 use super::{ConfigArgs, TaxonomyArg, limit_threads, line, model, runtime, site_name};
 use crate::client::config::SiteConfig;
 use crate::client::files;
@@ -56,20 +55,8 @@ pub(super) fn run(args: &FinetuneArgs) -> Result<(), CliError> {
     let prepared = Prepared::new(args, &config)?;
     prepared.introduce();
     let runtime = runtime()?;
-    prepared.train(&args.out, &cancelled_by_signal(&runtime)?)
-}
-
-/// Ctrl-C, or a service manager's SIGTERM. Until here it ended the process at once: preparing scans leaves nothing half done.
-fn cancelled_by_signal(runtime: &Runtime) -> Result<Cancel, CliError> {
-    let stop = runtime.block_on(async { stop_on_signal() })?;
-    let cancel = Cancel::default();
-    let asked = cancel.clone();
-    runtime.spawn(async move {
-        stop.cancelled().await;
-        tracing::info!("stopping after the step under way");
-        asked.cancel();
-    });
-    Ok(cancel)
+    // Until here a signal ended the process at once: preparing scans leaves nothing half done.
+    prepared.train(&args.out, &cancelled_by_signal(&runtime, "stopping after the step under way")?)
 }
 
 /// Everything that can be wrong has been looked at.

@@ -18,7 +18,8 @@ use super::chosen_model::ChosenModel;
 use super::distinct::distinct;
 use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
-use super::{ConfigArgs, limit_threads, line, shown};
+use super::run::cancelled_by_signal;
+use super::{ConfigArgs, limit_threads, line, runtime, shown};
 use crate::client::files;
 use crate::data::DataError;
 use crate::data::error::CaseFault;
@@ -30,6 +31,7 @@ use crate::infer::masks::ClassMasks;
 use crate::infer::merge::{merge, merge_labels};
 use crate::infer::predict::{InferenceSettings, Prediction, predict};
 use crate::infer::{Predictor, colours, preview};
+use crate::train::trainer::Cancel;
 
 /// Arguments of `predict`.
 #[derive(Debug, Args)]
@@ -77,11 +79,18 @@ pub(super) fn run(args: &PredictArgs) -> Result<(), CliError> {
     let document = args.chosen.study(&config)?;
     let wanted = Wanted::of(args, document.study())?;
     let outputs = outputs(&args.scans, &args.out, &wanted.ends())?;
-    let network = args.chosen.network(&config, &document)?;
+    let runtime = runtime()?;
+    let cancel = cancelled_by_signal(&runtime, "stopping; a scan whose files are being written is finished")?;
+    let network = args.chosen.network(&config, &document, cancel.clone())?;
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
-    let failed = wanted.label_all(&args.scans, &outputs, &network);
+    let Tally { labelled, failed } = wanted.label_all(&args.scans, &outputs, &network, &cancel);
+    let all = args.scans.len();
+    if labelled + failed < all {
+        let interrupted = anyhow::anyhow!("interrupted: {labelled} of {all} scans are labelled");
+        return Err(CliError::new(interrupted).hint("name the others to go on; nothing is half written"));
+    }
     if failed > 0 {
-        let failed = anyhow::anyhow!("{failed} of {} scans were not labelled", args.scans.len());
+        let failed = anyhow::anyhow!("{failed} of {all} scans were not labelled");
         let hint = "each is named above, with the reason; all others are done";
         return Err(CliError::new(failed).exit(Exit::Data).hint(hint));
     }
@@ -92,6 +101,13 @@ const LABELS: &str = "-labels.nii.gz";
 const ITK_SNAP: &str = "-labels.label.txt";
 const SLICER: &str = "-labels.ctbl";
 const PREVIEW: &str = "-preview.png";
+
+/// What became of the scans; those in neither were not come to.
+#[derive(Debug, Default, PartialEq)]
+struct Tally {
+    labelled: usize,
+    failed: usize,
+}
 
 /// What is written for each scan.
 struct Wanted<'a> {
@@ -147,22 +163,36 @@ impl<'a> Wanted<'a> {
         parts.into_iter().nth(class.channel()).unwrap_or_else(|| class.to_string())
     }
 
-    /// Labels every scan that can be, a line for each, and says how many could not.
-    fn label_all(&self, scans: &[PathBuf], outputs: &[Output], network: &dyn Predictor) -> usize {
-        let mut failed = 0;
+    /// Labels every scan that can be, a line for each, until it is cancelled.
+    fn label_all(
+        &self,
+        scans: &[PathBuf],
+        outputs: &[Output],
+        network: &dyn Predictor,
+        cancel: &Cancel,
+    ) -> Tally {
+        let mut tally = Tally::default();
         for (number, (scan, out)) in (1..).zip(scans.iter().zip(outputs)) {
+            if cancel.is_cancelled() {
+                break;
+            }
             let place = format!("[{number}/{}] {}", scans.len(), scan.display());
             match self.label(scan, out, network) {
-                Ok(()) => line(format!("{place} -> {}", out.file(LABELS).display())),
+                Ok(()) => {
+                    tally.labelled += 1;
+                    line(format!("{place} -> {}", out.file(LABELS).display()));
+                }
+                // The network stopped because it was asked to.
+                Err(_) if cancel.is_cancelled() => break,
                 Err(error) => {
-                    failed += 1;
+                    tally.failed += 1;
                     line(format!("{place}: not labelled"));
                     // The exit code is that of all scans together.
                     let _ = error.about(format!("scan {number} of {}", scans.len())).report();
                 }
             }
         }
-        failed
+        tally
     }
 
     fn label(&self, scan: &Path, out: &Output, network: &dyn Predictor) -> Result<(), CliError> {

@@ -30,6 +30,7 @@ use crate::data::nifti::{Limits, read_image, write_labels};
 use crate::infer::Predictor;
 use crate::infer::predict::{InferenceSettings, segment};
 use crate::infer::pseudo_labels::{OverlapValues, found};
+use crate::train::trainer::Cancel;
 
 /// Arguments of `pseudo-label`.
 #[derive(Debug, Args)]
@@ -78,7 +79,7 @@ pub(super) fn run(args: &PseudoLabelArgs) -> Result<(), CliError> {
     let wanted = chosen_classes(&args.classes, &study.taxonomy)?;
     let mut cases = config.read_cases(&study.taxonomy)?;
     cases.retain(|case| case.split == Split::Training && !case.pseudo);
-    let (network, model) = args.chosen.identified(&config, &document)?;
+    let (network, model) = args.chosen.identified(&config, &document, Cancel::default())?;
     let threshold = args.threshold.unwrap_or(study.evaluation.threshold);
     let postprocessing = args.postprocess.rules(&study.taxonomy);
     let provenance = Provenance {

@@ -1,5 +1,6 @@
 //! `site-agent run`: the service.
 
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -9,6 +10,7 @@ use crate::client::driver::Agent;
 use crate::client::site_work::SiteWork;
 use crate::client::state::StateFolder;
 use crate::egress::Egress;
+use crate::train::trainer::Cancel;
 
 pub(super) fn run(args: &ConfigArgs) -> Result<(), CliError> {
     let config = args.read()?;
@@ -50,4 +52,17 @@ pub(super) fn stop_on_signal() -> std::io::Result<CancellationToken> {
         stopped.cancel();
     });
     Ok(stop)
+}
+
+/// The same for work on this thread, which looks now and then; `told` says what is still done. It needs the runtime to live.
+pub(super) fn cancelled_by_signal(runtime: &Runtime, told: &'static str) -> Result<Cancel, CliError> {
+    let stop = runtime.block_on(async { stop_on_signal() })?;
+    let cancel = Cancel::default();
+    let asked = cancel.clone();
+    runtime.spawn(async move {
+        stop.cancelled().await;
+        tracing::info!("{told}");
+        asked.cancel();
+    });
+    Ok(cancel)
 }

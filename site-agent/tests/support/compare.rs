@@ -22,19 +22,26 @@ pub(crate) struct Stats {
 }
 
 pub(crate) fn assert_agrees(what: &str, got: &[f32], golden: &[f32], f32_err: f64) {
-    assert_eq!(got.len(), golden.len(), "{what}: number of values");
     let absolute = (10.0 * f32_err).max(1e-5);
-    let differences =
-        got.iter().zip(golden).map(|(got, golden)| (f64::from(*got) - f64::from(*golden)).abs());
-    println!("{what}: at most {:.1e} of {absolute:.1e}", differences.fold(0.0, f64::max));
-    for (i, (&got, &golden)) in got.iter().zip(golden).enumerate() {
-        let allowed = absolute + 1e-4 * f64::from(golden).abs();
-        let difference = (f64::from(got) - f64::from(golden)).abs();
+    assert_all_within(what, got, golden, |golden| absolute + 1e-4 * golden.abs());
+}
+
+/// `allowed` gives the difference that a golden value allows; the largest one is printed beside that which 0 allows, for the
+/// table of docs/fidelity.md.
+pub(crate) fn assert_all_within(what: &str, got: &[f32], golden: &[f32], allowed: impl Fn(f64) -> f64) {
+    assert_eq!(got.len(), golden.len(), "{what}: number of values");
+    let pairs = || got.iter().zip(golden).map(|(&got, &golden)| (f64::from(got), f64::from(golden)));
+    let worst = pairs().map(|(got, golden)| (got - golden).abs()).fold(0.0, f64::max);
+    println!("{what}: at most {worst:.1e} of {:.1e}", allowed(0.0));
+    for (i, (got, golden)) in pairs().enumerate() {
+        let allowed = allowed(golden);
+        let difference = (got - golden).abs();
         assert!(difference <= allowed, "{what}[{i}]: {got}, golden {golden}, allowed difference {allowed:e}");
     }
 }
 
 pub(crate) fn assert_within(what: &str, got: f64, golden: f64, allowed: f64) {
+    println!("{what}: at most {:.1e} of {allowed:.1e}", (got - golden).abs());
     assert!(
         (got - golden).abs() <= allowed,
         "{what}: {got}, golden {golden}, allowed difference {allowed:e}"

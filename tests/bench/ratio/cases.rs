@@ -52,7 +52,7 @@ pub(crate) enum Kind {
 }
 
 /// All cases. The demo's head is asked for as many classes as a hospital of the demo annotates.
-pub(crate) const CASES: [Case; 10] = [
+pub(crate) const CASES: [Case; 11] = [
     step("demo-step-24", 8, 6, 24, false),
     step("demo-step-32", 8, 6, 32, true),
     step("demo-step-64", 8, 6, 64, true),
@@ -63,6 +63,7 @@ pub(crate) const CASES: [Case; 10] = [
     infer("full-infer", 32, [144, 96, 96], 96, false),
     block("swin-block", 48, 32),
     Case { backbone: Backbone::SwinUnetr, ..step("swin-step-64", 48, ROWS, 64, false) },
+    Case { backbone: Backbone::SwinUnetr, ..step("swin-step-96", 48, ROWS, 96, false) },
 ];
 
 const fn step(name: &'static str, width: usize, classes: usize, side: usize, quick: bool) -> Case {

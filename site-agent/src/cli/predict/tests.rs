@@ -6,6 +6,7 @@ use crate::data::geometry::Affine;
 use crate::data::nifti::{read_labels, write_image_i16};
 use crate::data::preprocess::Preprocessing;
 use crate::data::volume::Grid;
+use crate::infer::InferError;
 use crate::infer::testing::Bright;
 
 const LIVER: Bright = Bright(&[6]);
@@ -52,7 +53,8 @@ fn a_bad_scan_is_counted_and_the_others_are_labelled_in_full() {
     let (taxonomy, results) = (Taxonomy::standard(), tempfile::tempdir().unwrap());
     let wanted = wanted(&taxonomy);
     let outputs = outputs(&scans, results.path(), &wanted.ends()).unwrap();
-    assert_eq!(wanted.label_all(&scans, &outputs, &LIVER), 2);
+    let tally = wanted.label_all(&scans, &outputs, &LIVER, &Cancel::default());
+    assert_eq!(tally, Tally { labelled: 2, failed: 2 });
 
     let all = std::fs::read_dir(results.path()).unwrap();
     let mut names: Vec<String> =
@@ -73,6 +75,34 @@ fn a_bad_scan_is_counted_and_the_others_are_labelled_in_full() {
     assert_eq!(names, [of("good"), of("last")].concat());
 }
 
+/// Asks to stop as Ctrl-C does, while it looks at its first window.
+struct Interrupted<'a>(&'a Cancel);
+
+impl Predictor for Interrupted<'_> {
+    fn classes(&self) -> usize {
+        LIVER.classes()
+    }
+
+    fn logits(&self, _: &[f32], _: [usize; 3]) -> Result<Vec<f32>, InferError> {
+        self.0.cancel();
+        Err(InferError::Cancelled)
+    }
+}
+
+#[test]
+fn an_interrupted_scan_leaves_no_file_and_the_next_is_not_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let scans = ["one.nii", "two.nii"].map(|name| folder.path().join(name));
+    scans.iter().for_each(|scan| write_scan(scan));
+    let (taxonomy, results) = (Taxonomy::standard(), tempfile::tempdir().unwrap());
+    let wanted = wanted(&taxonomy);
+    let outputs = outputs(&scans, results.path(), &wanted.ends()).unwrap();
+    let cancel = Cancel::default();
+    let tally = wanted.label_all(&scans, &outputs, &Interrupted(&cancel), &cancel);
+    assert_eq!(tally, Tally { labelled: 0, failed: 0 });
+    assert_eq!(std::fs::read_dir(results.path()).unwrap().count(), 0);
+}
+
 #[test]
 fn masks_labels_and_probabilities_of_a_scan_agree() {
     let folder = tempfile::tempdir().unwrap();
@@ -81,7 +111,8 @@ fn masks_labels_and_probabilities_of_a_scan_agree() {
     let taxonomy = Taxonomy::standard();
     let wanted = wanted(&taxonomy);
     let outputs = outputs(std::slice::from_ref(&scan), folder.path(), &wanted.ends()).unwrap();
-    assert_eq!(wanted.label_all(&[scan], &outputs, &LIVER), 0);
+    let tally = wanted.label_all(&[scan], &outputs, &LIVER, &Cancel::default());
+    assert_eq!(tally, Tally { labelled: 1, failed: 0 });
 
     let labels = |end: &str| read_labels(&outputs[0].file(end), &Limits::default()).unwrap();
     let (merged, mask) = (labels(LABELS), labels("-mask-liver.nii.gz"));

@@ -47,7 +47,7 @@ impl Golden {
         assert_eq!(ours.shape(), shape, "{name}");
         let golden = bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b));
         let worst = ours.voxels().iter().zip(golden).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        println!("{name}: {worst:e}");
+        println!("{name}: at most {worst:.1e} of {tolerance:.1e}");
         assert!(worst <= tolerance, "{name}: differs by {worst}");
     }
 
@@ -55,6 +55,7 @@ impl Golden {
         for (row, column) in (0..3).flat_map(|row| (0..4).map(move |column| (row, column))) {
             let golden = self.json[case][name][row][column].as_f64().unwrap();
             let apart = (ours.affine.matrix()[(row, column)] - golden).abs();
+            println!("{case} {name}: at most {apart:.1e} of 1e-4");
             assert!(apart < 1e-4, "{case} {name} [{row}, {column}]: {apart}");
         }
     }
