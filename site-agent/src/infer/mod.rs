@@ -1,6 +1,6 @@
 //! From a scan to labels and metrics: sliding windows over the network's grid, and back to the scan's own grid.
 //!
-//! Nothing here knows the network: it is a [`Predictor`], a patch in and logits out, so that every test of geometry,
+//! Nothing here knows the network: it is a [`Predictor`], patches in and logits out, so that every test of geometry,
 //! blending and metrics runs with a predictor written in a line. Nothing here sends anything either; what an evaluation
 //! finds leaves the site through `egress`.
 //!
@@ -55,6 +55,23 @@ pub trait Predictor {
     /// # Errors
     /// [`InferError::Cancelled`] when the caller asked to stop, [`InferError::Network`] when the network cannot.
     fn logits(&self, patch: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, InferError>;
+
+    /// Logits `[n, classes, x, y, z]` of `n` patches `[n, 1, x, y, z]` of one shape: those of [`Self::logits`], to the bit, for a
+    /// network on the CPU.
+    ///
+    /// # Errors
+    /// As [`Self::logits`].
+    fn batch_logits(&self, patches: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, InferError> {
+        let mut each = patches.chunks_exact(shape.iter().product()).map(|patch| self.logits(patch, shape));
+        let mut all = each.next().transpose()?.unwrap_or_default();
+        for logits in each {
+            all.extend(logits?);
+        }
+        Ok(all)
+    }
+
+    /// Hears, before the first patch of a scan, how many patches there will be.
+    fn begin(&self, _windows: usize) {}
 }
 
 /// Why inference ended without a result.
@@ -63,7 +80,7 @@ pub enum InferError {
     /// The agent is shutting down or the request was withdrawn.
     #[error("stopped on request")]
     Cancelled,
-    /// The predictor gave another number of logits than its classes and the patch demand.
+    /// The predictor gave another number of logits than its classes and the patches demand.
     #[error("the network returned {got} numbers: expected {expected}")]
     Logits {
         /// Numbers that classes × voxels demand.
@@ -76,7 +93,7 @@ pub enum InferError {
         "{count} logits of the network are not finite numbers: the model is damaged, or its training diverged"
     )]
     NotFinite {
-        /// How many, of one patch.
+        /// How many, of the patches that were asked for together.
         count: usize,
     },
     /// The network refused the patch.

@@ -95,6 +95,48 @@ impl Predictor for StudyNetwork {
     }
 
     fn logits(&self, patch: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, InferError> {
-        self.ask(|network| network.logits(patch, shape))
+        self.batch_logits(patch, shape)
+    }
+
+    fn batch_logits(&self, patches: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, InferError> {
+        self.ask(|network| network.logits(patches, shape))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::sliding_window::{WindowPlan, sliding_window};
+    use crate::model::Backbone;
+
+    fn network(config: &ModelConfig) -> StudyNetwork {
+        let (table, device) = (ClassEmbeddings::one_hot(4, 1.0).unwrap(), device(DeviceKind::Cpu).unwrap());
+        let model = UniversalModel::new(config, Some(&table), 3, &device).unwrap();
+        StudyNetwork { network: WindowNetwork::new(model, device, 4), cancel: Cancel::default() }
+    }
+
+    #[test]
+    fn a_scan_has_the_same_logits_to_the_bit_however_many_windows_are_seen_at_once() {
+        let embedding = EmbeddingConfig { kind: EmbeddingKind::OneHot, rows: 4, width: 4 };
+        let unet = ModelConfig::unet(8, embedding);
+        let swin = ModelConfig { backbone: Backbone::SwinUnetr, width: 12, ..unet.clone() };
+        // Six windows begin at each of two x, and four at one.
+        let scans = [(unet, [16, 8, 8], [20_usize, 16, 12]), (swin, [64, 32, 32], [64, 40, 48])];
+        for (config, window, shape) in scans {
+            let network = network(&config);
+            let voxels = shape.iter().product::<usize>();
+            let image: Vec<f32> = (0..voxels).map(|i| ((i * 37) % 101) as f32 / 101.0).collect();
+            let logits = |batch: usize| {
+                let plan = WindowPlan::gaussian(window, 0.5).with_batch(batch);
+                let mut all: Vec<f32> = Vec::new();
+                sliding_window(&image, shape, &plan, &network, |_, plane| all.extend(plane)).unwrap();
+                all
+            };
+            let one_by_one = logits(1);
+            assert_eq!(one_by_one.len(), 4 * voxels);
+            for batch in [2, 5] {
+                assert!(logits(batch) == one_by_one, "{:?}, {batch} at a time", config.backbone);
+            }
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::{InferError, Predictor, Segmenter};
 use crate::data::nifti::Image;
 use crate::data::preprocess::{Preprocessing, preprocess_image};
 
-/// How inference is done. All but the post-processing is fixed by a study.
+/// How inference is done. All but post-processing and batch is fixed by a study.
 #[derive(Clone, Debug)]
 pub struct InferenceSettings {
     /// The network's grid and intensities.
@@ -22,6 +22,8 @@ pub struct InferenceSettings {
     pub window: [usize; 3],
     /// Part of a window that its neighbour shares, in `[0, 1)`.
     pub overlap: f64,
+    /// Windows that the network sees at once: a matter of the device and its memory, not of the study.
+    pub window_batch: usize,
     /// A voxel belongs to a class when its sigmoid is strictly above.
     pub threshold: f64,
     /// How the network's grid becomes the scan's.
@@ -31,7 +33,7 @@ pub struct InferenceSettings {
 }
 
 impl InferenceSettings {
-    /// The settings of `study`, without post-processing.
+    /// The settings of `study`, without post-processing, one window at a time.
     pub fn of(study: &Study) -> Self {
         let [low, high] = study.preprocessing.window_hu;
         Self {
@@ -41,6 +43,7 @@ impl InferenceSettings {
             },
             window: study.preprocessing.patch.map(|n| n as usize),
             overlap: study.evaluation.overlap,
+            window_batch: 1,
             threshold: study.evaluation.threshold,
             upsampling: study.evaluation.upsampling,
             postprocessing: None,
@@ -110,7 +113,7 @@ pub fn predict(
     let prepared = preprocess_image(image, &settings.preprocessing)?;
     let (journey, shape) = (&prepared.journey, prepared.image.shape());
     let (threshold, plane_voxels) = (settings.logit_threshold(), shape[1] * shape[2]);
-    let plan = WindowPlan::gaussian(settings.window, settings.overlap);
+    let plan = WindowPlan::gaussian(settings.window, settings.overlap).with_batch(settings.window_batch);
     let finer = journey.finer_axes().filter(|_| settings.upsampling == Upsampling::Linear);
     let mut probabilities = Probabilities::empty(journey, finer.clone(), sure);
     let windows = |plane: &mut dyn FnMut(usize, &[f32])| {
@@ -154,8 +157,15 @@ mod tests {
 
     fn settings(upsampling: Upsampling) -> InferenceSettings {
         let preprocessing = Preprocessing { spacing_mm: [1.5; 3], window_hu: (-175.0, 250.0) };
-        let (overlap, threshold, postprocessing) = (0.5, 0.5, None);
-        InferenceSettings { preprocessing, window: [16; 3], overlap, threshold, upsampling, postprocessing }
+        InferenceSettings {
+            preprocessing,
+            window: [16; 3],
+            overlap: 0.5,
+            window_batch: 1,
+            threshold: 0.5,
+            upsampling,
+            postprocessing: None,
+        }
     }
 
     /// A body in air with a bright, asymmetric bar of 200 HU, given by world position (mm). The body is as far below the

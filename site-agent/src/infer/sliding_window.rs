@@ -1,25 +1,33 @@
 //! Overlapping windows over a volume, their logits blended with a Gaussian importance map.
 //!
-//! One window at a time, first axis slowest. Because windows advance along the first axis, a plane is final as soon as
-//! no later window covers it: it is handed on and forgotten. Memory is therefore one window's depth of planes, whatever
-//! the length of the scan. Thresholds and classes are the caller's business.
+//! One window at a time, or some that begin at the same x, first axis slowest. Because windows advance along the first axis,
+//! a plane is final as soon as no later window covers it: it is handed on and forgotten. Memory is therefore one window's depth
+//! of planes and what the network needs for a batch, whatever the length of the scan. Logits are added in the order of the
+//! windows, so that the batch changes no bit. Thresholds and classes are the caller's business.
 
 use super::{InferError, Predictor};
 
-/// Size, overlap and weights of the windows.
+/// Size, overlap and weights of the windows, and how many the network sees at once.
 #[derive(Clone, Debug)]
 pub struct WindowPlan {
     roi: [usize; 3],
     overlap: f64,
     importance: Vec<f32>,
+    batch: usize,
 }
 
 impl WindowPlan {
     /// Windows of `roi` voxels whose neighbours share the fraction `overlap` (in `[0, 1)`), blended with
-    /// [`gaussian_importance`].
+    /// [`gaussian_importance`]; one at a time.
     pub fn gaussian(roi: [usize; 3], overlap: f64) -> Self {
         debug_assert!((0.0..1.0).contains(&overlap) && roi.iter().all(|&n| n > 0));
-        Self { roi, overlap, importance: gaussian_importance(roi) }
+        Self { roi, overlap, importance: gaussian_importance(roi), batch: 1 }
+    }
+
+    /// The same windows, up to `batch` of them (at least one) at a time.
+    #[must_use]
+    pub fn with_batch(self, batch: usize) -> Self {
+        Self { batch: batch.max(1), ..self }
     }
 
     /// Voxels of a window along each axis.
@@ -113,13 +121,16 @@ pub fn sliding_window(
     assert_eq!(image.len(), shape.iter().product::<usize>(), "the image must fill its shape");
     let padded = Padded::new(image, shape, plan.roi);
     let [xs, ys, zs] = plan.starts(shape);
+    let places: Vec<[usize; 2]> = ys.iter().flat_map(|&y| zs.iter().map(move |&z| [y, z])).collect();
     let mut blend = Blend::new(plan, padded.size, network.classes());
+    network.begin(xs.len() * places.len());
     for (at, &x) in xs.iter().enumerate() {
-        for &y in &ys {
-            for &z in &zs {
-                let patch = padded.window([x, y, z], plan.roi);
-                blend.add(&network.logits(&patch, plan.roi)?, [y, z])?;
+        for places in places.chunks(plan.batch) {
+            let mut patches = Vec::with_capacity(places.len() * plan.importance.len());
+            for &[y, z] in places {
+                patches.extend(padded.window([x, y, z], plan.roi));
             }
+            blend.add_all(&network.batch_logits(&patches, plan.roi)?, places)?;
         }
         let done = xs.get(at + 1).map_or(plan.roi[0], |next| next - x);
         for row in 0..done {
@@ -199,9 +210,10 @@ impl<'a> Blend<'a> {
         }
     }
 
-    fn add(&mut self, logits: &[f32], [y, z]: [usize; 2]) -> Result<(), InferError> {
-        let [rx, ry, rz] = self.plan.roi;
-        let expected = self.classes * rx * ry * rz;
+    /// Adds the logits of the windows at these places, one after the other.
+    fn add_all(&mut self, logits: &[f32], places: &[[usize; 2]]) -> Result<(), InferError> {
+        let of_window = self.classes * self.plan.importance.len();
+        let expected = places.len() * of_window;
         if logits.len() != expected {
             return Err(InferError::Logits { expected, got: logits.len() });
         }
@@ -209,6 +221,14 @@ impl<'a> Blend<'a> {
         if count > 0 {
             return Err(InferError::NotFinite { count });
         }
+        for (logits, &place) in logits.chunks_exact(of_window).zip(places) {
+            self.add(logits, place);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, logits: &[f32], [y, z]: [usize; 2]) {
+        let [rx, ry, rz] = self.plan.roi;
         let [ny, nz] = self.extent;
         for i in 0..rx {
             for j in 0..ry {
@@ -222,7 +242,6 @@ impl<'a> Blend<'a> {
                 }
             }
         }
-        Ok(())
     }
 
     /// The blended logits of one row, without padding: `[class, y, z]`.

@@ -127,6 +127,14 @@ impl Head {
         ops::segment(self.voxel_features(features.decoder), parameters)
     }
 
+    /// As [`Self::forward`], the same bits for a sample whatever comes with it: how burn rounds a product depends on its number of
+    /// rows, so that of the small products each sample has its own.
+    pub(super) fn forward_apart(&self, features: Features, channels: &[usize]) -> Tensor<5> {
+        let generate = |bottleneck| self.class_parameters(self.image_feature(bottleneck), channels);
+        let parameters = features.bottleneck.split(1, 0).into_iter().map(generate).collect();
+        ops::segment(self.voxel_features(features.decoder), Tensor::cat(parameters, 0))
+    }
+
     /// The global image feature `[n, 256]`.
     pub fn image_feature(&self, bottleneck: Tensor<5>) -> Tensor<2> {
         let normed = self.gap.norm.forward_relu(bottleneck);

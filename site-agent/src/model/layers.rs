@@ -233,7 +233,17 @@ impl PatchEmbedding {
     }
 }
 
-/// Batch normalisation by the statistics of the batch at hand (biased variance), in training *and* in inference.
+/// Which samples batch normalisation sees together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Samples {
+    /// All of a batch: training.
+    Together,
+    /// Each by itself: inference. What becomes of a sample is the same, to the bit, whatever comes with it.
+    Apart,
+}
+
+/// Batch normalisation by the statistics of the batch at hand (biased variance), in training *and* in inference, where a
+/// window is a batch of its own.
 ///
 /// There are no running statistics: the reference keeps and never reads them, and they would tell a coordinator about
 /// the images of a site.
@@ -249,8 +259,12 @@ impl BatchNorm {
     }
 
     /// The rectifier follows every batch normalisation of the network, so it is part of this.
-    pub(super) fn forward_relu(&self, x: Tensor<5>) -> Tensor<5> {
-        rectified(x, &self.weight, &self.bias, Together::Channel)
+    pub(super) fn forward_relu(&self, x: Tensor<5>, samples: Samples) -> Tensor<5> {
+        let together = match samples {
+            Samples::Together => Together::Channel,
+            Samples::Apart => Together::Groups(x.dims()[1]),
+        };
+        rectified(x, &self.weight, &self.bias, together)
     }
 }
 
@@ -268,7 +282,7 @@ impl GroupNorm {
         Self { weight: zeros([channels], device), bias: zeros([channels], device) }
     }
 
-    /// As [`BatchNorm::forward_relu`].
+    /// With its rectifier, as [`BatchNorm::forward_relu`].
     pub(super) fn forward_relu(&self, x: Tensor<5>) -> Tensor<5> {
         let [_, channels, ..] = x.dims();
         // The largest power of two in both.

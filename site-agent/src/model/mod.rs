@@ -37,8 +37,9 @@ use common::ids::ClassId;
 pub use common::study::sections::{Backbone, PatchMerging};
 
 use self::{
-    backbone::BackboneNetwork,
+    backbone::{BackboneNetwork, Show},
     head::{ClassSource, Head},
+    layers::Samples,
 };
 pub use self::{
     backbone::{
@@ -134,16 +135,16 @@ impl UniversalModel {
         Ok(self.head.forward(self.features(x)?, &channels))
     }
 
-    /// As [`Self::forward`], without gradients and one window at a time: the logits of a window are the same bits
-    /// whatever windows come with it.
+    /// As [`Self::forward`], without gradients and each window normalised by itself. On the CPU, the logits of a window are the
+    /// same bits whatever windows come with it; another device may choose other kernels for a batch, which round otherwise.
     ///
     /// # Errors
     ///
     /// As [`Self::forward`].
     pub fn infer(&self, windows: Tensor<5>, classes: &[ClassId]) -> Result<Tensor<5>, ModelError> {
-        let model = self.valid();
-        let logits = windows.inner().split(1, 0).into_iter().map(|window| model.forward(window, classes));
-        Ok(Tensor::cat(logits.collect::<Result<_, _>>()?, 0))
+        let (model, channels) = (self.valid(), self.channels(classes)?);
+        let features = model.extract(windows.inner(), Samples::Apart, &mut |_, _| ())?;
+        Ok(model.head.forward_apart(features, &channels))
     }
 
     /// What a layer holds for some voxels of one window `[1, 1, x, y, z]`, without gradients: `[channels, voxels.len()]`.
@@ -191,12 +192,16 @@ impl UniversalModel {
         x: Tensor<5>,
         mut show: impl FnMut(&'static str, &Tensor<5>),
     ) -> Result<Features, ModelError> {
+        self.extract(x, Samples::Together, &mut show)
+    }
+
+    fn extract(&self, x: Tensor<5>, samples: Samples, show: &mut Show<'_>) -> Result<Features, ModelError> {
         let [_, channels, sx, sy, sz] = x.dims();
         if channels != 1 {
             return Err(ModelError::InputChannels { got: channels });
         }
         self.config.check_patch([sx, sy, sz])?;
-        Ok(self.backbone.forward(x, &mut show))
+        Ok(self.backbone.forward(x, samples, show))
     }
 
     /// Gradients of an objective that was computed with this model.

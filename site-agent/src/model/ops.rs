@@ -74,8 +74,8 @@ pub(super) fn norm_relu(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, how: N
     norm_relu_by_burn(x, weight, bias, how)
 }
 
-/// A group of one sample is normalised as a channel of a batch of one would be: burn has a batch normalisation with a
-/// gradient of its own.
+/// A channel or a group of one sample is normalised as a channel of a batch of one would be: burn has a batch normalisation
+/// with a gradient of its own.
 fn norm_relu_by_burn(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, how: Normalisation) -> Tensor<5> {
     let (epsilon, slope) = (f64::from(how.epsilon), f64::from(how.slope));
     let rectify = |x: Tensor<5>| if slope == 0.0 { relu(x) } else { leaky_relu(x, slope) };
@@ -83,7 +83,12 @@ fn norm_relu_by_burn(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, how: Norm
         return rectify(batch_norm_train(x, weight, bias, epsilon).output);
     };
     let shape = x.dims();
-    let [n, channels, ..] = shape;
+    let [n, channels, sx, sy, sz] = shape;
+    if groups == channels {
+        let [weight, bias] = [weight, bias].map(|values| values.repeat_dim(0, n));
+        let apart = x.reshape([1, n * channels, sx, sy, sz]);
+        return rectify(batch_norm_train(apart, weight, bias, epsilon).output.reshape(shape));
+    }
     let sets = n * groups;
     let size = shape.iter().product::<usize>() / sets;
     let (ones, zeros) = (Tensor::ones([sets], &x.device()), Tensor::zeros([sets], &x.device()));

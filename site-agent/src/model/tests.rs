@@ -16,9 +16,27 @@ fn classes(ids: &[u8]) -> Vec<ClassId> {
     ids.iter().map(|&id| ClassId::new(id).unwrap()).collect()
 }
 
+/// A small Swin UNETR for four classes.
+fn transformer(device: &Device) -> UniversalModel {
+    let network =
+        ModelConfig { backbone: Backbone::SwinUnetr, width: 12, ..config(EmbeddingKind::OneHot, 4, 4) };
+    let embeddings = ClassEmbeddings::one_hot(4, 1.0).unwrap();
+    UniversalModel::new(&network, Some(&embeddings), 3, device).unwrap()
+}
+
 fn patches(n: usize) -> Tensor<5> {
-    let values: Vec<f32> = (0..n * 16 * 8 * 8).map(|i| ((i * 37) % 101) as f32 / 101.0).collect();
-    Tensor::<1>::from_floats(values.as_slice(), &Device::flex()).reshape([n, 1, 16, 8, 8])
+    patches_of([n, 1, 16, 8, 8])
+}
+
+/// Such as a [`transformer`] takes.
+fn tall_patches(n: usize) -> Tensor<5> {
+    patches_of([n, 1, 64, 32, 32])
+}
+
+fn patches_of(shape: [usize; 5]) -> Tensor<5> {
+    let values: Vec<f32> =
+        (0..shape.iter().product()).map(|i: usize| ((i * 37) % 101) as f32 / 101.0).collect();
+    Tensor::<1>::from_floats(values.as_slice(), &Device::flex()).reshape(shape)
 }
 
 fn values(tensor: Tensor<5>) -> Vec<f32> {
@@ -95,12 +113,25 @@ fn logits_of_a_class_do_not_depend_on_which_classes_come_with_it() {
 
 #[test]
 fn inference_gives_a_window_the_same_bits_in_any_batch() {
-    let model = one_hot_model(5);
-    let together = values(model.infer(patches(3), &classes(&[2, 9])).unwrap());
-    for (i, logits) in together.chunks(together.len() / 3).enumerate() {
-        let alone = patches(3).narrow(0, i, 1);
-        assert_eq!(values(model.infer(alone, &classes(&[2, 9])).unwrap()), logits);
+    let models = [(one_hot_model(5), patches(5)), (transformer(&Device::flex()), tall_patches(3))];
+    for (model, windows) in models {
+        let infer = |windows: Tensor<5>| values(model.infer(windows, &classes(&[1, 3])).unwrap());
+        let together = infer(windows.clone());
+        for batch in [1, 2] {
+            let parts = windows.clone().split(batch, 0).into_iter();
+            let parts: Vec<f32> = parts.flat_map(&infer).collect();
+            assert!(parts == together, "{:?}, {batch} at a time", model.config().backbone);
+        }
     }
+}
+
+#[test]
+fn training_normalises_the_patches_of_a_batch_together_and_inference_does_not() {
+    let (model, two, class) = (one_hot_model(5), patches(2), classes(&[2]));
+    let alone = values(model.forward(two.clone().narrow(0, 0, 1), &class).unwrap());
+    let first = |logits: Tensor<5>| values(logits.narrow(0, 0, 1));
+    assert_ne!(first(model.forward(two.clone(), &class).unwrap()), alone);
+    assert_eq!(first(model.infer(two, &class).unwrap()), alone);
 }
 
 #[test]
@@ -143,14 +174,8 @@ fn embeddings_other_than_the_configured_ones_are_refused() {
 #[test]
 fn recomputing_changes_no_bit_of_a_transformers_gradients() {
     let run = |recompute: bool| {
-        let device = training_device(DeviceKind::Cpu, recompute).unwrap();
-        let network =
-            ModelConfig { backbone: Backbone::SwinUnetr, width: 12, ..config(EmbeddingKind::OneHot, 4, 4) };
-        let embeddings = ClassEmbeddings::one_hot(4, 1.0).unwrap();
-        let model = UniversalModel::new(&network, Some(&embeddings), 3, &device).unwrap();
-        let values: Vec<f32> = (0..64 * 32 * 32).map(|i| ((i * 37) % 101) as f32 / 101.0).collect();
-        let patch = Tensor::<1>::from_floats(values.as_slice(), &Device::flex()).reshape([1, 1, 64, 32, 32]);
-        let logits = model.forward(patch, &classes(&[1, 3])).unwrap();
+        let model = transformer(&training_device(DeviceKind::Cpu, recompute).unwrap());
+        let logits = model.forward(tall_patches(1), &classes(&[1, 3])).unwrap();
         model.gradients(&(logits.clone() * logits).mean()).export()
     };
     assert!(run(false) == run(true));

@@ -1,4 +1,4 @@
-//! The network as inference uses it: host numbers in, host numbers out, one window at a time, without gradients.
+//! The network as inference uses it: host numbers in, host numbers out, some windows at a time, without gradients.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use common::ids::ClassId;
@@ -34,12 +34,13 @@ impl WindowNetwork {
         self.classes.len()
     }
 
-    /// Logits `[classes, x, y, z]` of a patch `[1, x, y, z]`, C order.
+    /// Logits `[n, classes, x, y, z]` of patches `[n, 1, x, y, z]`, C order, in one pass; as [`UniversalModel::infer`], each as if
+    /// it were alone.
     ///
     /// # Errors
-    /// [`ModelError`] for a patch that does not suit the network.
-    pub fn logits(&self, patch: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, ModelError> {
-        let logits = self.model.infer(self.window(patch, shape)?, &self.classes)?;
+    /// [`ModelError`] for patches that do not suit the network.
+    pub fn logits(&self, patches: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, ModelError> {
+        let logits = self.model.infer(self.windows(patches, shape)?, &self.classes)?;
         Ok(logits.into_data().try_to_vec().expect("invariant: every tensor of the model is f32"))
     }
 
@@ -62,7 +63,7 @@ impl WindowNetwork {
         if voxels.is_empty() {
             return Ok(Vec::new());
         }
-        let by_channel = self.model.features_at(self.window(patch, shape)?, layer, voxels)?;
+        let by_channel = self.model.features_at(self.windows(patch, shape)?, layer, voxels)?;
         let by_channel: Vec<f32> =
             by_channel.into_data().try_to_vec().expect("invariant: every tensor of the model is f32");
         let of = |voxel: usize| -> Vec<f32> {
@@ -71,10 +72,11 @@ impl WindowNetwork {
         Ok((0..voxels.len()).map(of).collect())
     }
 
-    /// `[1, 1, x, y, z]`.
-    fn window(&self, patch: &[f32], [x, y, z]: [usize; 3]) -> Result<Tensor<5>, ModelError> {
-        let patch = HostTensor::new(vec![1, 1, x, y, z], patch.to_vec())?;
-        let (shape, values) = patch.into_parts();
+    /// `[n, 1, x, y, z]`; at least one.
+    fn windows(&self, patches: &[f32], [x, y, z]: [usize; 3]) -> Result<Tensor<5>, ModelError> {
+        let n = (patches.len() / (x * y * z).max(1)).max(1);
+        let patches = HostTensor::new(vec![n, 1, x, y, z], patches.to_vec())?;
+        let (shape, values) = patches.into_parts();
         Ok(Tensor::from_data(TensorData::new(values, shape), &self.device))
     }
 }
@@ -94,7 +96,7 @@ mod tests {
         let network = WindowNetwork::new(model.clone(), device, 32);
         let (shape, voxels) = ([16, 8, 8], [1000, 0, 77]);
         let patch: Vec<f32> = (0..16 * 8 * 8).map(|i| ((i * 37) % 101) as f32 / 101.0).collect();
-        let decoder = model.features(network.window(&patch, shape).unwrap()).unwrap().decoder;
+        let decoder = model.features(network.windows(&patch, shape).unwrap()).unwrap().decoder;
         let head = model.head().voxel_features(decoder.clone());
         for (layer, whole, channels) in [(FeatureLayer::Decoder, decoder, 16), (FeatureLayer::Head, head, 8)]
         {

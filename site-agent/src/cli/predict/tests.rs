@@ -20,6 +20,7 @@ fn wanted(taxonomy: &Taxonomy) -> Wanted<'_> {
         preprocessing: Preprocessing::default(),
         window: [16; 3],
         overlap: 0.5,
+        window_batch: 1,
         threshold: 0.5,
         upsampling: Upsampling::Nearest,
         postprocessing: PostProcess::Reference.rules(taxonomy),

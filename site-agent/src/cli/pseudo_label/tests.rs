@@ -51,6 +51,7 @@ fn labeller<'a>(out: &'a Path, taxonomy: &'a Taxonomy, min_count: usize) -> Labe
             preprocessing: Preprocessing::default(),
             window: [16; 3],
             overlap: 0.5,
+            window_batch: 1,
             threshold: 0.5,
             upsampling: Upsampling::Nearest,
             postprocessing: None,

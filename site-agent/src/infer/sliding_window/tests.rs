@@ -1,4 +1,4 @@
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use safetensors::SafeTensors;
 
@@ -137,6 +137,52 @@ fn blended_logits_equal_the_reference() {
     }
 }
 
+/// The predictor of the fixtures, which keeps what it was told and asked for.
+#[derive(Default)]
+struct Witness {
+    begun: RefCell<Vec<usize>>,
+    batches: RefCell<Vec<usize>>,
+}
+
+impl Predictor for Witness {
+    fn classes(&self) -> usize {
+        FixturePredictor.classes()
+    }
+
+    fn logits(&self, patch: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, InferError> {
+        FixturePredictor.logits(patch, shape)
+    }
+
+    fn batch_logits(&self, patches: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, InferError> {
+        self.batches.borrow_mut().push(patches.len() / shape.iter().product::<usize>());
+        FixturePredictor.batch_logits(patches, shape)
+    }
+
+    fn begin(&self, windows: usize) {
+        self.begun.borrow_mut().push(windows);
+    }
+}
+
+#[test]
+fn a_batch_is_of_windows_that_begin_at_one_x_and_changes_no_bit() {
+    // Sixteen windows begin at each of four x.
+    let (shape, plan) = ([10, 13, 9], WindowPlan::gaussian([4, 6, 4], 0.5));
+    let image: Vec<f32> = (0..10 * 13 * 9).map(|i| ((i * 37) % 101) as f32 / 101.0).collect();
+    let one_by_one = whole(&image, shape, &plan, &FixturePredictor);
+    for (batch, of_row) in [(1, vec![1; 16]), (2, vec![2; 8]), (5, vec![5, 5, 5, 1]), (100, vec![16])] {
+        let witness = Witness::default();
+        assert!(whole(&image, shape, &plan.clone().with_batch(batch), &witness) == one_by_one, "{batch}");
+        assert_eq!(witness.begun.take(), [64], "it is told beforehand, once");
+        assert_eq!(witness.batches.take(), of_row.repeat(4));
+    }
+}
+
+#[test]
+fn more_overlap_is_more_windows() {
+    let windows = |overlap| WindowPlan::gaussian([32; 3], overlap).windows([96; 3]);
+    assert_eq!([0.0, 0.5, 0.75, 0.9].map(windows), [27, 125, 729, 12_167]);
+}
+
 #[test]
 fn a_predictor_that_miscounts_its_logits_is_reported() {
     struct Short;
@@ -151,6 +197,9 @@ fn a_predictor_that_miscounts_its_logits_is_reported() {
     let plan = WindowPlan::gaussian([2; 3], 0.5);
     let error = sliding_window(&[0.0; 27], [3; 3], &plan, &Short, |_, _| ()).unwrap_err();
     assert!(matches!(error, InferError::Logits { expected: 16, got: 5 }));
+    let three = plan.with_batch(3);
+    let error = sliding_window(&[0.0; 27], [3; 3], &three, &Short, |_, _| ()).unwrap_err();
+    assert!(matches!(error, InferError::Logits { expected: 48, got: 15 }));
 }
 
 #[test]

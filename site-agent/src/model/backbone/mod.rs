@@ -14,6 +14,7 @@ use common::study::sections::Backbone;
 
 use self::{swin_unetr::SwinUnetr, unet::UNet};
 use super::config::ModelConfig;
+use super::layers::Samples;
 
 /// What a backbone hands to the head.
 #[derive(Clone, Debug)]
@@ -33,7 +34,7 @@ pub(super) trait FeatureExtractor {
     fn channels(width: usize) -> (usize, usize);
 
     /// `[n, 1, x, y, z]` to features; `show` sees each stage, in the order of the forward pass.
-    fn forward(&self, x: Tensor<5>, show: &mut Show<'_>) -> Features;
+    fn forward(&self, x: Tensor<5>, samples: Samples, show: &mut Show<'_>) -> Features;
 }
 
 /// The backbone of a model.
@@ -55,10 +56,10 @@ impl BackboneNetwork {
         }
     }
 
-    pub(super) fn forward(&self, x: Tensor<5>, show: &mut Show<'_>) -> Features {
+    pub(super) fn forward(&self, x: Tensor<5>, samples: Samples, show: &mut Show<'_>) -> Features {
         match self {
-            Self::Unet(network) => network.forward(x, show),
-            Self::SwinUnetr(network) => network.forward(x, show),
+            Self::Unet(network) => network.forward(x, samples, show),
+            Self::SwinUnetr(network) => network.forward(x, samples, show),
         }
     }
 }

@@ -9,7 +9,7 @@ use burn::{
 
 use super::{FeatureExtractor, Features, Show};
 use crate::model::{
-    layers::{BatchNorm, Conv3d, UpConv3d},
+    layers::{BatchNorm, Conv3d, Samples, UpConv3d},
     ops,
 };
 
@@ -25,12 +25,12 @@ impl ConvUnit {
         Self { conv1: Conv3d::new(input, output, device), bn1: BatchNorm::new(output, device) }
     }
 
-    fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        self.bn1.forward_relu(self.conv1.forward(x))
+    fn forward(&self, x: Tensor<5>, samples: Samples) -> Tensor<5> {
+        self.bn1.forward_relu(self.conv1.forward(x), samples)
     }
 
-    fn forward_pair(&self, a: Tensor<5>, b: Tensor<5>) -> Tensor<5> {
-        self.bn1.forward_relu(self.conv1.forward_pair(a, b))
+    fn forward_pair(&self, a: Tensor<5>, b: Tensor<5>, samples: Samples) -> Tensor<5> {
+        self.bn1.forward_relu(self.conv1.forward_pair(a, b), samples)
     }
 }
 
@@ -45,8 +45,8 @@ impl Down {
         Self { ops: vec![ConvUnit::new(input, middle, device), ConvUnit::new(middle, output, device)] }
     }
 
-    fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        self.ops.iter().fold(x, |x, unit| unit.forward(x))
+    fn forward(&self, x: Tensor<5>, samples: Samples) -> Tensor<5> {
+        self.ops.iter().fold(x, |x, unit| unit.forward(x, samples))
     }
 }
 
@@ -64,9 +64,9 @@ impl Up {
         Self { up_conv: UpConv3d::new(input, device), ops: units }
     }
 
-    fn forward(&self, x: Tensor<5>, skip: Tensor<5>) -> Tensor<5> {
+    fn forward(&self, x: Tensor<5>, skip: Tensor<5>, samples: Samples) -> Tensor<5> {
         let [first, second] = &self.ops;
-        second.forward(first.forward_pair(self.up_conv.forward(x), skip))
+        second.forward(first.forward_pair(self.up_conv.forward(x), skip, samples), samples)
     }
 }
 
@@ -103,23 +103,23 @@ impl FeatureExtractor for UNet {
     }
 
     /// A stage of the encoder ends with its pooling.
-    fn forward(&self, x: Tensor<5>, show: &mut Show<'_>) -> Features {
-        let skip1 = self.down_tr64.forward(x);
+    fn forward(&self, x: Tensor<5>, samples: Samples, show: &mut Show<'_>) -> Features {
+        let skip1 = self.down_tr64.forward(x, samples);
         let x = ops::max_pool(skip1.clone());
         show("down_tr64", &x);
-        let skip2 = self.down_tr128.forward(x);
+        let skip2 = self.down_tr128.forward(x, samples);
         let x = ops::max_pool(skip2.clone());
         show("down_tr128", &x);
-        let skip3 = self.down_tr256.forward(x);
+        let skip3 = self.down_tr256.forward(x, samples);
         let x = ops::max_pool(skip3.clone());
         show("down_tr256", &x);
-        let bottleneck = self.down_tr512.forward(x);
+        let bottleneck = self.down_tr512.forward(x, samples);
         show("down_tr512", &bottleneck);
-        let x = self.up_tr256.forward(bottleneck.clone(), skip3);
+        let x = self.up_tr256.forward(bottleneck.clone(), skip3, samples);
         show("up_tr256", &x);
-        let x = self.up_tr128.forward(x, skip2);
+        let x = self.up_tr128.forward(x, skip2, samples);
         show("up_tr128", &x);
-        let decoder = self.up_tr64.forward(x, skip1);
+        let decoder = self.up_tr64.forward(x, skip1, samples);
         show("up_tr64", &decoder);
         Features { bottleneck, decoder }
     }

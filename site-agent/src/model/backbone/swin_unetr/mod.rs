@@ -22,6 +22,7 @@ use self::{
     transformer::SwinTransformer,
 };
 use super::{FeatureExtractor, Features, Show};
+use crate::model::layers::Samples;
 
 /// The backbone.
 #[derive(Module, Debug)]
@@ -64,8 +65,11 @@ impl FeatureExtractor for SwinUnetr {
         (16 * width, width)
     }
 
-    fn forward(&self, x: Tensor<5>, show: &mut Show<'_>) -> Features {
-        let hidden = self.swin_vit.forward(x.clone(), show);
+    fn forward(&self, x: Tensor<5>, samples: Samples, show: &mut Show<'_>) -> Features {
+        let hidden = match samples {
+            Samples::Together => self.swin_vit.forward(x.clone(), show),
+            Samples::Apart => self.swin_vit.forward_apart(x.clone(), show),
+        };
         for (name, hidden) in ["hidden0", "hidden1", "hidden2", "hidden3", "hidden4"].into_iter().zip(&hidden)
         {
             show(name, hidden);

@@ -161,6 +161,19 @@ impl SwinTransformer {
         let four = fourth[0].forward(three.clone(), &NAMES[3], show);
         [embedded, one, two, three, four].map(|tokens| tokens.hidden())
     }
+
+    /// As [`Self::forward`], a sample at a time: nothing is normalised over samples here, but how burn rounds a product depends
+    /// on its number of rows.
+    pub(super) fn forward_apart(&self, x: Tensor<5>, show: &mut Show<'_>) -> [Tensor<5>; 5] {
+        if x.dims()[0] == 1 {
+            return self.forward(x, show);
+        }
+        let of_samples: Vec<[Tensor<5>; 5]> =
+            x.split(1, 0).into_iter().map(|sample| self.forward(sample, show)).collect();
+        std::array::from_fn(|level| {
+            Tensor::cat(of_samples.iter().map(|hidden| hidden[level].clone()).collect(), 0)
+        })
+    }
 }
 
 #[cfg(test)]
