@@ -123,7 +123,11 @@ fn score(
 ) -> Result<Record, CliError> {
     let study = document.study();
     let postprocessing = args.postprocess.rules(&study.taxonomy);
-    let settings = InferenceSettings { postprocessing, ..InferenceSettings::of(study) };
+    let settings = InferenceSettings {
+        window_batch: config.window_batch,
+        postprocessing,
+        ..InferenceSettings::of(study)
+    };
     let tau_mm = |class| study.evaluation.nsd_tolerance_mm.of(class);
     let evaluation = Evaluation {
         window_hu: settings.preprocessing.window_hu,

@@ -49,6 +49,9 @@ pub(super) struct PredictArgs {
     /// their folders: `FOLDER-NAME-labels.nii.gz`.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Part of a window that its neighbour shares, 0 to 0.9: more is slower and has fewer seams. Default: the study's own.
+    #[arg(long, value_name = "PART", value_parser = part_of_window)]
+    overlap: Option<f64>,
     /// What happens to the network's masks. The reference's rules drop a lung that is alone in the scan.
     #[arg(long, value_enum, default_value_t = PostProcess::Reference, value_name = "RULES")]
     postprocess: PostProcess,
@@ -73,11 +76,16 @@ pub(super) struct PredictArgs {
     assume_hounsfield: bool,
 }
 
+fn part_of_window(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
+    if (0.0..=0.9).contains(&value) { Ok(value) } else { Err("expected a number from 0 to 0.9".to_owned()) }
+}
+
 pub(super) fn run(args: &PredictArgs) -> Result<(), CliError> {
     let config = args.config.read()?;
     limit_threads(config.threads)?;
     let document = args.chosen.study(&config)?;
-    let wanted = Wanted::of(args, document.study())?;
+    let wanted = Wanted::of(args, document.study(), config.window_batch)?;
     let outputs = outputs(&args.scans, &args.out, &wanted.ends())?;
     let runtime = runtime()?;
     let cancel = cancelled_by_signal(&runtime, "stopping; a scan whose files are being written is finished")?;
@@ -123,16 +131,21 @@ struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    fn of(args: &PredictArgs, study: &'a Study) -> Result<Self, CliError> {
+    fn of(args: &PredictArgs, study: &'a Study, window_batch: usize) -> Result<Self, CliError> {
         let taxonomy = &study.taxonomy;
-        let postprocessing = args.postprocess.rules(taxonomy);
+        let settings = InferenceSettings {
+            overlap: args.overlap.unwrap_or(study.evaluation.overlap),
+            window_batch,
+            postprocessing: args.postprocess.rules(taxonomy),
+            ..InferenceSettings::of(study)
+        };
         let classes = chosen_classes(&args.classes, taxonomy)?;
         let table = match &args.labels_of {
             Some(name) => merge_table(name, args.sides, taxonomy)?,
             None => MergeTable::universal(taxonomy),
         };
         Ok(Self {
-            settings: InferenceSettings { postprocessing, ..InferenceSettings::of(study) },
+            settings,
             taxonomy,
             table,
             masks: if args.masks { classes.clone() } else { Vec::new() },

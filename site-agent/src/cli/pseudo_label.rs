@@ -93,7 +93,12 @@ pub(super) fn run(args: &PseudoLabelArgs) -> Result<(), CliError> {
     let mut labeller = Labeller {
         out: &args.out,
         taxonomy: &study.taxonomy,
-        settings: InferenceSettings { threshold, postprocessing, ..InferenceSettings::of(study) },
+        settings: InferenceSettings {
+            window_batch: config.window_batch,
+            threshold,
+            postprocessing,
+            ..InferenceSettings::of(study)
+        },
         wanted: wanted.into_iter().collect(),
         min_volume_ml: args.min_volume_ml,
         min_count: config.min_count as usize,

@@ -31,6 +31,8 @@ struct RawSite {
     #[serde(default)]
     recompute: Option<bool>,
     #[serde(default)]
+    window_batch: Option<u32>,
+    #[serde(default)]
     memory_mib: Option<u64>,
     #[serde(default)]
     congestion: RawCongestion,
@@ -79,6 +81,8 @@ pub struct SiteConfig {
     /// Whether training makes some activations again in its backward pass, in the place of keeping them: the same bits in
     /// less memory and a little more time.
     pub recompute: bool,
+    /// Windows of a scan that the network sees at once.
+    pub window_batch: usize,
     /// Memory for prepared scans, bytes; the others wait on the disk.
     pub memory_bytes: usize,
     /// Congestion control of the link.
@@ -109,6 +113,7 @@ impl SiteConfig {
         }
         let device = parse_device(raw.device.as_deref(), &mut problems);
         problems.in_range("threads", raw.threads.unwrap_or(1), 1..=1024);
+        problems.in_range("window_batch", raw.window_batch.unwrap_or(1), 1..=64);
         problems.in_range("memory_mib", raw.memory_mib.unwrap_or(2048), 1..=1 << 20);
         problems.in_range("min_count", raw.min_count.unwrap_or(5), 1..=1000);
         check_names(&raw.dataset, &mut problems);
@@ -124,6 +129,7 @@ impl SiteConfig {
             device,
             threads: raw.threads.map(|n| n as usize),
             recompute: raw.recompute.unwrap_or(true),
+            window_batch: raw.window_batch.unwrap_or(1) as usize,
             memory_bytes: usize::try_from(raw.memory_mib.unwrap_or(2048) << 20).unwrap_or(usize::MAX),
             congestion: match raw.congestion {
                 RawCongestion::Bbr => Congestion::Bbr,
@@ -239,6 +245,24 @@ mod tests {
         let unknown =
             SiteConfig::parse(Path::new("site.toml"), "role = \"trainer\"\n").unwrap_err().to_string();
         assert!(unknown.contains("role"), "{unknown}");
+    }
+
+    #[test]
+    fn windows_come_one_at_a_time_unless_told_otherwise_and_never_none_at_a_time() {
+        let read = |keys: &str| {
+            let text = format!(
+                "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p\"\n{keys}"
+            );
+            SiteConfig::parse(Path::new("site.toml"), &text)
+        };
+        assert_eq!(read("").unwrap().window_batch, 1);
+        assert_eq!(read("window_batch = 4\n").unwrap().window_batch, 4);
+        for outside in ["window_batch = 0\n", "window_batch = 65\n"] {
+            let refused = read(outside).unwrap_err();
+            assert_eq!(refused.items()[0].line, Some(5));
+            let words = refused.to_string();
+            assert!(words.contains("`window_batch`") && words.contains("1 to 64"), "{words}");
+        }
     }
 
     #[test]

@@ -158,7 +158,8 @@ impl Work for SiteWork {
             annotated_cases(study, &self.config, |case| case.split != Split::Excluded && !case.pseudo)?;
         let overlays = self.state.overlays(document.digest(), round.0);
         files::make_private_folder(&overlays)?;
-        let settings = InferenceSettings::of(study);
+        let window_batch = self.config.window_batch;
+        let settings = InferenceSettings { window_batch, ..InferenceSettings::of(study) };
         let tau_mm = |class| study.evaluation.nsd_tolerance_mm.of(class);
         let evaluation = Evaluation {
             window_hu: settings.preprocessing.window_hu,

@@ -1,4 +1,5 @@
 use common::study::sections::Upsampling;
+use common::testing::example_study;
 use nalgebra::{Matrix4, Vector4};
 
 use super::*;
@@ -134,22 +135,39 @@ fn a_data_set_or_class_that_nobody_knows_is_refused_with_what_is_known() {
     assert!(refused.contains("did you mean `liver`"), "{refused}");
 }
 
+#[derive(Debug, clap::Parser)]
+struct Command {
+    #[command(flatten)]
+    args: PredictArgs,
+}
+
+fn parse(more: &[&str]) -> Result<PredictArgs, clap::Error> {
+    let words = ["predict", "ct.nii", "--out", "o"].into_iter().chain(more.iter().copied());
+    <Command as clap::Parser>::try_parse_from(words).map(|command| command.args)
+}
+
 #[test]
 fn classes_are_named_only_where_something_is_written_for_each() {
-    #[derive(Debug, clap::Parser)]
-    struct Command {
-        #[command(flatten)]
-        args: PredictArgs,
-    }
-    let parse = |more: &[&str]| {
-        let words = ["predict", "ct.nii", "--out", "o", "--classes", "liver,spleen"].into_iter();
-        let words = words.chain(more.iter().copied());
-        <Command as clap::Parser>::try_parse_from(words).map(|command| command.args)
-    };
-    assert!(parse(&[]).is_err(), "the label file has all classes: nothing would come of it");
+    let named = |more: &[&str]| parse(&[["--classes", "liver,spleen"].as_slice(), more].concat());
+    assert!(named(&[]).is_err(), "the label file has all classes: nothing would come of it");
     for more in [["--masks"].as_slice(), &["--probabilities"], &["--masks", "--probabilities"]] {
-        assert_eq!(parse(more).unwrap().classes, ["liver", "spleen"]);
+        assert_eq!(named(more).unwrap().classes, ["liver", "spleen"]);
     }
+}
+
+#[test]
+fn windows_overlap_as_the_study_says_unless_told_otherwise() {
+    let document = example_study();
+    let settings = |more: &[&str]| Wanted::of(&parse(more).unwrap(), document.study(), 4).unwrap().settings;
+    assert_eq!(settings(&[]).overlap, document.study().evaluation.overlap);
+    assert_eq!(settings(&["--overlap", "0.75"]).overlap, 0.75);
+    assert_eq!(settings(&["--overlap", "0"]).overlap, 0.0);
+    assert_eq!(settings(&[]).window_batch, 4);
+    for outside in ["--overlap=-0.1", "--overlap=0.95", "--overlap=nan"] {
+        let refused = parse(&[outside]).unwrap_err().to_string();
+        assert!(refused.contains("0 to 0.9"), "{refused}");
+    }
+    assert!(parse(&["--overlap", "half"]).is_err());
 }
 
 #[test]
