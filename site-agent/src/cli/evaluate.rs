@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use common::ids::{ModelHash, RoundId};
-use common::report::{CaseOutcome, EvaluationReport, ReportSubject};
+use common::report::{CaseOutcome, CaseScore, EvaluationReport, ReportSubject};
 use common::study::StudyDocument;
 use common::taxonomy::Taxonomy;
 
@@ -26,14 +26,15 @@ use super::chosen_scans::ChosenScans;
 use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
 use super::pseudo_label::volume_ml;
+use super::window_progress::WindowProgress;
 use super::{ConfigArgs, limit_threads, line, site_name};
 use crate::client::config::SiteConfig;
 use crate::client::files;
 use crate::data::dataset::{Case, Split};
-use crate::infer::Segmenter;
 use crate::infer::evaluate::{Evaluation, ScanScores};
 use crate::infer::location::LocationAtlas;
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
+use crate::infer::{InferError, Predictor};
 use crate::train::trainer::Cancel;
 
 /// Arguments of `evaluate`.
@@ -135,14 +136,12 @@ fn score(
         tau_mm: &tau_mm,
         overlays: args.out.as_deref(),
     };
-    let run = |segmenter: &dyn Segmenter| {
-        evaluation.run(cases, segmenter, |case, scores| line(scan_line(case, scores)))
-    };
     let (scores, model) = if args.location_only.is_empty() {
         let (network, model) = args.chosen.identified(config, document, Cancel::default())?;
-        (run(&NetworkSegmenter { settings, network: &network })?, Some(model))
+        (score_network(&evaluation, cases, settings, &network)?, Some(model))
     } else {
-        (run(&learn_locations(&args.location_only, &study.taxonomy)?)?, None)
+        let baseline = learn_locations(&args.location_only, &study.taxonomy)?;
+        (evaluation.run(cases, &baseline, |case, scores| line(scan_line(case, scores)))?, None)
     };
     let subject = ReportSubject {
         site: site_name(config)?,
@@ -155,6 +154,30 @@ fn score(
     let report = EvaluationReport::summarise(subject, &scores, tau_mm, 1, study.seed);
     let names = cases.iter().map(|case| (case.name.as_str(), case.patient.as_str()));
     Ok(Record::of(in_words(model, args.postprocess), model, report, names, &scores))
+}
+
+/// Scores a network, which shows how far it is within a scan.
+fn score_network(
+    evaluation: &Evaluation<'_>,
+    cases: &[&Case],
+    settings: InferenceSettings,
+    network: &dyn Predictor,
+) -> Result<Vec<CaseScore>, InferError> {
+    let progress = WindowProgress::new(network);
+    let announce = |done: usize| {
+        if let Some(case) = cases.get(done) {
+            progress.scan(done + 1, cases.len(), &case.name);
+        }
+    };
+    announce(0);
+    let mut done = 0;
+    let scored = |case: &Case, scores: &ScanScores| {
+        progress.clear();
+        line(scan_line(case, scores));
+        done += 1;
+        announce(done);
+    };
+    evaluation.run(cases, &NetworkSegmenter { settings, network: &progress }, scored)
 }
 
 /// What is scored; without a model it is the baseline.

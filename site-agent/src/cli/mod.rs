@@ -39,6 +39,7 @@ mod scatter;
 mod split;
 mod status;
 mod study;
+mod window_progress;
 
 use std::path::{Path, PathBuf};
 

@@ -19,6 +19,7 @@ use super::distinct::distinct;
 use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
 use super::run::cancelled_by_signal;
+use super::window_progress::WindowProgress;
 use super::{ConfigArgs, limit_threads, line, runtime, shown};
 use crate::client::files;
 use crate::data::DataError;
@@ -185,12 +186,16 @@ impl<'a> Wanted<'a> {
         cancel: &Cancel,
     ) -> Tally {
         let mut tally = Tally::default();
+        let progress = WindowProgress::new(network);
         for (number, (scan, out)) in (1..).zip(scans.iter().zip(outputs)) {
             if cancel.is_cancelled() {
                 break;
             }
             let place = format!("[{number}/{}] {}", scans.len(), scan.display());
-            match self.label(scan, out, network) {
+            progress.scan(number, scans.len(), shown(scan));
+            let labelled = self.label(scan, out, &progress);
+            progress.clear();
+            match labelled {
                 Ok(()) => {
                     tally.labelled += 1;
                     line(format!("{place} -> {}", out.file(LABELS).display()));

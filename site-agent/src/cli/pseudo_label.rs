@@ -20,6 +20,7 @@ use super::distinct::distinct;
 use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
 use super::predict::chosen_classes;
+use super::window_progress::WindowProgress;
 use super::{ConfigArgs, limit_threads, line};
 use crate::client::files;
 use crate::data::DataError;
@@ -152,9 +153,13 @@ impl<'a> Labeller<'a> {
     /// Labels every scan that can be, a line for each, and says how many could not.
     fn label_all(&mut self, cases: &'a [Case], network: &dyn Predictor) -> usize {
         let mut failed = 0;
+        let progress = WindowProgress::new(network);
         for (number, (case, folder)) in (1..).zip(cases.iter().zip(folder_names(cases))) {
             let place = format!("[{number}/{}] {}", cases.len(), case.name);
-            match self.label(case, &folder, network) {
+            progress.scan(number, cases.len(), &case.name);
+            let labelled = self.label(case, &folder, &progress);
+            progress.clear();
+            match labelled {
                 Ok(found) => {
                     line(format!("{place}: {} classes", found.len()));
                     if !found.is_empty() {
