@@ -3,7 +3,7 @@
 //! Knows rows with names, nothing of classes. Every cell shows its number, so that the picture can be read without its
 //! colours.
 
-use super::picture::{escape, write_infallibly};
+use super::picture::{escape, open_svg, write_infallibly};
 
 /// Names of rows and columns, and rows of numbers as long as there are names.
 pub(super) struct HeatMap<'a> {
@@ -32,9 +32,13 @@ impl HeatMap<'_> {
         let side = CELL * self.names.len() as f64;
         let (left, top) = (NAMES, TOP + NAMES);
         let (width, height) = (left + side + SCALE_WIDTH, top + side + 10.0);
-        let mut svg = format!(
-            r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0} {height:.0}" width="{width:.0}" height="{height:.0}" font-family="system-ui, sans-serif" role="img"><title>{title}</title><rect width="100%" height="100%" fill="#fff"/><text x="10" y="22" font-size="15">{title}</text>"##,
-            title = escape(self.title)
+        let mut svg = open_svg(width, height, self.title);
+        write_infallibly(
+            &mut svg,
+            format_args!(
+                r##"<text x="10" y="22" font-size="15">{title}</text>"##,
+                title = escape(self.title)
+            ),
         );
         for (i, name) in self.names.iter().enumerate() {
             draw_name(&mut svg, name, [left, top], CELL * (i as f64 + 0.5));

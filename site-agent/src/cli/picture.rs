@@ -42,6 +42,14 @@ pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
 }
 
+/// The begin of a drawing of this size in user units, on white; `title` is plain text, for readers who do not see it.
+pub(super) fn open_svg(width: f64, height: f64, title: &str) -> String {
+    let title = escape(title);
+    format!(
+        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0} {height:.0}" width="{width:.0}" height="{height:.0}" font-family="system-ui, sans-serif" role="img"><title>{title}</title><rect width="100%" height="100%" fill="#fff"/>"##
+    )
+}
+
 pub(super) fn write_infallibly(to: &mut String, what: std::fmt::Arguments<'_>) {
     // Writing to a String cannot fail.
     let _ = to.write_fmt(what);

@@ -2,7 +2,7 @@
 //!
 //! Knows names and numbers, nothing of classes. Hovering over a dot names it.
 
-use super::picture::{escape, write_infallibly};
+use super::picture::{escape, open_svg, write_infallibly};
 use super::quartiles::Quartiles;
 
 /// Rows from top to bottom.
@@ -55,9 +55,8 @@ impl RowPlot<'_> {
         let foot = TOP + ROW * self.rows.len() as f64;
         let (width, height) = (NAMES + WIDTH + NOTES, foot + BOTTOM);
         let title = escape(self.title);
-        let mut svg = format!(
-            r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0} {height:.0}" width="{width:.0}" height="{height:.0}" font-family="system-ui, sans-serif" role="img"><title>{title}</title><rect width="100%" height="100%" fill="#fff"/><text x="10" y="18" font-size="14">{title}</text>"##
-        );
+        let mut svg = open_svg(width, height, self.title);
+        write_infallibly(&mut svg, format_args!(r##"<text x="10" y="18" font-size="14">{title}</text>"##));
         self.draw_scale(&mut svg, foot);
         for (number, row) in self.rows.iter().enumerate() {
             let y = TOP + ROW * (number as f64 + 0.5);

@@ -3,7 +3,7 @@
 //! Knows groups with names and colours, nothing of classes. Every group has its name in its middle, so that the drawing can
 //! be read without its colours. A plane of t-SNE has no axes worth a number: none are drawn.
 
-use super::picture::{escape, write_infallibly};
+use super::picture::{escape, open_svg, write_infallibly};
 
 /// Points of one name.
 pub(super) struct Group {
@@ -35,8 +35,12 @@ impl Scatter<'_> {
         let names = LEGEND_STEP * self.groups.len() as f64;
         let (width, height) = (2.0 * MARGIN + SIDE + LEGEND, TOP + SIDE.max(names) + MARGIN);
         let (title, note) = (escape(self.title), escape(self.note));
-        let mut svg = format!(
-            r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0} {height:.0}" width="{width:.0}" height="{height:.0}" font-family="system-ui, sans-serif" role="img"><title>{title}</title><rect width="100%" height="100%" fill="#fff"/><text x="20" y="24" font-size="15">{title}</text><text x="20" y="42" font-size="11" fill="#555">{note}</text><rect x="{MARGIN}" y="{TOP}" width="{SIDE}" height="{SIDE}" fill="none" stroke="#ddd"/>"##
+        let mut svg = open_svg(width, height, self.title);
+        write_infallibly(
+            &mut svg,
+            format_args!(
+                r##"<text x="20" y="24" font-size="15">{title}</text><text x="20" y="42" font-size="11" fill="#555">{note}</text><rect x="{MARGIN}" y="{TOP}" width="{SIDE}" height="{SIDE}" fill="none" stroke="#ddd"/>"##
+            ),
         );
         let frame = Frame::around(self.groups);
         for group in self.groups {

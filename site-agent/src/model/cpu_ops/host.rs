@@ -28,29 +28,51 @@ fn joint_extent(x: &[Host]) -> Extent {
     of_one.with_channels(x.iter().map(|x| extent(x).channels).sum())
 }
 
-fn convolve<const N: usize>(x: [Host; N], weight: Host, bias: Host) -> Host {
+/// A convolution from the values of its inputs, weights and bias.
+type Forward = fn(Isa, &[&[f32]], Extent, &[f32], &[f32]) -> Vec<f32>;
+/// Its inputs' gradients, from that of the output and the weights, for inputs of so many channels.
+type InputGradient<const N: usize> = fn(Isa, &[f32], Extent, &[f32], [usize; N]) -> [Vec<f32>; N];
+/// Its weights' gradient, from its inputs and the gradient of so many outputs.
+type WeightGradient = fn(Isa, &[&[f32]], Extent, &[f32], usize) -> Vec<f32>;
+
+fn convolve<const N: usize>(kernel: Forward, x: [Host; N], weight: Host, bias: Host) -> Host {
     let x = x.map(|x| x.to_contiguous());
     let (weight, bias) = (weight.to_contiguous(), bias.to_contiguous());
     let (extent, outs) = (joint_extent(&x), bias.shape().num_elements());
     let parts = x.each_ref().map(|x| x.storage::<f32>());
-    let bias = Some(bias.storage());
-    let y = conv3::forward(Isa::detect(), &parts, extent, weight.storage(), bias, outs);
+    let y = kernel(Isa::detect(), &parts, extent, weight.storage(), bias.storage());
     volumes(y, extent.with_channels(outs))
 }
 
-fn map_channels<const N: usize>(x: [Host; N], weight: Host, bias: Host) -> Host {
-    let x = x.map(|x| x.to_contiguous());
-    let (weight, bias) = (weight.to_contiguous(), bias.to_contiguous());
-    let (extent, outs) = (joint_extent(&x), bias.shape().num_elements());
+fn conv3_with_bias(isa: Isa, x: &[&[f32]], extent: Extent, weights: &[f32], bias: &[f32]) -> Vec<f32> {
+    conv3::forward(isa, x, extent, weights, Some(bias), bias.len())
+}
+
+/// The gradients of a convolution's inputs, which have so many channels each.
+fn differentiate_inputs<const N: usize>(
+    kernel: InputGradient<N>,
+    dy: Host,
+    weight: Host,
+    channels: [usize; N],
+) -> [Host; N] {
+    let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
+    let extent = extent(&dy);
+    let mut dx = kernel(Isa::detect(), dy.storage(), extent, weight.storage(), channels).into_iter();
+    channels.map(|channels| volumes(dx.next().unwrap_or_default(), extent.with_channels(channels)))
+}
+
+/// The gradient of a convolution's weights, whose kernel has sides of `side` voxels.
+fn differentiate_weights<const N: usize>(
+    kernel: WeightGradient,
+    x: [Host; N],
+    dy: Host,
+    side: usize,
+) -> Host {
+    let (x, dy) = (x.map(|x| x.to_contiguous()), dy.to_contiguous());
+    let (extent, [_, outs, ..]) = (joint_extent(&x), dy.shape().dims::<5>());
     let parts = x.each_ref().map(|x| x.storage::<f32>());
-    let y = conv1::forward(Isa::detect(), &parts, extent, weight.storage(), bias.storage());
-    volumes(y, extent.with_channels(outs))
-}
-
-/// The gradients of several volumes, which have so many channels each.
-fn volumes_of<const N: usize>(values: [Vec<f32>; N], extent: Extent, channels: [usize; N]) -> [Host; N] {
-    let mut channels = channels.into_iter();
-    values.map(|values| volumes(values, extent.with_channels(channels.next().unwrap_or(0))))
+    let dw = kernel(Isa::detect(), &parts, extent, dy.storage(), outs);
+    tensor(dw, [outs, extent.channels, side, side, side])
 }
 
 fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Host {
@@ -91,19 +113,19 @@ fn attention_inputs([qkv, padding, table]: &[Host; 3]) -> attention::Inputs<'_> 
 
 impl CpuOps for Flex {
     fn conv1(x: Host, weight: Host, bias: Host) -> Host {
-        map_channels([x], weight, bias)
+        convolve(conv1::forward, [x], weight, bias)
     }
 
     fn conv1_pair(a: Host, b: Host, weight: Host, bias: Host) -> Host {
-        map_channels([a, b], weight, bias)
+        convolve(conv1::forward, [a, b], weight, bias)
     }
 
     fn conv3(x: Host, weight: Host, bias: Host) -> Host {
-        convolve([x], weight, bias)
+        convolve(conv3_with_bias, [x], weight, bias)
     }
 
     fn conv3_pair(a: Host, b: Host, weight: Host, bias: Host) -> Host {
-        convolve([a, b], weight, bias)
+        convolve(conv3_with_bias, [a, b], weight, bias)
     }
 
     fn norm_relu(x: Host, weight: Host, bias: Host, how: Normalisation) -> Host {
@@ -149,33 +171,19 @@ impl CpuOps for Flex {
 
 impl CpuGradients for Flex {
     fn conv1_input<const N: usize>(dy: Host, weight: Host, channels: [usize; N]) -> [Host; N] {
-        let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
-        let extent = extent(&dy);
-        let dx = conv1::input_gradient(Isa::detect(), dy.storage(), extent, weight.storage(), channels);
-        volumes_of(dx, extent, channels)
+        differentiate_inputs(conv1::input_gradient, dy, weight, channels)
     }
 
     fn conv1_weight<const N: usize>(x: [Host; N], dy: Host) -> Host {
-        let (x, dy) = (x.map(|x| x.to_contiguous()), dy.to_contiguous());
-        let (extent, [_, outs, ..]) = (joint_extent(&x), dy.shape().dims::<5>());
-        let parts = x.each_ref().map(|x| x.storage::<f32>());
-        let dw = conv1::weight_gradient(Isa::detect(), &parts, extent, dy.storage(), outs);
-        tensor(dw, [outs, extent.channels, 1, 1, 1])
+        differentiate_weights(conv1::weight_gradient, x, dy, 1)
     }
 
     fn conv3_input<const N: usize>(dy: Host, weight: Host, channels: [usize; N]) -> [Host; N] {
-        let (dy, weight) = (dy.to_contiguous(), weight.to_contiguous());
-        let extent = extent(&dy);
-        let dx = conv3::input_gradient(Isa::detect(), dy.storage(), extent, weight.storage(), channels);
-        volumes_of(dx, extent, channels)
+        differentiate_inputs(conv3::input_gradient, dy, weight, channels)
     }
 
     fn conv3_weight<const N: usize>(x: [Host; N], dy: Host) -> Host {
-        let (x, dy) = (x.map(|x| x.to_contiguous()), dy.to_contiguous());
-        let (extent, [_, outs, ..]) = (joint_extent(&x), dy.shape().dims::<5>());
-        let parts = x.each_ref().map(|x| x.storage::<f32>());
-        let dw = conv3::weight_gradient(Isa::detect(), &parts, extent, dy.storage(), outs);
-        tensor(dw, [outs, extent.channels, 3, 3, 3])
+        differentiate_weights(conv3::weight_gradient, x, dy, 3)
     }
 
     fn channel_sums(dy: Host) -> Host {
