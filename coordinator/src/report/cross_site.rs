@@ -9,7 +9,7 @@ mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::ids::{ClassId, ParseIdError, SiteId};
+use common::ids::{ClassId, ParseIdError, SiteId, TaxonomyDigest};
 use serde::Serialize;
 
 use super::{ClassScore, ReportData};
@@ -38,6 +38,16 @@ pub enum CrossSiteError {
         /// Who was to.
         evaluator: SiteId,
     },
+    /// Its classes are others: a number of the same id would be of another structure.
+    #[error(
+        "the study is over taxonomy {got}: expected {expected}, that of the study beside which it stands"
+    )]
+    OtherTaxonomy {
+        /// That of the study that left the site out.
+        expected: TaxonomyDigest,
+        /// That of this one.
+        got: TaxonomyDigest,
+    },
 }
 
 /// The experiment: each site left out once.
@@ -54,6 +64,8 @@ pub struct LeftOut {
     pub site: SiteId,
     /// The name under which its scans were scored.
     pub evaluator: SiteId,
+    /// What the classes' ids mean.
+    pub taxonomy: TaxonomyDigest,
     /// The classes that it scored, by id.
     pub classes: Vec<ClassRow>,
 }
@@ -166,14 +178,18 @@ impl LeftOut {
             }
         };
         let classes = last_scores(report, &evaluator)?.iter().map(row).collect();
-        Ok(Self { site, evaluator, classes })
+        Ok(Self { site, evaluator, taxonomy: report.study.taxonomy, classes })
     }
 
     /// Adds what another model scores on the same scans: the last one of the study of `report`.
     ///
     /// # Errors
-    /// [`CrossSiteError`] when that study is not over or not scored.
+    /// [`CrossSiteError`] when that study is not over, not scored, or of other classes.
     pub fn beside(mut self, baseline: Baseline, report: &ReportData) -> Result<Self, CrossSiteError> {
+        let (expected, got) = (self.taxonomy, report.study.taxonomy);
+        if got != expected {
+            return Err(CrossSiteError::OtherTaxonomy { expected, got });
+        }
         for score in last_scores(report, &self.evaluator)? {
             let row = self.classes.iter_mut().find(|row| row.class == score.class);
             let known = !learnt_from(report, score.class).is_empty();
@@ -345,6 +361,15 @@ pub(super) mod tests {
         assert_eq!(of(&report), Err(CrossSiteError::NotScored { evaluator: site("site-d") }));
         report.study.state = "collecting".to_owned();
         assert_eq!(of(&report), Err(CrossSiteError::NotFinished { state: "collecting".to_owned() }));
+    }
+
+    #[test]
+    fn a_study_of_other_classes_is_not_set_beside() {
+        let mut other = sample();
+        other.study.taxonomy = TaxonomyDigest(Digest::of(b"another"));
+        let (expected, got) = (sample().study.taxonomy, other.study.taxonomy);
+        let refused = left_out().beside(Baseline::Joined, &other);
+        assert_eq!(refused, Err(CrossSiteError::OtherTaxonomy { expected, got }));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::client::state::InUse;
 use crate::data::DataError;
 use crate::egress::{EgressError, PolicyRefusal};
 use crate::infer::InferError;
+use crate::model::ModelError;
 use crate::model::checkpoint::CheckpointError;
 use crate::model::text::TextError;
 
@@ -169,7 +170,12 @@ fn exit_of(cause: Cause<'_>) -> Option<Exit> {
     if cause.is::<Diagnostics>() || matches!(cause.downcast_ref(), Some(IdentityError::NotEnrolled { .. })) {
         return Some(Exit::Config);
     }
-    let is_data = cause.is::<DataError>()
+    let bad_file = matches!(
+        cause.downcast_ref(),
+        Some(ModelError::Safetensors(_) | ModelError::EmbeddingValues(_) | ModelError::Mismatch(_))
+    );
+    let is_data = bad_file
+        || cause.is::<DataError>()
         || cause.is::<InferError>()
         || cause.is::<CheckpointError>()
         || cause.is::<TextError>();
@@ -207,6 +213,12 @@ mod tests {
         let error = CliError::new(TextError::TooLong { prompt: "a liver".to_owned(), tokens: 80, limit: 77 });
         assert_eq!(error.exit, Exit::Data);
         assert!(error.text().contains("reads 77") && error.text().contains("--template"), "{}", error.text());
+    }
+
+    #[test]
+    fn a_file_that_is_no_table_is_bad_input() {
+        let garbage = crate::model::record::read_safetensors(b"no tensors").unwrap_err();
+        assert_eq!(CliError::new(anyhow::Error::new(garbage).context("table.safetensors")).exit, Exit::Data);
     }
 
     #[test]

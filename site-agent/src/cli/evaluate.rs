@@ -216,6 +216,9 @@ fn scan_line(case: &Case, scores: &ScanScores) -> String {
             CaseOutcome::Absent { .. } => None,
         })
         .collect();
-    let mean = dice.iter().sum::<f64>() / dice.len().max(1) as f64;
+    if dice.is_empty() {
+        return format!("{:<40} shows none of the classes that it annotates", case.name);
+    }
+    let mean = dice.iter().sum::<f64>() / dice.len() as f64;
     format!("{:<40} {:>2} classes, mean Dice {mean:.3}", case.name, dice.len())
 }

@@ -20,8 +20,9 @@ use super::distinct::distinct;
 use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
 use super::predict::chosen_classes;
+use super::run::cancelled_by_signal;
 use super::window_progress::WindowProgress;
-use super::{ConfigArgs, limit_threads, line};
+use super::{ConfigArgs, limit_threads, line, runtime};
 use crate::client::files;
 use crate::data::DataError;
 use crate::data::dataset::{CASES_FILE, Case, LABEL_MAP_FILE, Split, TAXONOMY_FILE};
@@ -80,7 +81,9 @@ pub(super) fn run(args: &PseudoLabelArgs) -> Result<(), CliError> {
     let wanted = chosen_classes(&args.classes, &study.taxonomy)?;
     let mut cases = config.read_cases(&study.taxonomy)?;
     cases.retain(|case| case.split == Split::Training && !case.pseudo);
-    let (network, model) = args.chosen.identified(&config, &document, Cancel::default())?;
+    let runtime = runtime()?;
+    let cancel = cancelled_by_signal(&runtime, "stopping")?;
+    let (network, model) = args.chosen.identified(&config, &document, cancel.clone())?;
     let threshold = args.threshold.unwrap_or(study.evaluation.threshold);
     let postprocessing = args.postprocess.rules(&study.taxonomy);
     let provenance = Provenance {
@@ -106,7 +109,12 @@ pub(super) fn run(args: &PseudoLabelArgs) -> Result<(), CliError> {
         values: OverlapValues::default(),
         labelled: Vec::new(),
     };
-    let failed = labeller.label_all(&cases, &network);
+    let failed = labeller.label_all(&cases, &network, &cancel);
+    if cancel.is_cancelled() {
+        let interrupted =
+            anyhow::anyhow!("interrupted; {} is not whole and nothing reads it", args.out.display());
+        return Err(CliError::new(interrupted).hint("remove it, and start again"));
+    }
     labeller.finish(provenance)?;
     line(format!("to train on it, add {} to site.toml as a [[dataset]]", args.out.display()));
     if failed > 0 {
@@ -150,11 +158,14 @@ struct Labelled<'a> {
 }
 
 impl<'a> Labeller<'a> {
-    /// Labels every scan that can be, a line for each, and says how many could not.
-    fn label_all(&mut self, cases: &'a [Case], network: &dyn Predictor) -> usize {
+    /// Labels every scan that can be, a line for each, until it is cancelled, and says how many could not.
+    fn label_all(&mut self, cases: &'a [Case], network: &dyn Predictor, cancel: &Cancel) -> usize {
         let mut failed = 0;
         let progress = WindowProgress::new(network);
         for (number, (case, folder)) in (1..).zip(cases.iter().zip(folder_names(cases))) {
+            if cancel.is_cancelled() {
+                break;
+            }
             let place = format!("[{number}/{}] {}", cases.len(), case.name);
             progress.scan(number, cases.len(), &case.name);
             let labelled = self.label(case, &folder, &progress);
@@ -166,6 +177,8 @@ impl<'a> Labeller<'a> {
                         self.labelled.push(Labelled { case, folder, found });
                     }
                 }
+                // The network stopped because it was asked to.
+                Err(_) if cancel.is_cancelled() => break,
                 Err(error) => {
                     failed += 1;
                     line(format!("{place}: not labelled"));

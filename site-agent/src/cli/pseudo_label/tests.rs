@@ -73,7 +73,7 @@ fn the_new_data_set_annotates_what_the_model_found_and_the_annotators_did_not() 
     let own = cases(site.path(), &[dataset("livers", Some("chaos"))]);
     let (out, taxonomy) = (site.path().join("pseudo"), Taxonomy::standard());
     let mut labeller = labeller(&out, &taxonomy, 2);
-    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN), 0);
+    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN, &Cancel::default()), 0);
     labeller.finish(provenance()).unwrap();
 
     let made = cases(site.path(), &[dataset("pseudo", None)]);
@@ -95,7 +95,7 @@ fn a_class_that_is_found_in_too_few_patients_is_left_out() {
     let own = cases(site.path(), &[dataset("livers", Some("chaos"))]);
     let (out, taxonomy) = (site.path().join("pseudo"), Taxonomy::standard());
     let mut labeller = labeller(&out, &taxonomy, 2);
-    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN), 0);
+    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN, &Cancel::default()), 0);
     let refused = labeller.finish(provenance()).unwrap_err().text();
     assert!(refused.contains("2 patients"), "{refused}");
     assert!(!out.join(LABEL_MAP_FILE).exists(), "the folder is no data set");
@@ -110,7 +110,7 @@ fn a_bad_scan_is_counted_and_the_others_are_labelled() {
     fs::write(&own[0].image, "no gzip").unwrap();
     let (out, taxonomy) = (site.path().join("pseudo"), Taxonomy::standard());
     let mut labeller = labeller(&out, &taxonomy, 1);
-    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN), 1);
+    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN, &Cancel::default()), 1);
     labeller.finish(provenance()).unwrap();
     assert_eq!(cases(site.path(), &[dataset("pseudo", None)])[0].patient, "livers/b");
 }
@@ -123,7 +123,7 @@ fn scans_whose_names_differ_in_their_slashes_alone_do_not_share_a_folder() {
     let own = cases(site.path(), &[dataset("a", Some("chaos")), dataset("a-b", Some("chaos"))]);
     let (out, taxonomy) = (site.path().join("pseudo"), Taxonomy::standard());
     let mut labeller = labeller(&out, &taxonomy, 1);
-    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN), 0);
+    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN, &Cancel::default()), 0);
     labeller.finish(provenance()).unwrap();
 
     let made = cases(site.path(), &[dataset("pseudo", None)]);
