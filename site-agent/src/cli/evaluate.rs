@@ -51,7 +51,7 @@ pub(super) struct EvaluateArgs {
     postprocess: PostProcess,
     /// Instead of a model, score where structures lie on average in the training scans of the sites with these
     /// configurations: what a model must beat that has learnt anything from images.
-    #[arg(long, value_name = "SITE.TOML", conflicts_with_all = ["model", "embeddings", "postprocess"])]
+    #[arg(long, num_args = 1.., value_name = "SITE.TOML", conflicts_with_all = ["model", "embeddings", "postprocess"])]
     location_only: Vec<PathBuf>,
     /// Set the scores beside those of an earlier evaluation of the same scans: its `evaluation.json`. The difference of each class
     /// comes with an interval.
