@@ -152,6 +152,17 @@ enum Study {
         #[arg(long, value_name = "ROUND")]
         round: Option<u32>,
     },
+    /// Write a global model to a file (safetensors): the last one, unless a round is named.
+    Export {
+        /// Its name or the first digits of its digest.
+        study: String,
+        /// The round that made the model; 0 is the one that the study began with.
+        #[arg(long, value_name = "ROUND")]
+        round: Option<u32>,
+        /// Where to; must not exist.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
     /// End the study; its last model stands.
     Abort {
         /// Its name or the first digits of its digest.
@@ -239,6 +250,9 @@ async fn steer(config: &Config, study: Study, stop: &CancellationToken) -> anyho
         Study::Pause { study } => control(study, Order::Pause),
         Study::Resume { study } => control(study, Order::Resume),
         Study::Promote { study, round } => Request::Promote { study, round },
+        Study::Export { study, round, out } => {
+            Request::Export { study, round, out: std::path::absolute(out)? }
+        }
         Study::Abort { study } => control(study, Order::Abort),
         Study::CrossSite(command) => return cross_site::run(config, command, stop).await,
     };

@@ -1,9 +1,12 @@
 //! Model and embedding files (safetensors) into artifacts. The coordinator knows tensors by name, shape and format only.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use common::artifact::{ArtifactManifest, CHUNK_BYTES, Dtype, LayoutError, TensorLayout, TensorSpec};
-use safetensors::SafeTensors;
+use common::artifact::{ArtifactManifest, Dtype, LayoutError, TensorLayout, TensorSpec};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::store::{Artifacts, StoreError};
 
@@ -54,24 +57,33 @@ pub enum ImportError {
     Store(#[from] StoreError),
 }
 
-/// Reads the file at `path` into `artifacts`. Blocks.
+/// Longest header that is read: 4096 tensors of a layout need less than a tenth of it.
+const MAX_HEADER: u64 = 16 << 20;
+
+/// Reads the file at `path` into `artifacts`, a chunk at a time. Blocks.
 ///
 /// # Errors
 /// [`ImportError`] names the file, and the tensor if it is one.
 pub fn import_safetensors(path: &Path, artifacts: &Artifacts) -> Result<ArtifactManifest, ImportError> {
-    let bytes = std::fs::read(path).map_err(|source| ImportError::File { path: path.to_owned(), source })?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|source| ImportError::Format { path: path.to_owned(), source })?;
-    let mut tensors: Vec<_> = file.iter().collect();
-    tensors.sort_by_key(|(name, _)| *name);
-    let specs = tensors.iter().map(|(name, view)| spec(path, name, view)).collect::<Result<Vec<_>, _>>()?;
+    let file = Opened::open(path)?;
+    let mut tensors: Vec<(String, &TensorInfo)> = file.metadata.tensors().into_iter().collect();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let specs = tensors.iter().map(|(name, info)| spec(path, name, info)).collect::<Result<Vec<_>, _>>()?;
     let layout =
         TensorLayout::new(specs).map_err(|source| ImportError::Layout { path: path.to_owned(), source })?;
+    let spans = layout.spans().to_vec();
     let mut writer = artifacts.write(layout)?;
-    // 1 MiB fits any address space; chunks never span two tensors, so each tensor is cut by itself.
-    let chunk = usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX);
-    for piece in tensors.iter().flat_map(|(_, view)| view.data().chunks(chunk)) {
-        writer.push_chunk(piece)?;
+    let mut bytes = Vec::new();
+    // Tensors lie in the file as it likes, and in the artifact in order of name.
+    let (mut tensor, mut within) = (0, 0);
+    for span in spans {
+        if span.tensor != tensor {
+            (tensor, within) = (span.tensor, 0);
+        }
+        bytes.resize(span.len as usize, 0);
+        file.read(tensors[tensor].1, within, &mut bytes)?;
+        writer.push_chunk(&bytes)?;
+        within += u64::from(span.len);
     }
     let hash = writer.finish()?;
     let kept = artifacts.read(&hash)?;
@@ -80,13 +92,56 @@ pub fn import_safetensors(path: &Path, artifacts: &Artifacts) -> Result<Artifact
     Ok(kept.manifest().clone())
 }
 
-fn spec(
-    path: &Path,
-    name: &str,
-    view: &safetensors::tensor::TensorView<'_>,
-) -> Result<TensorSpec, ImportError> {
-    let shape = view.shape().iter().map(|&axis| u32::try_from(axis).ok()).collect::<Option<Vec<u32>>>();
-    match (view.dtype(), shape) {
+/// A safetensors file of which the header is read.
+struct Opened<'a> {
+    path: &'a Path,
+    file: File,
+    metadata: Metadata,
+    /// Where the tensors' bytes begin.
+    data: u64,
+}
+
+impl<'a> Opened<'a> {
+    fn open(path: &'a Path) -> Result<Self, ImportError> {
+        let on_disk = |source| ImportError::File { path: path.to_owned(), source };
+        let format = |source| ImportError::Format { path: path.to_owned(), source };
+        let file = File::open(path).map_err(on_disk)?;
+        let size = file.metadata().map_err(on_disk)?.len();
+        let mut length = [0; 8];
+        if size < length.len() as u64 {
+            return Err(format(SafeTensorError::HeaderTooSmall));
+        }
+        file.read_exact_at(&mut length, 0).map_err(on_disk)?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER {
+            return Err(format(SafeTensorError::HeaderTooLarge));
+        }
+        if length > size - 8 {
+            return Err(format(SafeTensorError::InvalidHeaderLength));
+        }
+        let mut header = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        file.read_exact_at(&mut header, 8).map_err(on_disk)?;
+        // Offsets without gaps or overlaps, of the sizes that the shapes say: the library checks it here.
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|error| format(SafeTensorError::InvalidHeaderDeserialization(error)))?;
+        let data = 8 + length;
+        if data + metadata.data_len() as u64 != size {
+            return Err(format(SafeTensorError::MetadataIncompleteBuffer));
+        }
+        Ok(Self { path, file, metadata, data })
+    }
+
+    /// Reads the bytes of a tensor from `within` on.
+    fn read(&self, tensor: &TensorInfo, within: u64, bytes: &mut [u8]) -> Result<(), ImportError> {
+        let offset = self.data + tensor.data_offsets.0 as u64 + within;
+        let on_disk = |source| ImportError::File { path: self.path.to_owned(), source };
+        self.file.read_exact_at(bytes, offset).map_err(on_disk)
+    }
+}
+
+fn spec(path: &Path, name: &str, tensor: &TensorInfo) -> Result<TensorSpec, ImportError> {
+    let shape = tensor.shape.iter().map(|&axis| u32::try_from(axis).ok()).collect::<Option<Vec<u32>>>();
+    match (tensor.dtype, shape) {
         (safetensors::Dtype::F32, Some(shape)) => {
             Ok(TensorSpec { name: name.to_owned(), dtype: Dtype::F32, shape })
         }
@@ -94,7 +149,7 @@ fn spec(
             path: path.to_owned(),
             tensor: name.to_owned(),
             got: format!("{got:?}"),
-            shape: view.shape().to_vec(),
+            shape: tensor.shape.clone(),
         }),
     }
 }
@@ -136,5 +191,18 @@ mod tests {
         assert!(error.to_string().contains("tensor `a` has format F64"), "{error}");
         std::fs::write(&path, b"no").unwrap();
         assert!(matches!(import_safetensors(&path, store.artifacts()), Err(ImportError::Format { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_shorter_or_longer_than_it_says_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(&dir.path().join("state")).await.unwrap();
+        let path = dir.path().join("m.safetensors");
+        let whole = file(safetensors::Dtype::F32, &["a", "b"]);
+        let longer = [whole.as_slice(), &[0]].concat();
+        for wrong in [&whole[..whole.len() - 1], &longer, &whole[..9], &whole[..4], &[0xff; 64]] {
+            std::fs::write(&path, wrong).unwrap();
+            assert!(matches!(import_safetensors(&path, store.artifacts()), Err(ImportError::Format { .. })));
+        }
     }
 }

@@ -11,6 +11,7 @@ pub mod config;
 pub mod demo;
 pub mod driver;
 pub mod error_report;
+pub mod export;
 pub mod files;
 pub mod import;
 pub mod network;

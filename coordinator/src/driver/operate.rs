@@ -1,6 +1,6 @@
 //! Doing what the operator asks. Works without a server too: then nobody is connected, and the next start goes on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::coverage::Coverage;
@@ -13,6 +13,7 @@ use common::wire::{GoodbyeCode, Notice};
 
 use super::Driver;
 use super::study_run::{Happening, StudyRun, TickError};
+use crate::export::export_safetensors;
 use crate::import::import_safetensors;
 use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, gather};
 use crate::pki::{Invite, Token};
@@ -61,6 +62,7 @@ impl Driver {
             }
             Request::Control { study, order } => self.control(&study, order).await,
             Request::Promote { study, round } => self.promote(&study, round.map(RoundId)).await,
+            Request::Export { study, round, out } => self.export(&study, round.map(RoundId), out).await,
             Request::Report { study, out } => self.report(study.as_deref(), &out).await,
         };
         done.unwrap_or_else(|Failure { words, hint }| Reply::failed(words, hint))
@@ -246,6 +248,29 @@ impl Driver {
             sites.join(", ")
         );
         Ok(Reply::Done { words })
+    }
+
+    /// Writes a global model to the file `out`.
+    async fn export(&mut self, study: &str, round: Option<RoundId>, out: PathBuf) -> Result<Reply, Failure> {
+        let digest = self.find(study)?;
+        let run = self.studies.get(&digest).ok_or_else(no_study)?;
+        let (status, study) = (run.rounds.status(), run.document.study());
+        let (name, initial) = (study.name.clone(), study.initial_model);
+        let (round, model) = match round {
+            None => (status.model_round, status.model),
+            Some(round @ RoundId(0)) => (round, initial),
+            Some(round) => (round, model_of(&self.gathered(&digest).await?, round)?),
+        };
+        let artifacts = self.store.artifacts().clone();
+        let note = format!("model {model} of round {round} of the study `{name}`, {digest}");
+        let written = tokio::task::spawn_blocking(move || {
+            let artifact = artifacts.read(&model)?;
+            let artifact =
+                artifact.ok_or_else(|| StoreError::corrupt("artifact", format!("model {model} is gone")))?;
+            export_safetensors(&artifact, &note, &out).map(|()| out)
+        });
+        let out = written.await??;
+        Ok(Reply::Done { words: format!("{}: the model of round {round} of `{name}`", out.display()) })
     }
 
     async fn report(&mut self, study: Option<&str>, out: &Path) -> Result<Reply, Failure> {

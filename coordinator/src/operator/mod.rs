@@ -62,6 +62,15 @@ pub enum Request {
         /// The round that made the model; the best by the validation sites when absent.
         round: Option<u32>,
     },
+    /// Writes a global model of a study to a file.
+    Export {
+        /// Its digest, the first digits of it, or its name.
+        study: String,
+        /// The round that made the model, 0 for the initial one; the last committed one when absent.
+        round: Option<u32>,
+        /// The file, which must be new.
+        out: PathBuf,
+    },
     /// Writes the report of a study.
     Report {
         /// Its digest, the first digits of it, or its name; the newest when absent.
