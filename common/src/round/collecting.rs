@@ -52,7 +52,8 @@ impl Collecting {
             Some(_) => self.ask_again(cx),
             None => {
                 let have = u32::try_from(self.opened.counted().len()).unwrap_or(u32::MAX);
-                cx.report(Fact::QuorumMissing { round: self.opened.round, have, need: cx.plan.quorum.sites });
+                let (need, classes) = (cx.plan.quorum.sites, self.opened.classes_short(cx.plan));
+                cx.report(Fact::QuorumMissing { round: self.opened.round, have, need, classes });
             }
         }
         self.ask_again_at = Some(cx.now.after(cx.plan.quorum.accept().max(SHORTEST_RETRY)));
@@ -64,9 +65,11 @@ impl Collecting {
         cx.open_round(&self.opened, to);
     }
 
-    /// The operator's way out of a missing quorum: sites that were not there when the round opened are asked too.
+    /// The operator's way out of a missing quorum: sites that were not there when the round opened are asked too, and what
+    /// is annotated by absent ones alone is waited for no more.
     pub(super) fn widen(&mut self, cx: &mut Context<'_>) {
         self.opened.invite(&cx.roster.ready);
+        self.opened.give_up_absent(&cx.roster.ready);
         self.ask_again(cx);
     }
 

@@ -24,7 +24,7 @@ impl Distributing {
     /// Asks every ready site; participants and their counts are fixed here.
     pub(super) fn open(round: RoundId, base: ModelHash, cx: &mut Context<'_>) -> Self {
         let deadline = cx.now.after(cx.plan.quorum.deadline());
-        let mut opened = OpenedRound { round, base, deadline, participants: BTreeMap::new() };
+        let mut opened = OpenedRound::new(round, base, deadline);
         opened.invite(&cx.roster.ready);
         cx.report(Fact::RoundOpened { round, sites: cx.roster.sites() });
         cx.open_round(&opened, cx.roster.sites());

@@ -1,12 +1,13 @@
 //! What happens to a study's rounds ([`Event`]) and what is to be done about it ([`Action`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::coverage::ClassShortage;
 use super::rejection::Rejection;
 use crate::aggregate::weights::SiteCounts;
-use crate::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId, StudyDigest};
+use crate::ids::{ArtifactHash, AttemptId, ClassId, ModelHash, RoundId, SiteId, StudyDigest};
 use crate::time::Timestamp;
 
 /// Something that happened. Serialisable because the coordinator's journal is a list of these, as JSON.
@@ -20,11 +21,12 @@ pub enum Event {
     /// The operator pauses the study: what is under way ends and is taken, nothing new begins, deadlines stand still.
     Pause,
     /// The operator resumes a paused study, or retries what failed; when a quorum is missing, asks the sites that are
-    /// ready now, those too that were not there when the round opened.
+    /// ready now, those too that were not there when the round opened, and counts on the absent ones no more.
     Resume,
     /// The operator ends the study; its last committed model stands.
     Abort,
-    /// The trainers that are enrolled and not revoked. A round that has its quorum still waits a little for these.
+    /// The trainers that are enrolled and not revoked. A round that has its quorum still waits a little for these; one that
+    /// is open lets go of all others.
     TrainersExpected {
         /// All of them.
         sites: BTreeSet<SiteId>,
@@ -347,6 +349,13 @@ pub enum Fact {
         /// The round.
         round: RoundId,
     },
+    /// A participant was revoked before it sent its update: the round goes on without it.
+    SiteRevoked {
+        /// The site.
+        site: SiteId,
+        /// The round.
+        round: RoundId,
+    },
     /// An update counts.
     UpdateCounted {
         /// The site.
@@ -378,6 +387,8 @@ pub enum Fact {
         have: u32,
         /// Updates needed.
         need: u32,
+        /// Classes of which there are too few, however many there are in all.
+        classes: BTreeMap<ClassId, ClassShortage>,
     },
     /// Aggregation began.
     RoundAggregating {

@@ -17,7 +17,7 @@
 //! ```
 //!
 //! Each phase says in its own file, in three lines, what it waits for and how it ends. What holds in all of them:
-//! * participants and their counts are fixed when the round opens; nothing below quorum is aggregated;
+//! * participants and their counts are fixed when the round opens; nothing below quorum (`coverage`) is aggregated;
 //! * nothing is announced before it is durable (`Committed`), no receipt is given before the update is (`UpdateStored`);
 //! * an update counts once; one that comes again is answered, one that comes late is refused with a stable code;
 //! * a trainer that the study leaves out is never at hand: it is not asked, nor waited for, and its update is refused;
@@ -30,6 +30,7 @@
 mod aggregating;
 mod collecting;
 mod committed;
+mod coverage;
 mod distributing;
 mod event;
 mod opened;
@@ -50,11 +51,12 @@ use self::paused::Pause;
 use self::phase::{Context, Phase, Roster};
 use self::progress::Progress;
 use self::waiting::Waiting;
-use crate::ids::{ModelHash, Role, RoundId, SiteId, StudyDigest};
+use crate::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use crate::journal::{self, Entry, RestoreError};
 use crate::study::LeftOut;
 use crate::time::Timestamp;
 
+pub use coverage::ClassShortage;
 pub use event::{
     Action, DeclineReason, Event, Fact, Fault, PauseReason, RoundOutcome, RoundTask, Term, Timer, UpdateOffer,
 };
@@ -126,6 +128,8 @@ pub struct Status {
     pub ready: BTreeSet<SiteId>,
     /// What came of asking each site of the open round.
     pub answers: BTreeMap<SiteId, Answer>,
+    /// Classes that the study waits for: of sites that annotate them to open a round, of their updates to close it.
+    pub classes_short: BTreeMap<ClassId, ClassShortage>,
     /// Why it is paused, if it is.
     pub paused: Option<PauseReason>,
     /// The next wake-ups.
@@ -280,6 +284,7 @@ impl RoundMachine {
             model_round,
             ready: roster.sites(),
             answers: answers.map(|(site, known)| (site.clone(), known.answer.clone())).collect(),
+            classes_short: phase.classes_short(&self.plan, &roster.ready),
             paused: pause.as_ref().map(|pause| pause.reason),
             timers: self.timers(),
         }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::coverage::{self, ClassShortage};
 use super::event::{DeclineReason, RoundTask, Term, UpdateOffer};
 use super::plan::RoundPlan;
 use super::rejection::{Rejection, UpdateExpectation};
 use crate::aggregate::weights::{SiteCounts, WeightedSites, site_weights};
-use crate::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId};
+use crate::ids::{ArtifactHash, AttemptId, ClassId, ModelHash, RoundId, SiteId};
 use crate::time::Timestamp;
 
 /// A round, its base and the sites that were asked, with the counts that their weights follow from.
@@ -19,6 +20,9 @@ pub(super) struct OpenedRound {
     pub(super) base: ModelHash,
     pub(super) deadline: Timestamp,
     pub(super) participants: BTreeMap<SiteId, Participant>,
+    /// Those that the operator gave up when a quorum was missing: what they alone annotate holds the round up no more.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    given_up: BTreeSet<SiteId>,
 }
 
 /// One site in one round.
@@ -47,6 +51,8 @@ pub enum Answer {
     },
     /// Its update counts.
     Updated(Counted),
+    /// It was revoked before it sent its update: the round does not wait for it and takes nothing of it.
+    Revoked,
 }
 
 /// The update of a site that counts in a round.
@@ -71,12 +77,43 @@ impl Counted {
 }
 
 impl OpenedRound {
-    /// Adds the ready sites that are not asked yet.
+    /// A round without participants.
+    pub(super) const fn new(round: RoundId, base: ModelHash, deadline: Timestamp) -> Self {
+        Self { round, base, deadline, participants: BTreeMap::new(), given_up: BTreeSet::new() }
+    }
+
+    /// Adds the ready sites that are not asked yet, or that were revoked and have come back.
     pub(super) fn invite(&mut self, ready: &BTreeMap<SiteId, SiteCounts>) {
         for (site, counts) in ready {
-            let invited = || Participant { counts: counts.clone(), answer: Answer::Invited };
-            self.participants.entry(site.clone()).or_insert_with(invited);
+            let known = self.participants.get(site).map(|participant| &participant.answer);
+            if matches!(known, None | Some(Answer::Revoked)) {
+                let invited = Participant { counts: counts.clone(), answer: Answer::Invited };
+                self.participants.insert(site.clone(), invited);
+            }
         }
+    }
+
+    /// Lets go of the participants that are enrolled no more. What counts of theirs stays; the others come back.
+    pub(super) fn revoke_others(&mut self, enrolled: &BTreeSet<SiteId>) -> Vec<SiteId> {
+        let mut revoked = Vec::new();
+        for (site, participant) in &mut self.participants {
+            let over = matches!(participant.answer, Answer::Updated(_) | Answer::Revoked);
+            if !over && !enrolled.contains(site) {
+                participant.answer = Answer::Revoked;
+                revoked.push(site.clone());
+            }
+        }
+        revoked
+    }
+
+    /// Counts no more on what those annotate who are not at hand, or have declined.
+    pub(super) fn give_up_absent(&mut self, ready: &BTreeMap<SiteId, SiteCounts>) {
+        let absent = |(site, participant): &(&SiteId, &Participant)| match participant.answer {
+            Answer::Updated(_) | Answer::Revoked => false,
+            Answer::Declined { .. } => true,
+            _ => !ready.contains_key(*site),
+        };
+        self.given_up = self.participants.iter().filter(absent).map(|(site, _)| site.clone()).collect();
     }
 
     /// Whether any site has this answer.
@@ -93,15 +130,28 @@ impl OpenedRound {
         self.participants.iter().filter_map(counted).collect()
     }
 
-    /// Whether as many updates are there as the study's quorum says.
+    /// Whether as many updates are there as the study's quorum says, in all and of each class.
     pub(super) fn has_quorum(&self, plan: &RoundPlan) -> bool {
-        self.counted().len() >= plan.quorum.fewest()
+        self.counted().len() >= plan.quorum.fewest() && self.classes_short(plan).is_empty()
+    }
+
+    /// The classes of which too few updates are there.
+    pub(super) fn classes_short(&self, plan: &RoundPlan) -> BTreeMap<ClassId, ClassShortage> {
+        let counted_on = |(site, participant): &(&SiteId, &Participant)| {
+            participant.answer != Answer::Revoked && !self.given_up.contains(*site)
+        };
+        let counted = |participant: &&Participant| matches!(participant.answer, Answer::Updated(_));
+        let most = self.participants.iter().filter(counted_on).map(|(_, participant)| &participant.counts);
+        let have = self.participants.values().filter(counted).map(|participant| &participant.counts);
+        let (most, have) = (coverage::annotators(most), coverage::annotators(have));
+        coverage::short_of_updates(&most, &have, &plan.quorum)
     }
 
     /// The connected sites that have not sent their update.
     pub(super) fn unanswered(&self, ready: &BTreeMap<SiteId, SiteCounts>) -> BTreeSet<SiteId> {
-        let open =
-            |(_, participant): &(&SiteId, &Participant)| !matches!(participant.answer, Answer::Updated(_));
+        let open = |(_, participant): &(&SiteId, &Participant)| {
+            !matches!(participant.answer, Answer::Updated(_) | Answer::Revoked)
+        };
         let connected = |site: &&SiteId| ready.contains_key(*site);
         self.participants.iter().filter(open).map(|(site, _)| site).filter(connected).cloned().collect()
     }
@@ -109,11 +159,12 @@ impl OpenedRound {
     /// Records an answer; false when it changes nothing: of a stranger, a duplicate, or after the update.
     pub(super) fn answer(&mut self, site: &SiteId, answer: Answer) -> bool {
         match self.participants.get_mut(site) {
-            Some(known) if !matches!(known.answer, Answer::Updated(_)) && known.answer != answer => {
+            Some(Participant { answer: Answer::Updated(_) | Answer::Revoked, .. }) | None => false,
+            Some(known) => {
+                let news = known.answer != answer;
                 known.answer = answer;
-                true
+                news
             }
-            _ => false,
         }
     }
 
@@ -143,7 +194,7 @@ impl OpenedRound {
             return Err(Rejection::WrongSteps { expected: plan.steps, got: offer.steps });
         }
         match self.participants.get(site).map(|participant| &participant.answer) {
-            None => Err(Rejection::NotParticipant { round: self.round }),
+            None | Some(Answer::Revoked) => Err(Rejection::NotParticipant { round: self.round }),
             Some(Answer::Updated(counted)) => counted.compare(offer),
             Some(_) => Ok(UpdateExpectation::Wanted { base: self.base }),
         }

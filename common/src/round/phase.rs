@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::aggregating::{Aggregating, Committing};
 use super::collecting::Collecting;
 use super::committed::{Committed, Over};
+use super::coverage::{self, ClassShortage};
 use super::distributing::Distributing;
 use super::event::{Action, Fact, Timer};
 use super::opened::OpenedRound;
 use super::plan::RoundPlan;
 use super::waiting::Waiting;
 use crate::aggregate::weights::SiteCounts;
-use crate::ids::{ModelHash, RoundId, SiteId};
+use crate::ids::{ClassId, ModelHash, RoundId, SiteId};
 use crate::time::Timestamp;
 
 /// Where a study stands.
@@ -150,6 +151,19 @@ impl Phase {
             | Self::Committing(Committing { opened, .. }) => (before(opened.round), opened.base),
             Self::Committed(phase) => (phase.round, phase.model),
             Self::Finished(over) | Self::Aborted(over) => (over.round, over.model),
+        }
+    }
+
+    /// The classes that the study waits for: to open a round, or to close one.
+    pub(super) fn classes_short(
+        &self,
+        plan: &RoundPlan,
+        ready: &BTreeMap<SiteId, SiteCounts>,
+    ) -> BTreeMap<ClassId, ClassShortage> {
+        match self {
+            Self::Waiting(_) => coverage::short_at_hand(ready, &plan.quorum),
+            Self::Collecting(phase) if phase.quorum_missing() => phase.opened.classes_short(plan),
+            _ => BTreeMap::new(),
         }
     }
 

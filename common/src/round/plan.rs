@@ -38,6 +38,8 @@ pub struct RoundPlan {
 pub struct Quorum {
     /// Fewest sites to open a round with, and fewest updates to commit one.
     pub sites: u32,
+    /// The same for each class that a site of the round annotates, of sites that annotate it. 0: none in particular.
+    pub sites_per_class: u32,
     /// Longest time from opening to aggregation, seconds, if a quorum of updates is there by then.
     pub deadline_s: u64,
     /// Time that sites have to turn up once a quorum is ready, and again to accept a round, seconds.

@@ -30,9 +30,8 @@ impl Progress<'_> {
             Event::Pause => return self.pause_by_operator(cx),
             Event::Resume => return self.resume_by_operator(cx),
             Event::Abort => return self.abort(cx),
-            Event::TrainersExpected { mut sites } => {
-                sites.retain(|site| !cx.plan.leave_out.contains(site));
-                cx.roster.expected = sites;
+            Event::TrainersExpected { sites } => {
+                self.expect_trainers(sites, cx);
                 true
             }
             Event::SiteReady { site, .. } if cx.plan.leave_out.contains(&site) => false,
@@ -185,6 +184,19 @@ impl Progress<'_> {
         *self.pause = Some(pause);
         cx.report(Fact::Paused { reason, retry_at });
         cx.act(Action::AnnouncePaused { reason, to: cx.roster.sites() });
+    }
+
+    /// The trainers that are enrolled: the others are let go.
+    fn expect_trainers(&mut self, mut sites: BTreeSet<SiteId>, cx: &mut Context<'_>) {
+        cx.roster.ready.retain(|site, _| sites.contains(site));
+        if let Some(opened) = self.phase.taking_mut() {
+            let round = opened.round;
+            for site in opened.revoke_others(&sites) {
+                cx.report(Fact::SiteRevoked { site, round });
+            }
+        }
+        sites.retain(|site| !cx.plan.leave_out.contains(site));
+        cx.roster.expected = sites;
     }
 
     /// Tells a site that has just become ready whatever concerns it.

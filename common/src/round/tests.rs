@@ -1,5 +1,7 @@
 //! The rounds' promises one by one, and what every event does in every phase. Whole federations: `tests/federation`.
 
+mod classes;
+mod joining;
 mod left_out;
 
 use std::fmt::Write as _;
@@ -26,7 +28,7 @@ fn plan() -> RoundPlan {
         initial_model: hash("initial"),
         rounds: 2,
         steps: STEPS,
-        quorum: Quorum { sites: 2, deadline_s: 600, accept_s: 30 },
+        quorum: Quorum { sites: 2, sites_per_class: 0, deadline_s: 600, accept_s: 30 },
         weighting: Weighting::Samples,
         max_site_weight: 0.5,
         server_lr: 1.0,

@@ -1,11 +1,12 @@
-//! Waiting: before a round. The operator has not started the study, or too few sites are ready, or the quorum is there and
-//! further expected sites get a little time to turn up. A site that did not use it is not waited for again until it returns.
+//! Waiting: before a round. The operator has not started the study, or too few sites are ready (in all, or of those that
+//! annotate a class), or the quorum is there and further expected sites get a little time to turn up. A site that did not use it is not waited for again until it returns.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::coverage;
 use super::distributing::Distributing;
 use super::event::Timer;
 use super::phase::{Context, Phase};
@@ -29,13 +30,14 @@ impl Waiting {
     }
 
     pub(super) fn advance(&mut self, cx: &mut Context<'_>) -> Option<Phase> {
-        let ready = &cx.roster.ready;
-        if !self.started || ready.len() < cx.plan.quorum.fewest() {
+        let (ready, quorum) = (&cx.roster.ready, &cx.plan.quorum);
+        let enough = ready.len() >= quorum.fewest() && coverage::short_at_hand(ready, quorum).is_empty();
+        if !self.started || !enough {
             self.gather_by = None;
             return None;
         }
         let complete = cx.roster.expected.iter().all(|site| ready.contains_key(site));
-        let gather_by = *self.gather_by.get_or_insert(cx.now.after(cx.plan.quorum.accept()));
+        let gather_by = *self.gather_by.get_or_insert(cx.now.after(quorum.accept()));
         if !complete && cx.now < gather_by {
             return None;
         }

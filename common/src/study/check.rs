@@ -131,11 +131,13 @@ fn aggregation(aggregation: &Aggregation, problems: &mut Problems) {
 
 fn quorum(quorum: &Quorum, problems: &mut Problems) {
     problems.in_range("quorum.sites", quorum.sites, 1..=10_000);
+    problems.in_range("quorum.sites_per_class", quorum.sites_per_class, 0..=10_000);
     problems.in_range("quorum.deadline_s", quorum.deadline_s, 1..=MAX_SECONDS);
     problems.in_range("quorum.accept_s", quorum.accept_s, 1..=quorum.deadline_s.max(1));
 }
 
 fn participants(participants: &Participants, evaluation: &Evaluation, problems: &mut Problems) {
+    problems.in_range("participants.min_volumes", participants.min_volumes, 1..=1_000_000);
     let key = "participants.leave_out";
     let left_out: BTreeSet<_> = participants.leave_out.iter().collect();
     if left_out.len() < participants.leave_out.len() {

@@ -337,24 +337,37 @@ pub enum Weighting {
 pub struct Quorum {
     /// Fewest updates.
     pub sites: u32,
+    /// Fewest of them for each class that anybody in the round annotates, of sites that annotate it; 0: none in particular.
+    /// Not written where it is 0: such a study keeps the digest that it always had.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sites_per_class: u32,
     /// Seconds from the round's opening after which it closes with the updates it has.
     pub deadline_s: u32,
     /// Seconds within which a site must accept the round.
     pub accept_s: u32,
 }
 
-/// Who takes part. Every trainer may, unless it is named here.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Who takes part. Every trainer may, unless it is named here or has too little to train on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Participants {
     /// Trainers that the study leaves out: nothing is taken of them, and nobody waits for them.
     pub leave_out: Vec<SiteId>,
+    /// Fewest annotated training volumes of a trainer: one with fewer is told, and not asked.
+    #[serde(skip_serializing_if = "is_one")]
+    pub min_volumes: u32,
+}
+
+impl Default for Participants {
+    fn default() -> Self {
+        Self { leave_out: Vec::new(), min_volumes: one() }
+    }
 }
 
 impl Participants {
-    /// Whether nobody is left out.
+    /// Whether every trainer with a training volume may take part.
     pub fn is_everyone(&self) -> bool {
-        self.leave_out.is_empty()
+        *self == Self::default()
     }
 }
 
@@ -467,6 +480,14 @@ impl std::fmt::Display for EmbeddingKind {
             Self::Imported(name) => write!(f, "imported:{name}"),
         }
     }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+fn is_one(number: &u32) -> bool {
+    *number == one()
 }
 
 fn one() -> u32 {

@@ -208,6 +208,27 @@ fn a_study_names_who_stays_out_only_where_somebody_does() {
 }
 
 #[test]
+fn a_quorum_by_class_and_a_smallest_data_set_are_written_only_where_they_are_set() {
+    let text = |document: &StudyDocument| String::from_utf8(document.bytes().to_vec()).unwrap();
+    let plain = text(&example_study());
+    assert!(
+        !plain.contains("sites_per_class") && !plain.contains("min_volumes"),
+        "older studies keep their bytes"
+    );
+    let document = example_study_with(|draft| {
+        draft.quorum.sites_per_class = 1;
+        draft.participants.min_volumes = 20;
+    });
+    assert!(
+        text(&document).contains("\"sites_per_class\": 1") && text(&document).contains("\"min_volumes\": 20")
+    );
+    assert_eq!(StudyDocument::parse(document.bytes().to_vec()).unwrap(), document);
+    let written = format!("{EXAMPLE_STUDY}\n[participants]\nmin_volumes = 0\n");
+    let refused = StudyDraft::parse("study.toml", &written, &Taxonomy::standard()).unwrap_err();
+    assert!(refused.to_string().contains("participants.min_volumes"), "{refused}");
+}
+
+#[test]
 fn who_is_left_out_is_a_trainer_and_named_once() {
     let with = |leave_out: &[&str]| {
         let mut draft = StudyDraft::from(example_study().study());

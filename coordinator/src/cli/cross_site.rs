@@ -156,7 +156,7 @@ fn without(text: &str, draft: &StudyDraft, site: &SiteId, sites: usize) -> anyho
     if !leave_out.contains(site) {
         leave_out.push(site.clone());
     }
-    let participants = toml::Value::try_from(Participants { leave_out })?;
+    let participants = toml::Value::try_from(Participants { leave_out, ..draft.participants.clone() })?;
     table.insert("participants".to_owned(), participants);
     Ok(toml::to_string(&table)?)
 }

@@ -87,7 +87,9 @@ impl Driver {
             }
             Action::SetTimer { timer, at } => self.set_timer(study, TimerKey::Round(timer), Some(at)),
             Action::ClearTimer(timer) => self.set_timer(study, TimerKey::Round(timer), None),
-            Action::Report(fact) => self.say(study, facts::of_rounds(&fact)),
+            Action::Report(fact) => {
+                self.say(study, facts::of_rounds(&fact, |class| self.class_name(study, class)))
+            }
         }
         None
     }

@@ -1,12 +1,14 @@
 //! The machines' facts in the operator's words.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use common::evaluation;
-use common::round::Fact;
+use common::ids::ClassId;
+use common::round::{ClassShortage, Fact};
 
-/// Short name and words of a round's fact; `None` for what is only noise on a screen.
-pub(super) fn of_rounds(fact: &Fact) -> Option<(&'static str, String)> {
+/// Short name and words of a round's fact; `None` for what is only noise on a screen. `name` is the study's name of a class.
+pub(super) fn of_rounds(fact: &Fact, name: impl Fn(ClassId) -> String) -> Option<(&'static str, String)> {
     Some(match fact {
         Fact::RoundOpened { round, sites } => {
             ("round-opened", format!("round {round} is open at {}", list(sites)))
@@ -23,8 +25,14 @@ pub(super) fn of_rounds(fact: &Fact) -> Option<(&'static str, String)> {
         Fact::UpdateRefused { site, code } => {
             ("update-refused", format!("an update of {site} does not count: {code}"))
         }
-        Fact::QuorumMissing { round, have, need } => {
-            ("quorum-missing", format!("round {round} has {have} of {need} updates and waits for more"))
+        Fact::QuorumMissing { round, have, need, classes } => {
+            let words = format!("round {round} has {have} of {need} updates and waits for more");
+            let of =
+                classes_missing(classes, name).map(|classes| format!(", from sites that annotate {classes}"));
+            ("quorum-missing", words + &of.unwrap_or_default())
+        }
+        Fact::SiteRevoked { site, round } => {
+            ("site-revoked", format!("round {round} goes on without {site}, which was revoked"))
         }
         Fact::ShareCapped { site, max_site_weight } => {
             ("share-capped", format!("the share of {site} was lowered to {max_site_weight}"))
@@ -64,6 +72,41 @@ pub(super) fn of_evaluation(fact: &evaluation::Fact) -> Option<(&'static str, St
     }
 }
 
+/// The classes that a study waits for, by name with how many sites there are; `None` when it waits for none.
+pub(super) fn classes_missing(
+    classes: &BTreeMap<ClassId, ClassShortage>,
+    name: impl Fn(ClassId) -> String,
+) -> Option<String> {
+    let words = |(&class, ClassShortage { have, need }): (&ClassId, &ClassShortage)| {
+        format!("{} ({have} of {need})", name(class))
+    };
+    (!classes.is_empty()).then(|| list(classes.iter().map(words)))
+}
+
 fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::RoundId;
+
+    use super::*;
+
+    #[test]
+    fn a_missing_quorum_names_its_classes() {
+        let classes = |have| {
+            [(6, have), (11, 0)]
+                .map(|(id, have)| (ClassId::new(id).unwrap(), ClassShortage { have, need: 2 }))
+        };
+        let name = |class: ClassId| format!("organ {class}");
+        let said = |classes| {
+            let fact = Fact::QuorumMissing { round: RoundId(3), have: 2, need: 2, classes };
+            of_rounds(&fact, name).unwrap().1
+        };
+        assert_eq!(said(BTreeMap::new()), "round 3 has 2 of 2 updates and waits for more");
+        let words = "round 3 has 2 of 2 updates and waits for more, \
+                     from sites that annotate organ 6 (1 of 2), organ 11 (0 of 2)";
+        assert_eq!(said(classes(1).into()), words);
+    }
 }

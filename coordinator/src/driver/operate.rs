@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use common::coverage::Coverage;
 use common::evaluation;
-use common::ids::{ModelHash, Role, RoundId, SiteId, StudyDigest};
+use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::round::{self, Answer};
 use common::study::StudyDraft;
 use common::taxonomy::Taxonomy;
 use common::wire::{GoodbyeCode, Notice};
 
-use super::Driver;
 use super::study_run::{Happening, StudyRun, TickError};
+use super::{Driver, facts};
 use crate::export::export_safetensors;
 use crate::import::import_safetensors;
 use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, gather};
@@ -99,9 +99,13 @@ impl Driver {
         let coverage = Coverage::of(&manifests);
         let taxonomy = &run.document.study().taxonomy;
         let uncovered = coverage.uncovered(taxonomy.classes().iter().map(|class| class.id));
-        let state = match status.paused {
-            Some(reason) => format!("paused ({}): {}", super::plan::pause_words(reason), status.phase),
+        let phase = match facts::classes_missing(&status.classes_short, |class| taxonomy.name(class)) {
+            Some(classes) => format!("{}, waits for sites that annotate {classes}", status.phase),
             None => status.phase.to_owned(),
+        };
+        let state = match status.paused {
+            Some(reason) => format!("paused ({}): {phase}", super::plan::pause_words(reason)),
+            None => phase,
         };
         Ok(StudyLine {
             name: run.document.study().name.clone(),
@@ -292,6 +296,12 @@ impl Driver {
         Ok(gather(&self.store, self.authority.consortium(), &run.document, &status, &manifests).await?)
     }
 
+    /// What the study calls a class.
+    pub(super) fn class_name(&self, study: StudyDigest, class: ClassId) -> String {
+        let run = self.studies.get(&study);
+        run.map_or_else(|| format!("class {class}"), |run| run.document.study().taxonomy.name(class))
+    }
+
     /// The one study that `text` means.
     fn find(&self, text: &str) -> Result<StudyDigest, Failure> {
         let means = |run: &&StudyRun| {
@@ -350,5 +360,6 @@ fn answer_word(answer: &Answer) -> &'static str {
         Answer::Silent => "silent",
         Answer::Declined { .. } => "declined",
         Answer::Updated(_) => "updated",
+        Answer::Revoked => "revoked",
     }
 }

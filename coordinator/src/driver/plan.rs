@@ -15,6 +15,7 @@ pub(super) fn round_plan(document: &StudyDocument) -> RoundPlan {
         steps: study.training.steps_per_round,
         quorum: Quorum {
             sites: study.quorum.sites,
+            sites_per_class: study.quorum.sites_per_class,
             deadline_s: u64::from(study.quorum.deadline_s),
             accept_s: u64::from(study.quorum.accept_s),
         },

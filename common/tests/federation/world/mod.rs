@@ -199,7 +199,7 @@ fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
         initial_model: artifact("initial"),
         rounds: scenario.rounds,
         steps: 10,
-        quorum: Quorum { sites, deadline_s: scenario.deadline_s, accept_s: 30 },
+        quorum: Quorum { sites, sites_per_class: 0, deadline_s: scenario.deadline_s, accept_s: 30 },
         weighting: scenario.weighting,
         max_site_weight: 0.5,
         server_lr: 1.0,

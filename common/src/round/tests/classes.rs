@@ -1,0 +1,114 @@
+//! A round needs updates of each class that its sites annotate.
+
+use super::*;
+use crate::ids::ClassId;
+
+const LIVER: u8 = 6;
+const PANCREAS: u8 = 11;
+
+fn class(id: u8) -> ClassId {
+    ClassId::new(id).unwrap()
+}
+
+/// [`plan`], with so many sites of each class.
+fn by_class(sites_per_class: u32) -> RoundPlan {
+    RoundPlan { quorum: Quorum { sites_per_class, ..plan().quorum }, ..plan() }
+}
+
+/// A site that annotates these classes, in ten volumes each.
+fn annotates(name: &str, classes: &[u8]) -> Event {
+    let annotated = classes.iter().map(|&id| (class(id), 10)).collect();
+    Event::SiteReady { site: site(name), counts: SiteCounts { volumes: 10, annotated } }
+}
+
+/// The updates of `a` and `b` are there, the deadline is past, and `c` alone annotates the pancreas.
+fn without_the_pancreas() -> (Study, Vec<Action>) {
+    let liver = ["a", "b"].map(|name| annotates(name, &[LIVER]));
+    let mut study = Study::new(by_class(1)).all(liver).all([annotates("c", &[PANCREAS]), Event::Start]);
+    study = study.all(["a", "b", "c"].map(|name| accepted(name, 1)));
+    study = study.all([stored("a", 1, hash("initial"), 1), stored("b", 1, hash("initial"), 2)]);
+    let actions = study.wait(600);
+    (study, actions)
+}
+
+#[test]
+fn a_round_waits_for_the_only_site_that_annotates_a_class() {
+    let (mut study, actions) = without_the_pancreas();
+    let classes = BTreeMap::from([(class(PANCREAS), ClassShortage { have: 0, need: 1 })]);
+    let missing = Fact::QuorumMissing { round: RoundId(1), have: 2, need: 2, classes: classes.clone() };
+    assert_eq!(facts(&actions), [&missing]);
+    let status = study.machine.status();
+    assert_eq!((status.phase, status.classes_short), ("quorum-missing", classes));
+    study.tick(stored("c", 1, hash("initial"), 3));
+    assert_eq!((study.phase(), study.machine.status().classes_short), ("aggregating", BTreeMap::new()));
+}
+
+#[test]
+fn a_site_that_declined_is_asked_again_when_its_class_is_missing() {
+    let (mut study, _) = without_the_pancreas();
+    let reason = DeclineReason::TrainingFailed;
+    study.tick(Event::RoundDeclined { site: site("c"), round: RoundId(1), reason });
+    let actions = study.wait(30);
+    let asked = |action: &Action| matches!(action, Action::OpenRound { to, .. } if *to == [site("c")].into());
+    assert!(actions.iter().any(asked), "{actions:?}");
+    assert_eq!(study.phase(), "quorum-missing");
+}
+
+#[test]
+fn resume_gives_up_the_class_of_a_site_that_is_not_there() {
+    let (mut study, _) = without_the_pancreas();
+    study.tick(Event::Resume);
+    assert_eq!(study.phase(), "quorum-missing", "the site is there, and trains");
+    study.tick(Event::SiteGone { site: site("c") });
+    assert_eq!(study.phase(), "quorum-missing");
+    study.tick(Event::Resume);
+    assert_eq!(study.phase(), "aggregating");
+}
+
+#[test]
+fn the_class_of_a_site_that_was_revoked_is_not_waited_for() {
+    let (mut study, _) = without_the_pancreas();
+    study.tick(Event::TrainersExpected { sites: ["a", "b"].map(site).into() });
+    assert_eq!(study.phase(), "aggregating");
+}
+
+#[test]
+fn a_round_opens_when_the_sites_at_hand_could_fulfil_it() {
+    let mut study = Study::new(by_class(2)).all([annotates("a", &[LIVER, PANCREAS]), Event::Start]);
+    study.tick(annotates("b", &[LIVER]));
+    study.wait(3600);
+    let status = study.machine.status();
+    let classes = BTreeMap::from([(class(PANCREAS), ClassShortage { have: 1, need: 2 })]);
+    assert_eq!((status.phase, status.classes_short), ("waiting", classes));
+    study.tick(annotates("c", &[PANCREAS]));
+    assert_eq!(study.phase(), "distributing");
+}
+
+#[test]
+fn where_a_revoked_site_leaves_too_few_of_a_class_those_left_are_enough() {
+    let mut study = Study::new(by_class(2));
+    study = study.all(["a", "b", "c"].map(|name| annotates(name, &[LIVER]))).all([
+        annotates("d", &[LIVER, PANCREAS]),
+        annotates("e", &[LIVER, PANCREAS]),
+        Event::Start,
+    ]);
+    study = study.all(["a", "b", "c", "d", "e"].map(|name| accepted(name, 1)));
+    study.tick(Event::TrainersExpected { sites: ["a", "b", "c", "d"].map(site).into() });
+    study = study.all([(1, "a"), (2, "b"), (3, "c")].map(|(n, name)| stored(name, 1, hash("initial"), n)));
+    assert_eq!(study.phase(), "collecting");
+    study.tick(stored("d", 1, hash("initial"), 4));
+    assert_eq!(study.phase(), "aggregating");
+}
+
+#[test]
+fn a_class_that_nobody_in_the_round_annotates_is_not_waited_for() {
+    let gone = [annotates("c", &[PANCREAS]), Event::SiteGone { site: site("c") }];
+    // Annotated in no volume is not annotated.
+    let annotated = BTreeMap::from([(class(LIVER), 10), (class(PANCREAS), 0)]);
+    let b = Event::SiteReady { site: site("b"), counts: SiteCounts { volumes: 10, annotated } };
+    let mut study = Study::new(by_class(1)).all(gone).all([annotates("a", &[LIVER]), b, Event::Start]);
+    study.wait(30);
+    study = study.all([accepted("a", 1), accepted("b", 1)]);
+    study = study.all([stored("a", 1, hash("initial"), 1), stored("b", 1, hash("initial"), 2)]);
+    assert_eq!(study.phase(), "aggregating");
+}
