@@ -35,6 +35,13 @@ pub enum Event {
         /// The study.
         study: StudyDigest,
     },
+    /// Counting the labels of the training scans ended without a manifest: this site cannot train in the study.
+    DataUnusable {
+        /// The study.
+        study: StudyDigest,
+        /// `NoData` or `DataError`.
+        reason: DeclineReason,
+    },
     /// Notice: a round is open.
     RoundOpened {
         /// The task.
@@ -173,7 +180,7 @@ pub enum Action {
     DeclineRound {
         /// The study.
         study: StudyDigest,
-        /// The round.
+        /// The round; 0 for all rounds, until a manifest is registered.
         round: RoundId,
         /// Why.
         reason: DeclineReason,
@@ -289,6 +296,13 @@ pub enum Fact {
         /// Why.
         reason: DeclineReason,
     },
+    /// This site takes no part in the study for want of data.
+    DataUnusable {
+        /// The study.
+        study: StudyDigest,
+        /// Why.
+        reason: DeclineReason,
+    },
     /// Work on the round was given up, because it ended or another one opened.
     RoundLeft {
         /// The round.
@@ -377,6 +391,7 @@ impl Event {
             Self::StudyOffered { .. } => "study-offered",
             Self::StudyApproved { .. } => "study-approved",
             Self::StudyRefused { .. } => "study-refused",
+            Self::DataUnusable { .. } => "data-unusable",
             Self::RoundOpened { .. } => "round-opened",
             Self::RoundClosed { .. } => "round-closed",
             Self::EvaluationRequested { .. } => "evaluation-requested",

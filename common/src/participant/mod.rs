@@ -11,6 +11,7 @@
 //! After a restart the journal gives back the phase: what was trained is offered under the same attempt id, so that it counts
 //! once; what was not is trained again. An evaluator has no rounds but a queue of models (`evaluating`).
 //!
+//! A site that has nothing to train on says so of its own accord, before it is asked.
 //! A study that this site has not approved gets [`Action::AskApproval`], a declined round, and nothing else.
 //!
 //! A driver calls, in this order: [`ParticipantMachine::new`] or [`ParticipantMachine::replay`] and then
@@ -236,6 +237,14 @@ impl State {
             Event::StudyOffered { study } => self.offered(study, cx),
             Event::StudyApproved { study, needs } => self.approved(study, needs, cx),
             Event::StudyRefused { study } => self.refused_study(study, cx),
+            Event::DataUnusable { study, reason } => {
+                cx.report(Fact::DataUnusable { study, reason });
+                // Without a connection it is counted again at the next: the coordinator offers the study anew.
+                if cx.connected {
+                    cx.act(Action::DeclineRound { study, round: RoundId(0), reason });
+                }
+                true
+            }
             Event::RoundOpened { task } => self.opened(task, cx),
             Event::RoundClosed { study, round } => self.closed(study, round, cx),
             Event::EvaluationRequested { study, round, model } => {

@@ -251,6 +251,25 @@ fn a_study_that_is_refused_after_all_ends_its_work() {
 }
 
 #[test]
+fn a_site_without_data_says_so_at_once_and_again_when_it_is_connected() {
+    let mut site = Site::idle();
+    let reason = DeclineReason::NoData;
+    let actions = site.tick(Event::DataUnusable { study: study(), reason });
+    let declined = Action::DeclineRound { study: study(), round: RoundId(0), reason };
+    assert_eq!(actions, [Action::Report(Fact::DataUnusable { study: study(), reason }), declined]);
+    site.tick(Event::Disconnected);
+    let reason = DeclineReason::DataError;
+    let actions = site.tick(Event::DataUnusable { study: study(), reason });
+    assert_eq!(actions, [Action::Report(Fact::DataUnusable { study: study(), reason })]);
+    // Each connection offers the study anew, and the labels are counted again.
+    site.tick(Event::Connected);
+    assert_eq!(
+        site.tick(Event::StudyOffered { study: study() }),
+        [Action::RegisterManifest { study: study() }]
+    );
+}
+
+#[test]
 fn an_evaluator_never_trains() {
     let mut site = Site::evaluator();
     let actions = site.tick(Event::RoundOpened { task: task(1) });
@@ -331,6 +350,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("study offered", Event::StudyOffered { study }),
         ("study approved", Event::StudyApproved { study, needs: [hash("embeddings")].into() }),
         ("study refused", Event::StudyRefused { study }),
+        ("data unusable", Event::DataUnusable { study, reason: DeclineReason::NoData }),
         ("round opened", Event::RoundOpened { task: task(1) }),
         ("round opened: next", Event::RoundOpened { task: task(2) }),
         ("round closed", Event::RoundClosed { study, round }),
@@ -386,7 +406,7 @@ fn every_event_has_an_outcome_in_every_phase() {
         }
     }
     // A new event belongs into the table.
-    assert_eq!(seen.len(), 24);
+    assert_eq!(seen.len(), 25);
     insta::assert_snapshot!(table);
 }
 

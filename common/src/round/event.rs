@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::coverage::ClassShortage;
+use super::exclusion::Exclusion;
 use super::rejection::Rejection;
 use crate::aggregate::weights::SiteCounts;
 use crate::ids::{ArtifactHash, AttemptId, ClassId, ModelHash, RoundId, SiteId, StudyDigest};
@@ -55,7 +56,7 @@ pub enum Event {
     RoundDeclined {
         /// The site.
         site: SiteId,
-        /// The round it means.
+        /// The round it means; 0 when it speaks of its data before it was asked.
         round: RoundId,
         /// Why.
         reason: DeclineReason,
@@ -134,6 +135,10 @@ pub enum DeclineReason {
     TrainingFailed,
     /// The site evaluates and never trains.
     Evaluator,
+    /// No training scan of the site annotates a class of the study. Of all rounds, until it registers a manifest.
+    NoData,
+    /// The site cannot use its training scans. Of all rounds, until it registers a manifest.
+    DataError,
 }
 
 impl DeclineReason {
@@ -144,6 +149,8 @@ impl DeclineReason {
             Self::Policy => "policy",
             Self::TrainingFailed => "training-failed",
             Self::Evaluator => "evaluator",
+            Self::NoData => "no-data",
+            Self::DataError => "data-error",
         }
     }
 }
@@ -341,6 +348,13 @@ pub enum Fact {
         round: RoundId,
         /// Why.
         reason: DeclineReason,
+    },
+    /// A site is not asked: it has too little to train on. Said once for each reason.
+    SiteExcluded {
+        /// The site.
+        site: SiteId,
+        /// Why.
+        reason: Exclusion,
     },
     /// A site did not answer in time; its update would still count.
     SiteSilent {

@@ -20,6 +20,7 @@
 //! * participants and their counts are fixed when the round opens; nothing below quorum (`coverage`) is aggregated;
 //! * nothing is announced before it is durable (`Committed`), no receipt is given before the update is (`UpdateStored`);
 //! * an update counts once; one that comes again is answered, one that comes late is refused with a stable code;
+//! * a trainer with too little to train on (`exclusion`) is not at hand until it registers a better manifest;
 //! * a trainer that the study leaves out is never at hand: it is not asked, nor waited for, and its update is refused;
 //! * a site that returns is told again whatever concerns it, so that neither side needs memory of the connection.
 //!
@@ -33,6 +34,7 @@ mod committed;
 mod coverage;
 mod distributing;
 mod event;
+mod exclusion;
 mod opened;
 mod paused;
 mod phase;
@@ -60,6 +62,7 @@ pub use coverage::ClassShortage;
 pub use event::{
     Action, DeclineReason, Event, Fact, Fault, PauseReason, RoundOutcome, RoundTask, Term, Timer, UpdateOffer,
 };
+pub use exclusion::Exclusion;
 pub use opened::{Answer, Counted};
 pub use plan::{Gate, Quorum, RoundPlan};
 pub use rejection::{Rejection, UpdateExpectation};
@@ -128,6 +131,8 @@ pub struct Status {
     pub ready: BTreeSet<SiteId>,
     /// What came of asking each site of the open round.
     pub answers: BTreeMap<SiteId, Answer>,
+    /// Trainers that are not asked, and why.
+    pub excluded: BTreeMap<SiteId, Exclusion>,
     /// Classes that the study waits for: of sites that annotate them to open a round, of their updates to close it.
     pub classes_short: BTreeMap<ClassId, ClassShortage>,
     /// Why it is paused, if it is.
@@ -284,6 +289,7 @@ impl RoundMachine {
             model_round,
             ready: roster.sites(),
             answers: answers.map(|(site, known)| (site.clone(), known.answer.clone())).collect(),
+            excluded: roster.excluded.clone(),
             classes_short: phase.classes_short(&self.plan, &roster.ready),
             paused: pause.as_ref().map(|pause| pause.reason),
             timers: self.timers(),

@@ -11,6 +11,7 @@ use super::committed::{Committed, Over};
 use super::coverage::{self, ClassShortage};
 use super::distributing::Distributing;
 use super::event::{Action, Fact, Timer};
+use super::exclusion::Exclusion;
 use super::opened::OpenedRound;
 use super::plan::RoundPlan;
 use super::waiting::Waiting;
@@ -40,6 +41,9 @@ pub(super) struct Roster {
     pub(super) ready: BTreeMap<SiteId, SiteCounts>,
     /// Enrolled, and not given up by an earlier wait.
     pub(super) expected: BTreeSet<SiteId>,
+    /// Not asked for want of data. Outlives the connection: nobody waits for such a site.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) excluded: BTreeMap<SiteId, Exclusion>,
 }
 
 impl Roster {
@@ -63,6 +67,15 @@ impl Context<'_> {
 
     pub(super) fn report(&mut self, fact: Fact) {
         self.actions.push(Action::Report(fact));
+    }
+
+    /// Counts on a site no more, and says so once.
+    pub(super) fn exclude(&mut self, site: SiteId, reason: Exclusion) {
+        self.roster.ready.remove(&site);
+        self.roster.expected.remove(&site);
+        if self.roster.excluded.insert(site.clone(), reason) != Some(reason) {
+            self.report(Fact::SiteExcluded { site, reason });
+        }
     }
 
     /// Sends the task to `to`, unless that is nobody.

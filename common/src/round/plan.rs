@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::aggregate::weights::Weighting;
+use super::exclusion::Exclusion;
+use crate::aggregate::weights::{SiteCounts, Weighting};
 use crate::ids::{ModelHash, RoundId, SiteId, StudyDigest};
 
 /// The part of a study that decides how its rounds run. Not in snapshots: the study pins it.
@@ -31,6 +32,8 @@ pub struct RoundPlan {
     pub gate: Option<Gate>,
     /// Trainers that the study leaves out: whatever they say, they are not at hand.
     pub leave_out: BTreeSet<SiteId>,
+    /// Fewest annotated training volumes of a trainer. 0 takes everybody.
+    pub min_volumes: u32,
 }
 
 /// How many sites a round needs, and how long it waits.
@@ -73,6 +76,11 @@ pub struct Gate {
 }
 
 impl RoundPlan {
+    /// Why a site with these counts is not asked; `None` when it is.
+    pub(super) fn exclusion(&self, counts: &SiteCounts) -> Option<Exclusion> {
+        Exclusion::of(counts, self.min_volumes)
+    }
+
     /// Whether the model of `round` is to be evaluated.
     pub fn evaluates(&self, round: RoundId) -> bool {
         let due = self.evaluate_every > 0 && round.0.is_multiple_of(self.evaluate_every);

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::CommandError;
 use super::aggregating::Committing;
 use super::committed::{Committed, Over};
-use super::event::{Action, Event, Fact, PauseReason, UpdateOffer};
+use super::event::{Action, DeclineReason, Event, Fact, PauseReason, UpdateOffer};
+use super::exclusion::Exclusion;
 use super::opened::{Answer, Counted};
 use super::paused::Pause;
 use super::phase::{Context, Phase};
@@ -41,13 +42,7 @@ impl Progress<'_> {
             }
             Event::SiteGone { site } => cx.roster.ready.remove(&site).is_some(),
             Event::RoundAccepted { site, round } => self.accept(site, round, cx),
-            Event::RoundDeclined { site, round, reason } => {
-                let declined = self.answer(&site, round, Answer::Declined { reason });
-                if declined {
-                    cx.report(Fact::SiteDeclined { site, round, reason });
-                }
-                declined
-            }
+            Event::RoundDeclined { site, round, reason } => self.decline(site, round, reason, cx),
             Event::Aggregated { round, model } => self.aggregated(round, model, cx),
             Event::Committed { round, model } => self.committed(round, model, cx),
             Event::AggregationFailed { round, fault } => {
@@ -195,12 +190,17 @@ impl Progress<'_> {
                 cx.report(Fact::SiteRevoked { site, round });
             }
         }
-        sites.retain(|site| !cx.plan.leave_out.contains(site));
+        cx.roster.excluded.retain(|site, _| sites.contains(site));
+        sites.retain(|site| !cx.plan.leave_out.contains(site) && !cx.roster.excluded.contains_key(site));
         cx.roster.expected = sites;
     }
 
     /// Tells a site that has just become ready whatever concerns it.
     fn greet(&self, site: SiteId, counts: SiteCounts, cx: &mut Context<'_>) {
+        if let Some(reason) = cx.plan.exclusion(&counts) {
+            return cx.exclude(site, reason);
+        }
+        cx.roster.excluded.remove(&site);
         cx.roster.ready.insert(site.clone(), counts);
         cx.roster.expected.insert(site.clone());
         let to = BTreeSet::from([site]);
@@ -219,6 +219,21 @@ impl Progress<'_> {
             cx.report(Fact::SiteAccepted { site, round });
         }
         accepted
+    }
+
+    /// A word on one round, or about the site's data, which holds for all.
+    fn decline(&mut self, site: SiteId, round: RoundId, reason: DeclineReason, cx: &mut Context<'_>) -> bool {
+        let declined = self.answer(&site, round, Answer::Declined { reason });
+        if declined {
+            cx.report(Fact::SiteDeclined { site: site.clone(), round, reason });
+        }
+        match Exclusion::declared(reason).filter(|_| !cx.plan.leave_out.contains(&site)) {
+            Some(reason) => {
+                cx.exclude(site, reason);
+                true
+            }
+            None => declined,
+        }
     }
 
     fn answer(&mut self, site: &SiteId, round: RoundId, answer: Answer) -> bool {

@@ -147,6 +147,8 @@ refusal_codes! {
     WrongConsortium = "wrong-consortium", "check the coordinator's address in site.toml";
     /// The study leaves the site out.
     LeftOut = "left-out", "nothing to do: the study is for the other sites to train";
+    /// The manifest is kept, but the site has too little to train on to be asked.
+    TooLittleData = "too-little-data", "`site-agent check` shows what counts as annotated training scans: add some, then start the agent again";
 }
 
 impl fmt::Display for RefusalCode {

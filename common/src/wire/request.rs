@@ -55,7 +55,7 @@ pub enum Request {
     DeclineRound {
         /// The study.
         study: StudyDigest,
-        /// The round.
+        /// The round; 0 when no round was asked about.
         round: RoundId,
         /// Why.
         reason: DeclineReason,
@@ -173,6 +173,11 @@ pub enum DeclineReason {
     TrainingFailed,
     /// It evaluates and never trains.
     Evaluator,
+    /// No training scan of it annotates a class of the study. Said as soon as it knows, of round 0: it means all rounds
+    /// until it registers a manifest.
+    NoData,
+    /// It cannot use its training scans; its operator finds the reason in the site's log. Said as `NoData` is.
+    DataError,
 }
 
 impl DeclineReason {
@@ -183,6 +188,8 @@ impl DeclineReason {
             Self::Policy => "policy",
             Self::TrainingFailed => "training-failed",
             Self::Evaluator => "evaluator",
+            Self::NoData => "no-data",
+            Self::DataError => "data-error",
         }
     }
 }

@@ -61,6 +61,8 @@ fn requests() -> Vec<Request> {
         DeclineReason::Policy,
         DeclineReason::TrainingFailed,
         DeclineReason::Evaluator,
+        DeclineReason::NoData,
+        DeclineReason::DataError,
     ];
     all.extend(reasons.map(|reason| Request::DeclineRound { study, round, reason }));
     all.extend([

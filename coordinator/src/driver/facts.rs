@@ -16,6 +16,7 @@ pub(super) fn of_rounds(fact: &Fact, name: impl Fn(ClassId) -> String) -> Option
         Fact::SiteDeclined { site, round, reason } => {
             ("site-declined", format!("{site} does not take part in round {round}: {}", reason.code()))
         }
+        Fact::SiteExcluded { site, reason } => ("site-excluded", format!("{site} is not asked: {reason}")),
         Fact::SiteSilent { site, round } => {
             ("site-silent", format!("{site} did not answer round {round} in time"))
         }

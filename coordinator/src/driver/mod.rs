@@ -384,7 +384,7 @@ impl Driver {
 }
 
 /// What the machines need of a manifest.
-fn counts(manifest: &LabelManifest) -> SiteCounts {
+pub(crate) fn counts(manifest: &LabelManifest) -> SiteCounts {
     let annotated = manifest.classes.iter().map(|count| (count.class, count.annotated));
     SiteCounts { volumes: manifest.volumes, annotated: annotated.collect() }
 }

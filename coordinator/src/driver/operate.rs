@@ -1,5 +1,6 @@
 //! Doing what the operator asks. Works without a server too: then nobody is connected, and the next start goes on.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -107,6 +108,7 @@ impl Driver {
             Some(reason) => format!("paused ({}): {phase}", super::plan::pause_words(reason)),
             None => phase,
         };
+        let answers = answers(&status);
         Ok(StudyLine {
             name: run.document.study().name.clone(),
             digest: run.digest().to_string(),
@@ -117,11 +119,7 @@ impl Driver {
             model: status.model.to_string(),
             left_out: run.document.study().participants.leave_out.clone(),
             ready: status.ready.into_iter().collect(),
-            answers: status
-                .answers
-                .into_iter()
-                .map(|(site, answer)| (site, answer_word(&answer).to_owned()))
-                .collect(),
+            answers,
             scored_by: run.evaluation.reported(&status.model).into_iter().collect(),
             uncovered: uncovered.into_iter().map(|class| taxonomy.name(class)).collect(),
         })
@@ -351,6 +349,13 @@ fn read_text(file: &Path) -> Result<String, Failure> {
 
 fn no_study() -> Failure {
     Failure::new("there is no study", "add one with `coordinator study add`")
+}
+
+/// What to say of each site: of those that are not asked, why.
+fn answers(status: &round::Status) -> BTreeMap<SiteId, String> {
+    let excluded = status.excluded.iter().map(|(site, reason)| (site.clone(), format!("excluded: {reason}")));
+    let asked = status.answers.iter().map(|(site, answer)| (site.clone(), answer_word(answer).to_owned()));
+    excluded.chain(asked).collect()
 }
 
 fn answer_word(answer: &Answer) -> &'static str {

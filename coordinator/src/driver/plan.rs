@@ -30,6 +30,7 @@ pub(super) fn round_plan(document: &StudyDocument) -> RoundPlan {
         evaluate_every: study.evaluation.every_rounds,
         gate: gate(document),
         leave_out: study.participants.leave_out.iter().cloned().collect(),
+        min_volumes: study.participants.min_volumes,
     }
 }
 
@@ -58,6 +59,8 @@ pub(crate) fn decline(reason: wire::DeclineReason) -> round::DeclineReason {
         wire::DeclineReason::Policy => round::DeclineReason::Policy,
         wire::DeclineReason::TrainingFailed => round::DeclineReason::TrainingFailed,
         wire::DeclineReason::Evaluator => round::DeclineReason::Evaluator,
+        wire::DeclineReason::NoData => round::DeclineReason::NoData,
+        wire::DeclineReason::DataError => round::DeclineReason::DataError,
     }
 }
 

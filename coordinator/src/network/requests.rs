@@ -8,7 +8,7 @@ use common::evaluation::ReportExpectation;
 use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::report::{EvaluationReport, METRIC_VERSION};
-use common::round::{self, UpdateExpectation};
+use common::round::{self, Exclusion, UpdateExpectation};
 use common::signed::{Signed, SignedDocument, SignedError, VerifyingKey};
 use common::study::StudyDocument;
 use common::update::UpdateOffer;
@@ -21,7 +21,7 @@ use super::session::Session;
 use super::upload::Upload;
 use crate::admission::check_part;
 use crate::clock;
-use crate::driver::{decline, position};
+use crate::driver::{counts, decline, position};
 use crate::progress::Line;
 use crate::store::{self, ArtifactFile, LossPoint, StoreError, StoredManifest, StoredReport};
 
@@ -140,7 +140,11 @@ impl Session {
         };
         self.context.store.put_manifest(&study, &stored, clock::now()).await.map_err(internal)?;
         self.context.driver.answered(study, site).await;
-        Ok(Reply::Done)
+        // Kept all the same: it replaces a better one of earlier days, and the machine does not ask the site.
+        match Exclusion::of(&counts(&manifest), document.study().participants.min_volumes) {
+            Some(reason) => Err(refusal(RefusalCode::TooLittleData, reason.to_string())),
+            None => Ok(Reply::Done),
+        }
     }
 
     async fn approve(&self, study: StudyDigest) -> Result<Reply, Refusal> {

@@ -189,7 +189,7 @@ pub struct StudyLine {
     pub left_out: Vec<SiteId>,
     /// Trainers that are ready.
     pub ready: Vec<SiteId>,
-    /// What came of asking each site of the open round.
+    /// What came of asking each site of the open round; of one that is not asked for want of data, why.
     pub answers: BTreeMap<SiteId, String>,
     /// Evaluators that have scored the last durable model.
     pub scored_by: Vec<SiteId>,

@@ -6,7 +6,7 @@ use common::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::participant::{Action, Event};
 use common::report::EvaluationReport;
-use common::round::RoundTask;
+use common::round::{DeclineReason, RoundTask};
 use common::signed::Signed;
 use common::study::StudyDocument;
 use common::wire::SignedBytes;
@@ -284,6 +284,11 @@ impl Agent {
     ) -> anyhow::Result<()> {
         self.counting.remove(&study.digest());
         match counted {
+            Ok(manifest) if manifest.classes.is_empty() => self.cannot_train(
+                study.digest(),
+                DeclineReason::NoData,
+                "no training scan annotates a class of the study",
+            ),
             Ok(manifest) => {
                 tracing::info!(
                     scans = manifest.volumes,
@@ -297,12 +302,19 @@ impl Agent {
             }
             Err(error) => {
                 tracing::error!("the training scans cannot be used: {error:#}");
-                tracing::error!("hint: `site-agent check` looks at every scan; then start the agent again");
-                self.status.problem =
-                    Some("the training scans cannot be used: run `site-agent check`".to_owned());
-                self.write_status()
+                self.cannot_train(
+                    study.digest(),
+                    DeclineReason::DataError,
+                    "the training scans cannot be used",
+                )
             }
         }
+    }
+
+    /// Says that this site has nothing to train on, here and to the coordinator: neither is left to wonder.
+    fn cannot_train(&mut self, study: StudyDigest, reason: DeclineReason, why: &str) -> anyhow::Result<()> {
+        self.status.problem = Some(format!("{why}: run `site-agent check`"));
+        self.feed(Event::DataUnusable { study, reason })
     }
 
     fn stepped(&mut self, task: &RoundTask, step: StepReport) -> anyhow::Result<()> {

@@ -34,6 +34,8 @@ pub fn decline_reason(reason: round::DeclineReason) -> DeclineReason {
         round::DeclineReason::Policy => DeclineReason::Policy,
         round::DeclineReason::TrainingFailed => DeclineReason::TrainingFailed,
         round::DeclineReason::Evaluator => DeclineReason::Evaluator,
+        round::DeclineReason::NoData => DeclineReason::NoData,
+        round::DeclineReason::DataError => DeclineReason::DataError,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The machine's facts as lines for the site's log.
 
 use common::participant::{DropReason, Fact};
+use common::round::DeclineReason;
 
 /// Says a fact to the site's operator.
 pub(super) fn say(fact: &Fact) {
@@ -9,6 +10,14 @@ pub(super) fn say(fact: &Fact) {
         Fact::RoundStarted { round } => tracing::info!("round {round}: taking part"),
         Fact::RoundDeclined { round, reason } => {
             tracing::info!("round {round}: not taking part ({})", reason.code())
+        }
+        Fact::DataUnusable { study, reason } => {
+            let why = match reason {
+                DeclineReason::NoData => "no training scan of this site annotates a class of it",
+                _ => "the training scans cannot be used",
+            };
+            tracing::error!("study {}: not taking part: {why}", study.short());
+            tracing::error!("hint: `site-agent check` looks at every scan; then start the agent again");
         }
         Fact::RoundLeft { round } => tracing::info!("round {round}: left, it ended without this site"),
         Fact::UpdateReady { round, .. } => {

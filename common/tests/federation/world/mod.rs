@@ -206,6 +206,7 @@ fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
         evaluate_every: 2,
         gate: scenario.gated.then_some(Gate { evaluators, timeout_s: 1800 }),
         leave_out: BTreeSet::new(),
+        min_volumes: 0,
     }
 }
 
