@@ -133,7 +133,21 @@ impl Aggregator {
     /// [`AggregateError`] when the updates do not belong together or have no weight.
     pub fn new(
         base: ArtifactManifest,
+        updates: Vec<WeightedUpdate>,
+        eta: f64,
+    ) -> Result<Self, AggregateError> {
+        Self::with_late(base, updates, &BTreeSet::new(), eta)
+    }
+
+    /// As [`Aggregator::new`], where the updates of the sites in `late` are of an earlier round: deltas from an earlier
+    /// model, added to this one. At least one update is of the round itself.
+    ///
+    /// # Errors
+    /// As [`Aggregator::new`].
+    pub fn with_late(
+        base: ArtifactManifest,
         mut updates: Vec<WeightedUpdate>,
+        late: &BTreeSet<SiteId>,
         eta: f64,
     ) -> Result<Self, AggregateError> {
         updates.sort_by(|a, b| a.update.site().cmp(b.update.site()));
@@ -141,7 +155,7 @@ impl Aggregator {
         for WeightedUpdate { update, weight } in &updates {
             check_factor(&format!("the weight of site {}", update.site()), *weight)?;
         }
-        check_together(&base, &updates)?;
+        check_together(&base, &updates, late)?;
         let total: f64 = updates.iter().map(|update| update.weight).sum();
         if total <= 0.0 {
             return Err(AggregateError::NoWeight);
@@ -216,9 +230,10 @@ impl Aggregator {
         chunks.dedup_by_key(|chunk| chunk.index);
         let hashes = chunks.into_iter().map(|chunk| chunk.hash).collect();
         let manifest = ArtifactManifest::new(self.base.layout().clone(), hashes)?;
-        // Not empty: `new` refuses updates without weight.
-        let first = self.updates.first().ok_or(AggregateError::NoWeight)?;
-        let (study, round) = (first.update.study(), first.update.round());
+        // Not empty: `new` refuses updates without weight. Late ones are of earlier rounds.
+        let newest = self.updates.iter().max_by_key(|update| update.update.round());
+        let newest = newest.ok_or(AggregateError::NoWeight)?;
+        let (study, round) = (newest.update.study(), newest.update.round());
         Ok(AggregatedModel { manifest, study, round, base: self.base.hash() })
     }
 }
@@ -344,12 +359,21 @@ fn check_factor(what: &str, got: f64) -> Result<(), AggregateError> {
     Err(AggregateError::Factor { what: what.to_owned(), got })
 }
 
-fn check_together(base: &ArtifactManifest, updates: &[WeightedUpdate]) -> Result<(), AggregateError> {
+fn check_together(
+    base: &ArtifactManifest,
+    updates: &[WeightedUpdate],
+    late: &BTreeSet<SiteId>,
+) -> Result<(), AggregateError> {
     let hash = base.hash();
-    let first = updates.first().ok_or(AggregateError::NoWeight)?;
+    let in_time = |update: &VerifiedUpdate| !late.contains(update.site());
+    let first = updates.iter().map(|update| &update.update).find(|update| in_time(update));
+    let first = first.ok_or(AggregateError::NoWeight)?;
     for WeightedUpdate { update, .. } in updates {
-        let same = update.study() == first.update.study() && update.round() == first.update.round();
-        if !same || update.base() != hash || update.manifest().layout() != base.layout() {
+        let fits = match in_time(update) {
+            true => update.round() == first.round() && update.base() == hash,
+            false => update.round() < first.round(),
+        };
+        if !fits || update.study() != first.study() || update.manifest().layout() != base.layout() {
             return Err(AggregateError::Foreign { site: update.site().clone() });
         }
     }

@@ -209,6 +209,14 @@ fn updates_that_do_not_belong_together_are_refused() {
         new([sites.updates(), vec![stale]].concat()),
         Err(AggregateError::Foreign { site: site("c") })
     );
+    let late = BTreeSet::from([site("c")]);
+    let with_late = |base: &ArtifactManifest, round| {
+        let stale = weighted(verified("c", base, &[0.0; 4], round));
+        Aggregator::with_late(sites.base.clone(), [sites.updates(), vec![stale]].concat(), &late, 1.0)
+            .map(|_| ())
+    };
+    assert_eq!(with_late(&other_base, 0), Ok(()));
+    assert_eq!(with_late(&sites.base, 1), Err(AggregateError::Foreign { site: site("c") }), "it is not late");
     let mut weightless = sites.updates();
     weightless.iter_mut().for_each(|update| update.weight = 0.0);
     assert_eq!(new(weightless), Err(AggregateError::NoWeight));

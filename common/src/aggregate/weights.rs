@@ -41,6 +41,17 @@ pub fn site_weights(
     responders: &BTreeMap<SiteId, SiteCounts>,
     max_site_weight: f64,
 ) -> WeightedSites {
+    discounted_weights(weighting, responders, &BTreeMap::new(), max_site_weight)
+}
+
+/// As [`site_weights`], where the weights of some sites, `discounts`, are first multiplied by a factor above 0: their updates
+/// came late.
+pub fn discounted_weights(
+    weighting: Weighting,
+    responders: &BTreeMap<SiteId, SiteCounts>,
+    discounts: &BTreeMap<SiteId, f64>,
+    max_site_weight: f64,
+) -> WeightedSites {
     let mut shares: BTreeMap<SiteId, f64> = match weighting {
         Weighting::Uniform => responders.keys().map(|site| (site.clone(), 1.0)).collect(),
         Weighting::Samples => each(responders, |counts| f64::from(counts.volumes)),
@@ -52,6 +63,11 @@ pub fn site_weights(
     let fell_back_to_uniform = !responders.is_empty() && shares.values().sum::<f64>() <= 0.0;
     if fell_back_to_uniform {
         shares.values_mut().for_each(|share| *share = 1.0);
+    }
+    for (site, factor) in discounts {
+        if let Some(share) = shares.get_mut(site) {
+            *share *= factor;
+        }
     }
     normalise(&mut shares);
     let capped = match weighting {
@@ -153,6 +169,17 @@ mod tests {
         // The others keep their proportion, 1.75 to 0.25.
         assert!((shares[1] / shares[2] - 7.0).abs() < 1e-12, "{shares:?}");
         assert_eq!(weighted.capped, ["site-0".parse().unwrap()].into());
+    }
+
+    #[test]
+    fn a_discount_lowers_a_share_before_it_is_capped() {
+        let both = sites([counts(30, &[]), counts(10, &[])]);
+        let late = BTreeMap::from([("site-0".parse().unwrap(), 0.5)]);
+        let weighted = discounted_weights(Weighting::Samples, &both, &late, 1.0);
+        assert_eq!(weighted.shares.into_values().collect::<Vec<_>>(), [15.0 / 25.0, 10.0 / 25.0]);
+        let three = sites([counts(1, &[(1, 1), (2, 1)]), counts(1, &[(3, 1)]), counts(1, &[(4, 1)])]);
+        let weighted = discounted_weights(Weighting::ClassBalanced, &three, &late, 0.4);
+        assert!(weighted.capped.is_empty(), "a third each");
     }
 
     #[test]

@@ -139,6 +139,8 @@ pub enum DeclineReason {
     NoData,
     /// The site cannot use its training scans. Of all rounds, until it registers a manifest.
     DataError,
+    /// The site is still at the round before, whose update counts late. It takes part if it is done in time.
+    Busy,
 }
 
 impl DeclineReason {
@@ -151,6 +153,7 @@ impl DeclineReason {
             Self::Evaluator => "evaluator",
             Self::NoData => "no-data",
             Self::DataError => "data-error",
+            Self::Busy => "busy",
         }
     }
 }
@@ -224,6 +227,10 @@ pub enum RoundOutcome {
 pub struct Term {
     /// The site.
     pub site: SiteId,
+    /// The round that its update was trained for: the one that is aggregated, or, of a late one, the one before.
+    pub round: RoundId,
+    /// The model that its update is a delta from.
+    pub base: ModelHash,
     /// The attempt that counted.
     pub attempt: AttemptId,
     /// The stored update.
@@ -378,6 +385,15 @@ pub enum Fact {
         round: RoundId,
         /// The attempt.
         attempt: AttemptId,
+    },
+    /// An update of the round before, which closed without it, counts in this one for less.
+    LateUpdateTaken {
+        /// The site.
+        site: SiteId,
+        /// The round that it counts in.
+        round: RoundId,
+        /// The round that it was trained for.
+        trained_for: RoundId,
     },
     /// An update was sent again: answered, not counted.
     UpdateDuplicated {

@@ -46,7 +46,8 @@ impl Exclusion {
             DeclineReason::NotApproved
             | DeclineReason::Policy
             | DeclineReason::TrainingFailed
-            | DeclineReason::Evaluator => None,
+            | DeclineReason::Evaluator
+            | DeclineReason::Busy => None,
         }
     }
 }

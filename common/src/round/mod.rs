@@ -19,7 +19,8 @@
 //! Each phase says in its own file, in three lines, what it waits for and how it ends. What holds in all of them:
 //! * participants and their counts are fixed when the round opens; nothing below quorum (`coverage`) is aggregated;
 //! * nothing is announced before it is durable (`Committed`), no receipt is given before the update is (`UpdateStored`);
-//! * an update counts once; one that comes again is answered, one that comes late is refused with a stable code;
+//! * an update counts once; one that comes again is answered, one that comes late is refused with a stable code, or, if the
+//!   study says so, counts in the next round (`late`);
 //! * a trainer with too little to train on (`exclusion`) is not at hand until it registers a better manifest;
 //! * a trainer that the study leaves out is never at hand: it is not asked, nor waited for, and its update is refused;
 //! * a site that returns is told again whatever concerns it, so that neither side needs memory of the connection.
@@ -35,6 +36,7 @@ mod coverage;
 mod distributing;
 mod event;
 mod exclusion;
+mod late;
 mod opened;
 mod paused;
 mod phase;
@@ -49,6 +51,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use self::late::PreviousRound;
 use self::paused::Pause;
 use self::phase::{Context, Phase, Roster};
 use self::progress::Progress;
@@ -64,7 +67,7 @@ pub use event::{
 };
 pub use exclusion::Exclusion;
 pub use opened::{Answer, Counted};
-pub use plan::{Gate, Quorum, RoundPlan};
+pub use plan::{Gate, Late, Quorum, RoundPlan};
 pub use rejection::{Rejection, UpdateExpectation};
 
 /// Format of [`Snapshot`].
@@ -92,6 +95,9 @@ pub struct State {
     failures: u32,
     /// The updates of the last committed round: a receipt that was lost is given again.
     last_counted: BTreeMap<SiteId, Counted>,
+    /// The last committed round, where the study takes late updates of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    previous: Option<PreviousRound>,
 }
 
 /// A command that makes no sense now; nothing changed.
@@ -131,6 +137,8 @@ pub struct Status {
     pub ready: BTreeSet<SiteId>,
     /// What came of asking each site of the open round.
     pub answers: BTreeMap<SiteId, Answer>,
+    /// Sites of which an update of the round before counts in the open one, because it came late.
+    pub late: BTreeSet<SiteId>,
     /// Trainers that are not asked, and why.
     pub excluded: BTreeMap<SiteId, Exclusion>,
     /// Classes that the study waits for: of sites that annotate them to open a round, of their updates to close it.
@@ -151,6 +159,7 @@ impl RoundMachine {
             pause: None,
             failures: 0,
             last_counted: BTreeMap::new(),
+            previous: None,
         };
         Self { plan, state }
     }
@@ -249,6 +258,10 @@ impl RoundMachine {
         if offer.round > current || matches!(phase, Phase::Waiting(_)) && offer.round == current {
             return Err(Rejection::RoundNotOpen { round: offer.round });
         }
+        let previous = self.state.previous.as_ref();
+        if let Some(late) = previous.and_then(|previous| previous.expect(site, offer, phase, &self.plan)) {
+            return late;
+        }
         match phase.opened().filter(|_| offer.round == current) {
             None => Err(Rejection::RoundClosed { round: offer.round, current }),
             Some(opened) => {
@@ -256,9 +269,15 @@ impl RoundMachine {
                 if expectation == UpdateExpectation::AlreadyCounted || phase.taking().is_some() {
                     return Ok(expectation);
                 }
-                Err(Rejection::RoundClosed { round: offer.round, current })
+                Err(late::too_late_for(current, &self.plan))
             }
         }
+    }
+
+    /// Whether an update of `round`, which has closed, may still come to count: what is stored of it is to be kept.
+    pub fn takes_late(&self, round: RoundId) -> bool {
+        let over = matches!(self.state.phase, Phase::Finished(_) | Phase::Aborted(_));
+        !over && self.state.previous.as_ref().is_some_and(|previous| previous.round == round)
     }
 
     /// The study's plan.
@@ -289,6 +308,12 @@ impl RoundMachine {
             model_round,
             ready: roster.sites(),
             answers: answers.map(|(site, known)| (site.clone(), known.answer.clone())).collect(),
+            late: phase
+                .opened()
+                .into_iter()
+                .flat_map(|opened| opened.late())
+                .map(|(site, _)| site.clone())
+                .collect(),
             excluded: roster.excluded.clone(),
             classes_short: phase.classes_short(&self.plan, &roster.ready),
             paused: pause.as_ref().map(|pause| pause.reason),
@@ -303,9 +328,9 @@ impl RoundMachine {
         run: impl FnOnce(&mut Progress<'_>, &mut Context<'_>) -> T,
     ) -> T {
         let Self { plan, state } = self;
-        let State { roster, phase, pause, failures, last_counted, .. } = state;
+        let State { roster, phase, pause, failures, last_counted, previous, .. } = state;
         let mut cx = Context { plan, roster, now, actions };
-        run(&mut Progress { phase, pause, failures, last_counted }, &mut cx)
+        run(&mut Progress { phase, pause, failures, last_counted, previous }, &mut cx)
     }
 
     /// Records the event.

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::coverage::{self, ClassShortage};
 use super::event::{DeclineReason, RoundTask, Term, UpdateOffer};
+use super::late::LateUpdate;
 use super::plan::RoundPlan;
 use super::rejection::{Rejection, UpdateExpectation};
-use crate::aggregate::weights::{SiteCounts, WeightedSites, site_weights};
+use crate::aggregate::weights::{SiteCounts, WeightedSites, discounted_weights};
 use crate::ids::{ArtifactHash, AttemptId, ClassId, ModelHash, RoundId, SiteId};
 use crate::time::Timestamp;
 
@@ -23,6 +24,9 @@ pub(super) struct OpenedRound {
     /// Those that the operator gave up when a quorum was missing: what they alone annotate holds the round up no more.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     given_up: BTreeSet<SiteId>,
+    /// Updates of the round before that came late and count here, for less, where the site sends none of this round.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) late: BTreeMap<SiteId, LateUpdate>,
 }
 
 /// One site in one round.
@@ -79,14 +83,14 @@ impl Counted {
 impl OpenedRound {
     /// A round without participants.
     pub(super) const fn new(round: RoundId, base: ModelHash, deadline: Timestamp) -> Self {
-        Self { round, base, deadline, participants: BTreeMap::new(), given_up: BTreeSet::new() }
+        let (participants, late) = (BTreeMap::new(), BTreeMap::new());
+        Self { round, base, deadline, participants, given_up: BTreeSet::new(), late }
     }
 
     /// Adds the ready sites that are not asked yet, or that were revoked and have come back.
     pub(super) fn invite(&mut self, ready: &BTreeMap<SiteId, SiteCounts>) {
         for (site, counts) in ready {
-            let known = self.participants.get(site).map(|participant| &participant.answer);
-            if matches!(known, None | Some(Answer::Revoked)) {
+            if matches!(self.answer_of(site), None | Some(Answer::Revoked)) {
                 let invited = Participant { counts: counts.clone(), answer: Answer::Invited };
                 self.participants.insert(site.clone(), invited);
             }
@@ -114,6 +118,17 @@ impl OpenedRound {
             _ => !ready.contains_key(*site),
         };
         self.given_up = self.participants.iter().filter(absent).map(|(site, _)| site.clone()).collect();
+    }
+
+    /// What came of asking a site; `None` when it was not asked.
+    pub(super) fn answer_of(&self, site: &SiteId) -> Option<&Answer> {
+        self.participants.get(site).map(|participant| &participant.answer)
+    }
+
+    /// The late updates of sites that have sent none of this round.
+    pub(super) fn late(&self) -> impl Iterator<Item = (&SiteId, &LateUpdate)> {
+        let newer = move |site: &SiteId| matches!(self.answer_of(site), Some(Answer::Updated(_)));
+        self.late.iter().filter(move |(site, _)| !newer(site))
     }
 
     /// Whether any site has this answer.
@@ -193,7 +208,7 @@ impl OpenedRound {
         if offer.steps != plan.steps {
             return Err(Rejection::WrongSteps { expected: plan.steps, got: offer.steps });
         }
-        match self.participants.get(site).map(|participant| &participant.answer) {
+        match self.answer_of(site) {
             None | Some(Answer::Revoked) => Err(Rejection::NotParticipant { round: self.round }),
             Some(Answer::Updated(counted)) => counted.compare(offer),
             Some(_) => Ok(UpdateExpectation::Wanted { base: self.base }),
@@ -204,18 +219,23 @@ impl OpenedRound {
     pub(super) fn weights(&self, plan: &RoundPlan) -> WeightedSites {
         let counted = |participant: &Participant| matches!(participant.answer, Answer::Updated(_));
         let responders = self.participants.iter().filter(|(_, participant)| counted(participant));
-        let responders =
-            responders.map(|(site, participant)| (site.clone(), participant.counts.clone())).collect();
-        site_weights(plan.weighting, &responders, plan.max_site_weight)
+        let responders = responders.map(|(site, participant)| (site.clone(), participant.counts.clone()));
+        let late = self.late().map(|(site, late)| (site.clone(), late.counts.clone()));
+        let discounts = self.late().map(|(site, _)| (site.clone(), plan.late.weight())).collect();
+        let responders = responders.chain(late).collect();
+        discounted_weights(plan.weighting, &responders, &discounts, plan.max_site_weight)
     }
 
     /// The summands of the aggregate, ascending by site.
     pub(super) fn terms(&self, plan: &RoundPlan) -> Vec<Term> {
         let shares = self.weights(plan).shares;
-        let term = |(site, counted): (SiteId, Counted)| {
+        let own = self.counted().into_iter().map(|(site, counted)| (site, (self.round, self.base, counted)));
+        let late = self.late().map(|(site, late)| (site.clone(), (late.round, late.base, late.counted)));
+        let summands: BTreeMap<SiteId, (RoundId, ModelHash, Counted)> = own.chain(late).collect();
+        let term = |(site, (round, base, counted)): (SiteId, (RoundId, ModelHash, Counted))| {
             let share = shares.get(&site).copied()?;
-            Some(Term { site, attempt: counted.attempt, update: counted.update, share })
+            Some(Term { site, round, base, attempt: counted.attempt, update: counted.update, share })
         };
-        self.counted().into_iter().filter_map(term).collect()
+        summands.into_iter().filter_map(term).collect()
     }
 }

@@ -20,6 +20,8 @@ pub struct RoundPlan {
     pub steps: u32,
     /// How many sites a round needs, and how long it waits.
     pub quorum: Quorum,
+    /// What becomes of an update of a round that has closed.
+    pub late: Late,
     /// What a site's share is proportional to.
     pub weighting: Weighting,
     /// Cap of one site's share, for [`Weighting::ClassBalanced`].
@@ -63,6 +65,28 @@ impl Quorum {
     /// `deadline_s` as a duration.
     pub fn deadline(&self) -> Duration {
         Duration::from_secs(self.deadline_s)
+    }
+}
+
+/// What becomes of an update of a round that has closed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Late {
+    /// It is refused.
+    Refuse,
+    /// It counts in the next round, unless the site has sent one of that round by then.
+    NextRound {
+        /// What it weighs, of what it would have weighed in time: above 0, at most 1.
+        weight: f64,
+    },
+}
+
+impl Late {
+    /// The weight of an update that comes late, of what it would have been.
+    pub(super) const fn weight(self) -> f64 {
+        match self {
+            Self::Refuse => 0.0,
+            Self::NextRound { weight } => weight,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use super::aggregating::Committing;
 use super::committed::{Committed, Over};
 use super::event::{Action, DeclineReason, Event, Fact, PauseReason, UpdateOffer};
 use super::exclusion::Exclusion;
+use super::late::PreviousRound;
 use super::opened::{Answer, Counted};
 use super::paused::Pause;
 use super::phase::{Context, Phase};
@@ -20,6 +21,7 @@ pub(super) struct Progress<'a> {
     pub(super) pause: &'a mut Option<Pause>,
     pub(super) failures: &'a mut u32,
     pub(super) last_counted: &'a mut BTreeMap<SiteId, Counted>,
+    pub(super) previous: &'a mut Option<PreviousRound>,
 }
 
 impl Progress<'_> {
@@ -75,8 +77,10 @@ impl Progress<'_> {
         let UpdateOffer { round, attempt, update, .. } = *offer;
         match verdict {
             Ok(UpdateExpectation::Wanted { .. }) => {
-                self.answer(&site, round, Answer::Updated(Counted { attempt, update }));
-                cx.report(Fact::UpdateCounted { site: site.clone(), round, attempt });
+                if !self.take_late(&site, offer, cx) {
+                    self.answer(&site, round, Answer::Updated(Counted { attempt, update }));
+                    cx.report(Fact::UpdateCounted { site: site.clone(), round, attempt });
+                }
                 cx.act(Action::Acknowledge { site, round, attempt, update });
             }
             Ok(UpdateExpectation::AlreadyCounted) => {
@@ -88,6 +92,16 @@ impl Progress<'_> {
                 cx.act(Action::Refuse { site, attempt, rejection });
             }
         }
+    }
+
+    /// Takes an update of the round before; false when it is none.
+    fn take_late(&mut self, site: &SiteId, offer: &UpdateOffer, cx: &mut Context<'_>) -> bool {
+        let late = self.previous.as_ref().and_then(|previous| previous.take(site, offer));
+        let (Some(late), Some(opened)) = (late, self.phase.taking_mut()) else { return false };
+        let (round, trained_for) = (opened.round, late.round);
+        opened.late.insert(site.clone(), late);
+        cx.report(Fact::LateUpdateTaken { site: site.clone(), round, trained_for });
+        true
     }
 
     /// Asks again for what this phase waits for.
@@ -190,6 +204,9 @@ impl Progress<'_> {
                 cx.report(Fact::SiteRevoked { site, round });
             }
         }
+        if let Some(previous) = self.previous.as_mut() {
+            previous.keep_sites(|site| sites.contains(site));
+        }
         cx.roster.excluded.retain(|site, _| sites.contains(site));
         sites.retain(|site| !cx.plan.leave_out.contains(site) && !cx.roster.excluded.contains_key(site));
         cx.roster.expected = sites;
@@ -257,6 +274,7 @@ impl Progress<'_> {
             return false;
         }
         *self.last_counted = phase.opened.counted();
+        *self.previous = PreviousRound::of(&phase.opened, cx.plan);
         *self.phase = Phase::Committed(Committed::announce(round, model, cx));
         self.end_fault();
         true

@@ -3,6 +3,7 @@
 mod classes;
 mod excluded;
 mod joining;
+mod late;
 mod left_out;
 
 use std::fmt::Write as _;
@@ -30,6 +31,7 @@ fn plan() -> RoundPlan {
         rounds: 2,
         steps: STEPS,
         quorum: Quorum { sites: 2, sites_per_class: 0, deadline_s: 600, accept_s: 30 },
+        late: Late::Refuse,
         weighting: Weighting::Samples,
         max_site_weight: 0.5,
         server_lr: 1.0,

@@ -134,6 +134,7 @@ fn quorum(quorum: &Quorum, problems: &mut Problems) {
     problems.in_range("quorum.sites_per_class", quorum.sites_per_class, 0..=10_000);
     problems.in_range("quorum.deadline_s", quorum.deadline_s, 1..=MAX_SECONDS);
     problems.in_range("quorum.accept_s", quorum.accept_s, 1..=quorum.deadline_s.max(1));
+    positive("quorum.staleness_weight", quorum.staleness_weight, 1.0, problems);
 }
 
 fn participants(participants: &Participants, evaluation: &Evaluation, problems: &mut Problems) {

@@ -332,7 +332,7 @@ pub enum Weighting {
 }
 
 /// When a round may close.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quorum {
     /// Fewest updates.
@@ -345,6 +345,30 @@ pub struct Quorum {
     pub deadline_s: u32,
     /// Seconds within which a site must accept the round.
     pub accept_s: u32,
+    /// What becomes of an update that comes after its round has closed. Not written where it is refused.
+    #[serde(default, skip_serializing_if = "Late::is_refused")]
+    pub late: Late,
+    /// Under `next-round`, what such an update weighs, of what it would have weighed in time. Not written where it is half.
+    #[serde(default = "half", skip_serializing_if = "is_half")]
+    pub staleness_weight: f64,
+}
+
+/// What becomes of an update that comes after its round has closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Late {
+    /// It is refused, and the site begins the next round at once.
+    #[default]
+    Refuse,
+    /// It counts in the next round, for less, unless the site has sent one of that round by then.
+    NextRound,
+}
+
+impl Late {
+    /// Whether late updates are refused.
+    pub fn is_refused(&self) -> bool {
+        *self == Self::Refuse
+    }
 }
 
 /// Who takes part. Every trainer may, unless it is named here or has too little to train on.
@@ -500,6 +524,10 @@ fn five() -> u32 {
 
 fn half() -> f64 {
     0.5
+}
+
+fn is_half(number: &f64) -> bool {
+    number.to_bits() == half().to_bits()
 }
 
 fn one_f64() -> f64 {

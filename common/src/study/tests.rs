@@ -208,20 +208,23 @@ fn a_study_names_who_stays_out_only_where_somebody_does() {
 }
 
 #[test]
-fn a_quorum_by_class_and_a_smallest_data_set_are_written_only_where_they_are_set() {
+fn what_a_study_says_of_its_rounds_is_written_only_where_it_is_set() {
     let text = |document: &StudyDocument| String::from_utf8(document.bytes().to_vec()).unwrap();
     let plain = text(&example_study());
-    assert!(
-        !plain.contains("sites_per_class") && !plain.contains("min_volumes"),
-        "older studies keep their bytes"
-    );
+    for key in ["sites_per_class", "late", "staleness_weight", "min_volumes"] {
+        assert!(!plain.contains(&format!("\"{key}\"")), "older studies keep their bytes: {key}");
+    }
     let document = example_study_with(|draft| {
         draft.quorum.sites_per_class = 1;
         draft.participants.min_volumes = 20;
+        draft.quorum.late = sections::Late::NextRound;
+        draft.quorum.staleness_weight = 0.25;
     });
-    assert!(
-        text(&document).contains("\"sites_per_class\": 1") && text(&document).contains("\"min_volumes\": 20")
-    );
+    for line in
+        ["sites_per_class\": 1", "late\": \"next-round\"", "staleness_weight\": 0.25", "min_volumes\": 20"]
+    {
+        assert!(text(&document).contains(line), "{line}");
+    }
     assert_eq!(StudyDocument::parse(document.bytes().to_vec()).unwrap(), document);
     let written = format!("{EXAMPLE_STUDY}\n[participants]\nmin_volumes = 0\n");
     let refused = StudyDraft::parse("study.toml", &written, &Taxonomy::standard()).unwrap_err();

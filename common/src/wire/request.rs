@@ -178,6 +178,8 @@ pub enum DeclineReason {
     NoData,
     /// It cannot use its training scans; its operator finds the reason in the site's log. Said as `NoData` is.
     DataError,
+    /// It is still at the round before, whose update counts late. It takes part after all if it is done in time.
+    Busy,
 }
 
 impl DeclineReason {
@@ -190,6 +192,7 @@ impl DeclineReason {
             Self::Evaluator => "evaluator",
             Self::NoData => "no-data",
             Self::DataError => "data-error",
+            Self::Busy => "busy",
         }
     }
 }

@@ -63,6 +63,7 @@ fn requests() -> Vec<Request> {
         DeclineReason::Evaluator,
         DeclineReason::NoData,
         DeclineReason::DataError,
+        DeclineReason::Busy,
     ];
     all.extend(reasons.map(|reason| Request::DeclineRound { study, round, reason }));
     all.extend([

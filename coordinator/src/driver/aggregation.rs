@@ -58,12 +58,14 @@ pub(super) fn aggregate(store: &Store, job: &Job) -> Result<ModelHash, JobError>
     let mut files = BTreeMap::new();
     let mut updates = Vec::new();
     for term in &job.terms {
-        let file = store.spool().read(&job.study, job.round, &term.site, &term.update)?;
+        let file = store.spool().read(&job.study, term.round, &term.site, &term.update)?;
         let file = file.ok_or_else(|| missing(format!("the update of {}", term.site)))?;
         updates.push(WeightedUpdate { update: verify(job, term, &base, &file)?, weight: term.share });
         files.insert(term.site.clone(), file);
     }
-    let mut aggregator = Aggregator::new(base.manifest().clone(), updates, job.server_lr)?;
+    let late =
+        job.terms.iter().filter(|term| term.round != job.round).map(|term| term.site.clone()).collect();
+    let mut aggregator = Aggregator::with_late(base.manifest().clone(), updates, &late, job.server_lr)?;
     if let Some(annotating) = &job.class_rows {
         aggregator = aggregator.with_class_rows(CLASS_TABLE_TENSOR, annotating)?;
     }
@@ -76,19 +78,20 @@ fn verify(
     base: &ArtifactFile,
     file: &ArtifactFile,
 ) -> Result<VerifiedUpdate, JobError> {
-    let (study, round) = (job.study, job.round);
+    // Of a late update another round and another base; the trainable tensors are those of every model of the study.
+    let (study, round) = (job.study, term.round);
     let expectation = UpdateExpectation {
         site: term.site.clone(),
         study,
         round,
-        base: job.base,
+        base: term.base,
         layout: base.manifest().layout().clone(),
         // Its norm was checked when it was taken; a receipt is given for it, so it counts.
         max_norm: None,
     };
     let manifest = file.manifest().clone();
     let offer =
-        UpdateOffer { study, round, base: job.base, attempt: term.attempt, steps: job.steps, manifest };
+        UpdateOffer { study, round, base: term.base, attempt: term.attempt, steps: job.steps, manifest };
     let mut verifier = UpdateVerifier::new(expectation, offer)?;
     for index in verifier.missing() {
         verifier.push_chunk(index, &file.read_chunk(position(index))?)?;

@@ -83,6 +83,8 @@ impl Driver {
                 if let Some(run) = self.studies.get(&study) {
                     let notice = Notice::StudyFinished { study, model };
                     self.peers.tell_roles(|role| run.rounds.is_over_for(role), &notice);
+                    let last = run.rounds.status().round;
+                    self.remove_spent(study, last);
                 }
             }
             Action::SetTimer { timer, at } => self.set_timer(study, TimerKey::Round(timer), Some(at)),
@@ -215,8 +217,7 @@ impl Driver {
         }
         self.peers.tell_all(&Notice::RoundClosed { study, round, model, outcome: plan::outcome(outcome) });
         self.shorten_journal(study, true).await;
-        let removed = self.store.spool().remove_round(&study, round);
-        self.note(removed);
+        self.remove_spent(study, round);
         self.count_traffic().await;
     }
 
@@ -227,7 +228,8 @@ impl Driver {
         model: Option<ModelHash>,
         outcome: RoundOutcome,
     ) -> RoundRecord {
-        let answers = self.studies.get(&study).map(|run| run.rounds.status().answers).unwrap_or_default();
+        let status = self.studies.get(&study).map(|run| run.rounds.status());
+        let (answers, late) = status.map(|status| (status.answers, status.late)).unwrap_or_default();
         let updated = answers.into_iter().filter(|(_, answer)| matches!(answer, round::Answer::Updated(_)));
         let now = clock::now();
         RoundRecord {
@@ -236,7 +238,7 @@ impl Driver {
             closed_at: Some(now),
             outcome: Some(plan::outcome(outcome).code().to_owned()),
             model,
-            sites: updated.map(|(site, _)| site).collect(),
+            sites: updated.map(|(site, _)| site).chain(late).collect(),
         }
     }
 

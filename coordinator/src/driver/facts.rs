@@ -23,6 +23,12 @@ pub(super) fn of_rounds(fact: &Fact, name: impl Fn(ClassId) -> String) -> Option
         Fact::UpdateCounted { site, round, .. } => {
             ("update-counted", format!("round {round} has the update of {site}"))
         }
+        Fact::LateUpdateTaken { site, round, trained_for } => (
+            "update-late",
+            format!(
+                "the update of {site} for round {trained_for} came late: it counts in round {round}, for less"
+            ),
+        ),
         Fact::UpdateRefused { site, code } => {
             ("update-refused", format!("an update of {site} does not count: {code}"))
         }

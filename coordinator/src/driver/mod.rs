@@ -11,6 +11,7 @@ mod handle;
 mod operate;
 mod peers;
 mod plan;
+mod spent;
 mod study_run;
 
 use std::collections::{BTreeMap, VecDeque};

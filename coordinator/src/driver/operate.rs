@@ -355,7 +355,12 @@ fn no_study() -> Failure {
 fn answers(status: &round::Status) -> BTreeMap<SiteId, String> {
     let excluded = status.excluded.iter().map(|(site, reason)| (site.clone(), format!("excluded: {reason}")));
     let asked = status.answers.iter().map(|(site, answer)| (site.clone(), answer_word(answer).to_owned()));
-    excluded.chain(asked).collect()
+    let mut answers: BTreeMap<SiteId, String> = excluded.chain(asked).collect();
+    for site in &status.late {
+        let answer = answers.entry(site.clone()).or_insert_with(|| "not asked".to_owned());
+        answer.push_str("; its late update of the round before counts");
+    }
+    answers
 }
 
 fn answer_word(answer: &Answer) -> &'static str {

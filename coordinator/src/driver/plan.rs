@@ -1,7 +1,7 @@
 //! A study's document as the machines want it, and the machines' words as the wire has them.
 
 use common::aggregate::weights;
-use common::round::{self, Gate, Quorum, RoundPlan};
+use common::round::{self, Gate, Late, Quorum, RoundPlan};
 use common::study::{StudyDocument, sections};
 use common::wire;
 
@@ -18,6 +18,10 @@ pub(super) fn round_plan(document: &StudyDocument) -> RoundPlan {
             sites_per_class: study.quorum.sites_per_class,
             deadline_s: u64::from(study.quorum.deadline_s),
             accept_s: u64::from(study.quorum.accept_s),
+        },
+        late: match study.quorum.late {
+            sections::Late::Refuse => Late::Refuse,
+            sections::Late::NextRound => Late::NextRound { weight: study.quorum.staleness_weight },
         },
         weighting: match study.aggregation.weights {
             sections::Weighting::Uniform => weights::Weighting::Uniform,
@@ -61,6 +65,7 @@ pub(crate) fn decline(reason: wire::DeclineReason) -> round::DeclineReason {
         wire::DeclineReason::Evaluator => round::DeclineReason::Evaluator,
         wire::DeclineReason::NoData => round::DeclineReason::NoData,
         wire::DeclineReason::DataError => round::DeclineReason::DataError,
+        wire::DeclineReason::Busy => round::DeclineReason::Busy,
     }
 }
 

@@ -36,6 +36,7 @@ pub fn decline_reason(reason: round::DeclineReason) -> DeclineReason {
         round::DeclineReason::Evaluator => DeclineReason::Evaluator,
         round::DeclineReason::NoData => DeclineReason::NoData,
         round::DeclineReason::DataError => DeclineReason::DataError,
+        round::DeclineReason::Busy => DeclineReason::Busy,
     }
 }
 

@@ -15,8 +15,8 @@ use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, Role, RoundId, Sit
 use common::journal::Entry;
 use common::participant;
 use common::round::{
-    Action, DeclineReason, Event, Fact, Fault, Gate, Quorum, RoundMachine, RoundPlan, RoundTask, Snapshot,
-    Term, Timer, UpdateExpectation, UpdateOffer,
+    Action, DeclineReason, Event, Fact, Fault, Gate, Late, Quorum, RoundMachine, RoundPlan, RoundTask,
+    Snapshot, Term, Timer, UpdateExpectation, UpdateOffer,
 };
 use common::time::Timestamp;
 use rand::{Rng, SeedableRng};
@@ -200,6 +200,7 @@ fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
         rounds: scenario.rounds,
         steps: 10,
         quorum: Quorum { sites, sites_per_class: 0, deadline_s: scenario.deadline_s, accept_s: 30 },
+        late: Late::Refuse,
         weighting: scenario.weighting,
         max_site_weight: 0.5,
         server_lr: 1.0,
