@@ -29,6 +29,9 @@ pub enum Event {
         study: StudyDigest,
         /// Artifacts that every task of the study needs beside its model, such as the embeddings.
         needs: BTreeSet<ArtifactHash>,
+        /// An update whose round has closed counts in the next one.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        takes_late: bool,
     },
     /// The operator or a policy rule of this site refused the study, or took the approval back.
     StudyRefused {
@@ -305,6 +308,11 @@ pub enum Fact {
     },
     /// Work on the round was given up, because it ended or another one opened.
     RoundLeft {
+        /// The round.
+        round: RoundId,
+    },
+    /// The round closed without this site, whose update is finished all the same: it counts in the next round.
+    RoundMissed {
         /// The round.
         round: RoundId,
     },

@@ -18,6 +18,8 @@ pub(super) enum Standing {
     Asked,
     Approved {
         needs: BTreeSet<ArtifactHash>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        takes_late: bool,
     },
     Refused,
 }
@@ -35,9 +37,14 @@ impl Studies {
     /// What every task of the study needs beside its model; `None` unless it is approved.
     pub(super) fn needs(&self, study: StudyDigest) -> Option<&BTreeSet<ArtifactHash>> {
         match self.0.get(&study) {
-            Some(Standing::Approved { needs }) => Some(needs),
+            Some(Standing::Approved { needs, .. }) => Some(needs),
             _ => None,
         }
+    }
+
+    /// Whether an update counts whose round has closed.
+    pub(super) fn takes_late(&self, study: StudyDigest) -> bool {
+        matches!(self.0.get(&study), Some(Standing::Approved { takes_late: true, .. }))
     }
 
     pub(super) fn undecided(&self) -> BTreeSet<StudyDigest> {

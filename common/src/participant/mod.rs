@@ -7,6 +7,9 @@
 //!    └──── RoundClosed, a newer round, StudyFinished, StudyRefused; Receipt, Refused ────┘
 //! ```
 //!
+//! Where a study takes late updates into the next round, training and uploading go on when their own round closes, and the
+//! next round waits here until the coordinator has answered.
+//!
 //! Connections come and go in any phase: training goes on without one, the other steps are taken up again with the next.
 //! After a restart the journal gives back the phase: what was trained is offered under the same attempt id, so that it counts
 //! once; what was not is trained again. An evaluator has no rounds but a queue of models (`evaluating`).
@@ -82,6 +85,10 @@ pub struct State {
     evaluations: Evaluations,
     /// Trainings begun so far; makes each attempt id a new one.
     trainings: u64,
+    /// The open round, which waits until an update of the one before has its answer. The coordinator says it again at each
+    /// connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next: Option<RoundTask>,
 }
 
 /// Where a site stands, for people.
@@ -105,7 +112,9 @@ impl ParticipantMachine {
     /// A site that has not heard of any study.
     pub fn new(identity: Identity) -> Self {
         let (studies, phase, evaluations) = (Studies::default(), Phase::Idle, Evaluations::default());
-        Self { state: State { identity, connected: false, studies, phase, evaluations, trainings: 0 } }
+        let state =
+            State { identity, connected: false, studies, phase, evaluations, trainings: 0, next: None };
+        Self { state }
     }
 
     /// Continues from a snapshot.
@@ -235,7 +244,9 @@ impl State {
                 true
             }
             Event::StudyOffered { study } => self.offered(study, cx),
-            Event::StudyApproved { study, needs } => self.approved(study, needs, cx),
+            Event::StudyApproved { study, needs, takes_late } => {
+                self.approved(study, Standing::Approved { needs, takes_late }, cx)
+            }
             Event::StudyRefused { study } => self.refused_study(study, cx),
             Event::DataUnusable { study, reason } => {
                 cx.report(Fact::DataUnusable { study, reason });
@@ -295,6 +306,7 @@ impl State {
     }
 
     fn disconnected(&mut self) {
+        self.next = None;
         self.phase.disconnected();
         self.evaluations.disconnected();
     }
@@ -325,8 +337,7 @@ impl State {
         true
     }
 
-    fn approved(&mut self, study: StudyDigest, needs: BTreeSet<ArtifactHash>, cx: &mut Context<'_>) -> bool {
-        let standing = Standing::Approved { needs };
+    fn approved(&mut self, study: StudyDigest, standing: Standing, cx: &mut Context<'_>) -> bool {
         let news = self.studies.standing(study) != Some(&standing);
         self.studies.set(study, standing);
         // Also when it is no news: registering is idempotent, and the coordinator may have missed it.
@@ -361,6 +372,7 @@ impl State {
     }
 
     fn leave_study(&mut self, study: StudyDigest, cx: &mut Context<'_>) {
+        self.next.take_if(|next| next.study == study);
         if self.phase.work().is_some_and(|(working, ..)| working == study) {
             self.phase.leave(DropReason::StudyOver, cx);
         }
@@ -383,9 +395,16 @@ impl State {
             }
             // A notice that was overtaken.
             Some((study, round, _)) if study == task.study && round > task.round => return false,
+            Some((study, round, _))
+                if study == task.study && round.next() == task.round && self.ends_late() =>
+            {
+                self.wait_with(task, cx);
+                return true;
+            }
             Some(_) => self.phase.leave(DropReason::RoundClosed, cx),
             None => {}
         }
+        self.next = None;
         let missing = needs.iter().copied().chain([task.base]).collect();
         cx.report(Fact::RoundStarted { round: task.round });
         cx.act(Action::AcceptRound { task: task.clone() });
@@ -394,12 +413,41 @@ impl State {
         true
     }
 
-    fn closed(&mut self, study: StudyDigest, round: RoundId, cx: &mut Context<'_>) -> bool {
-        let over = self.phase.work().is_some_and(|(working, at, _)| working == study && at <= round);
-        if over {
-            self.phase.leave(DropReason::RoundClosed, cx);
+    /// Whether the work under way, whose round is over, is worth its end: the study takes its update into the next round.
+    fn ends_late(&self) -> bool {
+        let begun = matches!(self.phase, Phase::Training(_) | Phase::Uploading(_));
+        begun && self.phase.work().is_some_and(|(study, ..)| self.studies.takes_late(study))
+    }
+
+    /// Keeps the open round until the update of the one before has its answer, and says that nobody need wait.
+    fn wait_with(&mut self, task: RoundTask, cx: &mut Context<'_>) {
+        if self.next.as_ref().is_none_or(|next| next.round != task.round) {
+            decline(task.study, task.round, DeclineReason::Busy, cx);
         }
-        over
+        self.next = Some(task);
+        // What the coordinator would not take between two rounds is welcome now.
+        self.phase.reopened(cx);
+    }
+
+    /// Begins the round that waited, if one did.
+    fn take_next(&mut self, cx: &mut Context<'_>) {
+        if let Some(task) = self.next.take() {
+            self.opened(task, cx);
+        }
+    }
+
+    fn closed(&mut self, study: StudyDigest, round: RoundId, cx: &mut Context<'_>) -> bool {
+        self.next.take_if(|next| next.study == study && next.round <= round);
+        match self.phase.work() {
+            Some((working, at, _)) if working == study && at == round && self.ends_late() => {
+                cx.report(Fact::RoundMissed { round });
+            }
+            Some((working, at, _)) if working == study && at <= round => {
+                self.phase.leave(DropReason::RoundClosed, cx);
+            }
+            _ => return false,
+        }
+        true
     }
 
     fn stored(&mut self, artifact: ArtifactHash, cx: &mut Context<'_>) -> bool {
@@ -446,6 +494,7 @@ impl State {
             decline(phase.task.study, phase.task.round, DeclineReason::TrainingFailed, cx);
             cx.act(Action::CancelTraining { attempt });
             self.phase = Phase::Idle;
+            self.take_next(cx);
         }
         true
     }
@@ -462,6 +511,7 @@ impl State {
         let Some(phase) = self.uploading(attempt).cloned() else { return false };
         self.phase = Phase::Idle;
         phase.drop_update(reason, cx);
+        self.take_next(cx);
         true
     }
 

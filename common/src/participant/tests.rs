@@ -1,5 +1,7 @@
 //! A site's promises one by one, and what every event does in every phase. Whole federations: `tests/federation`.
 
+mod late;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -59,7 +61,8 @@ impl Site {
     fn idle() -> Self {
         let needs = [hash("embeddings")].into();
         let events = [Event::Connected, Event::StudyOffered { study: study() }];
-        Self::new(Role::Trainer).all(events).all([Event::StudyApproved { study: study(), needs }])
+        let approved = Event::StudyApproved { study: study(), needs, takes_late: false };
+        Self::new(Role::Trainer).all(events).all([approved])
     }
 
     fn downloading() -> Self {
@@ -79,7 +82,8 @@ impl Site {
 
     /// Approved and asked about rounds 1 to 3.
     fn evaluator() -> Self {
-        let approved = Event::StudyApproved { study: study(), needs: BTreeSet::new() };
+        let needs = BTreeSet::new();
+        let approved = Event::StudyApproved { study: study(), needs, takes_late: false };
         Self::new(Role::Evaluator).all([Event::Connected, approved, requested(1), requested(2), requested(3)])
     }
 
@@ -348,7 +352,10 @@ fn events() -> Vec<(&'static str, Event)> {
         ("connected", Event::Connected),
         ("disconnected", Event::Disconnected),
         ("study offered", Event::StudyOffered { study }),
-        ("study approved", Event::StudyApproved { study, needs: [hash("embeddings")].into() }),
+        (
+            "study approved",
+            Event::StudyApproved { study, needs: [hash("embeddings")].into(), takes_late: false },
+        ),
         ("study refused", Event::StudyRefused { study }),
         ("data unusable", Event::DataUnusable { study, reason: DeclineReason::NoData }),
         ("round opened", Event::RoundOpened { task: task(1) }),

@@ -185,11 +185,11 @@ impl Agent {
             }
             (None, Verdict::Refused(_)) => return Ok(None),
             (Some(decision), _) if !decision.approved => Event::StudyRefused { study },
-            (Some(_), _) => Event::StudyApproved { study, needs: needed_artifacts(document.study()) },
+            (Some(_), _) => approved(&document),
             (None, Verdict::Approved) => {
                 self.studies.decide(study, true, "policy")?;
                 tracing::info!("study `{}` is approved by the policy", document.study().name);
-                Event::StudyApproved { study, needs: needed_artifacts(document.study()) }
+                approved(&document)
             }
             (None, Verdict::Ask) => return Ok(None),
         };
@@ -349,6 +349,12 @@ impl Agent {
         files::write_json(&self.state.report(model), &stored)?;
         self.feed(Event::Evaluated { model, report: stored.digest() })
     }
+}
+
+fn approved(document: &StudyDocument) -> Event {
+    let (needs, takes_late) =
+        (needed_artifacts(document.study()), !document.study().quorum.late.is_refused());
+    Event::StudyApproved { study: document.digest(), needs, takes_late }
 }
 
 fn was_cancelled(error: &anyhow::Error) -> bool {

@@ -20,6 +20,11 @@ pub(super) fn say(fact: &Fact) {
             tracing::error!("hint: `site-agent check` looks at every scan; then start the agent again");
         }
         Fact::RoundLeft { round } => tracing::info!("round {round}: left, it ended without this site"),
+        Fact::RoundMissed { round } => {
+            tracing::info!(
+                "round {round}: it ended without this site, whose update is finished and counts in the next"
+            )
+        }
         Fact::UpdateReady { round, .. } => {
             tracing::info!("round {round}: trained, the update waits in the outbox")
         }

@@ -139,7 +139,7 @@ impl World {
         match work {
             Work::Approve { study } => {
                 let needs = [artifact("embeddings")].into();
-                self.feed_site(site, Event::StudyApproved { study, needs });
+                self.feed_site(site, Event::StudyApproved { study, needs, takes_late: false });
             }
             Work::Train { task, attempt } => {
                 if self.sites[site].training.take_if(|running| *running == attempt).is_none() {
