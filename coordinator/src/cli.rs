@@ -138,6 +138,9 @@ enum Study {
     Pause {
         /// Its name or the first digits of its digest.
         study: String,
+        /// Words for the sites: their logs say why.
+        #[arg(long, value_name = "WORDS")]
+        reason: Option<String>,
     },
     /// Go on, or try again what failed.
     Resume {
@@ -247,7 +250,8 @@ async fn steer(config: &Config, study: Study, stop: &CancellationToken) -> anyho
         },
         Study::List { json } => return show_status(config, json, show::studies).await,
         Study::Start { study } => control(study, Order::Start),
-        Study::Pause { study } => control(study, Order::Pause),
+        Study::Pause { study, reason: Some(reason) } => Request::Pause { study, reason },
+        Study::Pause { study, reason: None } => control(study, Order::Pause),
         Study::Resume { study } => control(study, Order::Resume),
         Study::Promote { study, round } => Request::Promote { study, round },
         Study::Export { study, round, out } => {

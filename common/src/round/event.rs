@@ -21,6 +21,11 @@ pub enum Event {
     Start,
     /// The operator pauses the study: what is under way ends and is taken, nothing new begins, deadlines stand still.
     Pause,
+    /// The same, with the operator's reason: the sites are told.
+    PauseFor {
+        /// Why, in words.
+        words: String,
+    },
     /// The operator resumes a paused study, or retries what failed; when a quorum is missing, asks the sites that are
     /// ready now, those too that were not there when the round opened, and counts on the absent ones no more.
     Resume,
@@ -307,6 +312,8 @@ pub enum Action {
     AnnouncePaused {
         /// Why.
         reason: PauseReason,
+        /// The operator's own words, if he gave any.
+        words: Option<String>,
         /// Whom to tell.
         to: BTreeSet<SiteId>,
     },
@@ -450,6 +457,8 @@ pub enum Fact {
     Paused {
         /// Why.
         reason: PauseReason,
+        /// The operator's own words, if he gave any.
+        words: Option<String>,
         /// When it is tried again without the operator.
         retry_at: Option<Timestamp>,
     },
@@ -481,6 +490,7 @@ impl Event {
             Self::Restarted => "restarted",
             Self::Start => "start",
             Self::Pause => "pause",
+            Self::PauseFor { .. } => "pause-for",
             Self::Resume => "resume",
             Self::Abort => "abort",
             Self::TrainersExpected { .. } => "trainers-expected",

@@ -145,6 +145,8 @@ pub struct Status {
     pub classes_short: BTreeMap<ClassId, ClassShortage>,
     /// Why it is paused, if it is.
     pub paused: Option<PauseReason>,
+    /// The operator's own words for it.
+    pub pause_words: Option<String>,
     /// The next wake-ups.
     pub timers: BTreeMap<Timer, Timestamp>,
 }
@@ -317,6 +319,7 @@ impl RoundMachine {
             excluded: roster.excluded.clone(),
             classes_short: phase.classes_short(&self.plan, &roster.ready),
             paused: pause.as_ref().map(|pause| pause.reason),
+            pause_words: pause.as_ref().and_then(|pause| pause.words.clone()),
             timers: self.timers(),
         }
     }

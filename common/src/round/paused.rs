@@ -19,11 +19,14 @@ pub(super) struct Pause {
     pub(super) since: Timestamp,
     /// When it ends without the operator.
     pub(super) retry_at: Option<Timestamp>,
+    /// The operator's own words: sites that connect later are told them too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) words: Option<String>,
 }
 
 impl Pause {
-    pub(super) const fn by_operator(now: Timestamp) -> Self {
-        Self { reason: PauseReason::Operator, since: now, retry_at: None }
+    pub(super) const fn by_operator(now: Timestamp, words: Option<String>) -> Self {
+        Self { reason: PauseReason::Operator, since: now, retry_at: None, words }
     }
 
     /// A pause for a fault that occurred `failures` times in a row.
@@ -33,7 +36,7 @@ impl Pause {
             PauseReason::Aggregation(Fault::StorageFull) | PauseReason::Commit(Fault::StorageFull)
         );
         let wait = FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(8)).min(LONGEST_RETRY);
-        Self { reason, since: now, retry_at: patient.then(|| now.after(wait)) }
+        Self { reason, since: now, retry_at: patient.then(|| now.after(wait)), words: None }
     }
 
     pub(super) fn timers(&self) -> BTreeMap<Timer, Timestamp> {

@@ -30,7 +30,8 @@ impl Progress<'_> {
         let name = event.name();
         let known = match event {
             Event::Start => return self.start(),
-            Event::Pause => return self.pause_by_operator(cx),
+            Event::Pause => return self.pause_by_operator(None, cx),
+            Event::PauseFor { words } => return self.pause_by_operator(Some(words), cx),
             Event::Resume => return self.resume_by_operator(cx),
             Event::Abort => return self.abort(cx),
             Event::TrainersExpected { sites } => {
@@ -144,7 +145,7 @@ impl Progress<'_> {
         }
     }
 
-    fn pause_by_operator(&mut self, cx: &mut Context<'_>) -> Result<(), CommandError> {
+    fn pause_by_operator(&mut self, words: Option<String>, cx: &mut Context<'_>) -> Result<(), CommandError> {
         self.refuse_when_over()?;
         let since = match self.pause {
             Some(Pause { reason: PauseReason::Operator, .. }) => return Err(CommandError::AlreadyPaused),
@@ -152,7 +153,7 @@ impl Progress<'_> {
             Some(pause) => pause.since,
             None => cx.now,
         };
-        self.set_pause(Pause::by_operator(since), cx);
+        self.set_pause(Pause::by_operator(since, words), cx);
         Ok(())
     }
 
@@ -189,10 +190,10 @@ impl Progress<'_> {
     }
 
     fn set_pause(&mut self, pause: Pause, cx: &mut Context<'_>) {
-        let Pause { reason, retry_at, .. } = pause;
+        let (reason, words, retry_at) = (pause.reason, pause.words.clone(), pause.retry_at);
         *self.pause = Some(pause);
-        cx.report(Fact::Paused { reason, retry_at });
-        cx.act(Action::AnnouncePaused { reason, to: cx.roster.sites() });
+        cx.report(Fact::Paused { reason, words: words.clone(), retry_at });
+        cx.act(Action::AnnouncePaused { reason, words, to: cx.roster.sites() });
     }
 
     /// The trainers that are enrolled: the others are let go.
@@ -222,7 +223,8 @@ impl Progress<'_> {
         cx.roster.expected.insert(site.clone());
         let to = BTreeSet::from([site]);
         if let Some(pause) = &*self.pause {
-            return cx.act(Action::AnnouncePaused { reason: pause.reason, to });
+            let (reason, words) = (pause.reason, pause.words.clone());
+            return cx.act(Action::AnnouncePaused { reason, words, to });
         }
         if let Some(opened) = self.phase.taking() {
             let to = opened.unanswered(&cx.roster.ready).intersection(&to).cloned().collect();

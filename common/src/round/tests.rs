@@ -308,6 +308,25 @@ fn deadlines_stand_still_in_a_pause_and_updates_are_taken() {
 }
 
 #[test]
+fn the_words_of_a_pause_reach_sites_that_connect_later_too() {
+    let words = "the hospital moves its servers".to_owned();
+    let mut study = Study::collecting();
+    let told = |actions: &[Action], expected: &BTreeSet<SiteId>| {
+        actions.iter().any(|action| match action {
+            Action::AnnouncePaused { words: Some(told), to, .. } => *told == words && to == expected,
+            _ => false,
+        })
+    };
+    let actions = study.tick(Event::PauseFor { words: words.clone() });
+    assert!(told(&actions, &["a", "b"].map(site).into()), "{actions:?}");
+    assert_eq!(study.machine.status().pause_words, Some(words.clone()));
+    let actions = study.tick(ready("c", 1));
+    assert!(told(&actions, &[site("c")].into()), "{actions:?}");
+    study.tick(Event::Resume);
+    assert_eq!(study.machine.status().pause_words, None);
+}
+
+#[test]
 fn a_site_that_returns_in_mid_round_gets_its_task_again() {
     let mut study = Study::collecting().all([Event::SiteGone { site: site("a") }]);
     let actions = study.tick(ready("a", 30));
@@ -375,6 +394,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("restarted", Event::Restarted),
         ("start", Event::Start),
         ("pause", Event::Pause),
+        ("pause with words", Event::PauseFor { words: "maintenance".to_owned() }),
         ("resume", Event::Resume),
         ("abort", Event::Abort),
         ("trainers expected", Event::TrainersExpected { sites: ["a", "b", "c"].map(site).into() }),
@@ -436,7 +456,7 @@ fn every_event_has_an_outcome_in_every_phase() {
         }
     }
     // A new event belongs into the table.
-    assert_eq!(seen.len(), 17);
+    assert_eq!(seen.len(), 18);
     insta::assert_snapshot!(table);
 }
 

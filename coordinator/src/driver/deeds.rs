@@ -75,8 +75,9 @@ impl Driver {
             Action::Evaluate { round, model } => {
                 return Some(Happening::Evaluation(evaluation::Event::Requested { round, model }));
             }
-            Action::AnnouncePaused { reason, to } => {
-                let notice = Notice::StudyPaused { study, reason: plan::pause_words(reason).into() };
+            Action::AnnouncePaused { reason, words, to } => {
+                let reason = plan::pause_in_full(reason, words.as_deref()).into();
+                let notice = Notice::StudyPaused { study, reason };
                 to.iter().for_each(|site| self.peers.tell(site, notice.clone()));
             }
             Action::AnnounceFinished { model } => {

@@ -50,7 +50,9 @@ pub(super) fn of_rounds(fact: &Fact, name: impl Fn(ClassId) -> String) -> Option
         Fact::RoundCommitted { round, model } => {
             ("round-committed", format!("round {round} made model {}", model.short()))
         }
-        Fact::Paused { reason, .. } => ("paused", format!("paused: {}", super::plan::pause_words(*reason))),
+        Fact::Paused { reason, words, .. } => {
+            ("paused", format!("paused: {}", super::plan::pause_in_full(*reason, words.as_deref())))
+        }
         Fact::Resumed => ("resumed", "goes on".to_owned()),
         Fact::StudyFinished { model } => ("finished", format!("finished with model {}", model.short())),
         Fact::StudyAborted { model } => ("aborted", format!("aborted; model {} stands", model.short())),

@@ -398,6 +398,7 @@ fn is_ours(happening: &Happening) -> bool {
             round::Event::UpdateStored { .. }
                 | round::Event::Start
                 | round::Event::Pause
+                | round::Event::PauseFor { .. }
                 | round::Event::Resume
                 | round::Event::Abort
         ),

@@ -10,7 +10,7 @@ use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::round::{self, Answer};
 use common::study::StudyDraft;
 use common::taxonomy::Taxonomy;
-use common::wire::{GoodbyeCode, Notice};
+use common::wire::{GoodbyeCode, Notice, Words};
 
 use super::study_run::{Happening, StudyRun, TickError};
 use super::{Driver, facts};
@@ -62,6 +62,7 @@ impl Driver {
                 self.add_study(&file, &model, &embeddings, taxonomy.as_deref()).await
             }
             Request::Control { study, order } => self.control(&study, order).await,
+            Request::Pause { study, reason } => self.pause_for(&study, &reason).await,
             Request::Promote { study, round } => self.promote(&study, round.map(RoundId)).await,
             Request::Export { study, round, out } => self.export(&study, round.map(RoundId), out).await,
             Request::Report { study, out } => self.report(study.as_deref(), &out).await,
@@ -105,7 +106,10 @@ impl Driver {
             None => status.phase.to_owned(),
         };
         let state = match status.paused {
-            Some(reason) => format!("paused ({}): {phase}", super::plan::pause_words(reason)),
+            Some(reason) => {
+                let why = super::plan::pause_in_full(reason, status.pause_words.as_deref());
+                format!("paused ({why}): {phase}")
+            }
             None => phase,
         };
         let answers = answers(&status);
@@ -205,6 +209,23 @@ impl Driver {
             Order::Resume => round::Event::Resume,
             Order::Abort => round::Event::Abort,
         };
+        self.steer(digest, event, order).await
+    }
+
+    /// Pauses a study with words for its sites.
+    async fn pause_for(&mut self, study: &str, reason: &str) -> Result<Reply, Failure> {
+        let digest = self.find(study)?;
+        // As the sites will read them: without control characters, and not too long.
+        let words = Words::new(reason).as_str().to_owned();
+        self.steer(digest, round::Event::PauseFor { words }, Order::Pause).await
+    }
+
+    async fn steer(
+        &mut self,
+        digest: StudyDigest,
+        event: round::Event,
+        order: Order,
+    ) -> Result<Reply, Failure> {
         self.take_order(digest, Happening::Round(event)).await?;
         let run = self.studies.get(&digest).ok_or_else(no_study)?;
         let status = run.rounds.status();

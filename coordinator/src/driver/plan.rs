@@ -69,8 +69,14 @@ pub(crate) fn decline(reason: wire::DeclineReason) -> round::DeclineReason {
     }
 }
 
+/// Why a study is paused, with its operator's own words.
+pub(super) fn pause_in_full(reason: round::PauseReason, words: Option<&str>) -> String {
+    let reason = pause_words(reason);
+    words.map_or_else(|| reason.to_owned(), |words| format!("{reason}: {words}"))
+}
+
 /// Words for a site's operator.
-pub(super) fn pause_words(reason: round::PauseReason) -> &'static str {
+fn pause_words(reason: round::PauseReason) -> &'static str {
     match reason {
         round::PauseReason::Operator => "the coordinator's operator paused the study",
         round::PauseReason::Aggregation(_) => "the coordinator could not aggregate the round",

@@ -55,6 +55,13 @@ pub enum Request {
         /// What.
         order: Order,
     },
+    /// Pauses a study, with words that its sites are told.
+    Pause {
+        /// Its digest, the first digits of it, or its name.
+        study: String,
+        /// Why.
+        reason: String,
+    },
     /// Has the test sites of a study score a model.
     Promote {
         /// Its digest, the first digits of it, or its name.

@@ -227,7 +227,10 @@ impl Agent {
                 tracing::info!("the coordinator says goodbye: {}", code.code());
                 Ok(())
             }
-            LinkEvent::Notice(notice) => event_of(&notice).map_or(Ok(()), |event| self.feed(event)),
+            LinkEvent::Notice(notice) => {
+                words::hear(&notice);
+                event_of(&notice).map_or(Ok(()), |event| self.feed(event))
+            }
             LinkEvent::Down { problem, hint, passes, retry_in } => {
                 let again = retry_in.as_secs();
                 match passes {

@@ -2,6 +2,14 @@
 
 use common::participant::{DropReason, Fact};
 use common::round::DeclineReason;
+use common::wire::Notice;
+
+/// Says what a notice tells in words of the coordinator's operator.
+pub(super) fn hear(notice: &Notice) {
+    if let Notice::StudyPaused { study, reason } = notice {
+        tracing::info!("study {} is paused: {reason}", study.short());
+    }
+}
 
 /// Says a fact to the site's operator.
 pub(super) fn say(fact: &Fact) {
@@ -47,7 +55,8 @@ pub(super) fn say(fact: &Fact) {
         Fact::EvaluationDropped { round, code, .. } => {
             tracing::warn!("round {round}: evaluation given up: {code}")
         }
-        Fact::StudyPaused => tracing::info!("the coordinator paused the study"),
+        // The notice itself says why.
+        Fact::StudyPaused => tracing::debug!("the study is paused"),
         Fact::StudyFinished => tracing::info!("the study is over"),
         Fact::EventIgnored { event, phase } => tracing::debug!(event, phase, "nothing to do"),
     }
