@@ -82,7 +82,7 @@ impl Counted {
 
 impl OpenedRound {
     /// A round without participants.
-    pub(super) const fn new(round: RoundId, base: ModelHash, deadline: Timestamp) -> Self {
+    pub(super) fn new(round: RoundId, base: ModelHash, deadline: Timestamp) -> Self {
         let (participants, late) = (BTreeMap::new(), BTreeMap::new());
         Self { round, base, deadline, participants, given_up: BTreeSet::new(), late }
     }

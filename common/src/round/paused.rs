@@ -25,7 +25,7 @@ pub(super) struct Pause {
 }
 
 impl Pause {
-    pub(super) const fn by_operator(now: Timestamp, words: Option<String>) -> Self {
+    pub(super) fn by_operator(now: Timestamp, words: Option<String>) -> Self {
         Self { reason: PauseReason::Operator, since: now, retry_at: None, words }
     }
 

@@ -19,7 +19,7 @@ pub enum Notice {
     },
     /// A round is open for the site.
     RoundOpened(RoundTask),
-    /// A round is over: its updates are no longer wanted.
+    /// A round is over: its updates are no longer wanted, unless the study takes late ones into the next round.
     RoundClosed {
         /// The study.
         study: StudyDigest,

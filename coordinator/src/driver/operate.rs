@@ -349,6 +349,10 @@ fn control_words(order: Order, status: &round::Status, quorum: u32) -> String {
         Order::Start if ready < quorum as usize => {
             format!("started; the first round opens when {quorum} sites are ready, {ready} are")
         }
+        Order::Start if !status.classes_short.is_empty() => {
+            "started; the first round waits for sites of some classes: `coordinator status` names them"
+                .to_owned()
+        }
         Order::Start => "started".to_owned(),
         Order::Pause => "pausing: what is under way is finished, nothing new begins".to_owned(),
         Order::Resume => format!("resumed at round {} of {}", status.round.0, status.rounds),
