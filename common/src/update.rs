@@ -1,11 +1,12 @@
 //! An update: the f32 delta of the trainable tensors from one global model, offered, checked and believed.
 //!
 //! [`UpdateOffer`] is what a site says it has. [`UpdateVerifier`] sees every byte while the driver spools it, does no
-//! I/O, and alone makes a [`VerifiedUpdate`]; so what aggregation takes has been checked. After a restart the driver
-//! feeds the spooled chunks to a new verifier: nothing is believed because a file says so.
+//! I/O, and alone makes a [`VerifiedUpdate`]; so what aggregation takes has been checked. What was found is kept as a
+//! [`Verification`] beside the update: a new verifier believes it of the content that it names and of no other, and
+//! aggregation compares every chunk that it reads with that name.
 
 use crate::artifact::{ArtifactManifest, LayoutError, TensorLayout};
-use crate::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId, StudyDigest};
+use crate::ids::{ArtifactHash, AttemptId, Digest, ModelHash, RoundId, SiteId, StudyDigest};
 use crate::wire::{ChunkError, Manifest, OfferedUpdate, Refusal, RefusalCode, chunk};
 
 /// What a site says it has for a round.
@@ -171,6 +172,8 @@ pub struct UpdateVerifier {
     /// Squared norm of each chunk that came: summed in order of index at the end, so that the order of arrival cannot
     /// change the norm by a bit.
     squares: Vec<Option<f64>>,
+    /// The norm, where this content was verified before.
+    recalled: Option<f64>,
 }
 
 impl UpdateVerifier {
@@ -191,7 +194,17 @@ impl UpdateVerifier {
         }
         check_layout(&expectation.layout, offer.manifest.layout())?;
         let squares = vec![None; offer.manifest.chunks().len()];
-        Ok(Self { expectation, offer, squares })
+        Ok(Self { expectation, offer, squares, recalled: None })
+    }
+
+    /// Takes what was found of this content before: then no chunk is missing. Whether it is of this content; if not,
+    /// nothing changes.
+    pub fn recall(&mut self, verification: &Verification) -> bool {
+        let same = verification.update == self.offer.hash();
+        if same {
+            self.recalled = Some(verification.norm);
+        }
+        same
     }
 
     /// The offer under verification.
@@ -201,6 +214,9 @@ impl UpdateVerifier {
 
     /// Indices of the chunks that have not come yet, ascending.
     pub fn missing(&self) -> Vec<u32> {
+        if self.recalled.is_some() {
+            return Vec::new();
+        }
         let indices = (0u32..).zip(&self.squares);
         indices.filter(|(_, square)| square.is_none()).map(|(index, _)| index).collect()
     }
@@ -224,11 +240,12 @@ impl UpdateVerifier {
     /// # Errors
     /// [`Rejection::Incomplete`] or [`Rejection::NormExceeded`].
     pub fn finish(self) -> Result<VerifiedUpdate, Rejection> {
-        let missing = self.squares.iter().filter(|square| square.is_none()).count();
+        let missing = self.missing().len();
         if missing > 0 {
             return Err(Rejection::Incomplete { missing, chunks: self.squares.len() });
         }
-        let norm = self.squares.iter().flatten().sum::<f64>().sqrt();
+        let summed = || self.squares.iter().flatten().sum::<f64>().sqrt();
+        let norm = self.recalled.unwrap_or_else(summed);
         if let Some(limit) = self.expectation.max_norm.filter(|&limit| norm > limit) {
             return Err(Rejection::NormExceeded { limit, got: norm });
         }
@@ -237,7 +254,7 @@ impl UpdateVerifier {
 
     fn sum_squares(&self, index: u32, bytes: &[u8]) -> Result<f64, Rejection> {
         let (numbers, _) = bytes.as_chunks::<4>();
-        let square = numbers.iter().map(|&le| f64::from(f32::from_le_bytes(le)).powi(2)).sum::<f64>();
+        let square = sum_of_squares(numbers);
         // A sum of squares of f32 numbers cannot overflow f64: it is finite exactly when every number is.
         if square.is_finite() {
             return Ok(square);
@@ -257,6 +274,18 @@ impl UpdateVerifier {
         let tensor = tensor.map_or(String::new(), |tensor| tensor.name.clone());
         Rejection::NotFinite { tensor, element: before / 4 + element_of_chunk }
     }
+}
+
+/// Eight sums side by side: a single one would wait for each addition before it begins the next.
+fn sum_of_squares(numbers: &[[u8; 4]]) -> f64 {
+    let mut sums = [0.0f64; 8];
+    let (eights, rest) = numbers.as_chunks::<8>();
+    let square = |le| f64::from(f32::from_le_bytes(le)).powi(2);
+    for eight in eights {
+        sums.iter_mut().zip(eight).for_each(|(sum, &le)| *sum += square(le));
+    }
+    sums.iter_mut().zip(rest).for_each(|(sum, &le)| *sum += square(le));
+    sums.iter().sum()
 }
 
 fn check_layout(expected: &TensorLayout, got: &TensorLayout) -> Result<(), Rejection> {
@@ -328,6 +357,47 @@ impl VerifiedUpdate {
     pub fn norm(&self) -> f64 {
         self.norm
     }
+
+    /// What was found of its content, to be kept beside it.
+    pub fn verification(&self) -> Verification {
+        Verification { update: self.hash(), norm: self.norm }
+    }
+}
+
+/// That the content of an update was verified, and what was found: to be kept beside the update before its receipt is given.
+///
+/// An update's name covers every byte of it, so what was found holds for whatever has that name, and a reader need only
+/// compare the chunks with the manifest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verification {
+    update: ArtifactHash,
+    norm: f64,
+}
+
+impl Verification {
+    /// As kept on disk: name, norm, and a digest of both, because disks err. Frozen by golden bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.update.0.as_bytes().to_vec();
+        bytes.extend(self.norm.to_le_bytes());
+        let guard = guard(&bytes);
+        bytes.extend(guard.as_bytes());
+        bytes
+    }
+
+    /// Reads it back; `None` when these are not the bytes that [`Verification::to_bytes`] gave.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (found, guarded) = bytes.split_at_checked(40)?;
+        let (update, norm) = found.split_at_checked(32)?;
+        if guarded != guard(found).as_bytes() {
+            return None;
+        }
+        let update = ArtifactHash(Digest::from_bytes(update.try_into().ok()?));
+        Some(Self { update, norm: f64::from_le_bytes(norm.try_into().ok()?) })
+    }
+}
+
+fn guard(found: &[u8]) -> Digest {
+    Digest::of(&[b"consilium verification 1\0".as_slice(), found].concat())
 }
 
 #[cfg(test)]
@@ -336,7 +406,6 @@ mod tests {
 
     use super::*;
     use crate::artifact::{CHUNK_BYTES, Dtype, TensorSpec};
-    use crate::ids::Digest;
 
     /// Numbers of a full chunk.
     const CHUNK: usize = CHUNK_BYTES as usize / 4;
@@ -479,6 +548,45 @@ mod tests {
         let mut broken = OfferedUpdate::from(&offer);
         broken.manifest.chunks.clear();
         assert!(matches!(UpdateOffer::try_from(broken), Err(Rejection::Manifest(_))));
+    }
+
+    #[test]
+    fn what_was_found_is_believed_of_the_same_content_alone() {
+        let layout = layout(&[("a", 2)]);
+        let (data, other) = (bytes(&[3.0, 4.0]), bytes(&[3.0, 5.0]));
+        let found = verify(&layout, &[3.0, 4.0], &[0], None).unwrap().verification();
+        let verifier = |data: &[u8], max_norm| {
+            let expectation = UpdateExpectation { max_norm, ..expectation(&layout) };
+            UpdateVerifier::new(expectation, offer(&layout, data)).unwrap()
+        };
+        let mut same = verifier(&data, None);
+        assert!(same.recall(&found));
+        assert_eq!(same.missing(), [0u32; 0]);
+        assert_eq!(same.finish().unwrap().norm(), 5.0);
+
+        let mut changed = verifier(&other, None);
+        assert!(!changed.recall(&found));
+        assert_eq!(changed.finish().unwrap_err(), Rejection::Incomplete { missing: 1, chunks: 1 });
+
+        let mut bounded = verifier(&data, Some(4.0));
+        assert!(bounded.recall(&found));
+        assert_eq!(bounded.finish().unwrap_err(), Rejection::NormExceeded { limit: 4.0, got: 5.0 });
+    }
+
+    #[test]
+    fn a_kept_verification_reads_back_and_a_changed_one_does_not() {
+        let found = Verification { update: ArtifactHash(Digest::from_bytes([1; 32])), norm: 5.0 };
+        let kept = found.to_bytes();
+        assert_eq!(kept[..32], [1; 32]);
+        assert_eq!(kept[32..40], [0, 0, 0, 0, 0, 0, 0x14, 0x40]);
+        assert_eq!(Verification::from_bytes(&kept), Some(found));
+        for at in 0..kept.len() {
+            let mut changed = kept.clone();
+            changed[at] ^= 1;
+            assert_eq!(Verification::from_bytes(&changed), None, "byte {at}");
+        }
+        assert_eq!(Verification::from_bytes(&kept[..71]), None);
+        assert_eq!(Verification::from_bytes(&[]), None);
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 //! class must not pull its embedding towards where it was.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use super::{AggregateError, WeightedUpdate};
 use crate::artifact::ArtifactManifest;
@@ -49,19 +50,27 @@ impl ClassRows {
         self.tensor
     }
 
-    /// Weight of the `site`-th update at each element of the table, from `element` on.
-    pub(super) fn weights_from(&self, site: usize, element: u64) -> impl Iterator<Item = f64> {
-        self.spread(self.by_site.get(site).map_or(&[][..], Vec::as_slice), element)
+    /// Weight of the `site`-th update in `row`.
+    pub(super) fn weight(&self, site: usize, row: usize) -> f64 {
+        self.by_site.get(site).and_then(|rows| rows.get(row)).copied().unwrap_or(0.0)
     }
 
-    /// Sum of weights at each element of the table, from `element` on.
-    pub(super) fn totals_from(&self, element: u64) -> impl Iterator<Item = f64> {
-        self.spread(&self.totals, element)
+    /// Sum of the weights in `row`.
+    pub(super) fn total(&self, row: usize) -> f64 {
+        self.totals.get(row).copied().unwrap_or(0.0)
     }
 
-    fn spread<'a>(&self, rows: &'a [f64], element: u64) -> impl Iterator<Item = f64> + use<'a> {
-        let row_len = self.row_len;
-        // A layout has no empty axis, so a row is not empty; rows fit memory, so the quotient fits `usize`.
-        (element..).map_while(move |element| rows.get((element / row_len) as usize).copied())
+    /// The rows of `len` elements of the table, from `first` on, each with its place among these.
+    pub(super) fn rows(&self, first: u64, len: usize) -> Vec<(usize, Range<usize>)> {
+        let mut rows = Vec::new();
+        let mut start = 0;
+        while start < len {
+            // A layout has no empty axis, so a row is not empty; rows fit memory, so the quotient fits `usize`.
+            let row = (first + start as u64) / self.row_len;
+            let end = usize::try_from((row + 1) * self.row_len - first).map_or(len, |end| end.min(len));
+            rows.push((row as usize, start..end));
+            start = end;
+        }
+        rows
     }
 }

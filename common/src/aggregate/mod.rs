@@ -1,30 +1,44 @@
-//! The new global model: `Global' = f32(f64(global) + η · Σ w_s Δ_s / Σ w_s)`, chunk by chunk (design §4).
+//! The new global model, chunk by chunk: by federated averaging `Global' = f32(f64(global) + η · Σ w_s Δ_s / Σ w_s)` (design §4), or by
+//! another [`Rule`].
 //!
-//! Sites are summed in the order of their names, whatever order updates came in, so the result is the same to the bit;
-//! one site's chunk is held at a time, so memory does not grow with sites. The rows of a trainable class table average
-//! over the sites that annotate the row's class alone ([`Aggregator::with_class_rows`]). An update and a global model
-//! hold the trainable tensors alone: there are no running statistics to average. Weights are made elsewhere; I/O
-//! is the driver's, and every chunk it hands in is compared with its manifest again, because disks err too.
+//! Sites are summed in the order of their names, and sorted values by their own, whatever order updates came in, so the
+//! result is the same to the bit. One site's chunk is held at a time, so memory does not grow with sites; only rules
+//! that sort ([`Rule::sorts`]) hold a chunk of each, 1 MiB at most. The rows of a trainable class table average over the
+//! sites that annotate the row's class alone ([`Aggregator::with_class_rows`]). An update and a global model hold the
+//! trainable tensors alone: there are no running statistics to average. Weights are made elsewhere; I/O is the driver's,
+//! and every chunk it hands in is compared with its manifest, because disks err too.
 //!
 //! ```text
-//! for each chunk (any order, any thread):  sum = aggregator.chunk(index)?
+//! for each chunk (any order, any thread):  sum = aggregator.chunk(index, &mut workspace)?
 //!     for update in aggregator.updates():      sum.add(bytes of that update's chunk)?
-//!     chunk = sum.finish(bytes of the global model's chunk, &mut out)?        → write out
+//!     chunk = sum.finish(bytes of the global model's chunk, those of the moments, &mut out)?   → write out
 //! aggregator.seal(chunks)?                                                    → AggregatedModel
 //! ```
 
+mod chunk_sum;
 mod class_rows;
+mod clipping;
+mod coordinate_median;
+mod fedadam;
+mod fedavg;
+mod method;
+mod server_momentum;
 #[cfg(test)]
 mod tests;
+mod trimmed_mean;
 pub mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::artifact::{ArtifactManifest, ChunkSpan, LayoutError};
-use crate::ids::{ChunkHash, ClassId, Digest, ModelHash, RoundId, SiteId, StudyDigest};
+use crate::artifact::{ArtifactManifest, LayoutError};
+use crate::ids::{ChunkHash, ClassId, ModelHash, RoundId, SiteId, StudyDigest};
 use crate::update::VerifiedUpdate;
-use crate::wire::{ChunkError, chunk};
+use crate::wire::ChunkError;
+pub use chunk_sum::{ChunkSum, Workspace};
 use class_rows::ClassRows;
+pub use clipping::{Clipped, Clipping};
+pub use fedadam::FedAdam;
+pub use method::{Method, Rule};
 
 /// One summand: an update and how much it counts, relative to the others.
 #[derive(Clone, Debug)]
@@ -89,6 +103,16 @@ pub enum AggregateError {
         /// Number added.
         got: usize,
     },
+    /// Moments that are not the rule's, or not as long as the chunk.
+    #[error("chunk {index}: {got} moments, expected {expected}, each as long as the chunk")]
+    Moments {
+        /// The chunk.
+        index: u32,
+        /// Moments that the rule keeps.
+        expected: usize,
+        /// Moments given.
+        got: usize,
+    },
     /// A new value that f32 cannot hold.
     #[error("tensor {tensor}: a new value is not finite")]
     NotFinite {
@@ -106,7 +130,10 @@ pub struct Aggregator {
     base: ArtifactManifest,
     updates: Vec<WeightedUpdate>,
     total: f64,
-    eta: f64,
+    method: Method,
+    /// What each update is multiplied with, in their order: 1, or less where it is clipped.
+    scales: Vec<f64>,
+    clipped: Vec<Clipped>,
     class_rows: Option<ClassRows>,
 }
 
@@ -127,33 +154,37 @@ pub struct AggregatedChunk {
 }
 
 impl Aggregator {
-    /// Puts the updates in order. `base` is the round's global model; `eta` the server's learning rate.
+    /// By federated averaging, every update in full. `base` is the round's global model.
     ///
     /// # Errors
     /// [`AggregateError`] when the updates do not belong together or have no weight.
     pub fn new(
         base: ArtifactManifest,
         updates: Vec<WeightedUpdate>,
-        eta: f64,
+        server_lr: f64,
     ) -> Result<Self, AggregateError> {
-        Self::with_late(base, updates, &BTreeSet::new(), eta)
+        Self::by_method(base, updates, &BTreeSet::new(), Method::fedavg(server_lr))
     }
 
-    /// As [`Aggregator::new`], where the updates of the sites in `late` are of an earlier round: deltas from an earlier
-    /// model, added to this one. At least one update is of the round itself.
+    /// Puts the updates in order, and clips them. Rules that sort count every site once, whatever its weight. The updates
+    /// of the sites in `late` are of an earlier round: deltas from an earlier model, added to this one. At least one is
+    /// of the round itself.
     ///
     /// # Errors
     /// As [`Aggregator::new`].
-    pub fn with_late(
+    pub fn by_method(
         base: ArtifactManifest,
         mut updates: Vec<WeightedUpdate>,
         late: &BTreeSet<SiteId>,
-        eta: f64,
+        method: Method,
     ) -> Result<Self, AggregateError> {
         updates.sort_by(|a, b| a.update.site().cmp(b.update.site()));
-        check_factor("the server's learning rate", eta)?;
-        for WeightedUpdate { update, weight } in &updates {
+        check_factor("the server's learning rate", method.server_lr)?;
+        for WeightedUpdate { update, weight } in &mut updates {
             check_factor(&format!("the weight of site {}", update.site()), *weight)?;
+            if method.rule.sorts() {
+                *weight = 1.0;
+            }
         }
         check_together(&base, &updates, late)?;
         let total: f64 = updates.iter().map(|update| update.weight).sum();
@@ -161,7 +192,8 @@ impl Aggregator {
             return Err(AggregateError::NoWeight);
         }
         check_factor("the sum of weights", total)?;
-        Ok(Self { base, updates, total, eta, class_rows: None })
+        let (scales, clipped) = clip(&updates, method.clipping);
+        Ok(Self { base, updates, total, method, scales, clipped, class_rows: None })
     }
 
     /// Averages row `k` of the class table `tensor` over the sites that annotate class `k + 1` alone; a row that none
@@ -188,22 +220,30 @@ impl Aggregator {
         self.base.chunks().len()
     }
 
+    /// The updates that were scaled down, for the operator to be told.
+    pub fn clipped(&self) -> &[Clipped] {
+        &self.clipped
+    }
+
+    /// How the updates become the next model.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
     /// Begins chunk `index`.
     ///
     /// # Errors
     /// [`AggregateError::Chunk`] when there is no such chunk.
-    pub fn chunk(&self, index: u32) -> Result<ChunkSum<'_>, AggregateError> {
-        let spans = self.base.layout().spans();
-        let span = usize::try_from(index).ok().and_then(|i| spans.get(i)).copied();
-        let span = span.ok_or_else(|| AggregateError::Chunk {
-            of: "global model".to_owned(),
-            source: ChunkError::Unknown { index, chunks: spans.len() },
-        })?;
-        Ok(ChunkSum { aggregator: self, index, span, added: 0, sums: vec![0.0; span.len as usize / 4] })
+    pub fn chunk<'a>(
+        &'a self,
+        index: u32,
+        workspace: &'a mut Workspace,
+    ) -> Result<ChunkSum<'a>, AggregateError> {
+        ChunkSum::new(self, index, workspace)
     }
 
-    /// Aggregates chunk `index` of which all bytes are at hand: `base` of the global model, `deltas` in the order of
-    /// [`Aggregator::updates`]. The new bytes go to `out`, which is emptied first.
+    /// Aggregates chunk `index` of which all bytes are at hand, by a rule without moments: `base` of the global model,
+    /// `deltas` in the order of [`Aggregator::updates`]. The new bytes go to `out`, which is emptied first.
     ///
     /// # Errors
     /// As [`ChunkSum`].
@@ -214,11 +254,12 @@ impl Aggregator {
         deltas: &[&[u8]],
         out: &mut Vec<u8>,
     ) -> Result<AggregatedChunk, AggregateError> {
-        let mut sum = self.chunk(index)?;
+        let mut workspace = Workspace::default();
+        let mut sum = self.chunk(index, &mut workspace)?;
         for delta in deltas {
             sum.add(delta)?;
         }
-        sum.finish(base, out)
+        sum.finish(base, &mut [], out)
     }
 
     /// The new model, from all of its chunks in any order.
@@ -236,92 +277,33 @@ impl Aggregator {
         let (study, round) = (newest.update.study(), newest.update.round());
         Ok(AggregatedModel { manifest, study, round, base: self.base.hash() })
     }
+
+    /// What the `site`-th update is multiplied with.
+    fn scale(&self, site: usize) -> f64 {
+        self.scales.get(site).copied().unwrap_or(1.0)
+    }
+
+    /// Weight of the `site`-th update, in a row of the class table or elsewhere.
+    fn weight(&self, site: usize, row: Option<usize>) -> f64 {
+        match (&self.class_rows, row) {
+            (Some(table), Some(row)) => table.weight(site, row),
+            _ => self.updates.get(site).map_or(0.0, |update| update.weight),
+        }
+    }
+
+    /// Sum of the weights, in a row of the class table or elsewhere.
+    fn total(&self, row: Option<usize>) -> f64 {
+        match (&self.class_rows, row) {
+            (Some(table), Some(row)) => table.total(row),
+            _ => self.total,
+        }
+    }
 }
 
-/// One chunk in the making.
-#[derive(Debug)]
-pub struct ChunkSum<'a> {
-    aggregator: &'a Aggregator,
-    index: u32,
-    span: ChunkSpan,
-    added: usize,
-    /// `Σ w_s Δ_s` of each element.
-    sums: Vec<f64>,
-}
-
-impl<'a> ChunkSum<'a> {
-    /// Adds this chunk of the next update in the order of [`Aggregator::updates`].
-    ///
-    /// # Errors
-    /// [`AggregateError::Chunk`] when `bytes` are not what the update's manifest names.
-    pub fn add(&mut self, bytes: &[u8]) -> Result<(), AggregateError> {
-        let expected = self.aggregator.updates.len();
-        let next = self.aggregator.updates.get(self.added);
-        let WeightedUpdate { update, weight } =
-            next.ok_or(AggregateError::Sites { index: self.index, expected, got: expected + 1 })?;
-        chunk::check_chunk(update.manifest(), self.index, bytes)
-            .map_err(|source| AggregateError::Chunk { of: format!("site {}", update.site()), source })?;
-        let deltas = bytes.as_chunks::<4>().0.iter().map(|&le| f64::from(f32::from_le_bytes(le)));
-        match self.class_rows() {
-            None => self.sums.iter_mut().zip(deltas).for_each(|(sum, delta)| *sum += weight * delta),
-            Some(rows) => {
-                let weights = rows.weights_from(self.added, self.first_element());
-                self.sums.iter_mut().zip(deltas).zip(weights).for_each(|((sum, delta), w)| *sum += w * delta);
-            }
-        }
-        self.added += 1;
-        Ok(())
-    }
-
-    /// Writes the new chunk to `out`, which is emptied first. `base` are the bytes of the global model's chunk.
-    ///
-    /// # Errors
-    /// [`AggregateError::Sites`] when an update was left out, [`AggregateError::NotFinite`] when f32 cannot hold a value.
-    pub fn finish(self, base: &[u8], out: &mut Vec<u8>) -> Result<AggregatedChunk, AggregateError> {
-        let expected = self.aggregator.updates.len();
-        if self.added != expected {
-            return Err(AggregateError::Sites { index: self.index, expected, got: self.added });
-        }
-        chunk::check_chunk(&self.aggregator.base, self.index, base)
-            .map_err(|source| AggregateError::Chunk { of: "global model".to_owned(), source })?;
-        out.clear();
-        out.reserve(base.len());
-        match self.class_rows() {
-            None => self.write(base, std::iter::repeat(self.aggregator.total), out),
-            Some(rows) => self.write(base, rows.totals_from(self.first_element()), out),
-        }
-        let numbers = out.as_chunks::<4>().0;
-        if !numbers.iter().all(|&le| f32::from_le_bytes(le).is_finite()) {
-            return Err(AggregateError::NotFinite { tensor: self.tensor_name() });
-        }
-        Ok(AggregatedChunk { index: self.index, hash: ChunkHash(Digest::of(out)) })
-    }
-
-    fn write(&self, base: &[u8], totals: impl Iterator<Item = f64>, out: &mut Vec<u8>) {
-        let eta = self.aggregator.eta;
-        for ((&le, sum), total) in base.as_chunks::<4>().0.iter().zip(&self.sums).zip(totals) {
-            let global = f32::from_le_bytes(le);
-            // Nobody speaks for the element: it stays, to the bit.
-            let new = if total > 0.0 { (f64::from(global) + eta * sum / total) as f32 } else { global };
-            out.extend_from_slice(&new.to_le_bytes());
-        }
-    }
-
-    /// The class table's weights, when this chunk is of the class table.
-    fn class_rows(&self) -> Option<&'a ClassRows> {
-        self.aggregator.class_rows.as_ref().filter(|rows| rows.tensor() == self.span.tensor)
-    }
-
-    /// Position in its tensor of the chunk's first element.
-    fn first_element(&self) -> u64 {
-        let spans = self.aggregator.base.layout().spans();
-        let start = spans.iter().find(|span| span.tensor == self.span.tensor);
-        start.map_or(0, |start| (self.span.offset - start.offset) / 4)
-    }
-
-    fn tensor_name(&self) -> String {
-        let tensors = self.aggregator.base.layout().tensors();
-        tensors.get(self.span.tensor).map_or(String::new(), |tensor| tensor.name.clone())
+impl AggregatedChunk {
+    /// Digest of its bytes.
+    pub fn hash(&self) -> ChunkHash {
+        self.hash
     }
 }
 
@@ -350,6 +332,17 @@ impl AggregatedModel {
     pub fn base(&self) -> ModelHash {
         self.base
     }
+}
+
+/// The scale of each update, and those that have another than 1.
+fn clip(updates: &[WeightedUpdate], clipping: Clipping) -> (Vec<f64>, Vec<Clipped>) {
+    let norms: Vec<f64> = updates.iter().map(|update| update.update.norm()).collect();
+    let bound = clipping.bound(&norms).unwrap_or(f64::INFINITY);
+    let scale = |&norm: &f64| if norm > bound { bound / norm } else { 1.0 };
+    let long = updates.iter().filter(|update| update.update.norm() > bound);
+    let said =
+        |long: &WeightedUpdate| Clipped { site: long.update.site().clone(), norm: long.update.norm(), bound };
+    (norms.iter().map(scale).collect(), long.map(said).collect())
 }
 
 fn check_factor(what: &str, got: f64) -> Result<(), AggregateError> {

@@ -1,10 +1,10 @@
-//! Bit-equality, conservation, class rows, and refusals.
+//! Bit-equality, conservation, class rows, and refusals. The arithmetic of each rule is tested beside it, over [`Rounds`].
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::artifact::{Dtype, TensorLayout, TensorSpec};
-use crate::ids::AttemptId;
+use crate::ids::{AttemptId, Digest};
 use crate::update::{UpdateExpectation, UpdateOffer, UpdateVerifier};
 
 fn layout(tensors: &[(&str, &[u32])]) -> TensorLayout {
@@ -91,6 +91,67 @@ impl Sites {
     }
 }
 
+/// Rounds over one tensor, one after the other: model and moments go into the next.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    method: Method,
+    round: u32,
+    model: Vec<f32>,
+    moments: Vec<Vec<u8>>,
+}
+
+impl Rounds {
+    pub(super) fn new(method: Method, model: &[f32]) -> Self {
+        let moments = method.rule.moments().iter().map(|_| vec![0; 4 * model.len()]).collect();
+        Self { method, round: 0, model: model.to_vec(), moments }
+    }
+
+    /// A round with updates of these sites, weights and deltas. Returns what was clipped.
+    pub(super) fn run(&mut self, sites: &[(&str, f64, &[f32])]) -> Vec<Clipped> {
+        self.round += 1;
+        let model = bytes(&self.model);
+        let base = ArtifactManifest::of(layout(&[("w", &[self.model.len() as u32])]), &model);
+        let update = |&(site, weight, delta): &(&str, f64, &[f32])| WeightedUpdate {
+            update: verified(site, &base, delta, self.round),
+            weight,
+        };
+        let updates = sites.iter().map(update).collect();
+        let aggregator = Aggregator::by_method(base.clone(), updates, &BTreeSet::new(), self.method).unwrap();
+        let (mut workspace, mut out) = (Workspace::default(), Vec::new());
+        let mut sum = aggregator.chunk(0, &mut workspace).unwrap();
+        for update in aggregator.updates() {
+            let site = update.update.site().as_str();
+            let (_, _, delta) = sites.iter().find(|(name, ..)| *name == site).unwrap();
+            sum.add(&bytes(delta)).unwrap();
+        }
+        sum.finish(&model, &mut self.moments, &mut out).unwrap();
+        self.model = numbers(&out);
+        aggregator.clipped().to_vec()
+    }
+
+    pub(super) fn model(&self) -> Vec<f32> {
+        self.model.clone()
+    }
+
+    pub(super) fn moment(&self, index: usize) -> Vec<f32> {
+        numbers(&self.moments[index])
+    }
+}
+
+fn any_method() -> impl Strategy<Value = Method> {
+    let adam = FedAdam { beta_1: 0.9, beta_2: 0.99, tau: 1e-3 };
+    let rule = prop_oneof![
+        Just(Rule::FedAvg),
+        Just(Rule::ServerMomentum { momentum: 0.9 }),
+        Just(Rule::FedAdam(adam)),
+        Just(Rule::TrimmedMean { trim: 0.2 }),
+        Just(Rule::CoordinateMedian),
+    ];
+    let clipping =
+        prop_oneof![Just(Clipping::Off), Just(Clipping::Norm(100.0)), Just(Clipping::MedianFactor(1.5))];
+    (rule, clipping).prop_map(|(rule, clipping)| Method { rule, server_lr: 0.5, clipping })
+}
+
 /// Some sites with deltas over two small tensors.
 fn some_sites() -> impl Strategy<Value = Sites> {
     let values = |n| proptest::collection::vec(-1e3f32..1e3, n);
@@ -112,6 +173,28 @@ proptest! {
         }
         let second = sites.run(1.0);
         prop_assert_eq!(bytes(&first), bytes(&second));
+    }
+
+    #[test]
+    fn by_no_rule_does_the_order_of_arrival_change_a_bit(
+        method in any_method(),
+        sites in proptest::collection::vec((0.01f64..50.0, proptest::collection::vec(-1e3f32..1e3, 3)), 1..7),
+        turn in 0usize..7,
+    ) {
+        let names = ["a", "b", "c", "d", "e", "f"];
+        let mut sites: Vec<(&str, f64, &[f32])> =
+            names.iter().zip(&sites).map(|(&name, (weight, delta))| (name, *weight, &delta[..])).collect();
+        let run = |sites: &[(&str, f64, &[f32])]| {
+            let mut rounds = Rounds::new(method, &[0.5, -0.25, 0.0]);
+            let clipped = [rounds.run(sites), rounds.run(sites)];
+            (bytes(&rounds.model), rounds.moments, clipped)
+        };
+        let first = run(&sites);
+        let turn = turn % sites.len();
+        sites.rotate_left(turn);
+        prop_assert_eq!(&first, &run(&sites));
+        sites.reverse();
+        prop_assert_eq!(&first, &run(&sites));
     }
 
     #[test]
@@ -154,6 +237,67 @@ fn class_rows_average_over_the_sites_that_annotate_the_class() {
     let aggregator = aggregator.with_class_rows("organ_embedding.weight", &annotating).unwrap();
     let (new, _) = sites.aggregate(&aggregator);
     assert_eq!(new, [4.1, 4.1, 4.1, 1.1, 1.1, 0.1, 0.1]);
+}
+
+#[test]
+fn sorted_class_rows_are_of_the_sites_that_annotate_the_class() {
+    let delta = |value: f32| vec![value; 6];
+    let deltas = [("a", 1.0), ("b", 2.0), ("c", 9.0), ("d", 100.0)];
+    let sites = Sites::new(
+        layout(&[("table", &[3, 2])]),
+        delta(0.5),
+        deltas.iter().map(|&(site, value)| (site.to_owned(), 0.25, delta(value))).collect(),
+    );
+    let class = |id| ClassId::new(id).unwrap();
+    // Class 3 nowhere.
+    let annotating = BTreeMap::from([(class(1), set(&["a", "b", "c"])), (class(2), set(&["d"]))]);
+    for rule in [Rule::TrimmedMean { trim: 0.2 }, Rule::CoordinateMedian] {
+        let method = Method { rule, ..Method::fedavg(1.0) };
+        let aggregator = Aggregator::by_method(sites.base.clone(), sites.updates(), &BTreeSet::new(), method).unwrap();
+        let (new, _) = sites.aggregate(&aggregator.with_class_rows("table", &annotating).unwrap());
+        assert_eq!(new, [2.5, 2.5, 100.5, 100.5, 0.5, 0.5], "{rule:?}");
+    }
+}
+
+#[test]
+fn a_row_that_nobody_annotates_keeps_its_moments_too() {
+    let base = bytes(&[1.0, 1.0]);
+    let manifest = ArtifactManifest::of(layout(&[("table", &[2, 1])]), &base);
+    let update = WeightedUpdate { update: verified("a", &manifest, &[4.0, 4.0], 1), weight: 1.0 };
+    let method = Method { rule: Rule::ServerMomentum { momentum: 0.5 }, ..Method::fedavg(1.0) };
+    let aggregator = Aggregator::by_method(manifest, vec![update], &BTreeSet::new(), method).unwrap();
+    let annotating = BTreeMap::from([(ClassId::new(1).unwrap(), set(&["a"]))]);
+    let aggregator = aggregator.with_class_rows("table", &annotating).unwrap();
+    let (mut workspace, mut out) = (Workspace::default(), Vec::new());
+    let mut sum = aggregator.chunk(0, &mut workspace).unwrap();
+    sum.add(&bytes(&[4.0, 4.0])).unwrap();
+    let mut moments = [bytes(&[2.0, 2.0])];
+    sum.finish(&base, &mut moments, &mut out).unwrap();
+    assert_eq!(numbers(&out), [6.0, 1.0]);
+    assert_eq!(numbers(&moments[0]), [5.0, 2.0]);
+}
+
+#[test]
+fn moments_that_are_not_the_rules_are_an_error() {
+    let sites = two_sites();
+    let (base, one) = (bytes(&[0.0; 4]), bytes(&[0.0; 4]));
+    let method = Method { rule: Rule::ServerMomentum { momentum: 0.9 }, ..Method::fedavg(1.0) };
+    let wrong = [
+        (Method::fedavg(1.0), vec![one.clone()], 0),
+        (method, vec![], 1),
+        (method, vec![one.clone(), one.clone()], 1),
+        (method, vec![one[..8].to_vec()], 1),
+    ];
+    for (method, mut moments, expected) in wrong {
+        let aggregator = Aggregator::by_method(sites.base.clone(), sites.updates(), &BTreeSet::new(), method).unwrap();
+        let mut workspace = Workspace::default();
+        let mut sum = aggregator.chunk(0, &mut workspace).unwrap();
+        sum.add(&bytes(&[1.0; 4])).unwrap();
+        sum.add(&bytes(&[2.0; 4])).unwrap();
+        let got = moments.len();
+        let error = sum.finish(&base, &mut moments, &mut Vec::new()).unwrap_err();
+        assert_eq!(error, AggregateError::Moments { index: 0, expected, got });
+    }
 }
 
 #[test]
@@ -212,7 +356,7 @@ fn updates_that_do_not_belong_together_are_refused() {
     let late = BTreeSet::from([site("c")]);
     let with_late = |base: &ArtifactManifest, round| {
         let stale = weighted(verified("c", base, &[0.0; 4], round));
-        Aggregator::with_late(sites.base.clone(), [sites.updates(), vec![stale]].concat(), &late, 1.0)
+        Aggregator::by_method(sites.base.clone(), [sites.updates(), vec![stale]].concat(), &late, Method::fedavg(1.0))
             .map(|_| ())
     };
     assert_eq!(with_late(&other_base, 0), Ok(()));
@@ -231,11 +375,12 @@ fn bytes_that_changed_on_disk_are_noticed() {
     let aggregator = Aggregator::new(sites.base.clone(), sites.updates(), 1.0).unwrap();
     let mut out = Vec::new();
     let (good, bad) = (bytes(&[1.0; 4]), bytes(&[1.5; 4]));
-    let mut sum = aggregator.chunk(0).unwrap();
+    let mut workspace = Workspace::default();
+    let mut sum = aggregator.chunk(0, &mut workspace).unwrap();
     assert!(matches!(sum.add(&bad), Err(AggregateError::Chunk { .. })));
     sum.add(&good).unwrap();
     assert_eq!(
-        sum.finish(&bytes(&[0.0; 4]), &mut out),
+        sum.finish(&bytes(&[0.0; 4]), &mut [], &mut out),
         Err(AggregateError::Sites { index: 0, expected: 2, got: 1 })
     );
     let deltas = [good, bytes(&[2.0; 4])];

@@ -1,0 +1,35 @@
+//! Federated averaging (McMahan et al. 2017): `w' = f32(w + η · Σ w_s Δ_s / Σ w_s)`. FedProx (Li et al. 2020) is the same here:
+//! what sets it apart is done at the sites.
+
+use super::chunk_sum::number;
+
+/// Adds `weight · Δ` to each sum.
+pub(super) fn add(sums: &mut [f64], deltas: &[[u8; 4]], weight: f64) {
+    for (sum, &delta) in sums.iter_mut().zip(deltas) {
+        *sum += weight * number(delta);
+    }
+}
+
+/// Moves the model by the mean, `sums / total`, times the server's learning rate.
+pub(super) fn step(model: &mut [[u8; 4]], sums: &[f64], total: f64, server_lr: f64) {
+    for (weight, sum) in model.iter_mut().zip(sums) {
+        *weight = ((number(*weight) + server_lr * sum / total) as f32).to_le_bytes();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::aggregate::Method;
+    use crate::aggregate::tests::Rounds;
+
+    /// Weights 3 and 1. By hand, η = 1/2: the mean of (1, 4) and (5, 0) is (2, 3), of (−2, 0) and (2, 8) it is (−1, 2);
+    /// so (1, 0) becomes (2, 1.5) and then (1.5, 2.5).
+    #[test]
+    fn two_rounds_are_those_of_a_hand() {
+        let mut rounds = Rounds::new(Method::fedavg(0.5), &[1.0, 0.0]);
+        rounds.run(&[("a", 3.0, &[1.0, 4.0]), ("b", 1.0, &[5.0, 0.0])]);
+        assert_eq!(rounds.model(), [2.0, 1.5]);
+        rounds.run(&[("a", 3.0, &[-2.0, 0.0]), ("b", 1.0, &[2.0, 8.0])]);
+        assert_eq!(rounds.model(), [1.5, 2.5]);
+    }
+}
