@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::sections::{
-    Aggregation, Augmentation, Backbone, Embeddings, Evaluation, ModelConfig, OptimizerKind, Participants,
-    Preprocessing, Quorum, Training,
+    Augmentation, Backbone, Embeddings, Evaluation, ModelConfig, OptimizerKind, Participants, Preprocessing,
+    Quorum, Training,
 };
 use super::{Study, StudyDraft};
 use crate::config::Problems;
@@ -41,7 +41,7 @@ pub(super) fn draft(draft: &StudyDraft, taxonomy: &Taxonomy) -> Problems {
     problems.in_range("sampling.foreground_probability", draft.sampling.foreground_probability, 0.0..=1.0);
     augmentation(&draft.sampling.augmentation, &mut problems);
     training(&draft.training, draft.rounds, &mut problems);
-    aggregation(&draft.aggregation, &mut problems);
+    draft.aggregation.check(&draft.quorum, &mut problems);
     quorum(&draft.quorum, &mut problems);
     participants(&draft.participants, &draft.evaluation, &mut problems);
     evaluation(&draft.evaluation, draft.rounds, taxonomy, &mut problems);
@@ -121,14 +121,6 @@ fn training(training: &Training, rounds: u32, problems: &mut Problems) {
     }
 }
 
-fn aggregation(aggregation: &Aggregation, problems: &mut Problems) {
-    positive("aggregation.server_lr", aggregation.server_lr, 10.0, problems);
-    problems.in_range("aggregation.max_site_weight", aggregation.max_site_weight, 0.01..=1.0);
-    if let Some(norm) = aggregation.max_update_norm {
-        positive("aggregation.max_update_norm", norm, 1e9, problems);
-    }
-}
-
 fn quorum(quorum: &Quorum, problems: &mut Problems) {
     problems.in_range("quorum.sites", quorum.sites, 1..=10_000);
     problems.in_range("quorum.sites_per_class", quorum.sites_per_class, 0..=10_000);
@@ -196,7 +188,7 @@ fn embeddings(embeddings: &Embeddings, taxonomy: &Taxonomy, problems: &mut Probl
 }
 
 /// Notes a value that is not above 0, or above `most` (a NaN is neither).
-fn positive(key: &str, value: f64, most: f64, problems: &mut Problems) {
+pub(super) fn positive(key: &str, value: f64, most: f64, problems: &mut Problems) {
     if !(value > 0.0 && value <= most) {
         problems.add_allowed(key, format!("{value} is out of range"), format!("above 0, at most {most}"));
     }

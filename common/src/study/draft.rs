@@ -104,7 +104,7 @@ impl StudyDraft {
             preprocessing: self.preprocessing,
             sampling: self.sampling,
             training: self.training,
-            aggregation: self.aggregation,
+            aggregation: self.aggregation.stated(),
             quorum: self.quorum,
             participants: self.participants,
             evaluation: self.evaluation,

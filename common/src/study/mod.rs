@@ -2,12 +2,13 @@
 //!
 //! The document's digest covers its exact bytes, and a site approves that digest. The operator writes a [`StudyDraft`]
 //! (TOML, `configs/examples/study.toml`); with the taxonomy and the artifacts of initial model and embeddings it becomes a
-//! [`StudyDocument`]. Sections are in [`sections`], their ranges in `check`, the learning rate in [`schedule`].
+//! [`StudyDocument`]. Sections are in [`sections`], their ranges in `check`, aggregation in `strategy`, the learning rate in [`schedule`].
 
 mod check;
 mod draft;
 pub mod schedule;
 pub mod sections;
+mod strategy;
 #[cfg(test)]
 mod tests;
 

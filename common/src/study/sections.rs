@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::strategy::{Aggregation, Strategy};
 use crate::config::{Diagnostics, Document, Problems};
 use crate::ids::{ArtifactHash, ClassId, SiteId};
 
@@ -286,36 +287,6 @@ pub enum DiceTerm {
     None,
 }
 
-/// From updates to the next global model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Aggregation {
-    /// Which rule.
-    #[serde(default)]
-    pub strategy: Strategy,
-    /// η: how much of the mean update is taken.
-    #[serde(default = "one_f64")]
-    pub server_lr: f64,
-    /// How sites weigh.
-    #[serde(default)]
-    pub weights: Weighting,
-    /// Largest share of one site under `class-balanced` weights.
-    #[serde(default = "half")]
-    pub max_site_weight: f64,
-    /// Largest L2 norm of an update; a larger one is refused. No bound when absent.
-    #[serde(default)]
-    pub max_update_norm: Option<f64>,
-}
-
-/// The aggregation rules.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Strategy {
-    /// Federated averaging.
-    #[default]
-    FedAvg,
-}
-
 /// How sites weigh; n_s training volumes of site s, n_sc of them annotated for class c.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -528,10 +499,6 @@ fn half() -> f64 {
 
 fn is_half(number: &f64) -> bool {
     number.to_bits() == half().to_bits()
-}
-
-fn one_f64() -> f64 {
-    1.0
 }
 
 fn two_thirds() -> f64 {
