@@ -98,6 +98,7 @@ impl Upload {
     pub(super) async fn keep(self) -> Result<VerifiedUpdate, Refusal> {
         off_thread(move || {
             let verified = self.verifier.finish()?;
+            self.spooled.note_verification(&verified.verification())?;
             self.spooled.keep()?;
             Ok(verified)
         })

@@ -8,6 +8,7 @@ mod artifacts;
 mod lock;
 mod results;
 mod schema;
+mod server_state;
 mod sites;
 mod spool;
 mod studies;
@@ -19,6 +20,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 
 pub use artifacts::{ArtifactFile, ArtifactWriter, Artifacts};
 pub use results::{LossPoint, Receipt, RoundRecord, StoredReport, Traffic};
+pub use server_state::{ServerState, ServerStateWriter, ServerStates};
 pub use sites::{CertificateRecord, InviteRefusal, InviteTerms, SiteRecord, SiteStatus};
 pub use spool::{Spool, SpooledUpdate};
 pub use studies::{Journal, JournalEntry, StoredManifest, StoredStudy};
@@ -108,6 +110,7 @@ pub struct Store {
     pool: sqlx::SqlitePool,
     artifacts: Artifacts,
     spool: Spool,
+    server_states: ServerStates,
     _lock: std::sync::Arc<lock::StoreLock>,
 }
 
@@ -149,6 +152,7 @@ impl Store {
             pool,
             artifacts: Artifacts::open(&dir.join("artifacts"))?,
             spool: Spool::open(&dir.join("spool"))?,
+            server_states: ServerStates::open(&dir.join("server-state"))?,
             _lock: std::sync::Arc::new(lock),
         })
     }
@@ -161,6 +165,11 @@ impl Store {
     /// Updates on their way in.
     pub fn spool(&self) -> &Spool {
         &self.spool
+    }
+
+    /// What the server keeps beside a model from round to round.
+    pub fn server_states(&self) -> &ServerStates {
+        &self.server_states
     }
 
     /// Closes the database, so that its write-ahead log is folded in.

@@ -2,7 +2,8 @@
 //!
 //! `spool/<study>-<round>/` holds `<site>.part` while an update arrives and `<site>.<hash>` once it is whole, checked
 //! and synced. Each site has one unfinished update a round: a new attempt replaces the one before. After a crash the
-//! chunks on disk are hashed again: those that are right need not be sent twice. All calls block.
+//! chunks on disk are hashed again: those that are right need not be sent twice. What was found of a whole update lies beside it
+//! (`verification`), so that aggregation need not read it twice. All calls block.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -10,10 +11,13 @@ use std::path::{Path, PathBuf};
 
 use common::artifact::ArtifactManifest;
 use common::ids::{ArtifactHash, ChunkHash, Digest, RoundId, SiteId, StudyDigest};
+use common::update::Verification;
 
 use super::StoreError;
 use super::artifacts::{ArtifactFile, chunk, create_data, open_data, read_manifest, write_manifest};
-use crate::files;
+use crate::files::{self, Access};
+
+const VERIFICATION: &str = "verification";
 
 /// The folder of all updates. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -73,6 +77,18 @@ impl Spool {
             return Ok(None);
         }
         ArtifactFile::open(&folder, update).map(Some)
+    }
+
+    /// What was found of an update that was kept; `None` where that is not known, or no longer what was written.
+    pub fn verification(
+        &self,
+        study: &StudyDigest,
+        round: RoundId,
+        site: &SiteId,
+        update: &ArtifactHash,
+    ) -> Option<Verification> {
+        let folder = kept(&self.round_folder(study, round), site, update);
+        Verification::from_bytes(&fs::read(folder.join(VERIFICATION)).ok()?)
     }
 
     /// Removes all updates of a round that is over.
@@ -138,6 +154,15 @@ impl SpooledUpdate {
             return Err(StoreError::corrupt("update", format!("chunk {index} is not what was sent")));
         }
         Ok(bytes)
+    }
+
+    /// Lays what was found of the whole content beside it, to become durable with it.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn note_verification(&self, verification: &Verification) -> Result<(), StoreError> {
+        let path = self.folder.join(VERIFICATION);
+        files::write_atomic(&path, &verification.to_bytes(), Access::Private).map_err(StoreError::file(&path))
     }
 
     /// Makes the whole update durable, so that a receipt may be given for it.
