@@ -1,17 +1,28 @@
 //! One round's new model, from files to a file, a chunk at a time.
 //!
-//! Updates were verified when they came; they are verified again as they are read, because a restart or a disk may lie
-//! between. Blocks: runs on its own thread. Memory: one chunk of the sums, one of an update, one of the model.
+//! Updates were verified when they came, and what was found lies beside them: here each chunk is read once, compared with its
+//! manifest, and summed. A chunk that a disk has changed ends it before anything is published. Blocks: runs on its own
+//! threads, a few chunks side by side. Memory: for each of them one chunk of the sums, of an update, of the model and of each moment,
+//! whatever the number of sites; a rule that sorts holds a chunk of every site, and takes one at a time.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 
-use common::aggregate::{AggregateError, Aggregator, WeightedUpdate};
+use common::aggregate::{
+    AggregateError, AggregatedChunk, Aggregator, Clipped, Method, WeightedUpdate, Workspace,
+};
 use common::ids::{ClassId, ModelHash, RoundId, SiteId, StudyDigest};
 use common::round::{Fault, Term};
 use common::study::CLASS_TABLE_TENSOR;
 use common::update::{Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate};
 
-use crate::store::{ArtifactFile, Store, StoreError};
+use crate::store::{ArtifactFile, ServerState, Store, StoreError};
+
+/// Most chunks in the making at once: hashing and reading keep a few cores busy, and each costs some MiB.
+const MOST_THREADS: usize = 4;
 
 /// What to average.
 #[derive(Clone, Debug)]
@@ -20,10 +31,19 @@ pub(super) struct Job {
     pub(super) round: RoundId,
     pub(super) base: ModelHash,
     pub(super) terms: Vec<Term>,
-    pub(super) server_lr: f64,
+    pub(super) method: Method,
     pub(super) steps: u32,
     /// Which sites annotate each class, when the class table is trained.
     pub(super) class_rows: Option<BTreeMap<ClassId, BTreeSet<SiteId>>>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// The new model, durable; and so are the moments beside it.
+    pub(super) model: ModelHash,
+    /// Updates that counted scaled down.
+    pub(super) clipped: Vec<Clipped>,
 }
 
 /// Why there is no new model.
@@ -49,10 +69,25 @@ impl JobError {
             Self::Numbers(_) => Fault::Numbers,
         }
     }
+
+    /// For the operator: with what led to it.
+    pub(super) fn words(&self) -> String {
+        let mut words = self.to_string();
+        let mut source = self.source();
+        while let Some(cause) = source {
+            let cause_words = cause.to_string();
+            // Some say their cause themselves.
+            if !words.ends_with(&cause_words) {
+                words = format!("{words}: {cause_words}");
+            }
+            source = cause.source();
+        }
+        words
+    }
 }
 
-/// Computes the new model and keeps it, durable, among the artifacts.
-pub(super) fn aggregate(store: &Store, job: &Job) -> Result<ModelHash, JobError> {
+/// Computes the new model and keeps it, durable, among the artifacts, and the moments beside it.
+pub(super) fn aggregate(store: &Store, job: &Job) -> Result<Done, JobError> {
     let missing = |what: String| JobError::Missing { what };
     let base = store.artifacts().read(&job.base)?.ok_or_else(|| missing(format!("model {}", job.base)))?;
     let mut files = BTreeMap::new();
@@ -60,19 +95,25 @@ pub(super) fn aggregate(store: &Store, job: &Job) -> Result<ModelHash, JobError>
     for term in &job.terms {
         let file = store.spool().read(&job.study, term.round, &term.site, &term.update)?;
         let file = file.ok_or_else(|| missing(format!("the update of {}", term.site)))?;
-        updates.push(WeightedUpdate { update: verify(job, term, &base, &file)?, weight: term.share });
+        let update = recall(store, job, term, &base, &file)?;
+        updates.push(WeightedUpdate { update, weight: term.share });
         files.insert(term.site.clone(), file);
     }
     let late =
         job.terms.iter().filter(|term| term.round != job.round).map(|term| term.site.clone()).collect();
-    let mut aggregator = Aggregator::with_late(base.manifest().clone(), updates, &late, job.server_lr)?;
+    let mut aggregator = Aggregator::by_method(base.manifest().clone(), updates, &late, job.method)?;
     if let Some(annotating) = &job.class_rows {
         aggregator = aggregator.with_class_rows(CLASS_TABLE_TENSOR, annotating)?;
     }
-    write_model(store, &aggregator, &base, &files)
+    // Both in order of the sites' names.
+    let sources = Sources { base, updates: files.into_values().collect(), state: state_before(store, job)? };
+    let model = write_model(store, job, &aggregator, &sources)?;
+    Ok(Done { model, clipped: aggregator.clipped().to_vec() })
 }
 
-fn verify(
+/// The update as it was verified, by what was found then; where that is lost, by reading it all.
+fn recall(
+    store: &Store,
     job: &Job,
     term: &Term,
     base: &ArtifactFile,
@@ -93,32 +134,133 @@ fn verify(
     let offer =
         UpdateOffer { study, round, base: term.base, attempt: term.attempt, steps: job.steps, manifest };
     let mut verifier = UpdateVerifier::new(expectation, offer)?;
+    if let Some(found) = store.spool().verification(&study, round, &term.site, &term.update) {
+        verifier.recall(&found);
+    }
+    let mut bytes = Vec::new();
     for index in verifier.missing() {
-        verifier.push_chunk(index, &file.read_chunk(position(index))?)?;
+        file.read_unchecked(position(index), &mut bytes)?;
+        verifier.push_chunk(index, &bytes)?;
     }
     Ok(verifier.finish()?)
 }
 
+/// The moments that the round starts from: none where the rule has none; zeros in the first round alone.
+fn state_before(store: &Store, job: &Job) -> Result<Option<ServerState>, JobError> {
+    let moments = job.method.rule.moments();
+    if moments.is_empty() || job.round.0 <= 1 {
+        return Ok(None);
+    }
+    let before = RoundId(job.round.0 - 1);
+    Ok(Some(store.server_states().read(&job.study, before, &job.base, moments)?))
+}
+
+/// What a chunk is made of.
+struct Sources {
+    base: ArtifactFile,
+    /// In the order of [`Aggregator::updates`].
+    updates: Vec<ArtifactFile>,
+    state: Option<ServerState>,
+}
+
+/// Room for one chunk in the making.
+#[derive(Default)]
+struct Buffers {
+    workspace: Workspace,
+    input: Vec<u8>,
+    moments: Vec<Vec<u8>>,
+    new: Vec<u8>,
+}
+
 fn write_model(
     store: &Store,
+    job: &Job,
     aggregator: &Aggregator,
-    base: &ArtifactFile,
-    files: &BTreeMap<SiteId, ArtifactFile>,
+    sources: &Sources,
 ) -> Result<ModelHash, JobError> {
-    let mut writer = store.artifacts().write(base.manifest().layout().clone())?;
-    let mut new = Vec::new();
-    for (position, index) in (0..aggregator.chunks()).zip(0u32..) {
-        let mut sum = aggregator.chunk(index)?;
-        for update in aggregator.updates() {
-            let site = update.update.site();
-            let file =
-                files.get(site).ok_or_else(|| JobError::Missing { what: format!("the update of {site}") })?;
-            sum.add(&file.read_chunk(position)?)?;
+    let layout = sources.base.manifest().layout();
+    let moments = job.method.rule.moments();
+    let mut writer = store.artifacts().write(layout.clone())?;
+    let mut state = match moments {
+        [] => None,
+        names => Some(store.server_states().write(job.study, layout, names)?),
+    };
+    let mut buffers: Vec<Buffers> = Vec::new();
+    buffers.resize_with(side_by_side(job.method), Buffers::default);
+    let indices: Vec<u32> = (0u32..).take(aggregator.chunks()).collect();
+    let mut chunks = Vec::with_capacity(indices.len());
+    for indices in indices.chunks(buffers.len()) {
+        let made = make_chunks(aggregator, sources, indices, &mut buffers);
+        for (chunk, buffers) in made.into_iter().zip(&buffers) {
+            let chunk = chunk?;
+            writer.push_hashed(&buffers.new, chunk.hash())?;
+            if let Some(state) = &mut state {
+                state.push_chunk(&buffers.moments)?;
+            }
+            chunks.push(chunk);
         }
-        sum.finish(&base.read_chunk(position)?, &mut new)?;
-        writer.push_chunk(&new)?;
     }
-    Ok(writer.finish()?)
+    let model = aggregator.seal(chunks)?.hash();
+    let written = writer.finish()?;
+    debug_assert_eq!(model, written, "both are of the same chunks");
+    if let Some(state) = state {
+        state.finish(job.round, &model)?;
+    }
+    Ok(model)
+}
+
+/// How many chunks to make at once.
+fn side_by_side(method: Method) -> usize {
+    if method.rule.sorts() {
+        return 1;
+    }
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_THREADS))
+}
+
+/// Makes these chunks, each on its own thread in its own buffers.
+fn make_chunks(
+    aggregator: &Aggregator,
+    sources: &Sources,
+    indices: &[u32],
+    buffers: &mut [Buffers],
+) -> Vec<Result<AggregatedChunk, JobError>> {
+    std::thread::scope(|scope| {
+        let running: Vec<_> = indices
+            .iter()
+            .zip(buffers)
+            .map(|(&index, buffers)| scope.spawn(move || make_chunk(aggregator, sources, index, buffers)))
+            .collect();
+        let made = running.into_iter().map(|thread| match thread.join() {
+            Ok(made) => made,
+            // It goes on in whoever asked for the aggregate.
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        made.collect()
+    })
+}
+
+fn make_chunk(
+    aggregator: &Aggregator,
+    sources: &Sources,
+    index: u32,
+    buffers: &mut Buffers,
+) -> Result<AggregatedChunk, JobError> {
+    let Buffers { workspace, input, moments, new } = buffers;
+    let mut sum = aggregator.chunk(index, workspace)?;
+    for update in &sources.updates {
+        update.read_unchecked(position(index), input)?;
+        sum.add(input)?;
+    }
+    sources.base.read_unchecked(position(index), input)?;
+    moments.resize_with(aggregator.method().rule.moments().len(), Vec::new);
+    match &sources.state {
+        Some(state) => state.read_chunk(position(index), moments)?,
+        None => moments.iter_mut().for_each(|moment| {
+            moment.clear();
+            moment.resize(input.len(), 0);
+        }),
+    }
+    Ok(sum.finish(input, moments, new)?)
 }
 
 /// A chunk's index as a position in memory; indices come from a layout, which fits.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use common::aggregate::Method;
 use common::coverage::Coverage;
 use common::evaluation;
 use common::ids::{ClassId, ModelHash, RoundId, SiteId, StudyDigest};
@@ -147,14 +148,28 @@ impl Driver {
         };
         let Some(run) = self.studies.get(&study) else { return };
         let steps = run.rounds.plan().steps;
-        let job = Job { study, round, base, terms, server_lr, steps, class_rows };
+        let method = Method { server_lr, ..Method::of(&run.document.study().aggregation) };
+        let job = Job { study, round, base, terms, method, steps, class_rows };
+        let name = run.document.study().name.clone();
+        let line = move |(what, detail): (&str, String)| Line::Study {
+            study: name.clone(),
+            what: what.to_owned(),
+            detail,
+        };
         let (store, handle) = (self.store.clone(), self.handle.clone());
         self.work.spawn(async move {
             let result = tokio::task::spawn_blocking(move || aggregation::aggregate(&store, &job)).await;
             let event = match result {
-                Ok(Ok(model)) => round::Event::Aggregated { round, model },
+                Ok(Ok(done)) => {
+                    for clipped in &done.clipped {
+                        handle.say(line(facts::of_clipping(round, clipped))).await;
+                    }
+                    round::Event::Aggregated { round, model: done.model }
+                }
                 Ok(Err(error)) => {
                     tracing::error!(error = &error as &dyn std::error::Error, "aggregation failed");
+                    let words = format!("round {round} could not be aggregated: {}", error.words());
+                    handle.say(line(("aggregation-failed", words))).await;
                     round::Event::AggregationFailed { round, fault: error.fault() }
                 }
                 Err(error) => {
@@ -219,6 +234,10 @@ impl Driver {
         self.peers.tell_all(&Notice::RoundClosed { study, round, model, outcome: plan::outcome(outcome) });
         self.shorten_journal(study, true).await;
         self.remove_spent(study, round);
+        // The state of this round's model stays, and that of the model before.
+        let before = RoundId(round.0.saturating_sub(1));
+        let forgotten = self.store.server_states().forget_before(&study, before);
+        self.note(forgotten);
         self.count_traffic().await;
     }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use common::aggregate::Clipped;
 use common::evaluation;
-use common::ids::ClassId;
+use common::ids::{ClassId, RoundId};
 use common::round::{ClassShortage, Fact};
 
 /// Short name and words of a round's fact; `None` for what is only noise on a screen. `name` is the study's name of a class.
@@ -63,6 +64,15 @@ pub(super) fn of_rounds(fact: &Fact, name: impl Fn(ClassId) -> String) -> Option
     })
 }
 
+/// As [`of_rounds`], of an update that counted scaled down.
+pub(super) fn of_clipping(round: RoundId, clipped: &Clipped) -> (&'static str, String) {
+    let Clipped { site, norm, bound } = clipped;
+    let words = format!(
+        "the update of {site} counts scaled down in round {round}: its norm is {norm:.4}, the bound {bound:.4}"
+    );
+    ("update-clipped", words)
+}
+
 /// As [`of_rounds`], of evaluations.
 pub(super) fn of_evaluation(fact: &evaluation::Fact) -> Option<(&'static str, String)> {
     match fact {
@@ -98,8 +108,6 @@ fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use common::ids::RoundId;
-
     use super::*;
 
     #[test]
@@ -117,5 +125,16 @@ mod tests {
         let words = "round 3 has 2 of 2 updates and waits for more, \
                      from sites that annotate organ 6 (1 of 2), organ 11 (0 of 2)";
         assert_eq!(said(classes(1).into()), words);
+    }
+
+    #[test]
+    fn a_clipped_update_is_said_with_its_site_norm_and_bound() {
+        let clipped = Clipped { site: "north".parse().unwrap(), norm: 50.0, bound: 12.5 };
+        let (what, words) = of_clipping(RoundId(3), &clipped);
+        assert_eq!(what, "update-clipped");
+        assert_eq!(
+            words,
+            "the update of north counts scaled down in round 3: its norm is 50.0000, the bound 12.5000"
+        );
     }
 }

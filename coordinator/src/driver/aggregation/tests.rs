@@ -1,0 +1,157 @@
+//! Rounds over files: the arithmetic itself is tested in `common`.
+
+use common::aggregate::{Clipping, Rule};
+use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
+use common::ids::{AttemptId, Digest};
+
+use super::*;
+
+/// Three chunks: two of the larger tensor.
+fn layout() -> TensorLayout {
+    let spec = |name: &str, len| TensorSpec { name: name.to_owned(), dtype: Dtype::F32, shape: vec![len] };
+    TensorLayout::new(vec![spec("a", 3), spec("b", 300_000)]).unwrap()
+}
+
+fn bytes_of(value: f32) -> Vec<u8> {
+    value.to_le_bytes().repeat(300_003)
+}
+
+fn chunks(data: &[u8]) -> Vec<&[u8]> {
+    layout().spans().iter().map(|span| &data[span.offset as usize..][..span.len as usize]).collect()
+}
+
+/// A study of one store, all of whose tensors hold one number.
+struct Study {
+    dir: tempfile::TempDir,
+    store: Store,
+    digest: StudyDigest,
+    method: Method,
+}
+
+impl Study {
+    async fn new(method: Method) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).await.unwrap();
+        Self { dir, store, digest: StudyDigest(Digest::of(b"study")), method }
+    }
+
+    fn put_model(&self, value: f32) -> ModelHash {
+        let mut writer = self.store.artifacts().write(layout()).unwrap();
+        chunks(&bytes_of(value)).iter().for_each(|chunk| writer.push_chunk(chunk).unwrap());
+        writer.finish().unwrap()
+    }
+
+    /// An update as the network leaves it.
+    fn put_update(&self, round: u32, base: ModelHash, site: &str, value: f32) -> Term {
+        let (round, attempt, site) = (RoundId(round), AttemptId::from_bytes([1; 16]), site.parse().unwrap());
+        let data = bytes_of(value);
+        let manifest = ArtifactManifest::of(layout(), &data);
+        let expectation =
+            UpdateExpectation { site, study: self.digest, round, base, layout: layout(), max_norm: None };
+        let (study, steps) = (self.digest, 1);
+        let offer = UpdateOffer { study, round, base, attempt, steps, manifest: manifest.clone() };
+        let site = expectation.site.clone();
+        let mut verifier = UpdateVerifier::new(expectation, offer).unwrap();
+        let mut spooled = self.store.spool().receive(&study, round, &site, manifest).unwrap();
+        for (index, chunk) in (0u32..).zip(chunks(&data)) {
+            verifier.push_chunk(index, chunk).unwrap();
+            assert!(spooled.write_chunk(position(index), chunk).unwrap());
+        }
+        spooled.note_verification(&verifier.finish().unwrap().verification()).unwrap();
+        let update = spooled.keep().unwrap();
+        Term { site, attempt, update, share: 0.5 }
+    }
+
+    fn aggregate(&self, round: u32, base: ModelHash, terms: &[Term]) -> Result<Done, JobError> {
+        let job = Job {
+            study: self.digest,
+            round: RoundId(round),
+            base,
+            terms: terms.to_vec(),
+            method: self.method,
+            steps: 1,
+            class_rows: None,
+        };
+        aggregate(&self.store, &job)
+    }
+
+    /// The number that all tensors of a model hold.
+    fn value(&self, model: ModelHash) -> f32 {
+        let file = self.store.artifacts().read(&model).unwrap().unwrap();
+        let data: Vec<u8> = (0..3).flat_map(|index| file.read_chunk(index).unwrap()).collect();
+        let numbers: Vec<f32> = data.as_chunks::<4>().0.iter().map(|&le| f32::from_le_bytes(le)).collect();
+        assert_eq!(numbers.len(), 300_003);
+        assert!(numbers.iter().all(|number| *number == numbers[0]));
+        numbers[0]
+    }
+
+    fn update_file(&self, round: u32, term: &Term, name: &str) -> std::path::PathBuf {
+        let round_folder = self.dir.path().join("spool").join(format!("{}-{round}", self.digest));
+        round_folder.join(format!("{}.{}", term.site, term.update)).join(name)
+    }
+}
+
+fn momentum() -> Method {
+    Method { rule: Rule::ServerMomentum { momentum: 0.5 }, ..Method::fedavg(1.0) }
+}
+
+/// The mean of 1 and 3 is 2. By hand, β = 1/2: u is 2, then 3; w is 1, then 3, then 6.
+#[tokio::test]
+async fn moments_go_from_round_to_round_and_a_round_made_again_has_the_same_bits() {
+    let study = Study::new(momentum()).await;
+    let base = study.put_model(1.0);
+    let terms = [study.put_update(1, base, "a", 1.0), study.put_update(1, base, "b", 3.0)];
+    let first = study.aggregate(1, base, &terms).unwrap().model;
+    assert_eq!(study.value(first), 3.0);
+
+    let terms = [study.put_update(2, first, "b", 3.0), study.put_update(2, first, "a", 1.0)];
+    let second = study.aggregate(2, first, &terms).unwrap().model;
+    assert_eq!(study.value(second), 6.0);
+    // A crash before the journal knew of it: everything is there already.
+    assert_eq!(study.aggregate(2, first, &terms).unwrap().model, second);
+}
+
+#[tokio::test]
+async fn a_round_without_the_state_before_it_fails_and_does_not_start_from_zero() {
+    let study = Study::new(momentum()).await;
+    let base = study.put_model(1.0);
+    let terms = [study.put_update(2, base, "a", 1.0)];
+    let error = study.aggregate(2, base, &terms).unwrap_err();
+    assert_eq!(error.fault(), Fault::Storage);
+    assert!(error.words().contains("server state in the store: that of round 1"), "{}", error.words());
+}
+
+#[tokio::test]
+async fn an_update_that_a_disk_has_changed_ends_it_and_nothing_is_left() {
+    let study = Study::new(momentum()).await;
+    let base = study.put_model(1.0);
+    let terms = [study.put_update(1, base, "a", 1.0), study.put_update(1, base, "b", 3.0)];
+    let path = study.update_file(1, &terms[1], "data");
+    let mut data = std::fs::read(&path).unwrap();
+    *data.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, data).unwrap();
+    let error = study.aggregate(1, base, &terms).unwrap_err();
+    assert_eq!(error.fault(), Fault::Storage);
+    assert!(error.words().contains("site b: chunk 2"), "{}", error.words());
+    let left = |folder: &str| std::fs::read_dir(study.dir.path().join(folder)).unwrap().count();
+    assert_eq!(left("artifacts"), 1, "the base alone");
+    assert_eq!(left(&format!("server-state/{}", study.digest)), 0);
+}
+
+#[tokio::test]
+async fn an_update_whose_verification_is_lost_is_read_again_and_counts_the_same() {
+    let study = Study::new(Method { clipping: Clipping::MedianFactor(2.0), ..Method::fedavg(1.0) }).await;
+    let base = study.put_model(0.0);
+    let value = |site, value| study.put_update(1, base, site, value);
+    let terms = [value("a", 1.0), value("b", 1.0), value("c", 100.0)];
+    let known = study.aggregate(1, base, &terms).unwrap();
+    assert_eq!(known.clipped.len(), 1);
+    assert_eq!(known.clipped[0].site.as_str(), "c");
+    // Each has a share of 1/2 here; by hand, (1 + 1 + 2) / 3.
+    assert!((study.value(known.model) - 4.0 / 3.0).abs() < 1e-6);
+
+    std::fs::remove_file(study.update_file(1, &terms[0], "verification")).unwrap();
+    std::fs::write(study.update_file(1, &terms[2], "verification"), b"torn").unwrap();
+    let again = study.aggregate(1, base, &terms).unwrap();
+    assert_eq!((again.model, again.clipped), (known.model, known.clipped));
+}
