@@ -254,7 +254,7 @@ impl UpdateVerifier {
 
     fn sum_squares(&self, index: u32, bytes: &[u8]) -> Result<f64, Rejection> {
         let (numbers, _) = bytes.as_chunks::<4>();
-        let square = sum_of_squares(numbers);
+        let square = numbers.iter().map(|&le| f64::from(f32::from_le_bytes(le)).powi(2)).sum::<f64>();
         // A sum of squares of f32 numbers cannot overflow f64: it is finite exactly when every number is.
         if square.is_finite() {
             return Ok(square);
@@ -274,18 +274,6 @@ impl UpdateVerifier {
         let tensor = tensor.map_or(String::new(), |tensor| tensor.name.clone());
         Rejection::NotFinite { tensor, element: before / 4 + element_of_chunk }
     }
-}
-
-/// Eight sums side by side: a single one would wait for each addition before it begins the next.
-fn sum_of_squares(numbers: &[[u8; 4]]) -> f64 {
-    let mut sums = [0.0f64; 8];
-    let (eights, rest) = numbers.as_chunks::<8>();
-    let square = |le| f64::from(f32::from_le_bytes(le)).powi(2);
-    for eight in eights {
-        sums.iter_mut().zip(eight).for_each(|(sum, &le)| *sum += square(le));
-    }
-    sums.iter_mut().zip(rest).for_each(|(sum, &le)| *sum += square(le));
-    sums.iter().sum()
 }
 
 fn check_layout(expected: &TensorLayout, got: &TensorLayout) -> Result<(), Rejection> {
