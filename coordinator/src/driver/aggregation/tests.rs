@@ -59,7 +59,7 @@ impl Study {
         }
         spooled.note_verification(&verifier.finish().unwrap().verification()).unwrap();
         let update = spooled.keep().unwrap();
-        Term { site, attempt, update, share: 0.5 }
+        Term { site, round, base, attempt, update, share: 0.5 }
     }
 
     fn aggregate(&self, round: u32, base: ModelHash, terms: &[Term]) -> Result<Done, JobError> {
