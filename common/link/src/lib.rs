@@ -9,6 +9,7 @@
 
 mod close;
 mod error;
+pub mod failpoint;
 pub mod framing;
 mod identity;
 pub mod quic;
