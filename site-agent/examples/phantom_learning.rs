@@ -191,7 +191,7 @@ fn trainer(source: Arc<dyn BatchSource>, options: &Options) -> Result<BurnTraine
         },
         loss: Loss::default(),
     };
-    let settings = TrainerSettings { training, prefetch: 2 };
+    let settings = TrainerSettings { training, prefetch: 2, proximal_mu: 0.0 };
     Ok(BurnTrainer::new(model(options.seed)?, device(), source, settings))
 }
 

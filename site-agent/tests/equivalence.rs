@@ -7,13 +7,14 @@
 #![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use common::aggregate::weights::{SiteCounts, Weighting, site_weights};
 use common::aggregate::{Aggregator, WeightedUpdate};
 use common::artifact::ArtifactManifest;
-use common::ids::{AttemptId, ClassId, Digest, RoundId, SiteId, StudyDigest};
+use common::ids::{ArtifactHash, AttemptId, ClassId, Digest, RoundId, SiteId, StudyDigest};
 use common::study::sections::{
     Foreground, Loss, Optimizer, OptimizerKind, OptimizerState, Sampling, Training, Unlabelled,
 };
@@ -33,9 +34,12 @@ use site_agent::model::{
     training_device,
 };
 use site_agent::train::burn_trainer::{BurnTrainer, TrainerSettings};
+use site_agent::train::checkpoint::{CheckpointKey, read_checkpoint, store_checkpoint};
 use site_agent::train::loss::{DiceKind, masked_loss};
 use site_agent::train::tensors::{apply, from_artifact, to_artifact};
-use site_agent::train::trainer::{Cancel, LocalTrainer, RoundOutcome, RoundPlan, TrainError};
+use site_agent::train::trainer::{
+    Cancel, KeepRound, LocalTrainer, RoundOutcome, RoundPlan, RoundState, StepReport, TrainError,
+};
 
 const SIDE: usize = 16;
 const PATCH: [usize; 3] = [SIDE; 3];
@@ -105,7 +109,7 @@ fn settings(kind: OptimizerKind, accumulation: u32, prefetch: usize) -> TrainerS
         optimizer: Optimizer { kind, base_lr: 0.1, weight_decay: 0.0 },
         loss: Loss::default(),
     };
-    TrainerSettings { training, prefetch }
+    TrainerSettings { training, prefetch, proximal_mu: 0.0 }
 }
 
 fn train(source: Arc<dyn BatchSource>, settings: TrainerSettings, steps: u32) -> RoundOutcome {
@@ -405,6 +409,154 @@ fn a_restored_trainer_goes_on_as_the_one_that_was_stopped() {
         trainer.train_round(&plan(2), &mut |_| {}, &Cancel::default()).unwrap()
     };
     assert!(bits(&second(&mut whole).delta) == bits(&second(&mut resumed).delta));
+}
+
+// ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+/// The round of these tests: long enough to be stopped in its midst.
+const SIX_STEPS: RoundPlan = RoundPlan { round: RoundId(2), steps: 6, learning_rate: 0.01 };
+
+/// Keeps the round in a file after each third step.
+struct EachThird(PathBuf);
+
+impl EachThird {
+    fn key() -> CheckpointKey {
+        let base = ArtifactHash(Digest::of(b"base"));
+        CheckpointKey { study: study(), round: SIX_STEPS.round, base, steps: SIX_STEPS.steps }
+    }
+}
+
+impl KeepRound for EachThird {
+    fn take_up(&mut self) -> Option<RoundState> {
+        read_checkpoint(&self.0, &Self::key()).unwrap()
+    }
+
+    fn is_due(&mut self, step: u32) -> bool {
+        step.is_multiple_of(3)
+    }
+
+    fn keep(&mut self, state: &RoundState) {
+        store_checkpoint(&self.0, &Self::key(), state).unwrap();
+    }
+}
+
+/// A trainer as a process has it that has just started: its optimiser remembers one round, if it remembers any.
+fn trainer_after_a_round(between_rounds: OptimizerState, accumulation: u32) -> BurnTrainer {
+    let mut settings = settings(OptimizerKind::AdamW, accumulation, 2);
+    settings.training.optimizer_state = between_rounds;
+    let new = || BurnTrainer::new(model(5), device(), sampler(batch::Unlabelled::Masked), settings.clone());
+    let mut before = new();
+    before.load_global(&model(3).export()).unwrap();
+    let first = RoundPlan { round: ROUND, steps: 2, learning_rate: 0.01 };
+    before.train_round(&first, &mut |_| {}, &Cancel::default()).unwrap();
+    let mut trainer = new();
+    if between_rounds == OptimizerState::Keep {
+        trainer.restore_optimizer(&before.optimizer_state()).unwrap();
+    }
+    trainer.load_global(&model(1).export()).unwrap();
+    trainer
+}
+
+/// Trains the round, or the rest of it, and does `stop` after step 4; the outcome, and the steps that were done.
+fn train_six(
+    trainer: &mut BurnTrainer,
+    kept: &mut dyn KeepRound,
+    stop: impl Fn(&Cancel),
+) -> (Result<RoundOutcome, TrainError>, Vec<u32>) {
+    let (cancel, mut steps) = (Cancel::default(), Vec::new());
+    let mut told = |report: StepReport| {
+        steps.push(report.step);
+        if report.step == 4 {
+            stop(&cancel);
+        }
+    };
+    let outcome = trainer.train_round_kept(&SIX_STEPS, kept, &mut told, &cancel);
+    (outcome, steps)
+}
+
+#[test]
+fn a_round_killed_in_its_midst_repeats_no_kept_step_and_ends_with_the_same_bits() {
+    for (between_rounds, accumulation) in [
+        (OptimizerState::Keep, 1),
+        (OptimizerState::Keep, 2),
+        (OptimizerState::Reset, 1),
+        (OptimizerState::Reset, 2),
+    ] {
+        let case = format!("{between_rounds:?}, {accumulation} micro-batches");
+        let folder = tempfile::tempdir().unwrap();
+        let new = || trainer_after_a_round(between_rounds, accumulation);
+        let mut undisturbed = new();
+        let expected = undisturbed.train_round(&SIX_STEPS, &mut |_| {}, &Cancel::default()).unwrap();
+
+        let mut kept = EachThird(folder.path().join("round.checkpoint"));
+        // Cancelled for good it keeps nothing more: what it did after step 3 is gone, as in a crash.
+        let (killed, steps) = train_six(&mut new(), &mut kept, Cancel::cancel);
+        assert!(matches!(killed, Err(TrainError::Cancelled { steps: 4 })), "{case}");
+        assert_eq!(steps, [1, 2, 3, 4], "{case}");
+        let mut resumed = new();
+        let (outcome, steps) = train_six(&mut resumed, &mut kept, |_| {});
+        let outcome = outcome.unwrap();
+        assert_eq!(steps, [4, 5, 6], "{case}");
+        assert!(bits(&outcome.delta) == bits(&expected.delta), "{case}");
+        assert_eq!(outcome.mean_loss.to_bits(), expected.mean_loss.to_bits(), "{case}");
+        assert!(resumed.optimizer_state() == undisturbed.optimizer_state(), "{case}");
+    }
+}
+
+#[test]
+fn a_round_that_is_suspended_repeats_no_step_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let new = || trainer_after_a_round(OptimizerState::Keep, 1);
+    let expected = new().train_round(&SIX_STEPS, &mut |_| {}, &Cancel::default()).unwrap();
+    let mut kept = EachThird(folder.path().join("round.checkpoint"));
+    let (suspended, _) = train_six(&mut new(), &mut kept, Cancel::suspend);
+    assert!(matches!(suspended, Err(TrainError::Cancelled { steps: 4 })));
+    let (outcome, steps) = train_six(&mut new(), &mut kept, |_| {});
+    assert_eq!(steps, [5, 6]);
+    assert!(bits(&outcome.unwrap().delta) == bits(&expected.delta));
+}
+
+#[test]
+fn a_checkpoint_of_another_network_is_not_taken_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut kept = EachThird(folder.path().join("round.checkpoint"));
+    let mut trainer = trainer_after_a_round(OptimizerState::Keep, 1);
+    let expected = train_six(&mut trainer, &mut kept, |_| {}).0.unwrap();
+    let mut left = kept.take_up().unwrap();
+    left.weights.pop_first();
+    kept.keep(&left);
+    let mut again = trainer_after_a_round(OptimizerState::Keep, 1);
+    let (outcome, steps) = train_six(&mut again, &mut kept, |_| {});
+    assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
+    assert!(bits(&outcome.unwrap().delta) == bits(&expected.delta));
+}
+
+// ---- FedProx --------------------------------------------------------------------------------------------------------
+
+#[test]
+fn fedprox_pulls_each_step_back_by_mu_times_the_way_from_the_global_model() {
+    const MU: f64 = 2.0;
+    const RATE: f32 = 0.1;
+    let run = |proximal_mu: f64, steps: u32| {
+        let settings = TrainerSettings { proximal_mu, ..settings(OptimizerKind::Sgd, 1, 0) };
+        train(Arc::new(EachOnce(vec![case(1, &[1, 2])])), settings, steps).delta
+    };
+    // At the global model itself nothing pulls.
+    let first = run(0.0, 1);
+    assert_eq!(largest_difference(&first, &run(MU, 1)), 0.0);
+    // The second step has the gradient of FedAvg's second, for both are at the same weights, and the pull beside it:
+    // w2 = w1 - rate (g(w1) + mu (w1 - w0)).
+    let (plain, pulled) = (run(0.0, 2), run(MU, 2));
+    let mut largest = 0.0f32;
+    for ((name, moved), (plain, pulled)) in first.iter().zip(plain.values().zip(pulled.values())) {
+        let numbers = moved.values().iter().zip(plain.values().iter().zip(pulled.values()));
+        for (&moved, (&plain, &pulled)) in numbers {
+            let expected = -RATE * MU as f32 * moved;
+            assert!((pulled - plain - expected).abs() < 2e-6, "{name}: {plain} {pulled} {moved}");
+            largest = largest.max(expected.abs());
+        }
+    }
+    assert!(largest > 1e-4, "the pull must be seen: {largest}");
 }
 
 // ---- the machine ----------------------------------------------------------------------------------------------------

@@ -70,7 +70,8 @@ mod tests {
     #[test]
     fn the_nth_pass_of_the_named_point_is_the_last() {
         let third = Armed::parse("site.mid-upload:3");
-        let passes = ["site.mid-upload", "site.after-outbox", "site.mid-upload", "site.mid-upload", "site.mid-upload"];
+        let passes =
+            ["site.mid-upload", "site.after-outbox", "site.mid-upload", "site.mid-upload", "site.mid-upload"];
         assert_eq!(passes.map(|name| third.passes(name)), [false, false, false, true, false]);
         assert!(Armed::parse("coordinator.before-receipt").passes("coordinator.before-receipt"));
     }

@@ -68,7 +68,8 @@ impl PreparedScans {
         let network = model_config(study);
         let table = class_embeddings(&network, embeddings)?;
         let model = UniversalModel::new(&network, table.as_ref(), study.seed, &device)?;
-        let settings = TrainerSettings { training: study.training.clone(), prefetch: PREFETCH };
+        let (training, proximal_mu) = (study.training.clone(), study.aggregation.proximal_mu());
+        let settings = TrainerSettings { training, prefetch: PREFETCH, proximal_mu };
         Ok(BurnTrainer::new(model, device, Arc::new(sampler), settings))
     }
 }

@@ -68,6 +68,13 @@ impl Gradients {
         self.0.remove(name).map(|gradient| gradient.values)
     }
 
+    /// Adds to the gradient of one tensor, flat.
+    pub fn add_flat(&mut self, name: &str, more: Tensor<1>) {
+        if let Some(gradient) = self.0.get_mut(name) {
+            gradient.values = gradient.values.clone() + more;
+        }
+    }
+
     /// Adds `weight` times the gradients of another micro-batch of the same model.
     pub fn add_scaled(&mut self, other: &Self, weight: f64) {
         for (name, gradient) in &mut self.0 {

@@ -1,6 +1,7 @@
 //! Named tensors as safetensors files.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Write};
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
@@ -52,6 +53,41 @@ pub fn write_safetensors(tensors: &NamedTensors) -> Result<Vec<u8>, ModelError> 
 pub fn write_safetensors_with_note(tensors: &NamedTensors, note: &str) -> Result<Vec<u8>, ModelError> {
     // One key alone: the order of several would not be the same in each run.
     write(tensors, Some(HashMap::from([(NOTE.to_owned(), note.to_owned())])))
+}
+
+/// As [`write_safetensors_with_note`], straight to where it goes: no second copy of the tensors is in memory.
+///
+/// # Errors
+///
+/// What the other end says.
+pub fn write_safetensors_to(
+    out: &mut dyn Write,
+    tensors: &BTreeMap<String, &HostTensor>,
+    note: &str,
+) -> io::Result<()> {
+    /// Values that are turned into bytes at a time.
+    const PIECE: usize = 1 << 16;
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".to_owned(), serde_json::json!({ NOTE: note }));
+    let mut end = 0;
+    for (name, tensor) in tensors {
+        let start = end;
+        end += 4 * tensor.values().len();
+        let entry =
+            serde_json::json!({ "dtype": "F32", "shape": tensor.shape(), "data_offsets": [start, end] });
+        header.insert(name.clone(), entry);
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    let mut bytes = Vec::with_capacity(4 * PIECE);
+    for values in tensors.values().flat_map(|tensor| tensor.values().chunks(PIECE)) {
+        bytes.clear();
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        out.write_all(&bytes)?;
+    }
+    Ok(())
 }
 
 /// How the tensors of a file were made, if the file says so. Foreign text: show it with care.
@@ -122,6 +158,20 @@ mod tests {
         assert_eq!(read_safetensors(&file).unwrap(), tensors);
         assert_eq!(note(&write_safetensors(&tensors).unwrap()), None);
         assert_eq!(note(b"not safetensors"), None);
+    }
+
+    #[test]
+    fn a_file_written_piece_by_piece_reads_back_with_its_note() {
+        let tensors = NamedTensors::from([
+            ("a".to_owned(), HostTensor::from_fn(vec![70_000], |i| i as f32 + 0.5)),
+            ("b".to_owned(), HostTensor::new(vec![0, 3], vec![]).unwrap()),
+            ("c.weight".to_owned(), HostTensor::from_fn(vec![2, 2], |i| -(i as f32))),
+        ]);
+        let borrowed = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
+        let mut file = Vec::new();
+        write_safetensors_to(&mut file, &borrowed, "{\"step\": 3}").unwrap();
+        assert_eq!(read_safetensors(&file).unwrap(), tensors);
+        assert_eq!(note(&file).as_deref(), Some("{\"step\": 3}"));
     }
 
     #[test]

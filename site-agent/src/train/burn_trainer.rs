@@ -10,12 +10,15 @@ use common::study::sections::{
 
 use super::loss::{DiceKind, masked_loss};
 use super::optimizer::{AdamW, AdamWConfig, OptimizerState, sgd_step};
+use super::proximal::Proximal;
 use super::tensors::delta;
-use super::trainer::{Cancel, LocalTrainer, RoundOutcome, RoundPlan, StepReport, TrainError};
+use super::trainer::{
+    Cancel, KeepRound, LocalTrainer, RoundOutcome, RoundPlan, RoundState, StepReport, TrainError,
+};
 use crate::data::DataError;
 use crate::data::batch::{Batch, BatchAddress, BatchSource};
 use crate::data::prefetch::with_batches;
-use crate::model::{Gradients, NamedTensors, UniversalModel};
+use crate::model::{Gradients, ModelError, NamedTensors, UniversalModel};
 
 /// Trains a [`UniversalModel`] by masked back-propagation.
 pub struct BurnTrainer {
@@ -25,6 +28,8 @@ pub struct BurnTrainer {
     optimizer: Optimizer,
     settings: TrainerSettings,
     global: Option<NamedTensors>,
+    /// Of the round under way.
+    proximal: Option<Proximal>,
 }
 
 /// What a study and a site say about local work.
@@ -34,12 +39,23 @@ pub struct TrainerSettings {
     pub training: Training,
     /// Batches prepared ahead, on a thread of their own.
     pub prefetch: usize,
+    /// FedProx's μ: how strongly steps are pulled back towards the global model; 0 is FedAvg.
+    pub proximal_mu: f64,
 }
 
 #[derive(Clone, Debug)]
 enum Optimizer {
     AdamW(AdamW),
     Sgd,
+}
+
+/// Where a round begins in this process.
+#[derive(Clone, Copy, Debug, Default)]
+struct Begun {
+    /// Steps done before.
+    step: u32,
+    /// Sum of their losses.
+    loss_sum: f64,
 }
 
 /// The batches of one step, in order.
@@ -54,7 +70,7 @@ impl BurnTrainer {
         settings: TrainerSettings,
     ) -> Self {
         let optimizer = Optimizer::new(&settings.training.optimizer);
-        Self { model, device, source, optimizer, settings, global: None }
+        Self { model, device, source, optimizer, settings, global: None, proximal: None }
     }
 
     /// The model as the last round left it.
@@ -62,17 +78,60 @@ impl BurnTrainer {
         &self.model
     }
 
+    /// Goes where an earlier process left the round; to its start when there is no such place, or it is of another model.
+    fn begin(&mut self, plan: &RoundPlan, left: Option<RoundState>) -> Begun {
+        let Some(state) = left.filter(|state| state.step <= plan.steps) else { return Begun::default() };
+        match self.go_to(&state) {
+            Ok(()) => Begun { step: state.step, loss_sum: state.loss_sum },
+            Err(error) => {
+                tracing::warn!(
+                    "round {}: what was kept of it is of another model, it begins anew: {error}",
+                    plan.round
+                );
+                Begun::default()
+            }
+        }
+    }
+
+    /// All of it or nothing.
+    fn go_to(&mut self, state: &RoundState) -> Result<(), ModelError> {
+        let optimizer = self.restored(&state.optimizer)?;
+        self.model.load(&state.weights)?;
+        self.optimizer = optimizer;
+        Ok(())
+    }
+
+    fn restored(&self, state: &OptimizerState) -> Result<Optimizer, ModelError> {
+        Ok(match self.optimizer {
+            Optimizer::AdamW(_) => {
+                let config = adamw_config(&self.settings.training.optimizer);
+                Optimizer::AdamW(AdamW::restore(config, state, &self.model, &self.device)?)
+            }
+            Optimizer::Sgd => Optimizer::Sgd,
+        })
+    }
+
+    fn state_after(&self, step: u32, loss_sum: f64) -> RoundState {
+        RoundState { step, loss_sum, weights: self.model.export(), optimizer: self.optimizer_state() }
+    }
+
     fn run(
         &mut self,
         plan: &RoundPlan,
+        begun: Begun,
         batches: &mut Batches<'_>,
+        kept: &mut dyn KeepRound,
         progress: &mut dyn FnMut(StepReport),
         cancel: &Cancel,
     ) -> Result<f64, TrainError> {
-        let mut sum = 0.0;
-        for step in 1..=plan.steps {
+        let (mut sum, mut last_kept) = (begun.loss_sum, begun.step);
+        for step in begun.step + 1..=plan.steps {
+            let done = step - 1;
             if cancel.is_cancelled() {
-                return Err(TrainError::Cancelled { steps: step - 1 });
+                if cancel.is_suspended() && done > last_kept {
+                    kept.keep(&self.state_after(done, sum));
+                }
+                return Err(TrainError::Cancelled { steps: done });
             }
             let started = Instant::now();
             let (loss, waited) = self.step(plan.learning_rate, batches)?;
@@ -82,6 +141,11 @@ impl BurnTrainer {
             sum += loss;
             let (round, steps) = (plan.round, plan.steps);
             progress(StepReport { round, step, steps, loss, duration: started.elapsed(), waited });
+            // After the last one the update itself is kept.
+            if step < plan.steps && kept.is_due(step) {
+                kept.keep(&self.state_after(step, sum));
+                last_kept = step;
+            }
         }
         Ok(sum / f64::from(plan.steps.max(1)))
     }
@@ -99,8 +163,13 @@ impl BurnTrainer {
                 step.add(on_pool(|| self.micro_batch(batch))?);
             }
         }
-        if let Some(gradients) = step.mean {
-            on_pool(|| self.optimizer.step(&mut self.model, gradients, learning_rate));
+        if let Some(mut gradients) = step.mean {
+            on_pool(|| {
+                if let Some(proximal) = &self.proximal {
+                    proximal.pull(&mut gradients, &mut self.model);
+                }
+                self.optimizer.step(&mut self.model, gradients, learning_rate);
+            });
         }
         Ok((step.mean_loss, waited))
     }
@@ -148,9 +217,10 @@ impl LocalTrainer for BurnTrainer {
         Ok(())
     }
 
-    fn train_round(
+    fn train_round_kept(
         &mut self,
         plan: &RoundPlan,
+        kept: &mut dyn KeepRound,
         progress: &mut dyn FnMut(StepReport),
         cancel: &Cancel,
     ) -> Result<RoundOutcome, TrainError> {
@@ -161,12 +231,15 @@ impl LocalTrainer for BurnTrainer {
         }
         let (source, ahead) = (Arc::clone(&self.source), self.settings.prefetch);
         let micro_batches = self.settings.training.accumulation;
+        let begun = self.begin(plan, kept.take_up());
+        self.proximal = Proximal::new(self.settings.proximal_mu, &global, &self.device);
         let round = plan.round;
-        let addresses = (0..plan.steps)
+        let addresses = (begun.step..plan.steps)
             .flat_map(move |step| (0..micro_batches).map(move |micro| BatchAddress { round, step, micro }));
         let trained = with_batches(source.as_ref(), addresses, ahead, |batches| {
-            self.run(plan, batches, progress, cancel)
+            self.run(plan, begun, batches, kept, progress, cancel)
         });
+        self.proximal = None;
         let mean_loss = trained.inspect_err(|_| self.optimizer = before)?;
         Ok(RoundOutcome { delta: delta(&self.model.export(), &global)?, steps: plan.steps, mean_loss })
     }
@@ -179,10 +252,7 @@ impl LocalTrainer for BurnTrainer {
     }
 
     fn restore_optimizer(&mut self, state: &OptimizerState) -> Result<(), TrainError> {
-        if let Optimizer::AdamW(_) = self.optimizer {
-            let config = adamw_config(&self.settings.training.optimizer);
-            self.optimizer = Optimizer::AdamW(AdamW::restore(config, state, &self.model, &self.device)?);
-        }
+        self.optimizer = self.restored(state)?;
         Ok(())
     }
 }

@@ -7,7 +7,9 @@ use common::rng::{KeyedRng, Rng};
 
 use super::optimizer::OptimizerState;
 use super::tensors::delta;
-use super::trainer::{Cancel, LocalTrainer, RoundOutcome, RoundPlan, StepReport, TrainError};
+use super::trainer::{
+    Cancel, KeepRound, LocalTrainer, RoundOutcome, RoundPlan, RoundState, StepReport, TrainError,
+};
 use crate::model::{HostTensor, NamedTensors};
 
 /// How often a trainer that waits at its gate looks whether it was cancelled.
@@ -69,24 +71,38 @@ impl LocalTrainer for FakeTrainer {
         Ok(())
     }
 
-    fn train_round(
+    fn train_round_kept(
         &mut self,
         plan: &RoundPlan,
+        kept: &mut dyn KeepRound,
         progress: &mut dyn FnMut(StepReport),
         cancel: &Cancel,
     ) -> Result<RoundOutcome, TrainError> {
         let global = self.global.take().ok_or(TrainError::NoGlobalModel)?;
         let loss = |step: u32| 1.0 / f64::from(plan.round.0 + step);
-        for step in 1..=plan.steps {
+        let state = |step: u32| RoundState {
+            step,
+            loss_sum: (1..=step).map(loss).sum(),
+            weights: global.clone(),
+            optimizer: OptimizerState { steps: u64::from(step), moments: NamedTensors::new() },
+        };
+        let begun = kept.take_up().map_or(0, |state| state.step);
+        for step in begun + 1..=plan.steps {
             if let Some(gate) = &self.gate {
                 gate.pass(cancel);
             }
             if cancel.is_cancelled() {
+                if cancel.is_suspended() && step > begun + 1 {
+                    kept.keep(&state(step - 1));
+                }
                 return Err(TrainError::Cancelled { steps: step - 1 });
             }
             let (round, steps) = (plan.round, plan.steps);
             let (duration, waited) = (Duration::ZERO, Duration::ZERO);
             progress(StepReport { round, step, steps, loss: loss(step), duration, waited });
+            if step < plan.steps && kept.is_due(step) {
+                kept.keep(&state(step));
+            }
         }
         self.steps_remembered += u64::from(plan.steps);
         let constant = self.constant(plan);
@@ -151,6 +167,46 @@ mod tests {
             matches!(outcome, Err(TrainError::Cancelled { steps: done }) if done as usize == steps.len())
         );
         assert!(steps.len() <= 2);
+    }
+
+    /// Keeps the last state of each second step.
+    #[derive(Default)]
+    struct InMemory(Option<RoundState>);
+
+    impl KeepRound for InMemory {
+        fn take_up(&mut self) -> Option<RoundState> {
+            self.0.take()
+        }
+
+        fn is_due(&mut self, step: u32) -> bool {
+            step.is_multiple_of(2)
+        }
+
+        fn keep(&mut self, state: &RoundState) {
+            self.0 = Some(state.clone());
+        }
+    }
+
+    #[test]
+    fn a_suspended_round_goes_on_with_the_next_step() {
+        let whole = train(&mut FakeTrainer::new(1), &Cancel::default()).0.unwrap();
+        let (mut trainer, mut kept, cancel) = (FakeTrainer::new(1), InMemory::default(), Cancel::default());
+        let mut steps = Vec::new();
+        let mut told = |report: StepReport| {
+            steps.push(report.step);
+            if report.step == 3 {
+                cancel.suspend();
+            }
+        };
+        trainer.load_global(&global()).unwrap();
+        let stopped = trainer.train_round_kept(&PLAN, &mut kept, &mut told, &cancel);
+        assert!(matches!(stopped, Err(TrainError::Cancelled { steps: 3 })));
+        let mut trainer = FakeTrainer::new(1);
+        trainer.load_global(&global()).unwrap();
+        let resumed =
+            trainer.train_round_kept(&PLAN, &mut kept, &mut |r| steps.push(r.step), &Cancel::default());
+        assert_eq!(resumed.unwrap(), whole);
+        assert_eq!(steps, [1, 2, 3, 4]);
     }
 
     #[test]

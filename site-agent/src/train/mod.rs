@@ -2,12 +2,14 @@
 //!
 //! [`trainer`] is the seam: a global model in, the change of one round out. [`burn_trainer`] computes it with [`loss`],
 //! [`optimizer`] and [`schedule`]; [`fake_trainer`] stands in for it wherever the network does not matter. [`tensors`] turns
-//! named tensors into updates and artifacts, [`state`] keeps what the optimiser remembers.
+//! named tensors into updates and artifacts, [`state`] keeps what the optimiser remembers, [`checkpoint`] where a round stands.
 
 pub mod burn_trainer;
+pub mod checkpoint;
 pub mod fake_trainer;
 pub mod loss;
 pub mod optimizer;
+mod proximal;
 pub mod schedule;
 pub mod state;
 pub mod tensors;

@@ -1,6 +1,6 @@
 //! What the optimiser remembers, as a file: by tensor name, durable before it counts, refused when damaged.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,8 @@ use crate::model::{HostTensor, ModelError};
 /// Holds the number of steps: four parts of 16 bits each, which an f32 holds exactly.
 const STEPS: &str = "steps";
 const DIGEST_BYTES: usize = 32;
+/// How the names of files begin that are not whole yet.
+pub const UNFINISHED: &str = ".writing-";
 
 /// An optimiser state that could not be stored or read back.
 #[derive(Debug, thiserror::Error)]
@@ -46,13 +48,19 @@ pub fn store_state(path: &Path, state: &OptimizerState) -> Result<(), StateError
     let digest = blake3::hash(&bytes);
     bytes.extend(digest.as_bytes());
 
-    let failed = |source| StateError::Io { path: path.to_owned(), source };
+    let stored = replace(path, |file| file.write_all(&bytes));
+    stored.map_err(|source| StateError::Io { path: path.to_owned(), source })
+}
+
+/// Replaces a file as a whole: after a crash the old content is there or the new, and what `write` left of a new one has
+/// the name of an unfinished file.
+pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    file.write_all(&bytes).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|refused| failed(refused.error))?;
-    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
+    write(file.as_file_mut())?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|refused| refused.error)?;
+    File::open(folder)?.sync_all()
 }
 
 /// Reads a stored state.

@@ -5,7 +5,7 @@
 //! state gives the same update.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use common::ids::RoundId;
@@ -56,18 +56,72 @@ pub struct StepReport {
 
 /// Ends a round early from another thread.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<AtomicU8>);
 
 impl Cancel {
-    /// Asks the trainer to stop after the step that it is at.
+    const SUSPENDED: u8 = 1;
+    const CANCELLED: u8 = 2;
+
+    /// Asks the trainer to stop after the step that it is at; nothing of the round is wanted any more.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.fetch_max(Self::CANCELLED, Ordering::AcqRel);
     }
 
-    /// Whether it was asked to.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+    /// Asks the trainer to stop after the step that it is at, and to keep what it did: the round goes on another time.
+    pub fn suspend(&self) {
+        self.0.fetch_max(Self::SUSPENDED, Ordering::AcqRel);
     }
+
+    /// Whether it was asked to stop, for good or not.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire) >= Self::SUSPENDED
+    }
+
+    /// Whether what was done is wanted another time.
+    pub fn is_suspended(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::SUSPENDED
+    }
+}
+
+/// Where a round stands after some of its steps: all that the next step needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoundState {
+    /// Optimiser steps done.
+    pub step: u32,
+    /// Sum of their losses.
+    pub loss_sum: f64,
+    /// The trainable tensors.
+    pub weights: NamedTensors,
+    /// What the optimiser remembers.
+    pub optimizer: OptimizerState,
+}
+
+/// Keeps a round while it is trained, so that a process which ends in its midst repeats little of it.
+pub trait KeepRound {
+    /// Where an earlier process left this very round. Asked once, before the first step.
+    fn take_up(&mut self) -> Option<RoundState>;
+
+    /// Whether the state after `step` is to be kept.
+    fn is_due(&mut self, step: u32) -> bool;
+
+    /// Keeps a state in the place of the one before. That it could not is for the keeper to say: the round goes on.
+    fn keep(&mut self, state: &RoundState);
+}
+
+/// Keeps nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KeepNothing;
+
+impl KeepRound for KeepNothing {
+    fn take_up(&mut self) -> Option<RoundState> {
+        None
+    }
+
+    fn is_due(&mut self, _step: u32) -> bool {
+        false
+    }
+
+    fn keep(&mut self, _state: &RoundState) {}
 }
 
 /// Why a round of local work gave nothing.
@@ -76,7 +130,7 @@ pub enum TrainError {
     /// It was asked to stop.
     #[error("cancelled after {steps} steps")]
     Cancelled {
-        /// Steps done, and undone again.
+        /// Steps of the round that were done; without a kept state they are undone again.
         steps: u32,
     },
     /// No global model was loaded.
@@ -118,6 +172,21 @@ pub trait LocalTrainer: Send {
     fn train_round(
         &mut self,
         plan: &RoundPlan,
+        progress: &mut dyn FnMut(StepReport),
+        cancel: &Cancel,
+    ) -> Result<RoundOutcome, TrainError> {
+        self.train_round_kept(plan, &mut KeepNothing, progress, cancel)
+    }
+
+    /// As [`LocalTrainer::train_round`], from where `kept` has the round, which it is given again whenever it is due, and
+    /// once more when `cancel` suspends the round. The outcome is that of a round in one go, to the bit.
+    ///
+    /// # Errors
+    /// As [`LocalTrainer::train_round`].
+    fn train_round_kept(
+        &mut self,
+        plan: &RoundPlan,
+        kept: &mut dyn KeepRound,
         progress: &mut dyn FnMut(StepReport),
         cancel: &Cancel,
     ) -> Result<RoundOutcome, TrainError>;

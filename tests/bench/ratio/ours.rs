@@ -162,7 +162,7 @@ fn settings(file: &CaseFile) -> TrainerSettings {
         optimizer,
         loss: Loss::default(),
     };
-    TrainerSettings { training, prefetch: 1 }
+    TrainerSettings { training, prefetch: 1, proximal_mu: 0.0 }
 }
 
 /// Where orders come in and answers go out.
