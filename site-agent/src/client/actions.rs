@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use common::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
 use common::manifest::LabelManifest;
-use common::participant::{Action, Event};
+use common::participant::{Action, DropReason, Event};
 use common::report::EvaluationReport;
 use common::round::{DeclineReason, RoundTask};
 use common::signed::Signed;
@@ -50,28 +50,36 @@ impl Agent {
             Action::CancelFetch { artifact } => self.cancel(Errand::Fetch(artifact)),
             Action::Train { task, attempt } => return self.train(task, attempt),
             Action::CancelTraining { attempt } => {
-                if let Some((_, cancel)) = self.training.take_if(|(under_way, _)| *under_way == attempt) {
-                    cancel.cancel();
+                match self.training.take_if(|(under_way, _)| *under_way == attempt) {
+                    // The worker removes what it kept of the round.
+                    Some((_, cancel)) => cancel.cancel(),
+                    None if self.training.is_none() => files::remove(&self.state.checkpoint())?,
+                    None => {}
                 }
+                self.outbox.remove(attempt)?;
+                files::remove(&self.state.optimizer_after(attempt))?;
             }
             Action::OfferUpdate { offer } => {
                 self.state.promote_optimizer(offer.study, offer.attempt)?;
-                let outbox = self.outbox.clone();
+                let outbox = self.outbox.updates().clone();
                 self.begin(Errand::Offer(offer.attempt), move |connection, egress| async move {
                     Some(errands::offer_update(&connection, &egress, &outbox, &offer).await)
                 });
             }
-            Action::DropUpdate { attempt, .. } => {
+            Action::DropUpdate { attempt, reason } => {
                 self.cancel(Errand::Offer(attempt));
                 files::remove(&self.state.optimizer_after(attempt))?;
-                self.outbox.prune(&Default::default(), 0)?;
+                self.outbox.remove(attempt)?;
+                if reason != DropReason::Counted {
+                    self.worker.submit(Job::Unlearn(attempt));
+                }
                 self.artifacts.prune(&Default::default(), SPARE_ARTIFACTS)?;
             }
             Action::PruneOutbox { keep } => {
                 self.state.prune_optimizer(keep)?;
-                // Updates are kept by their hash: which one is whose, only the attempt under way knows.
+                self.outbox.prune(keep)?;
                 if keep.is_none() {
-                    self.outbox.prune(&Default::default(), 0)?;
+                    files::remove(&self.state.checkpoint())?;
                 }
             }
             Action::Evaluate { study, round, model } => return self.evaluate(study, round, model),

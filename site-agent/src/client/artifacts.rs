@@ -248,6 +248,7 @@ impl ChunkSource for StoredChunks {
         let span = self.manifest.layout().spans().get(index as usize);
         let span = span.ok_or_else(|| io::Error::other("no such chunk"))?;
         buffer.resize(span.len as usize, 0);
+        link::failpoint::pass("site.mid-upload");
         self.file.read_exact_at(buffer, span.offset)
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! The role is not here: it is in the certificate. Paths are relative to the folder of the file.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use common::config::{Diagnostics, Document, Problems};
 use common::taxonomy::Taxonomy;
@@ -10,6 +12,7 @@ use link::quic::Congestion;
 use serde::Deserialize;
 
 use super::address::Address;
+use super::checkpointing::CheckpointPolicy;
 use super::identity::IdentityFolder;
 use crate::data::DataError;
 use crate::data::dataset::{Case, DatasetConfig, read_datasets};
@@ -43,7 +46,32 @@ struct RawSite {
     #[serde(default)]
     fold: Option<u32>,
     #[serde(default)]
+    checkpoint: RawCheckpoint,
+    #[serde(default)]
     dataset: Vec<DatasetConfig>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCheckpoint {
+    every_steps: u32,
+    every_minutes: u32,
+}
+
+impl Default for RawCheckpoint {
+    fn default() -> Self {
+        Self { every_steps: 0, every_minutes: 5 }
+    }
+}
+
+impl RawCheckpoint {
+    fn policy(&self) -> CheckpointPolicy {
+        let minutes = u64::from(self.every_minutes);
+        CheckpointPolicy {
+            every_steps: NonZeroU32::new(self.every_steps),
+            every: (minutes > 0).then(|| Duration::from_secs(60 * minutes)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -89,6 +117,8 @@ pub struct SiteConfig {
     pub congestion: Congestion,
     /// Counts of patients below this are not told.
     pub min_count: u32,
+    /// When a round is kept while it is trained.
+    pub checkpoints: CheckpointPolicy,
     /// What training leaves out beside what the data sets say.
     pub left_out: Option<LeftOut>,
     /// The data sets.
@@ -115,6 +145,7 @@ impl SiteConfig {
         problems.in_range("threads", raw.threads.unwrap_or(1), 1..=1024);
         problems.in_range("window_batch", raw.window_batch.unwrap_or(1), 1..=64);
         problems.in_range("memory_mib", raw.memory_mib.unwrap_or(2048), 1..=1 << 20);
+        problems.in_range("checkpoint.every_minutes", raw.checkpoint.every_minutes, 0..=1440);
         problems.in_range("min_count", raw.min_count.unwrap_or(5), 1..=1000);
         check_names(&raw.dataset, &mut problems);
         let base = file.parent().unwrap_or(Path::new("")).to_owned();
@@ -136,6 +167,7 @@ impl SiteConfig {
                 RawCongestion::Cubic => Congestion::Cubic,
             },
             min_count: raw.min_count.unwrap_or(5),
+            checkpoints: raw.checkpoint.policy(),
             left_out,
             datasets: raw.dataset,
             base,
@@ -263,6 +295,26 @@ mod tests {
             let words = refused.to_string();
             assert!(words.contains("`window_batch`") && words.contains("1 to 64"), "{words}");
         }
+    }
+
+    #[test]
+    fn a_round_is_kept_each_five_minutes_unless_told_otherwise() {
+        let read = |keys: &str| {
+            let text = format!(
+                "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p\"\n{keys}"
+            );
+            SiteConfig::parse(Path::new("site.toml"), &text)
+        };
+        let kept = |keys: &str| {
+            let CheckpointPolicy { every_steps, every } = read(keys).unwrap().checkpoints;
+            (every_steps.map(NonZeroU32::get), every.map(|every| every.as_secs()))
+        };
+        assert_eq!(kept(""), (None, Some(300)));
+        assert_eq!(kept("[checkpoint]\nevery_steps = 3\n"), (Some(3), Some(300)));
+        assert_eq!(kept("[checkpoint]\nevery_minutes = 0\n"), (None, None));
+        let refused = read("[checkpoint]\nevery_minutes = 1441\n").unwrap_err();
+        assert_eq!(refused.items()[0].line, Some(6), "{refused}");
+        assert!(read("[checkpoint]\nevery_hours = 1\n").is_err());
     }
 
     #[test]

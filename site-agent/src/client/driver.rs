@@ -15,6 +15,7 @@ use common::participant::{self, Event, ParticipantMachine, Timer};
 use common::signed::SigningKey;
 use common::time::Timestamp;
 use common::wire::{Notice, SignedBytes};
+use link::failpoint;
 use link::quic::{Connection, QuicSettings};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -26,6 +27,7 @@ use super::connection::{Dial, LinkEvent};
 use super::files;
 use super::identity::Identity;
 use super::journal::Journal;
+use super::outbox::Outbox;
 use super::state::{AgentStatus, StateFolder};
 use super::studies::StudyFolder;
 use super::translate::event_of;
@@ -70,7 +72,7 @@ pub struct Agent {
     pub(super) state: StateFolder,
     pub(super) studies: StudyFolder,
     pub(super) artifacts: ArtifactFolder,
-    pub(super) outbox: ArtifactFolder,
+    pub(super) outbox: Outbox,
     pub(super) egress: Arc<Egress>,
     pub(super) worker: Worker,
     pub(super) connection: Option<Connection>,
@@ -103,6 +105,7 @@ impl Agent {
         state: StateFolder,
         work: Box<dyn Work>,
     ) -> anyhow::Result<Self> {
+        state.remove_unfinished()?;
         let membership = &identity.membership;
         let installation = state.installation()?;
         let (site, role) = (membership.site.clone(), membership.role);
@@ -201,7 +204,9 @@ impl Agent {
         let mut queue = VecDeque::from([event]);
         while let Some(event) = queue.pop_front() {
             let now = now();
+            before_journal(&event);
             self.journal.record(&event, now)?;
+            after_journal(&event);
             for action in self.machine.tick(event, now) {
                 queue.extend(self.execute(action)?);
             }
@@ -288,10 +293,11 @@ impl Agent {
     /// Stops what is under way; the journal knows where to go on.
     async fn drain(mut self, mut linking: JoinSet<()>) {
         tracing::info!("stopping; what is under way goes on at the next start");
-        for cancel in
-            [self.training.take().map(|t| t.1), self.evaluating.take().map(|e| e.1)].into_iter().flatten()
-        {
-            cancel.cancel();
+        if let Some((_, training)) = self.training.take() {
+            training.suspend();
+        }
+        if let Some((_, evaluating)) = self.evaluating.take() {
+            evaluating.cancel();
         }
         self.errands.values().for_each(CancellationToken::cancel);
         self.outcomes.close();
@@ -317,6 +323,22 @@ impl Agent {
 
     pub(super) fn report(fact: &participant::Fact) {
         words::say(fact);
+    }
+}
+
+/// Where a test may end the process: something has come, and the journal does not know.
+fn before_journal(event: &Event) {
+    match event {
+        Event::ModelStored { .. } => failpoint::pass("site.after-download"),
+        Event::Receipt { .. } => failpoint::pass("site.after-receipt-before-journal"),
+        _ => {}
+    }
+}
+
+/// Where a test may end the process: the journal knows, and nothing was done.
+fn after_journal(event: &Event) {
+    if let Event::Trained { .. } = event {
+        failpoint::pass("site.after-journal-trained");
     }
 }
 

@@ -8,6 +8,7 @@
 mod actions;
 pub mod address;
 pub mod artifacts;
+pub mod checkpointing;
 pub mod config;
 pub mod connection;
 pub mod driver;
@@ -17,6 +18,7 @@ pub mod files;
 pub mod finetune;
 pub mod identity;
 pub mod journal;
+pub mod outbox;
 pub mod site_work;
 pub mod state;
 pub mod studies;

@@ -12,6 +12,7 @@ use common::study::sections::OptimizerState as BetweenRounds;
 use common::study::{Study, StudyDocument};
 
 use super::artifacts::ArtifactFolder;
+use super::checkpointing::RoundFile;
 use super::config::SiteConfig;
 use super::files;
 use super::state::StateFolder;
@@ -22,6 +23,7 @@ use crate::infer::evaluate::Evaluation;
 use crate::infer::network::StudyNetwork;
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
 use crate::train::burn_trainer::BurnTrainer;
+use crate::train::checkpoint::CheckpointKey;
 use crate::train::state::{read_state, store_state};
 use crate::train::trainer::{Cancel, LocalTrainer, RoundOutcome, RoundPlan, StepReport};
 
@@ -33,6 +35,8 @@ pub struct SiteWork {
     artifacts: ArtifactFolder,
     prepared: Option<(StudyDigest, PreparedScans)>,
     trainer: Option<(StudyDigest, BurnTrainer)>,
+    /// The attempt with which the trainer's optimiser learnt last.
+    learnt: Option<AttemptId>,
 }
 
 impl SiteWork {
@@ -42,7 +46,7 @@ impl SiteWork {
     /// A state folder that cannot be used.
     pub fn new(config: SiteConfig, site: SiteId, state: StateFolder) -> anyhow::Result<Self> {
         let artifacts = state.artifacts()?;
-        Ok(Self { config, site, state, artifacts, prepared: None, trainer: None })
+        Ok(Self { config, site, state, artifacts, prepared: None, trainer: None, learnt: None })
     }
 
     fn prepared(&mut self, study: &StudyDocument) -> anyhow::Result<&PreparedScans> {
@@ -127,19 +131,38 @@ impl Work for SiteWork {
     ) -> anyhow::Result<RoundOutcome> {
         let global = self.artifacts.load(task.base)?;
         let after = self.state.optimizer_after(attempt);
+        let RoundTask { round, base, steps, .. } = *task;
+        let key = CheckpointKey { study: study.digest(), round, base, steps };
+        let mut kept = RoundFile::new(self.state.checkpoint(), key, self.config.checkpoints);
+        self.learnt = Some(attempt);
         let trainer = self.trainer(study)?;
         trainer.load_global(&global)?;
-        let learning_rate = study.study().learning_rate(task.round);
-        let plan = RoundPlan { round: task.round, steps: task.steps, learning_rate };
+        let plan = RoundPlan { round, steps, learning_rate: study.study().learning_rate(round) };
         let mut busy = Utilisation::default();
         let mut progress = |step: StepReport| {
             busy.add(&step);
             progress(step);
         };
-        let outcome = trainer.train_round(&plan, &mut progress, cancel)?;
-        busy.tell(task.round);
-        store_state(&after, &trainer.optimizer_state())?;
+        let outcome = trainer.train_round_kept(&plan, &mut kept, &mut progress, cancel)?;
+        busy.tell(round);
+        if let Err(error) = store_state(&after, &trainer.optimizer_state()) {
+            self.unlearn(attempt);
+            return Err(error.into());
+        }
         Ok(outcome)
+    }
+
+    fn leave_round(&mut self) {
+        if let Err(error) = files::remove(&self.state.checkpoint()) {
+            tracing::warn!("{error:#}");
+        }
+    }
+
+    /// The next round begins with what is on the disk, as it would after a restart.
+    fn unlearn(&mut self, attempt: AttemptId) {
+        if self.learnt == Some(attempt) {
+            self.trainer = None;
+        }
     }
 
     fn evaluate(

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::artifacts::ArtifactFolder;
 use super::files::{self, FileError};
+use super::outbox::Outbox;
 use super::studies::StudyFolder;
+use crate::train::state::UNFINISHED;
 
 /// The folders and files below one state folder.
 #[derive(Clone, Debug)]
@@ -70,7 +72,7 @@ impl StateFolder {
     pub fn open(folder: &Path) -> Result<Self, FileError> {
         files::make_private_folder(folder)?;
         let state = Self(folder.to_owned());
-        for part in ["optimizer", "reports", "overlays", "cache"] {
+        for part in ["optimizer", "checkpoint", "reports", "overlays", "cache"] {
             files::make_private_folder(&folder.join(part))?;
         }
         Ok(state)
@@ -96,8 +98,24 @@ impl StateFolder {
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn outbox(&self) -> Result<ArtifactFolder, FileError> {
-        ArtifactFolder::open(&self.0.join("outbox"))
+    pub fn outbox(&self) -> Result<Outbox, FileError> {
+        Outbox::open(&self.0.join("outbox"))
+    }
+
+    /// Removes what a crash left of files that were being written: they can be as large as a model. For the agent alone,
+    /// which holds the lock.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn remove_unfinished(&self) -> Result<(), FileError> {
+        // Not `studies` and `finetune`: other commands write there meanwhile.
+        for part in ["", "artifacts", "outbox", "optimizer", "checkpoint", "reports", "journal"] {
+            let listed = std::fs::read_dir(self.0.join(part)).into_iter().flatten().flatten();
+            for entry in listed.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
+                files::remove(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Offered studies and what was decided about them.
@@ -136,6 +154,11 @@ impl StateFolder {
     /// What the optimiser remembers after the last round that counts.
     pub fn optimizer(&self, study: StudyDigest) -> PathBuf {
         self.0.join("optimizer").join(format!("{study}.state"))
+    }
+
+    /// Where the round under way stands.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.0.join("checkpoint").join("round.checkpoint")
     }
 
     /// What the optimiser would remember if `attempt` counted.
@@ -206,4 +229,24 @@ pub(super) fn lock_folder(folder: &Path) -> anyhow::Result<Flock<File>> {
     let file = opened.map_err(|source| FileError::new("write", &path, source))?;
     let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
     locked.map_err(|_| InUse(folder.display().to_string()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_crash_left_half_written_goes_and_all_else_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let (half, whole) = (format!("{UNFINISHED}x1"), "whole.state".to_owned());
+        for (part, name) in [("optimizer", &half), ("checkpoint", &half), ("", &half), ("optimizer", &whole)]
+        {
+            std::fs::write(folder.path().join(part).join(name), "bytes").unwrap();
+        }
+        state.remove_unfinished().unwrap();
+        let left = |part: &str| std::fs::read_dir(folder.path().join(part)).unwrap().count();
+        assert_eq!((left("optimizer"), left("checkpoint")), (1, 0));
+        assert!(!folder.path().join(half).exists());
+    }
 }

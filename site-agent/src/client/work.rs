@@ -12,8 +12,8 @@ use common::round::RoundTask;
 use common::study::StudyDocument;
 use tokio::sync::mpsc;
 
-use super::artifacts::ArtifactFolder;
-use crate::train::trainer::{Cancel, RoundOutcome, StepReport};
+use super::outbox::{Finished, Outbox};
+use crate::train::trainer::{Cancel, RoundOutcome, StepReport, TrainError};
 
 /// What a site can do with its data. Errors are for the site's own eyes and log.
 pub trait Work: Send {
@@ -23,7 +23,8 @@ pub trait Work: Send {
     /// What is wrong with the data.
     fn count_labels(&mut self, study: &StudyDocument) -> anyhow::Result<LabelManifest>;
 
-    /// Trains one round from the global model of `task`; what the optimiser then remembers is kept under `attempt`.
+    /// Trains one round from the global model of `task`, or the rest of it where an earlier process was stopped in its
+    /// midst; what the optimiser then remembers is kept under `attempt`.
     ///
     /// # Errors
     /// Why there is no update.
@@ -35,6 +36,12 @@ pub trait Work: Send {
         progress: &mut dyn FnMut(StepReport),
         cancel: &Cancel,
     ) -> anyhow::Result<RoundOutcome>;
+
+    /// What is kept of the round under way is of no use any more: its update is durable, or the round was left.
+    fn leave_round(&mut self) {}
+
+    /// The update of `attempt` came to nothing, and so did what the optimiser learnt with it.
+    fn unlearn(&mut self, _attempt: AttemptId) {}
 
     /// Scores a global model on the site's own scans.
     ///
@@ -55,6 +62,8 @@ pub enum Job {
     CountLabels(Box<StudyDocument>),
     /// [`Work::train`].
     Train(Box<StudyDocument>, RoundTask, AttemptId, Cancel),
+    /// [`Work::unlearn`]; nothing comes of it.
+    Unlearn(AttemptId),
     /// [`Work::evaluate`].
     Evaluate(Box<StudyDocument>, RoundId, ModelHash, Cancel),
 }
@@ -82,11 +91,7 @@ impl Worker {
     ///
     /// # Errors
     /// What the system says about a new thread.
-    pub fn start(
-        work: Box<dyn Work>,
-        outbox: ArtifactFolder,
-        out: mpsc::Sender<Outcome>,
-    ) -> std::io::Result<Self> {
+    pub fn start(work: Box<dyn Work>, outbox: Outbox, out: mpsc::Sender<Outcome>) -> std::io::Result<Self> {
         let (jobs, queue) = std_mpsc::channel();
         let thread = std::thread::Builder::new().name("work".to_owned());
         let thread = thread.spawn(move || run(work, &outbox, &queue, &out))?;
@@ -110,7 +115,7 @@ impl Worker {
 
 fn run(
     mut work: Box<dyn Work>,
-    outbox: &ArtifactFolder,
+    outbox: &Outbox,
     queue: &std_mpsc::Receiver<Job>,
     out: &mpsc::Sender<Outcome>,
 ) {
@@ -123,9 +128,12 @@ fn run(
             Job::Train(study, task, attempt, cancel) => {
                 // Steps are news, not state: when the agent is behind, they are dropped.
                 let mut progress = |step| drop(out.try_send(Outcome::Step(task.clone(), step)));
-                let trained = work.train(&study, &task, attempt, &mut progress, &cancel);
-                let kept = trained.and_then(|done| Ok((outbox.store(&done.delta)?.hash(), done.steps)));
-                Outcome::Trained(attempt, kept)
+                let trained = train(work.as_mut(), outbox, &study, &task, attempt, &mut progress, &cancel);
+                Outcome::Trained(attempt, trained.map(|Finished { update, steps }| (update, steps)))
+            }
+            Job::Unlearn(attempt) => {
+                work.unlearn(attempt);
+                continue;
             }
             Job::Evaluate(study, round, model, cancel) => {
                 let evaluated = work.evaluate(&study, round, model, &cancel);
@@ -134,6 +142,41 @@ fn run(
         };
         if out.blocking_send(outcome).is_err() {
             return;
+        }
+    }
+}
+
+/// Trains a round and keeps its update, unless it is in the outbox already: an earlier process can have ended between the
+/// two.
+fn train(
+    work: &mut dyn Work,
+    outbox: &Outbox,
+    study: &StudyDocument,
+    task: &RoundTask,
+    attempt: AttemptId,
+    progress: &mut dyn FnMut(StepReport),
+    cancel: &Cancel,
+) -> anyhow::Result<Finished> {
+    if let Some(finished) = outbox.find(attempt) {
+        tracing::info!("round {}: its update is in the outbox from before", task.round);
+        work.leave_round();
+        return Ok(finished);
+    }
+    let trained = work.train(study, task, attempt, progress, cancel);
+    let was_left = |error: &anyhow::Error| {
+        matches!(error.downcast_ref(), Some(TrainError::Cancelled { .. })) && !cancel.is_suspended()
+    };
+    if trained.as_ref().is_err_and(was_left) {
+        work.leave_round();
+    }
+    match outbox.keep(attempt, &trained?) {
+        Ok(finished) => {
+            work.leave_round();
+            Ok(finished)
+        }
+        Err(error) => {
+            work.unlearn(attempt);
+            Err(error.into())
         }
     }
 }

@@ -242,3 +242,34 @@ fn a_round_alone_is_the_round_of_a_federation_of_one_to_the_bit() {
     let outcome = work.train(&site.document, &task, attempt, &mut |_| {}, &Cancel::default()).unwrap();
     assert_eq!(advance(&site.model, &outcome.delta, 1.0).unwrap(), alone);
 }
+
+#[test]
+fn a_round_suspended_at_this_site_goes_on_with_its_next_step_after_a_restart() {
+    let site = Site::new(|draft| draft.rounds = 1);
+    let state = StateFolder::open(&site.config.state).unwrap();
+    let base = state.artifacts().unwrap().store(&site.model).unwrap().hash();
+    state.artifacts().unwrap().store(&site.embeddings).unwrap();
+    let study = site.document.digest();
+    let task = RoundTask { study, round: RoundId(1), base, steps: 3, remaining_ms: 60_000 };
+    let attempt = AttemptId::from_bytes([1; 16]);
+    let work = || SiteWork::new(site.config.clone(), Site::name(), state.clone()).unwrap();
+    let whole = work().train(&site.document, &task, attempt, &mut |_| {}, &Cancel::default()).unwrap();
+
+    let (cancel, mut done) = (Cancel::default(), Vec::new());
+    let mut stop = |step: StepReport| {
+        done.push(step.step);
+        if step.step == 2 {
+            cancel.suspend();
+        }
+    };
+    let stopped = work().train(&site.document, &task, attempt, &mut stop, &cancel).unwrap_err();
+    assert!(matches!(stopped.downcast_ref(), Some(TrainError::Cancelled { steps: 2 })));
+    assert!(state.checkpoint().exists());
+    let mut again = work();
+    let mut told = |step: StepReport| done.push(step.step);
+    let resumed = again.train(&site.document, &task, attempt, &mut told, &Cancel::default()).unwrap();
+    assert_eq!(resumed, whole);
+    assert_eq!(done, [1, 2, 3]);
+    again.leave_round();
+    assert!(!state.checkpoint().exists());
+}
