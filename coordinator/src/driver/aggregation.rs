@@ -194,6 +194,7 @@ fn write_model(
         for (chunk, buffers) in made.into_iter().zip(&buffers) {
             let chunk = chunk?;
             writer.push_hashed(&buffers.new, chunk.hash())?;
+            link::failpoint::pass("coordinator.mid-aggregation");
             if let Some(state) = &mut state {
                 state.push_chunk(&buffers.moments)?;
             }
@@ -202,6 +203,7 @@ fn write_model(
     }
     let model = aggregator.seal(chunks)?.hash();
     let written = writer.finish()?;
+    link::failpoint::pass("coordinator.after-model-rename");
     debug_assert_eq!(model, written, "both are of the same chunks");
     if let Some(state) = state {
         state.finish(job.round, &model)?;

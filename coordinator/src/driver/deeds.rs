@@ -62,6 +62,7 @@ impl Driver {
                 let receipt = Receipt { attempt, study, site, round, update, bytes, at: clock::now() };
                 let kept = self.store.put_receipt(&receipt).await;
                 if self.note(kept) {
+                    link::failpoint::pass("coordinator.before-receipt");
                     self.settle(&claim, Ok(()));
                 }
             }
@@ -206,7 +207,10 @@ impl Driver {
         let record = self.round_record(study, round, Some(model), RoundOutcome::Committed);
         let kept = self.store.close_round(&study, &record).await;
         let event = match kept {
-            Ok(()) => round::Event::Committed { round, model },
+            Ok(()) => {
+                link::failpoint::pass("coordinator.after-commit-before-announce");
+                round::Event::Committed { round, model }
+            }
             Err(error) => {
                 let fault = match error.code() {
                     "disk-full" => round::Fault::StorageFull,

@@ -126,6 +126,9 @@ impl StudyRun {
     ) -> Result<Vec<Deed>, TickError> {
         let event = serde_json::to_string(&happening).map_err(|e| StoreError::corrupt("event", e))?;
         store.append_event(&self.digest(), &JournalEntry { at: now, event }).await?;
+        if let Happening::Round(round::Event::UpdateStored { .. }) = &happening {
+            link::failpoint::pass("coordinator.after-journal-stored");
+        }
         self.since_snapshot = self.since_snapshot.saturating_add(1);
         match happening {
             Happening::Round(event) => {

@@ -100,6 +100,7 @@ impl Upload {
             let verified = self.verifier.finish()?;
             self.spooled.note_verification(&verified.verification())?;
             self.spooled.keep()?;
+            link::failpoint::pass("coordinator.after-spool-keep");
             Ok(verified)
         })
         .await
