@@ -199,8 +199,8 @@ pub enum Action {
         /// The artifact.
         artifact: ArtifactHash,
     },
-    /// Train; comes back as `Trained` or `TrainingFailed`. An attempt that was interrupted starts again; one whose update is
-    /// in the outbox already is `Trained`.
+    /// Train; comes back as `Trained` or `TrainingFailed`. An attempt that was interrupted goes on where it
+    /// was kept; one whose update is in the outbox already is `Trained`.
     Train {
         /// The task.
         task: RoundTask,

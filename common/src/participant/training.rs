@@ -1,5 +1,5 @@
-//! Training: runs whether connected or not. Ends with the update in the outbox, or with the round. A restart trains the same
-//! attempt again; after three failures in a row the site declines the round.
+//! Training: runs whether connected or not. Ends with the update in the outbox, or with the round. A restart goes on with
+//! the same attempt; after three failures in a row the site declines the round.
 
 use serde::{Deserialize, Serialize};
 

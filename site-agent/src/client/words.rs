@@ -40,11 +40,12 @@ pub(super) fn say(fact: &Fact) {
         Fact::UpdateDropped { round, reason } => {
             let why = match reason {
                 DropReason::Counted => "it counts",
-                DropReason::RoundClosed => "the round ended before",
+                DropReason::RoundClosed => "the round closed before it was sent",
+                DropReason::Refused(code) if code == "round-closed" => "the round closed before it arrived",
                 DropReason::Refused(code) => code,
                 DropReason::StudyOver => "the study is over",
             };
-            tracing::warn!("round {round}: the update is dropped: {why}");
+            tracing::warn!("round {round}: the update is dropped: {why}; nothing of it is kept here");
         }
         Fact::RetryScheduled { step, failures, .. } => {
             tracing::warn!("{step:?} failed {failures} times; it is tried again");
