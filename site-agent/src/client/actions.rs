@@ -56,6 +56,8 @@ impl Agent {
                     None if self.training.is_none() => files::remove(&self.state.checkpoint())?,
                     None => {}
                 }
+                // It may have ended just now: then the next round must not begin with what it learnt.
+                self.worker.submit(Job::Unlearn(attempt));
                 self.outbox.remove(attempt)?;
                 files::remove(&self.state.optimizer_after(attempt))?;
             }

@@ -130,11 +130,9 @@ impl Work for SiteWork {
         cancel: &Cancel,
     ) -> anyhow::Result<RoundOutcome> {
         let global = self.artifacts.load(task.base)?;
-        let after = self.state.optimizer_after(attempt);
         let RoundTask { round, base, steps, .. } = *task;
         let key = CheckpointKey { study: study.digest(), round, base, steps };
         let mut kept = RoundFile::new(self.state.checkpoint(), key, self.config.checkpoints);
-        self.learnt = Some(attempt);
         let trainer = self.trainer(study)?;
         trainer.load_global(&global)?;
         let plan = RoundPlan { round, steps, learning_rate: study.study().learning_rate(round) };
@@ -145,11 +143,15 @@ impl Work for SiteWork {
         };
         let outcome = trainer.train_round_kept(&plan, &mut kept, &mut progress, cancel)?;
         busy.tell(round);
-        if let Err(error) = store_state(&after, &trainer.optimizer_state()) {
-            self.unlearn(attempt);
-            return Err(error.into());
-        }
+        self.learnt = Some(attempt);
         Ok(outcome)
+    }
+
+    fn keep_learnt(&mut self, attempt: AttemptId) -> anyhow::Result<()> {
+        let Some((_, trainer)) = self.trainer.as_ref().filter(|_| self.learnt == Some(attempt)) else {
+            return Ok(());
+        };
+        Ok(store_state(&self.state.optimizer_after(attempt), &trainer.optimizer_state())?)
     }
 
     fn leave_round(&mut self) {

@@ -24,7 +24,7 @@ pub trait Work: Send {
     fn count_labels(&mut self, study: &StudyDocument) -> anyhow::Result<LabelManifest>;
 
     /// Trains one round from the global model of `task`, or the rest of it where an earlier process was stopped in its
-    /// midst; what the optimiser then remembers is kept under `attempt`.
+    /// midst.
     ///
     /// # Errors
     /// Why there is no update.
@@ -36,6 +36,14 @@ pub trait Work: Send {
         progress: &mut dyn FnMut(StepReport),
         cancel: &Cancel,
     ) -> anyhow::Result<RoundOutcome>;
+
+    /// Makes durable, under `attempt`, what the optimiser remembers after the round that was just trained.
+    ///
+    /// # Errors
+    /// The disk.
+    fn keep_learnt(&mut self, _attempt: AttemptId) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     /// What is kept of the round under way is of no use any more: its update is durable, or the round was left.
     fn leave_round(&mut self) {}
@@ -169,14 +177,11 @@ fn train(
     if trained.as_ref().is_err_and(was_left) {
         work.leave_round();
     }
-    match outbox.keep(attempt, &trained?) {
-        Ok(finished) => {
-            work.leave_round();
-            Ok(finished)
-        }
-        Err(error) => {
-            work.unlearn(attempt);
-            Err(error.into())
-        }
+    let outcome = trained?;
+    let kept = work.keep_learnt(attempt).and_then(|()| Ok(outbox.keep(attempt, &outcome)?));
+    match &kept {
+        Ok(_) => work.leave_round(),
+        Err(_) => work.unlearn(attempt),
     }
+    kept
 }
