@@ -39,6 +39,9 @@ fn words(status: &AgentStatus) -> Vec<String> {
         (Some(problem), false) => format!("not connected: {problem}"),
         (None, false) => "not connected yet".to_owned(),
     });
+    if let Some(paused) = &status.paused {
+        lines.push(format!("paused: {paused}"));
+    }
     if let Some((study, round)) = status.work {
         let steps = status.steps.map_or(String::new(), |(done, of)| format!(", step {done} of {of}"));
         lines.push(format!("{}: study {}, round {round}{steps}", status.phase, study.short()));
@@ -66,6 +69,7 @@ mod tests {
             process: 77,
             connected: false,
             problem: Some("no answer".to_owned()),
+            paused: Some("disk full: 0 MiB are free".to_owned()),
             phase: "training".to_owned(),
             work: Some((study, 3)),
             steps: Some((12, 50)),
@@ -75,6 +79,7 @@ mod tests {
         insta::assert_snapshot!(words(&status).join("\n"), @r"
         running (process 77)
         not connected: no answer
+        paused: disk full: 0 MiB are free
         training: study abababab, round 3, step 12 of 50
         study abababab waits for you: `site-agent study show abababab`
         ");

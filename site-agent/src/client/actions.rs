@@ -261,9 +261,13 @@ impl Agent {
         match outcome {
             Outcome::Counted(study, counted) => self.counted(&study, counted),
             Outcome::Step(task, step) => self.stepped(&task, step),
+            Outcome::Paused(why) => {
+                self.status.paused = Some(why);
+                self.write_status()
+            }
             Outcome::Trained(attempt, trained) => {
                 self.training.take_if(|(under_way, _)| *under_way == attempt);
-                self.status.steps = None;
+                (self.status.steps, self.status.paused) = (None, None);
                 match trained {
                     Ok((update, steps)) => self.feed(Event::Trained { attempt, update, steps }),
                     Err(error) if was_cancelled(&error) => Ok(()),
@@ -276,7 +280,13 @@ impl Agent {
             Outcome::Evaluated(study, model, evaluated) => {
                 self.evaluating.take_if(|(under_way, _)| *under_way == model);
                 match evaluated {
-                    Ok(report) => self.keep_report(&study, model, &report),
+                    Ok(report) => match self.keep_report(&study, model, &report) {
+                        Err(error) if files::is_disk_full(&error) => {
+                            self.pause(&error);
+                            self.feed(Event::EvaluationFailed { model })
+                        }
+                        kept => kept,
+                    },
                     Err(error) if was_cancelled(&error) => Ok(()),
                     Err(error) => {
                         tracing::error!("evaluation failed: {error:#}");

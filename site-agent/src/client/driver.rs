@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, SiteId, StudyDigest};
-use common::participant::{self, Event, ParticipantMachine, Timer};
+use common::participant::{self, Action, Event, ParticipantMachine, Timer};
 use common::signed::SigningKey;
 use common::time::Timestamp;
 use common::wire::{Notice, SignedBytes};
@@ -32,12 +32,14 @@ use super::state::{AgentStatus, StateFolder};
 use super::studies::StudyFolder;
 use super::translate::event_of;
 use super::words;
-use super::work::{Outcome, Work, Worker};
+use super::work::{LOOK_FOR_ROOM, Outcome, Work, Worker};
 use crate::egress::Egress;
 use crate::train::trainer::Cancel;
 
 /// How often decisions of `site-agent study approve` are looked for.
 const LOOK_FOR_DECISIONS: Duration = Duration::from_secs(1);
+/// How long the loop sleeps at most before it looks at the clock again.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 /// How long work under way may take to stop at the end.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -64,6 +66,14 @@ pub(super) enum News {
     StudyHere(StudyDigest),
 }
 
+/// One thing to do for the machine.
+enum Todo {
+    /// Journal an event and tick.
+    Take(Event),
+    /// Execute an action of one that was taken.
+    Execute(Action),
+}
+
 /// A running site.
 pub struct Agent {
     pub(super) site: SiteId,
@@ -88,6 +98,12 @@ pub struct Agent {
     pub(super) status: AgentStatus,
     machine: ParticipantMachine,
     journal: Journal,
+    /// The status as it was written last.
+    said: Option<AgentStatus>,
+    /// What is still to be done, in order.
+    todo: VecDeque<Todo>,
+    /// Nothing is done until the disk has room.
+    is_halted: bool,
     dial: Option<Dial>,
     inbox: mpsc::Receiver<News>,
     outcomes: mpsc::Receiver<Outcome>,
@@ -137,6 +153,9 @@ impl Agent {
             status: AgentStatus::of(&machine.status()),
             machine,
             journal,
+            said: None,
+            todo: VecDeque::new(),
+            is_halted: false,
             dial: Some(Dial::new(config.coordinator.clone(), identity, settings)),
             inbox,
             outcomes,
@@ -147,7 +166,7 @@ impl Agent {
     /// Runs until `stop`; then lets go of what is under way and returns.
     ///
     /// # Errors
-    /// A disk that cannot be written: an agent that cannot remember must not act.
+    /// A disk that fails: an agent that cannot remember must not act. On one that is merely full it waits.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let (out, mut link) = mpsc::channel(64);
         let link_stop = CancellationToken::new();
@@ -156,8 +175,8 @@ impl Agent {
             linking.spawn(dial.keep_connected(out, link_stop.clone()));
         }
         let mut look = tokio::time::interval(LOOK_FOR_DECISIONS);
-        let ended = self.start();
-        let ended = match ended {
+        let started = self.start();
+        let ended = match self.or_pause(started) {
             Ok(()) => self.serve(&mut link, &mut look, &stop).await,
             failed => failed,
         };
@@ -173,23 +192,47 @@ impl Agent {
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
         loop {
-            let due = self.timers.iter().map(|(timer, at)| (*at, *timer)).min();
-            let wait = due.map_or(Duration::MAX, |(at, _)| at.since(now()));
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                Some(event) = link.recv() => self.heard(event)?,
-                Some(news) = self.inbox.recv() => self.learnt(news)?,
-                Some(outcome) = self.outcomes.recv() => self.worked(outcome)?,
-                () = tokio::time::sleep(wait.min(Duration::from_secs(3600))), if due.is_some() => {
-                    if let Some((at, timer)) = due && at <= now() {
-                        self.timers.remove(&timer);
-                        self.feed(Event::TimerFired(timer))?;
-                    }
+            if self.is_halted {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(LOOK_FOR_ROOM) => self.look_for_room()?,
                 }
-                _ = look.tick() => self.look_for_decisions(self.machine.status().undecided)?,
-                // Ended tasks are let go; each has told its news already.
-                Some(_) = self.tasks.join_next() => {}
+                continue;
             }
+            let due = self.timers.iter().map(|(timer, at)| (*at, *timer)).min();
+            let wait = due.map_or(Duration::MAX, |(at, _)| at.since(now())).min(LONGEST_SLEEP);
+            let done = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(event) = link.recv() => self.heard(event),
+                Some(news) = self.inbox.recv() => self.learnt(news),
+                Some(outcome) = self.outcomes.recv() => self.worked(outcome),
+                () = tokio::time::sleep(wait), if due.is_some() => self.wake_up(due),
+                _ = look.tick() => self.look_for_decisions(self.machine.status().undecided),
+                // Ended tasks are let go; each has told its news already.
+                Some(_) = self.tasks.join_next() => Ok(()),
+            };
+            self.or_pause(done)?;
+        }
+    }
+
+    /// A full disk is no end.
+    fn or_pause(&mut self, done: anyhow::Result<()>) -> anyhow::Result<()> {
+        match done {
+            Err(error) if files::is_disk_full(&error) => {
+                self.pause(&error);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    fn wake_up(&mut self, due: Option<(Timestamp, Timer)>) -> anyhow::Result<()> {
+        match due {
+            Some((at, timer)) if at <= now() => {
+                self.timers.remove(&timer);
+                self.feed(Event::TimerFired(timer))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -201,16 +244,89 @@ impl Agent {
 
     /// Journals an event, ticks, executes; and so on with what the actions gave at once.
     pub(super) fn feed(&mut self, event: Event) -> anyhow::Result<()> {
-        let mut queue = VecDeque::from([event]);
-        while let Some(event) = queue.pop_front() {
-            let now = now();
-            before_journal(&event);
-            self.journal.record(&event, now)?;
-            after_journal(&event);
-            for action in self.machine.tick(event, now) {
-                queue.extend(self.execute(action)?);
+        self.todo.push_back(Todo::Take(event));
+        self.go_on()
+    }
+
+    /// Does what is to be done, unless or until the disk is full: then all that is left stays, in its order.
+    fn go_on(&mut self) -> anyhow::Result<()> {
+        while !self.is_halted
+            && let Some(next) = self.todo.pop_front()
+        {
+            let done = match &next {
+                Todo::Take(event) => self.take(event),
+                Todo::Execute(action) => self.execute(action.clone()).map(|event| {
+                    self.todo.extend(event.map(Todo::Take));
+                }),
+            };
+            match done {
+                Err(error) if files::is_disk_full(&error) => {
+                    self.todo.push_front(next);
+                    self.pause(&error);
+                }
+                done => {
+                    done?;
+                    self.compact()?;
+                }
             }
-            self.journal.compact(&self.machine)?;
+        }
+        self.write_status()
+    }
+
+    fn take(&mut self, event: &Event) -> anyhow::Result<()> {
+        let now = now();
+        before_journal(event);
+        self.journal.record(event, now)?;
+        after_journal(event);
+        let actions = self.machine.tick(event.clone(), now);
+        // Before what waits: those are of later events.
+        actions.into_iter().rev().for_each(|action| self.todo.push_front(Todo::Execute(action)));
+        Ok(())
+    }
+
+    /// Shortens the journal once nothing of it is still to be done. A full disk is no reason to stop: it is only longer.
+    fn compact(&mut self) -> anyhow::Result<()> {
+        if !self.todo.is_empty() {
+            return Ok(());
+        }
+        match self.journal.compact(&self.machine).map_err(anyhow::Error::from) {
+            Err(error) if files::is_disk_full(&error) => {
+                tracing::warn!("the journal stays long: {error:#}");
+                Ok(())
+            }
+            compacted => compacted,
+        }
+    }
+
+    /// Stops doing anything: what cannot be remembered must not be done.
+    pub(super) fn pause(&mut self, error: &anyhow::Error) {
+        self.is_halted = true;
+        if self.status.paused.is_none() {
+            let free = files::free_space(self.state.path());
+            let why = format!("disk full: {error:#}; {free}, at least 1 MiB is needed");
+            tracing::error!("paused: {why}; it is tried again each {} s", LOOK_FOR_ROOM.as_secs());
+            tracing::error!("hint: make room; what is under way goes on by itself then");
+            self.status.paused = Some(why);
+        }
+        // Perhaps there is room for so little.
+        if let Err(error) = self.write_status() {
+            tracing::warn!("status: {error:#}");
+        }
+    }
+
+    /// Goes on where the disk had no room, if it has some now.
+    fn look_for_room(&mut self) -> anyhow::Result<()> {
+        let trial = self.state.trial();
+        let written = files::write(&trial, &vec![0; 1 << 20]).map_err(anyhow::Error::from);
+        files::remove(&trial)?;
+        match written {
+            Err(error) if files::is_disk_full(&error) => return Ok(()),
+            written => written?,
+        }
+        self.is_halted = false;
+        self.go_on()?;
+        if !self.is_halted && self.status.paused.take().is_some() {
+            tracing::info!("the disk has room again: everything goes on");
         }
         self.write_status()
     }
@@ -280,11 +396,14 @@ impl Agent {
     /// For `site-agent status`. A status that cannot be written stops nothing.
     pub(super) fn write_status(&mut self) -> anyhow::Result<()> {
         let machine = AgentStatus::of(&self.machine.status());
-        let (problem, steps) = (self.status.problem.clone(), self.status.steps);
-        let status = AgentStatus { problem, steps, ..machine };
-        let changed = AgentStatus { at: self.status.at, ..status.clone() } != self.status;
-        if changed && let Err(error) = files::write_json(&self.state.status(), &status) {
-            tracing::warn!("status: {error:#}");
+        let AgentStatus { problem, paused, steps, .. } = self.status.clone();
+        let status = AgentStatus { problem, paused, steps, ..machine };
+        let is_news = |said: &AgentStatus| AgentStatus { at: said.at, ..status.clone() } != *said;
+        if self.said.as_ref().is_none_or(is_news) {
+            match files::write_json(&self.state.status(), &status) {
+                Ok(()) => self.said = Some(status.clone()),
+                Err(error) => tracing::warn!("status: {error:#}"),
+            }
         }
         self.status = status;
         Ok(())
@@ -315,7 +434,8 @@ impl Agent {
             Err(_) => tracing::warn!("the work under way did not stop within {} s", DRAIN.as_secs()),
         }
         let mut status = self.status;
-        (status.connected, status.problem) = (false, Some("the agent is stopped".to_owned()));
+        (status.connected, status.paused) = (false, None);
+        status.problem = Some("the agent is stopped".to_owned());
         if let Err(error) = files::write_json(&self.state.status(), &status) {
             tracing::warn!("status: {error:#}");
         }

@@ -35,6 +35,26 @@ impl FileError {
     }
 }
 
+/// Whether this came of a full disk or a quota that is used up: it passes when somebody makes room.
+pub fn is_disk_full(error: &anyhow::Error) -> bool {
+    let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| full.contains(&cause.kind()))
+}
+
+/// How much of the disk that a path is on is free for us, in words.
+pub fn free_space(path: &Path) -> String {
+    match nix::sys::statvfs::statvfs(path) {
+        Ok(disk) => {
+            let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+            format!("{} MiB are free on the disk of {}", free >> 20, path.display())
+        }
+        Err(error) => format!("how much is free on the disk of {} cannot be told: {error}", path.display()),
+    }
+}
+
 /// Reads a whole file.
 ///
 /// # Errors
@@ -176,6 +196,21 @@ mod tests {
         assert_eq!(read(&path).unwrap(), b"three");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        let fail = |path: &str| {
+            let opened = fs::OpenOptions::new().write(true).open(path);
+            let written = opened.and_then(|mut file| file.write_all(b"x"));
+            anyhow::Error::from(FileError::new("write", Path::new(path), written.unwrap_err()))
+        };
+        assert!(is_disk_full(&fail("/dev/full")));
+        assert!(is_disk_full(&fail("/dev/full").context("the round")));
+        assert!(!is_disk_full(&fail("/nowhere/file")));
+        assert!(!is_disk_full(&anyhow::anyhow!("no space left, they say")));
+        let folder = tempfile::tempdir().unwrap();
+        assert!(free_space(folder.path()).contains("MiB are free on the disk of"));
     }
 
     #[test]

@@ -33,6 +33,10 @@ pub struct Journal {
     folder: PathBuf,
     number: u64,
     events: File,
+    /// Of the events that are written whole, bytes.
+    length: u64,
+    /// A write failed: there may be part of a line behind them.
+    torn: bool,
     since_snapshot: usize,
 }
 
@@ -49,20 +53,27 @@ impl Journal {
         let entries = read_events(&path)?;
         let since_snapshot = entries.len();
         let machine = ParticipantMachine::replay(identity, snapshot, entries)?;
-        Ok((Self { folder: folder.to_owned(), number, events: append(&path)?, since_snapshot }, machine))
+        let (events, length) = append(&path)?;
+        let folder = folder.to_owned();
+        Ok((Self { folder, number, events, length, torn: false, since_snapshot }, machine))
     }
 
     /// Writes an event down; on return it is on the disk.
     ///
     /// # Errors
-    /// [`FileError`]: then the event must not be acted on.
+    /// [`FileError`]: then the event must not be acted on, and may be recorded again.
     pub fn record(&mut self, event: &Event, at: Timestamp) -> Result<(), FileError> {
         let path = events_path(&self.folder, self.number);
         let fail = |source| FileError::new("write", &path, source);
         let entry = Entry { at, event: event.clone() };
         let mut line = serde_json::to_vec(&entry).map_err(|error| fail(error.into()))?;
         line.push(b'\n');
+        if self.torn {
+            self.events.set_len(self.length).map_err(fail)?;
+        }
+        self.torn = true;
         self.events.write_all(&line).and_then(|()| self.events.sync_data()).map_err(fail)?;
+        (self.torn, self.length) = (false, self.length + line.len() as u64);
         self.since_snapshot += 1;
         Ok(())
     }
@@ -76,11 +87,12 @@ impl Journal {
             return Ok(());
         }
         let next = self.number + 1;
-        let events = append(&events_path(&self.folder, next))?;
+        let (events, length) = append(&events_path(&self.folder, next))?;
         files::write_json(&snapshot_path(&self.folder, next), &machine.snapshot())?;
         files::remove(&events_path(&self.folder, self.number))?;
         files::remove(&snapshot_path(&self.folder, self.number))?;
-        *self = Self { folder: std::mem::take(&mut self.folder), number: next, events, since_snapshot: 0 };
+        let folder = std::mem::take(&mut self.folder);
+        *self = Self { folder, number: next, events, length, torn: false, since_snapshot: 0 };
         Ok(())
     }
 }
@@ -117,9 +129,11 @@ fn read_events(path: &Path) -> Result<Vec<Entry<Event>>, FileError> {
     read.map_err(|error| FileError::new("understand", path, error.into()))
 }
 
-fn append(path: &Path) -> Result<File, FileError> {
+/// A file to append to, and its length.
+fn append(path: &Path) -> Result<(File, u64), FileError> {
     let opened = OpenOptions::new().create(true).append(true).open(path);
-    opened.map_err(|source| FileError::new("write", path, source))
+    let measured = opened.and_then(|file| file.metadata().map(|about| (file, about.len())));
+    measured.map_err(|source| FileError::new("write", path, source))
 }
 
 #[cfg(test)]
@@ -172,6 +186,23 @@ mod tests {
         let (mut journal, again) = Journal::open(folder.path(), &identity()).unwrap();
         assert_eq!(again, machine);
         feed(&mut journal, &mut machine, offered(2), 7);
+        assert_eq!(Journal::open(folder.path(), &identity()).unwrap().1, machine);
+    }
+
+    #[test]
+    fn an_event_that_found_no_room_is_recorded_when_there_is_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, mut machine) = Journal::open(folder.path(), &identity()).unwrap();
+        feed(&mut journal, &mut machine, offered(1), 5);
+        let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
+        let file = std::mem::replace(&mut journal.events, full);
+        let refused = journal.record(&offered(2), Timestamp(6)).unwrap_err();
+        assert!(files::is_disk_full(&refused.into()));
+        journal.events = file;
+        // What had room of the line.
+        journal.events.write_all(b"{\"at\":6,\"ev").unwrap();
+        feed(&mut journal, &mut machine, offered(2), 7);
+        feed(&mut journal, &mut machine, offered(3), 8);
         assert_eq!(Journal::open(folder.path(), &identity()).unwrap().1, machine);
     }
 

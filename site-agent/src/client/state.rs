@@ -35,6 +35,9 @@ pub struct AgentStatus {
     pub connected: bool,
     /// Why not, when not.
     pub problem: Option<String>,
+    /// Why nothing is done for now, such as a full disk.
+    #[serde(default)]
+    pub paused: Option<String>,
     /// `idle`, `downloading`, `training`, `uploading`.
     pub phase: String,
     /// Study and round of the work under way.
@@ -55,6 +58,7 @@ impl AgentStatus {
             process: std::process::id(),
             connected: machine.connected,
             problem: None,
+            paused: None,
             phase: machine.phase.to_owned(),
             work: machine.work.map(|(study, round)| (study, round.0)),
             steps: None,
@@ -214,6 +218,11 @@ impl StateFolder {
     /// The running agent's status file.
     pub fn status(&self) -> PathBuf {
         self.0.join("status.json")
+    }
+
+    /// Written and removed to see whether the disk has room.
+    pub fn trial(&self) -> PathBuf {
+        self.0.join(format!("{UNFINISHED}trial"))
     }
 
     /// The folder.

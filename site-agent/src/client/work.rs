@@ -4,6 +4,7 @@
 
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId};
 use common::manifest::LabelManifest;
@@ -12,8 +13,14 @@ use common::round::RoundTask;
 use common::study::StudyDocument;
 use tokio::sync::mpsc;
 
+use super::files;
 use super::outbox::{Finished, Outbox};
 use crate::train::trainer::{Cancel, RoundOutcome, StepReport, TrainError};
+
+/// How long a full disk is left alone.
+pub(super) const LOOK_FOR_ROOM: Duration = Duration::from_secs(30);
+/// How often work that waits looks whether it is still wanted.
+const LOOK_FOR_CANCEL: Duration = Duration::from_millis(100);
 
 /// What a site can do with its data. Errors are for the site's own eyes and log.
 pub trait Work: Send {
@@ -84,6 +91,8 @@ pub enum Outcome {
     Step(RoundTask, StepReport),
     /// A round was trained and its update is durable in the outbox (its name and the steps done), or not.
     Trained(AttemptId, anyhow::Result<(ArtifactHash, u32)>),
+    /// What was trained waits for room on the disk, and why.
+    Paused(String),
     /// A model was scored, or not.
     Evaluated(Box<StudyDocument>, ModelHash, anyhow::Result<EvaluationReport>),
 }
@@ -134,9 +143,8 @@ fn run(
                 Outcome::Counted(study, counted)
             }
             Job::Train(study, task, attempt, cancel) => {
-                // Steps are news, not state: when the agent is behind, they are dropped.
-                let mut progress = |step| drop(out.try_send(Outcome::Step(task.clone(), step)));
-                let trained = train(work.as_mut(), outbox, &study, &task, attempt, &mut progress, &cancel);
+                let mut shift = Shift { work: work.as_mut(), outbox, out };
+                let trained = shift.train(&study, &task, attempt, &cancel);
                 Outcome::Trained(attempt, trained.map(|Finished { update, steps }| (update, steps)))
             }
             Job::Unlearn(attempt) => {
@@ -154,34 +162,83 @@ fn run(
     }
 }
 
-/// Trains a round and keeps its update, unless it is in the outbox already: an earlier process can have ended between the
-/// two.
-fn train(
-    work: &mut dyn Work,
-    outbox: &Outbox,
-    study: &StudyDocument,
-    task: &RoundTask,
-    attempt: AttemptId,
-    progress: &mut dyn FnMut(StepReport),
-    cancel: &Cancel,
-) -> anyhow::Result<Finished> {
-    if let Some(finished) = outbox.find(attempt) {
-        tracing::info!("round {}: its update is in the outbox from before", task.round);
-        work.leave_round();
-        return Ok(finished);
+/// What a job has to do with.
+struct Shift<'a> {
+    work: &'a mut dyn Work,
+    outbox: &'a Outbox,
+    out: &'a mpsc::Sender<Outcome>,
+}
+
+impl Shift<'_> {
+    /// Trains a round and keeps its update, unless it is in the outbox already: an earlier process can have ended between
+    /// the two.
+    fn train(
+        &mut self,
+        study: &StudyDocument,
+        task: &RoundTask,
+        attempt: AttemptId,
+        cancel: &Cancel,
+    ) -> anyhow::Result<Finished> {
+        if let Some(finished) = self.outbox.find(attempt) {
+            tracing::info!("round {}: its update is in the outbox from before", task.round);
+            self.work.leave_round();
+            return Ok(finished);
+        }
+        // Steps are news, not state: when the agent is behind, they are dropped.
+        let mut progress = |step| drop(self.out.try_send(Outcome::Step(task.clone(), step)));
+        let trained = self.work.train(study, task, attempt, &mut progress, cancel);
+        let was_left = |error: &anyhow::Error| {
+            matches!(error.downcast_ref(), Some(TrainError::Cancelled { .. })) && !cancel.is_suspended()
+        };
+        if trained.as_ref().is_err_and(was_left) {
+            self.work.leave_round();
+        }
+        let kept = self.keep(task.round, attempt, &trained?, cancel);
+        match &kept {
+            Ok(_) => self.work.leave_round(),
+            Err(_) => self.work.unlearn(attempt),
+        }
+        kept
     }
-    let trained = work.train(study, task, attempt, progress, cancel);
-    let was_left = |error: &anyhow::Error| {
-        matches!(error.downcast_ref(), Some(TrainError::Cancelled { .. })) && !cancel.is_suspended()
-    };
-    if trained.as_ref().is_err_and(was_left) {
-        work.leave_round();
+
+    /// Keeps what was trained. Where the disk is full it waits for room: hours of work are in memory.
+    fn keep(
+        &mut self,
+        round: RoundId,
+        attempt: AttemptId,
+        outcome: &RoundOutcome,
+        cancel: &Cancel,
+    ) -> anyhow::Result<Finished> {
+        let mut is_waiting = false;
+        loop {
+            let learnt = self.work.keep_learnt(attempt);
+            let kept = learnt.and_then(|()| Ok(self.outbox.keep(attempt, outcome)?));
+            match &kept {
+                Err(error) if files::is_disk_full(error) && !cancel.is_cancelled() => {
+                    // The update, and two moments of each number in it.
+                    let bytes: usize = outcome.delta.values().map(|tensor| 4 * tensor.values().len()).sum();
+                    let need = (3 * bytes).div_ceil(1 << 20);
+                    let why = format!(
+                        "disk full: {error:#}; {need} MiB are needed to keep the update of round {round}"
+                    );
+                    if !is_waiting {
+                        tracing::error!("paused: {why}; it stays in memory, and is tried again each 30 s");
+                    }
+                    is_waiting = true;
+                    // Not waited for: a later one says the same.
+                    let _ = self.out.try_send(Outcome::Paused(why));
+                    wait_for_room(cancel);
+                }
+                _ => return kept,
+            }
+        }
     }
-    let outcome = trained?;
-    let kept = work.keep_learnt(attempt).and_then(|()| Ok(outbox.keep(attempt, &outcome)?));
-    match &kept {
-        Ok(_) => work.leave_round(),
-        Err(_) => work.unlearn(attempt),
+}
+
+/// Lets some time pass, or as much of it as the job has.
+fn wait_for_room(cancel: &Cancel) {
+    let until = Instant::now() + LOOK_FOR_ROOM;
+    while Instant::now() < until && !cancel.is_cancelled() {
+        std::thread::sleep(LOOK_FOR_CANCEL);
     }
-    kept
 }

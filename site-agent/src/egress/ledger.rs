@@ -101,6 +101,10 @@ pub struct Verified {
 pub struct Ledger {
     path: PathBuf,
     file: File,
+    /// Of the lines that are written whole, bytes.
+    len: u64,
+    /// A write failed: there may be part of a line behind them.
+    torn: bool,
     next: u64,
     head: Digest,
 }
@@ -124,8 +128,9 @@ impl Ledger {
         }
         file.flush().map_err(fail)?;
         file.sync_all().map_err(fail)?;
+        let len = file.metadata().map_err(fail)?.len();
         let head = verified.head.unwrap_or_else(genesis);
-        Ok(Self { path: path.to_owned(), file, next: verified.lines + 1, head })
+        Ok(Self { path: path.to_owned(), file, len, torn: false, next: verified.lines + 1, head })
     }
 
     /// Appends one entry and returns when it is on the disk.
@@ -144,8 +149,13 @@ impl Ledger {
         let json = serde_json::to_vec(&entry).map_err(|error| fail(error.into()))?;
         let chain = chain(&self.head, &json);
         let line = [OPENING, &json, MIDDLE, chain.to_string().as_bytes(), CLOSING, b"\n"].concat();
+        if self.torn {
+            self.file.set_len(self.len).map_err(fail)?;
+        }
+        self.torn = true;
         self.file.write_all(&line).map_err(fail)?;
         self.file.sync_data().map_err(fail)?;
+        (self.torn, self.len) = (false, self.len + line.len() as u64);
         self.head = chain;
         self.next += 1;
         Ok(entry)
@@ -257,6 +267,20 @@ mod tests {
             assert!(matches!(error, LedgerError::Broken { line, .. } if line == at_line), "{error}");
             assert!(Ledger::open(&path, |_| ()).is_err(), "a broken chain is never continued");
         }
+    }
+
+    #[test]
+    fn a_line_that_a_full_disk_cut_short_does_not_break_the_chain() {
+        let (_folder, path) = written();
+        let mut ledger = Ledger::open(&path, |_| ()).unwrap();
+        let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
+        let file = std::mem::replace(&mut ledger.file, full);
+        assert!(ledger.append(at(8), &message(7), LedgerEvent::Sending).is_err());
+        ledger.file = file;
+        // What had room of the line.
+        ledger.file.write_all(b"{\"entry\":{\"seq\":4").unwrap();
+        ledger.append(at(9), &message(7), LedgerEvent::Sending).unwrap();
+        assert_eq!(verify(&path, |_| ()).unwrap().lines, 4);
     }
 
     #[test]
