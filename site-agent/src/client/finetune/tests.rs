@@ -245,7 +245,7 @@ fn a_round_alone_is_the_round_of_a_federation_of_one_to_the_bit() {
 
 #[test]
 fn a_round_suspended_at_this_site_goes_on_with_its_next_step_after_a_restart() {
-    let site = Site::new(|draft| draft.rounds = 1);
+    let site = Site::new(|_| {});
     let state = StateFolder::open(&site.config.state).unwrap();
     let base = state.artifacts().unwrap().store(&site.model).unwrap().hash();
     state.artifacts().unwrap().store(&site.embeddings).unwrap();
