@@ -1,12 +1,15 @@
 //! An update: the f32 delta of the trainable tensors from one global model, offered, checked and believed.
 //!
-//! [`UpdateOffer`] is what a site says it has. [`UpdateVerifier`] sees every byte while the driver spools it, does no
-//! I/O, and alone makes a [`VerifiedUpdate`]; so what aggregation takes has been checked. What was found is kept as a
-//! [`Verification`] beside the update: a new verifier believes it of the content that it names and of no other, and
-//! aggregation compares every chunk that it reads with that name.
+//! [`UpdateOffer`] is what a site says it has. Bytes that came become a [`CheckedChunk`], the proof that they were looked
+//! at: what writes them and what counts them take the proof, so each chunk is hashed once. [`UpdateVerifier`] sees every
+//! proof, does no I/O, and alone makes a [`VerifiedUpdate`]; so what aggregation takes has been checked. What was found is
+//! kept as a [`Verification`] beside the update: a new verifier believes it of the content that it names and of no other,
+//! and aggregation compares every chunk that it reads with that name.
 
-use crate::artifact::{ArtifactManifest, LayoutError, TensorLayout};
-use crate::ids::{ArtifactHash, AttemptId, Digest, ModelHash, RoundId, SiteId, StudyDigest};
+use std::collections::BTreeMap;
+
+use crate::artifact::{ArtifactManifest, CHUNK_BYTES, LayoutError, TensorLayout};
+use crate::ids::{ArtifactHash, AttemptId, ChunkHash, Digest, ModelHash, RoundId, SiteId, StudyDigest};
 use crate::wire::{ChunkError, Manifest, OfferedUpdate, Refusal, RefusalCode, chunk};
 
 /// What a site says it has for a round.
@@ -164,6 +167,75 @@ impl Rejection {
     }
 }
 
+/// Bytes that have the length and the hash that a manifest names for a chunk, and of which every number is finite.
+///
+/// It needs no verifier, so several chunks of one update can be checked at once.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckedChunk<'a> {
+    index: u32,
+    hash: ChunkHash,
+    bytes: &'a [u8],
+    /// Sum of the squares of its numbers.
+    square: f64,
+}
+
+impl<'a> CheckedChunk<'a> {
+    /// Looks at `bytes`, which should be chunk `index` of the update with this manifest.
+    ///
+    /// # Errors
+    /// [`Rejection::Chunk`] or [`Rejection::NotFinite`].
+    pub fn check(manifest: &ArtifactManifest, index: u32, bytes: &'a [u8]) -> Result<Self, Rejection> {
+        chunk::check_length(manifest, index, bytes.len() as u64)?;
+        let hash = ChunkHash(Digest::of(bytes));
+        // First: of bytes that were damaged on their way, no number means anything.
+        if named(manifest, index) != Some(hash) {
+            return Err(ChunkError::Hash { index }.into());
+        }
+        Ok(Self { index, hash, bytes, square: sum_squares(manifest, index, bytes)? })
+    }
+
+    /// Whether it is the chunk that this manifest names at its index: compares two hashes, no bytes.
+    pub fn is_of(&self, manifest: &ArtifactManifest) -> bool {
+        named(manifest, self.index) == Some(self.hash)
+    }
+
+    /// Its index in the update.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Its content.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+}
+
+/// The hash that a manifest names for a chunk.
+fn named(manifest: &ArtifactManifest, index: u32) -> Option<ChunkHash> {
+    usize::try_from(index).ok().and_then(|i| manifest.chunks().get(i)).copied()
+}
+
+/// Tells by their hash which chunks of updates hold nothing but zeros: those of tensors that training left alone. Nobody
+/// needs to send them.
+#[derive(Clone, Debug, Default)]
+pub struct ZeroChunks {
+    /// By length: layouts repeat theirs.
+    hashes: BTreeMap<u32, ChunkHash>,
+}
+
+/// A chunk of zeros.
+static ZEROS: [u8; CHUNK_BYTES as usize] = [0; CHUNK_BYTES as usize];
+
+impl ZeroChunks {
+    /// The content of chunk `index`, if its hash is that of zeros.
+    pub fn content(&mut self, manifest: &ArtifactManifest, index: u32) -> Option<&'static [u8]> {
+        let span = usize::try_from(index).ok().and_then(|i| manifest.layout().spans().get(i))?;
+        let zeros = ZEROS.get(..usize::try_from(span.len).ok()?)?;
+        let hash = self.hashes.entry(span.len).or_insert_with(|| ChunkHash(Digest::of(zeros)));
+        (named(manifest, index) == Some(*hash)).then_some(zeros)
+    }
+}
+
 /// Checks an update chunk by chunk, in any order.
 #[derive(Debug)]
 pub struct UpdateVerifier {
@@ -227,12 +299,21 @@ impl UpdateVerifier {
     /// # Errors
     /// [`Rejection`]; the verifier is as it was, so the chunk may be sent again.
     pub fn push_chunk(&mut self, index: u32, bytes: &[u8]) -> Result<(), Rejection> {
-        chunk::check_chunk(&self.offer.manifest, index, bytes)?;
-        let square = self.sum_squares(index, bytes)?;
-        if let Some(slot) = usize::try_from(index).ok().and_then(|i| self.squares.get_mut(i)) {
-            *slot = Some(square);
+        let checked = CheckedChunk::check(&self.offer.manifest, index, bytes)?;
+        self.count(&checked).map(drop)
+    }
+
+    /// Counts a chunk that was checked; whether it was still missing.
+    ///
+    /// # Errors
+    /// [`Rejection::Chunk`] when it was checked against another update's manifest.
+    pub fn count(&mut self, chunk: &CheckedChunk<'_>) -> Result<bool, Rejection> {
+        let index = chunk.index;
+        let slot = usize::try_from(index).ok().and_then(|i| self.squares.get_mut(i));
+        match slot.filter(|_| chunk.is_of(&self.offer.manifest)) {
+            Some(slot) => Ok(slot.replace(chunk.square).is_none()),
+            None => Err(ChunkError::Hash { index }.into()),
         }
-        Ok(())
     }
 
     /// Completes the verification.
@@ -251,29 +332,41 @@ impl UpdateVerifier {
         }
         Ok(VerifiedUpdate { site: self.expectation.site, offer: self.offer, norm })
     }
+}
 
-    fn sum_squares(&self, index: u32, bytes: &[u8]) -> Result<f64, Rejection> {
-        let (numbers, _) = bytes.as_chunks::<4>();
-        let square = numbers.iter().map(|&le| f64::from(f32::from_le_bytes(le)).powi(2)).sum::<f64>();
-        // A sum of squares of f32 numbers cannot overflow f64: it is finite exactly when every number is.
-        if square.is_finite() {
-            return Ok(square);
+fn sum_squares(manifest: &ArtifactManifest, index: u32, bytes: &[u8]) -> Result<f64, Rejection> {
+    let (numbers, _) = bytes.as_chunks::<4>();
+    // Lanes of their own, in a fixed order: one chain of additions would take its whole latency for each number.
+    let (blocks, rest) = numbers.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for block in blocks {
+        for (lane, &le) in lanes.iter_mut().zip(block) {
+            *lane += f64::from(f32::from_le_bytes(le)).powi(2);
         }
-        let bad = numbers.iter().position(|&le| !f32::from_le_bytes(le).is_finite());
-        Err(self.not_finite(index, bad.unwrap_or_default() as u64))
     }
+    let rest = rest.iter().map(|&le| f64::from(f32::from_le_bytes(le)).powi(2));
+    let square = lanes.iter().sum::<f64>() + rest.sum::<f64>();
+    // A sum of squares of f32 numbers cannot overflow f64: it is finite exactly when every number is.
+    if square.is_finite() {
+        return Ok(square);
+    }
+    let bad = numbers.iter().position(|&le| !f32::from_le_bytes(le).is_finite());
+    Err(not_finite(manifest, index, bad.unwrap_or_default() as u64))
+}
 
-    fn not_finite(&self, index: u32, element_of_chunk: u64) -> Rejection {
-        let layout = self.offer.manifest.layout();
-        let span = usize::try_from(index).ok().and_then(|i| layout.spans().get(i));
-        let tensor = span.and_then(|span| layout.tensors().get(span.tensor));
-        let before = span.map_or(0, |span| {
-            let start = layout.spans().iter().find(|other| other.tensor == span.tensor);
-            span.offset - start.map_or(span.offset, |start| start.offset)
-        });
-        let tensor = tensor.map_or(String::new(), |tensor| tensor.name.clone());
-        Rejection::NotFinite { tensor, element: before / 4 + element_of_chunk }
-    }
+/// Sums that run beside each other.
+const LANES: usize = 16;
+
+fn not_finite(manifest: &ArtifactManifest, index: u32, element_of_chunk: u64) -> Rejection {
+    let layout = manifest.layout();
+    let span = usize::try_from(index).ok().and_then(|i| layout.spans().get(i));
+    let tensor = span.and_then(|span| layout.tensors().get(span.tensor));
+    let before = span.map_or(0, |span| {
+        let start = layout.spans().iter().find(|other| other.tensor == span.tensor);
+        span.offset - start.map_or(span.offset, |start| start.offset)
+    });
+    let tensor = tensor.map_or(String::new(), |tensor| tensor.name.clone());
+    Rejection::NotFinite { tensor, element: before / 4 + element_of_chunk }
 }
 
 fn check_layout(expected: &TensorLayout, got: &TensorLayout) -> Result<(), Rejection> {
@@ -393,7 +486,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::artifact::{CHUNK_BYTES, Dtype, TensorSpec};
+    use crate::artifact::{Dtype, TensorSpec};
 
     /// Numbers of a full chunk.
     const CHUNK: usize = CHUNK_BYTES as usize / 4;
@@ -487,6 +580,34 @@ mod tests {
         assert_eq!(verifier.missing(), [0]);
         verifier.push_chunk(0, &data).unwrap();
         assert!(verifier.finish().is_ok());
+    }
+
+    #[test]
+    fn a_chunk_that_was_checked_for_another_update_does_not_count() {
+        let layout = layout(&[("a", 1), ("b", 1)]);
+        let (ours, theirs) = (bytes(&[1.0, 2.0]), bytes(&[3.0, 2.0]));
+        let other = ArtifactManifest::of(layout.clone(), &theirs);
+        let mut verifier = UpdateVerifier::new(expectation(&layout), offer(&layout, &ours)).unwrap();
+        let foreign = CheckedChunk::check(&other, 0, chunk(&layout, &theirs, 0)).unwrap();
+        assert_eq!(verifier.count(&foreign), Err(Rejection::Chunk(ChunkError::Hash { index: 0 })));
+        // The second is the same in both: that is all that content-addressing asks.
+        let shared = CheckedChunk::check(&other, 1, chunk(&layout, &theirs, 1)).unwrap();
+        assert_eq!((verifier.count(&shared), verifier.count(&shared)), (Ok(true), Ok(false)));
+        assert_eq!(verifier.missing(), [0]);
+    }
+
+    #[test]
+    fn chunks_of_zeros_are_known_by_their_hash() {
+        let layout = layout(&[("a", CHUNK + 3), ("b", 2), ("c", 2)]);
+        let mut numbers = vec![0.0; CHUNK + 7];
+        numbers[CHUNK + 5] = 1.0;
+        let manifest = offer(&layout, &bytes(&numbers)).manifest;
+        let mut zeros = ZeroChunks::default();
+        let lengths: Vec<_> = (0..5).map(|i| zeros.content(&manifest, i).map(<[u8]>::len)).collect();
+        assert_eq!(lengths, [Some(4 * CHUNK), Some(12), Some(8), None, None]);
+        // Minus zero is another number to a hash, and travels.
+        let minus = offer(&layout, &bytes(&vec![-0.0; CHUNK + 7])).manifest;
+        assert_eq!(zeros.content(&minus, 0), None);
     }
 
     #[test]

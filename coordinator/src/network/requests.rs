@@ -18,7 +18,7 @@ use link::quic::Exchange;
 use link::transfer::{self, ChunkSource};
 
 use super::session::Session;
-use super::upload::Upload;
+use super::upload::{Intake, Upload};
 use crate::admission::check_part;
 use crate::clock;
 use crate::driver::{counts, decline, position};
@@ -184,12 +184,13 @@ impl Session {
             UpdateExpectation::Wanted { base } => base,
         };
         let max_norm = self.study(offer.study).await?.study().aggregation.max_update_norm;
-        // Dropped before a new one is begun: both would write to the same files.
+        // Let go before a new one is begun. A stream of before a cut may write one more chunk of it: the right bytes, or
+        // into a file that has no name any more.
         let mut slot = self.upload.lock().await;
         *slot = None;
         let upload = Upload::begin(&self.context.store, site, offer, base, max_norm).await?;
         let missing = upload.missing();
-        *slot = Some(upload);
+        *slot = Some(Arc::new(upload));
         Ok(Reply::UpdateWanted { missing })
     }
 
@@ -205,6 +206,14 @@ impl Session {
             *slot = Some(upload);
             return Err(refusal(RefusalCode::Incomplete, words));
         }
+        let upload = match Arc::try_unwrap(upload) {
+            Ok(upload) => upload,
+            // A stream of before a cut, which will be found broken.
+            Err(upload) => {
+                *slot = Some(upload);
+                return Err(refusal(RefusalCode::TooBusy, "a stream of this update is still open"));
+            }
+        };
         let bytes = upload.manifest().layout().bytes();
         let verified = upload.keep().await?;
         let offer = round::UpdateOffer {
@@ -311,36 +320,30 @@ async fn take_chunks(
     count: u32,
     exchange: &mut Exchange,
 ) -> Result<Reply, LinkError> {
-    let mut slot = session.upload.lock().await;
-    let unknown = || {
+    let upload = session.upload.lock().await.clone().filter(|upload| upload.attempt() == attempt);
+    let upload = upload.ok_or_else(|| {
         LinkError::Refused(refusal(RefusalCode::UnknownAttempt, "no update is offered under this attempt"))
-    };
-    let mut upload = slot.take_if(|upload| upload.attempt() == attempt).ok_or_else(unknown)?;
+    })?;
+    let mut intake = Intake::new(upload);
+    let taken = take_each(&mut intake, count, exchange).await;
+    // What came whole stays, whatever became of the rest: the site offers again and sends what is missing.
+    let settled = intake.settle().await;
+    taken?;
+    settled.map_err(LinkError::Refused)?;
+    Ok(Reply::Stored { chunks: count })
+}
+
+async fn take_each(intake: &mut Intake, count: u32, exchange: &mut Exchange) -> Result<(), LinkError> {
     let mut buffer = Vec::new();
     for _ in 0..count {
-        let manifest = upload.manifest();
+        let manifest = intake.upload().manifest();
         let received =
             transfer::receive_chunk(&mut exchange.reader, manifest, &mut buffer, CHUNK_PATIENCE).await;
-        let index = match received {
-            Ok(index) => index,
-            // What came before stays: the site offers again and sends the rest.
-            Err(error) => {
-                *slot = Some(upload);
-                return Err(match error {
-                    LinkError::Chunk(error) => {
-                        LinkError::Refused(refusal(RefusalCode::BadChunk, error.to_string()))
-                    }
-                    other => other,
-                });
-            }
-        };
-        let (back, bytes, kept) = upload.keep_chunk(index, std::mem::take(&mut buffer)).await;
-        (upload, buffer) = (back, bytes);
-        if let Err(refusal) = kept {
-            *slot = Some(upload);
-            return Err(LinkError::Refused(refusal));
-        }
+        let index = received.map_err(|error| match error {
+            LinkError::Chunk(error) => LinkError::Refused(refusal(RefusalCode::BadChunk, error.to_string())),
+            other => other,
+        })?;
+        buffer = intake.take(index, std::mem::take(&mut buffer)).await.map_err(LinkError::Refused)?;
     }
-    *slot = Some(upload);
-    Ok(Reply::Stored { chunks: count })
+    Ok(())
 }

@@ -1,22 +1,42 @@
 //! An update on its way in: each chunk checked before it is written, the whole made durable before it is counted.
+//!
+//! ```text
+//! stream 1: read chunk k+1   │ check, write, count chunk k (blocking thread) ┐
+//! stream 2: read chunk m+1   │ check, write, count chunk m (blocking thread) ┴► one file; synced every 16 MiB meanwhile
+//! ```
+//! A chunk is hashed once, when it came. Chunks of zeros do not come at all: their hash says what they are.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use common::artifact::ArtifactManifest;
 use common::ids::{AttemptId, ModelHash, SiteId};
-use common::update::{Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate};
+use common::update::{
+    CheckedChunk, Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate, ZeroChunks,
+};
 use common::wire::{Refusal, RefusalCode};
-use tokio::sync::Mutex;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use super::requests::internal;
 use crate::driver::position;
-use crate::store::{SpooledUpdate, Store, StoreError};
+use crate::store::{SpoolSync, SpooledUpdate, Store, StoreError};
 
 /// Room for the one update of a connection.
-pub(super) type UploadSlot = Mutex<Option<Upload>>;
+pub(super) type UploadSlot = tokio::sync::Mutex<Option<Arc<Upload>>>;
 
-/// An update that is arriving.
+/// Bytes after which the disk begins to write, while the next ones arrive: so the last sync is short.
+const SYNC_EVERY: u64 = 16 << 20;
+
+/// An update that is arriving, on any number of streams.
 pub(super) struct Upload {
-    verifier: UpdateVerifier,
+    attempt: AttemptId,
+    manifest: ArtifactManifest,
+    /// Held for the moment that it takes to count a chunk.
+    verifier: Mutex<UpdateVerifier>,
     spooled: SpooledUpdate,
+    /// Bytes still to come.
+    left: AtomicU64,
+    write_back: tokio::sync::Mutex<WriteBack>,
 }
 
 /// Why a chunk or update is not kept.
@@ -61,45 +81,44 @@ impl Upload {
 
     /// The site's key for it.
     pub(super) fn attempt(&self) -> AttemptId {
-        self.verifier.offer().attempt
+        self.attempt
     }
 
     /// What it will consist of.
     pub(super) fn manifest(&self) -> &ArtifactManifest {
-        &self.verifier.offer().manifest
+        &self.manifest
     }
 
     /// Chunks still to come.
     pub(super) fn missing(&self) -> Vec<u32> {
-        self.verifier.missing()
+        self.verifier.lock().unwrap_or_else(PoisonError::into_inner).missing()
     }
 
-    /// Checks and writes a chunk; gives itself and the buffer back.
-    pub(super) async fn keep_chunk(
-        mut self,
-        index: u32,
-        bytes: Vec<u8>,
-    ) -> (Self, Vec<u8>, Result<(), Refusal>) {
-        // Invariant: the closure neither panics nor is cancelled; a task that was spawned to block runs to its end.
-        let kept = tokio::task::spawn_blocking(move || {
-            let result = self.write_chunk(index, &bytes).map_err(Refusal::from);
-            (self, bytes, result)
-        });
-        kept.await.expect("a blocking task runs to its end")
+    /// Bytes still to come.
+    pub(super) fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
     }
 
-    fn write_chunk(&mut self, index: u32, bytes: &[u8]) -> Result<(), Fault> {
-        self.verifier.push_chunk(index, bytes)?;
-        self.spooled.write_chunk(position(index), bytes)?;
+    /// Checks, writes and counts a chunk, in this order: what is counted is in the file.
+    fn take(&self, index: u32, bytes: &[u8]) -> Result<(), Fault> {
+        let checked = CheckedChunk::check(&self.manifest, index, bytes)?;
+        self.spooled.write_checked(&checked)?;
+        // Poisoning means that a panic interrupted the counting of another chunk; that one counts as missing.
+        let mut verifier = self.verifier.lock().unwrap_or_else(PoisonError::into_inner);
+        if verifier.count(&checked)? {
+            self.left.fetch_sub(bytes.len() as u64, Ordering::AcqRel);
+        }
         Ok(())
     }
 
     /// Completes the verification and makes the update durable.
     pub(super) async fn keep(self) -> Result<VerifiedUpdate, Refusal> {
+        let Self { verifier, spooled, write_back, .. } = self;
+        write_back.into_inner().settle().await?;
         off_thread(move || {
-            let verified = self.verifier.finish()?;
-            self.spooled.note_verification(&verified.verification())?;
-            self.spooled.keep()?;
+            let verified = verifier.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
+            spooled.note_verification(&verified.verification())?;
+            spooled.keep()?;
             link::failpoint::pass("coordinator.after-spool-keep");
             Ok(verified)
         })
@@ -116,27 +135,232 @@ fn begin(
 ) -> Result<Upload, Fault> {
     let missing = || StoreError::corrupt("artifact", format!("model {base} is not here"));
     let layout = store.artifacts().read(&base)?.ok_or_else(missing)?.manifest().layout().clone();
-    let (study, round, manifest) = (offer.study, offer.round, offer.manifest.clone());
+    let (study, round, attempt, manifest) = (offer.study, offer.round, offer.attempt, offer.manifest.clone());
     let expectation = UpdateExpectation { site: site.clone(), study, round, base, layout, max_norm };
     let mut verifier = UpdateVerifier::new(expectation, offer)?;
-    let spooled = store.spool().receive(&study, round, &site, manifest)?;
+    let spooled = store.spool().receive(&study, round, &site, manifest.clone())?;
     let absent: Vec<usize> = spooled.missing().collect();
+    let mut zeros = ZeroChunks::default();
     for index in verifier.missing() {
-        if !absent.contains(&position(index)) {
+        if absent.binary_search(&position(index)).is_err() {
             verifier.push_chunk(index, &spooled.read_chunk(position(index))?)?;
+        } else if let Some(zeros) = zeros.content(&manifest, index) {
+            let checked = CheckedChunk::check(&manifest, index, zeros)?;
+            spooled.write_checked(&checked)?;
+            verifier.count(&checked)?;
         }
     }
-    Ok(Upload { verifier, spooled })
+    let spans = manifest.layout().spans();
+    let to_come = verifier.missing().into_iter().filter_map(|index| spans.get(position(index)));
+    let left = AtomicU64::new(to_come.map(|span| u64::from(span.len)).sum());
+    let (verifier, write_back) = (Mutex::new(verifier), tokio::sync::Mutex::default());
+    Ok(Upload { attempt, manifest, verifier, spooled, left, write_back })
+}
+
+/// One stream's way into an upload: while a chunk is checked and written, the next is read. It holds two buffers.
+pub(super) struct Intake {
+    upload: Arc<Upload>,
+    under_way: Option<JoinHandle<Taken>>,
+}
+
+/// A chunk that was looked at, and its buffer.
+struct Taken {
+    bytes: Vec<u8>,
+    result: Result<(), Refusal>,
+}
+
+impl Intake {
+    /// Into `upload`.
+    pub(super) fn new(upload: Arc<Upload>) -> Self {
+        Self { upload, under_way: None }
+    }
+
+    /// The upload.
+    pub(super) fn upload(&self) -> &Upload {
+        &self.upload
+    }
+
+    /// Takes a chunk once the one before is kept; gives the buffer of that one back.
+    pub(super) async fn take(&mut self, index: u32, bytes: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+        let spare = self.settle().await?;
+        let upload = self.upload.clone();
+        self.under_way = Some(spawn_blocking(move || {
+            let result = upload.take(index, &bytes).map_err(Refusal::from);
+            Taken { bytes, result }
+        }));
+        Ok(spare)
+    }
+
+    /// Waits until the last chunk taken is kept; its buffer.
+    pub(super) async fn settle(&mut self) -> Result<Vec<u8>, Refusal> {
+        let Some(under_way) = self.under_way.take() else { return Ok(Vec::new()) };
+        let Taken { bytes, result } = under_way.await.map_err(|error| failed(&error))?;
+        result?;
+        let sync = || self.upload.spooled.sync();
+        self.upload.write_back.lock().await.wrote(bytes.len() as u64, sync).await?;
+        Ok(bytes)
+    }
+}
+
+/// Has the disk write what is there already. The disk tells of a failed write once, to whoever syncs first: so what each
+/// sync said is kept until somebody asks.
+#[derive(Default)]
+struct WriteBack {
+    unsynced: u64,
+    under_way: Option<JoinHandle<Result<(), StoreError>>>,
+}
+
+impl WriteBack {
+    /// Notes that so many bytes were written; begins a sync when it is time and none is under way.
+    async fn wrote(&mut self, bytes: u64, sync: impl FnOnce() -> SpoolSync) -> Result<(), Refusal> {
+        self.unsynced += bytes;
+        let busy = self.under_way.as_ref().is_some_and(|under_way| !under_way.is_finished());
+        if self.unsynced < SYNC_EVERY || busy {
+            return Ok(());
+        }
+        self.settle().await?;
+        self.unsynced = 0;
+        let sync = sync();
+        self.under_way = Some(spawn_blocking(move || sync.run()));
+        Ok(())
+    }
+
+    /// Waits for the sync under way; what it said.
+    async fn settle(&mut self) -> Result<(), Refusal> {
+        let Some(under_way) = self.under_way.take() else { return Ok(()) };
+        under_way.await.map_err(|error| failed(&error))?.map_err(internal)
+    }
 }
 
 async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Refusal> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(Refusal::from),
-        Err(error) => {
-            tracing::error!(%error, "keeping an update failed");
-            Err(Refusal::new(RefusalCode::Internal, "the coordinator failed: try again"))
+    spawn_blocking(work).await.map_err(|error| failed(&error))?.map_err(Refusal::from)
+}
+
+fn failed(error: &JoinError) -> Refusal {
+    tracing::error!(%error, "keeping an update failed");
+    Refusal::new(RefusalCode::Internal, "the coordinator failed: try again")
+}
+
+#[cfg(test)]
+mod tests {
+    use common::artifact::{CHUNK_BYTES, Dtype, TensorLayout, TensorSpec};
+    use common::ids::{Digest, RoundId, StudyDigest};
+
+    use super::*;
+
+    /// Numbers of a full chunk.
+    const CHUNK: u32 = CHUNK_BYTES as u32 / 4;
+
+    struct Folder {
+        store: Store,
+        base: ModelHash,
+        layout: TensorLayout,
+        _dir: tempfile::TempDir,
+    }
+
+    /// A store with a base model of four chunks: three of a tensor, and one of another.
+    async fn folder() -> Folder {
+        let spec =
+            |name: &str, len| TensorSpec { name: name.to_owned(), dtype: Dtype::F32, shape: vec![len] };
+        let layout = TensorLayout::new(vec![spec("a", 2 * CHUNK + 5), spec("b", 3)]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).await.unwrap();
+        let mut writer = store.artifacts().write(layout.clone()).unwrap();
+        for span in layout.spans() {
+            writer.push_chunk(&vec![0; span.len as usize]).unwrap();
         }
+        let base = writer.finish().unwrap();
+        Folder { store, base, layout, _dir: dir }
+    }
+
+    impl Folder {
+        fn offer(&self, data: &[u8]) -> UpdateOffer {
+            UpdateOffer {
+                study: StudyDigest(Digest::of(b"study")),
+                round: RoundId(1),
+                base: self.base,
+                attempt: AttemptId::from_bytes([7; 16]),
+                steps: 3,
+                manifest: ArtifactManifest::of(self.layout.clone(), data),
+            }
+        }
+
+        async fn begin(&self, data: &[u8]) -> Upload {
+            let site = "north".parse().unwrap();
+            Upload::begin(&self.store, site, self.offer(data), self.base, None).await.unwrap()
+        }
+
+        fn chunk(&self, data: &[u8], index: u32) -> Vec<u8> {
+            let span = self.layout.spans()[index as usize];
+            data[span.offset as usize..][..span.len as usize].to_vec()
+        }
+    }
+
+    /// Numbers, each another.
+    fn ramp(layout: &TensorLayout) -> Vec<u8> {
+        (0..layout.bytes() / 4).flat_map(|k| (k as f32 + 0.5).to_le_bytes()).collect()
+    }
+
+    #[tokio::test]
+    async fn two_streams_fill_one_update_in_any_order() {
+        let folder = folder().await;
+        let data = ramp(&folder.layout);
+        let upload = Arc::new(folder.begin(&data).await);
+        assert_eq!((upload.missing(), upload.left()), (vec![0, 1, 2, 3], data.len() as u64));
+        let (mut one, mut other) = (Intake::new(upload.clone()), Intake::new(upload.clone()));
+        for (intake, index) in [(&mut one, 3), (&mut other, 0)] {
+            intake.take(index, folder.chunk(&data, index)).await.unwrap();
+        }
+        for (intake, index) in [(&mut one, 1), (&mut other, 2)] {
+            let spare = intake.take(index, folder.chunk(&data, index)).await.unwrap();
+            assert!(!spare.is_empty(), "the buffer comes back");
+        }
+        one.settle().await.unwrap();
+        other.settle().await.unwrap();
+        assert_eq!((upload.missing(), upload.left()), (vec![], 0));
+        drop((one, other));
+
+        let verified = Arc::into_inner(upload).unwrap().keep().await.unwrap();
+        let (study, round) = (verified.study(), verified.round());
+        let kept = folder.store.spool().read(&study, round, verified.site(), &verified.hash());
+        let kept = kept.unwrap().unwrap();
+        for index in 0..4 {
+            assert_eq!(kept.read_chunk(index as usize).unwrap(), folder.chunk(&data, index));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bad_chunk_is_refused_and_what_came_before_stays() {
+        let folder = folder().await;
+        let data = ramp(&folder.layout);
+        let mut intake = Intake::new(Arc::new(folder.begin(&data).await));
+        intake.take(0, folder.chunk(&data, 0)).await.unwrap();
+        let mut bad = folder.chunk(&data, 1);
+        bad[77] ^= 1;
+        intake.take(1, bad).await.unwrap();
+        assert_eq!(intake.settle().await.unwrap_err().code, RefusalCode::BadChunk);
+        assert_eq!(intake.upload().missing(), [1, 2, 3]);
+        drop(intake);
+        assert_eq!(folder.begin(&data).await.missing(), [1, 2, 3], "it is on the disk");
+    }
+
+    #[tokio::test]
+    async fn tensors_that_training_left_alone_are_not_asked_for() {
+        let folder = folder().await;
+        let mut data = ramp(&folder.layout);
+        let (start, end) = (CHUNK_BYTES as usize, 2 * CHUNK_BYTES as usize + 20);
+        data[start..end].fill(0);
+        let upload = Arc::new(folder.begin(&data).await);
+        assert_eq!(upload.missing(), [0, 3]);
+        let mut intake = Intake::new(upload);
+        for index in [0, 3] {
+            intake.take(index, folder.chunk(&data, index)).await.unwrap();
+        }
+        intake.settle().await.unwrap();
+        let Intake { upload, .. } = intake;
+        let verified = Arc::into_inner(upload).unwrap().keep().await.unwrap();
+        assert_eq!(verified.hash(), folder.offer(&data).hash());
     }
 }

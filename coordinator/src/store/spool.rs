@@ -8,10 +8,12 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::artifact::ArtifactManifest;
 use common::ids::{ArtifactHash, ChunkHash, Digest, RoundId, SiteId, StudyDigest};
-use common::update::Verification;
+use common::update::{CheckedChunk, Verification};
 
 use super::StoreError;
 use super::artifacts::{ArtifactFile, chunk, create_data, open_data, read_manifest, write_manifest};
@@ -56,7 +58,7 @@ impl Spool {
             // Last: a manifest says that the data file beside it has its full length.
             write_manifest(&folder, &manifest)?;
         }
-        let data = open_data(&folder)?;
+        let data = Arc::new(open_data(&folder)?);
         let present = rehash(&data, &manifest, resumable);
         Ok(SpooledUpdate { folder, round_folder, site: site.clone(), data, manifest, present })
     }
@@ -104,15 +106,16 @@ impl Spool {
     }
 }
 
-/// An update that is arriving. Nothing about it is trusted but the hashes of the chunks that it has.
+/// An update that is arriving. Nothing about it is trusted but the hashes of the chunks that it has. Several chunks may be
+/// written at once.
 #[derive(Debug)]
 pub struct SpooledUpdate {
     folder: PathBuf,
     round_folder: PathBuf,
     site: SiteId,
-    data: File,
+    data: Arc<File>,
     manifest: ArtifactManifest,
-    present: Vec<bool>,
+    present: Vec<AtomicBool>,
 }
 
 impl SpooledUpdate {
@@ -123,23 +126,31 @@ impl SpooledUpdate {
 
     /// Indices of the chunks still to come, ascending.
     pub fn missing(&self) -> impl Iterator<Item = usize> + '_ {
-        self.present.iter().enumerate().filter(|(_, present)| !**present).map(|(index, _)| index)
+        let absent =
+            |(index, present): (usize, &AtomicBool)| (!present.load(Ordering::Acquire)).then_some(index);
+        self.present.iter().enumerate().filter_map(absent)
     }
 
-    /// Writes a chunk whose bytes are right; `false`, and nothing written, when they are not.
+    /// Writes a chunk that was checked: its bytes are not hashed again.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] when there is no such chunk; the disk.
-    pub fn write_chunk(&mut self, index: usize, bytes: &[u8]) -> Result<bool, StoreError> {
-        let (span, hash) = chunk(&self.manifest, index)?;
-        if ChunkHash(Digest::of(bytes)) != hash {
-            return Ok(false);
+    /// [`StoreError::Corrupt`] when it was checked for another update; the disk.
+    pub fn write_checked(&self, checked: &CheckedChunk<'_>) -> Result<(), StoreError> {
+        let index = usize::try_from(checked.index()).unwrap_or(usize::MAX);
+        let (span, _) = chunk(&self.manifest, index)?;
+        if !checked.is_of(&self.manifest) {
+            return Err(StoreError::corrupt("update", format!("chunk {index} is of another update")));
         }
-        self.data.write_all_at(bytes, span.offset).map_err(StoreError::file(&self.folder))?;
-        if let Some(present) = self.present.get_mut(index) {
-            *present = true;
+        self.data.write_all_at(checked.bytes(), span.offset).map_err(StoreError::file(&self.folder))?;
+        if let Some(present) = self.present.get(index) {
+            present.store(true, Ordering::Release);
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// A sync of what is written so far, to run while more arrives.
+    pub fn sync(&self) -> SpoolSync {
+        SpoolSync { data: self.data.clone(), folder: self.folder.clone() }
     }
 
     /// Reads back a chunk that was written.
@@ -186,12 +197,29 @@ impl SpooledUpdate {
     }
 }
 
+/// A sync of an update that is still arriving. What it says must not be lost: the disk tells of a failed write once.
+#[derive(Debug)]
+pub struct SpoolSync {
+    data: Arc<File>,
+    folder: PathBuf,
+}
+
+impl SpoolSync {
+    /// Has the disk write; returns when it has.
+    ///
+    /// # Errors
+    /// The disk: then the update must not be kept.
+    pub fn run(self) -> Result<(), StoreError> {
+        self.data.sync_data().map_err(StoreError::file(&self.folder))
+    }
+}
+
 fn kept(round_folder: &Path, site: &SiteId, update: &ArtifactHash) -> PathBuf {
     round_folder.join(format!("{site}.{update}"))
 }
 
 /// Which chunks of a file are right. A new file has none: its zeros are not looked at.
-fn rehash(data: &File, manifest: &ArtifactManifest, resumed: bool) -> Vec<bool> {
+fn rehash(data: &File, manifest: &ArtifactManifest, resumed: bool) -> Vec<AtomicBool> {
     let mut buffer = vec![0; usize::try_from(common::artifact::CHUNK_BYTES).unwrap_or(0)];
     let spans = manifest.layout().spans().iter().zip(manifest.chunks());
     spans
@@ -199,6 +227,7 @@ fn rehash(data: &File, manifest: &ArtifactManifest, resumed: bool) -> Vec<bool> 
             let Some(bytes) = buffer.get_mut(..span.len as usize).filter(|_| resumed) else { return false };
             data.read_exact_at(bytes, span.offset).is_ok() && ChunkHash(Digest::of(bytes)) == *hash
         })
+        .map(AtomicBool::new)
         .collect()
 }
 

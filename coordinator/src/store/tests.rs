@@ -1,6 +1,7 @@
 use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
 use common::ids::{Digest, Role, RoundId, SiteId, StudyDigest};
 use common::time::Timestamp;
+use common::update::CheckedChunk;
 
 use super::*;
 use crate::pki::{Serial, Token, TokenHash};
@@ -49,6 +50,11 @@ fn update(fill: u8) -> (ArtifactManifest, Vec<u8>) {
 fn chunk_of<'a>(manifest: &ArtifactManifest, data: &'a [u8], index: usize) -> &'a [u8] {
     let span = manifest.layout().spans()[index];
     &data[span.offset as usize..][..span.len as usize]
+}
+
+/// Chunk `index` of an update, checked.
+fn checked<'a>(manifest: &ArtifactManifest, data: &'a [u8], index: u32) -> CheckedChunk<'a> {
+    CheckedChunk::check(manifest, index, chunk_of(manifest, data, index as usize)).unwrap()
 }
 
 #[tokio::test]
@@ -229,21 +235,22 @@ async fn a_changed_byte_on_disk_is_noticed() {
 async fn an_update_resumes_with_the_chunks_that_are_right() {
     let (dir, store) = store().await;
     let study = study(&store).await;
-    let (manifest, data) = update(2);
+    let (manifest, data) = update(9);
     let receive =
         |store: &Store| store.spool().receive(&study, RoundId(1), &site("a"), manifest.clone()).unwrap();
-    let mut spooled = receive(&store);
+    let spooled = receive(&store);
     assert_eq!(spooled.missing().collect::<Vec<_>>(), [0, 1, 2]);
-    assert!(spooled.write_chunk(1, chunk_of(&manifest, &data, 1)).unwrap());
-    assert!(!spooled.write_chunk(0, b"other bytes").unwrap());
+    spooled.write_checked(&checked(&manifest, &data, 1)).unwrap();
+    let (other, theirs) = update(3);
+    assert!(spooled.write_checked(&checked(&other, &theirs, 0)).is_err(), "of another update");
     drop(spooled);
     store.close().await;
 
     let store = Store::open(dir.path()).await.unwrap();
-    let mut spooled = receive(&store);
+    let spooled = receive(&store);
     assert_eq!(spooled.missing().collect::<Vec<_>>(), [0, 2]);
     for index in [2, 0] {
-        assert!(spooled.write_chunk(index, chunk_of(&manifest, &data, index)).unwrap());
+        spooled.write_checked(&checked(&manifest, &data, index)).unwrap();
     }
     let hash = spooled.keep().unwrap();
     let kept = store.spool().read(&study, RoundId(1), &site("a"), &hash).unwrap().unwrap();
@@ -257,8 +264,8 @@ async fn an_incomplete_update_is_not_kept_and_a_new_attempt_replaces_it() {
     let (_dir, store) = store().await;
     let study = study(&store).await;
     let (first, data) = update(3);
-    let mut spooled = store.spool().receive(&study, RoundId(1), &site("a"), first.clone()).unwrap();
-    spooled.write_chunk(0, chunk_of(&first, &data, 0)).unwrap();
+    let spooled = store.spool().receive(&study, RoundId(1), &site("a"), first.clone()).unwrap();
+    spooled.write_checked(&checked(&first, &data, 0)).unwrap();
     assert!(spooled.keep().is_err());
 
     let (second, _) = update(4);
