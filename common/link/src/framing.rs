@@ -69,7 +69,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     ) -> Result<(), LinkError> {
         buffer.clear();
         while buffer.len() < len {
-            let step = READ_STEP.min(len - buffer.len());
+            // What the buffer has room for is paid already.
+            let step = READ_STEP.max(buffer.capacity() - buffer.len()).min(len - buffer.len());
             buffer.reserve(step);
             if (&mut self.stream).take(step as u64).read_buf(buffer).await? == 0 {
                 return Err(LinkError::CutOff { what });

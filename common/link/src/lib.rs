@@ -17,6 +17,7 @@ pub mod quic;
 mod tests;
 pub mod tls;
 pub mod transfer;
+pub mod write_back;
 
 pub use close::CloseCode;
 pub use error::{Alert, LinkError};

@@ -2,18 +2,43 @@
 //!
 //! What a side has, it knows itself ([`ChunkSink::missing`]); so after a cut, asking again fetches only what is
 //! missing. No chunk reaches a sink before its content has the hash that the manifest names.
+//!
+//! Chunks may be [`share`]d out over up to [`MAX_STREAMS`] exchanges. A side that sends reads the next chunk while one is
+//! on the wire.
 
+use std::convert::identity;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
 
 use common::artifact::ArtifactManifest;
 use common::ids::{ArtifactHash, AttemptId};
-use common::wire::{ChunkError, ChunkHeader, Reply, Request, chunk};
+use common::wire::{ChunkError, ChunkHeader, Message, Reply, Request, chunk};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::LinkError;
 use crate::framing::{FrameReader, FrameWriter, within};
+
+/// Most exchanges that move chunks of one artifact in one direction at once. A coordinator reads so many beside each other:
+/// one more would fill the connection's window with bytes that nobody reads.
+pub const MAX_STREAMS: usize = 4;
+
+/// Deals `indices` to so many streams, in turn: each gets ascending ones, none of them nothing.
+pub fn share(indices: &[u32], streams: usize) -> Vec<Vec<u32>> {
+    let streams = streams.clamp(1, MAX_STREAMS).min(indices.len());
+    let deal = |first| -> Vec<u32> { indices.iter().copied().skip(first).step_by(streams).collect() };
+    (0..streams).map(deal).collect()
+}
+
+/// How long a site waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For its turn: the coordinator serves some transfers at a time, the others queue. A coordinator that is gone is
+    /// noticed by the connection, long before.
+    pub turn: Duration,
+    /// For each chunk, once they come.
+    pub chunk: Duration,
+}
 
 /// Where chunks are read from.
 pub trait ChunkSource {
@@ -57,8 +82,7 @@ where
     Ok(manifest)
 }
 
-/// Site: fetches what `sink` misses of the artifact with this manifest. `patience` bounds the wait for each chunk, not
-/// for all of them. Returns how many chunks came.
+/// Site: fetches chunks `indices` of the artifact with this manifest into `sink`. Returns how many came.
 ///
 /// # Errors
 /// [`LinkError::Chunk`] when a chunk is not what the manifest names: what came before it is kept.
@@ -66,36 +90,38 @@ pub async fn fetch_chunks<R, W, S>(
     reader: &mut FrameReader<R>,
     writer: &mut FrameWriter<W>,
     manifest: &ArtifactManifest,
+    indices: &[u32],
     sink: &mut S,
-    patience: Duration,
+    patience: Patience,
 ) -> Result<u32, LinkError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
     S: ChunkSink,
 {
-    let indices = sink.missing();
-    writer.write(&Request::GetChunks { artifact: manifest.hash(), indices: indices.clone() }).await?;
+    writer.write(&Request::GetChunks { artifact: manifest.hash(), indices: indices.to_vec() }).await?;
     writer.finish().await?;
     let mut buffer = Vec::new();
     let mut fetched = 0;
-    for &index in &indices {
-        let Reply::Chunk(header) = read_reply(reader, patience).await? else {
+    for &index in indices {
+        let wait = if fetched == 0 { patience.turn } else { patience.chunk };
+        let Reply::Chunk(header) = read_reply(reader, wait).await? else {
             return Err(LinkError::Unexpected { expected: "a chunk", got: "another reply" });
         };
         if header.index != index {
             return Err(LinkError::Unexpected { expected: "the next chunk asked for", got: "another chunk" });
         }
-        receive_body(reader, manifest, header, &mut buffer, patience).await?;
+        receive_body(reader, manifest, header, &mut buffer, patience.chunk).await?;
         chunk::check_chunk(manifest, index, &buffer)?;
         sink.keep_chunk(index, &buffer).await?;
         fetched += 1;
     }
-    expect_done(read_reply(reader, patience).await?)?;
+    expect_done(read_reply(reader, patience.chunk).await?)?;
     Ok(fetched)
 }
 
-/// Coordinator: answers `GetChunks`. Indices that the artifact does not have are an error before the first byte.
+/// Coordinator: answers `GetChunks`. Indices that the artifact does not have are an error before the first byte. A site
+/// that takes none of a chunk within `patience` is given up.
 ///
 /// # Errors
 /// [`LinkError::Chunk`] for an index beyond the artifact: answer with a refusal; [`LinkError::Io`] from the source.
@@ -104,6 +130,7 @@ pub async fn serve_chunks<W, S>(
     manifest: &ArtifactManifest,
     indices: &[u32],
     source: &mut S,
+    patience: Duration,
 ) -> Result<(), LinkError>
 where
     W: AsyncWrite + Unpin,
@@ -114,17 +141,13 @@ where
     if let Some(&index) = unknown {
         return Err(ChunkError::Unknown { index, chunks }.into());
     }
-    let mut buffer = Vec::new();
-    for &index in indices {
-        let header = read_source(source, manifest, index, &mut buffer).await?;
-        writer.write(&Reply::Chunk(header)).await?;
-        writer.write_raw(&buffer).await?;
-    }
+    send_chunks(writer, manifest, indices, source, Reply::Chunk, patience).await?;
     writer.write(&Reply::Done).await?;
     writer.finish().await
 }
 
-/// Site's egress: sends these chunks of an offered update, and waits until the coordinator has kept them.
+/// Site's egress: sends these chunks of an offered update, and waits until the coordinator has kept them. It may have to
+/// wait for its turn, with the wire full or after the last byte of a short update.
 ///
 /// # Errors
 /// [`LinkError::Refused`] when the coordinator rejects a chunk; the error of the stream otherwise.
@@ -135,15 +158,16 @@ pub async fn put_chunks<R, W, S>(
     manifest: &ArtifactManifest,
     indices: &[u32],
     source: &mut S,
-    patience: Duration,
+    patience: Patience,
 ) -> Result<u32, LinkError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
     S: ChunkSource,
 {
-    let sent = send_all(writer, attempt, manifest, indices, source).await;
-    match (sent, read_reply(reader, patience).await) {
+    let sent = send_all(writer, attempt, manifest, indices, source, patience).await;
+    let wait = if sent.is_ok() { patience.turn } else { patience.chunk };
+    match (sent, read_reply(reader, wait).await) {
         (Ok(()), Ok(Reply::Stored { chunks })) => Ok(chunks),
         (Ok(()), Ok(_)) => Err(LinkError::Unexpected { expected: "stored", got: "another reply" }),
         // A coordinator that refuses stops reading: its refusal says more than the broken stream.
@@ -207,6 +231,7 @@ async fn send_all<W, S>(
     manifest: &ArtifactManifest,
     indices: &[u32],
     source: &mut S,
+    patience: Patience,
 ) -> Result<(), LinkError>
 where
     W: AsyncWrite + Unpin,
@@ -215,13 +240,50 @@ where
     // At most 12,288 chunks in an artifact.
     let count = u32::try_from(indices.len()).unwrap_or(u32::MAX);
     writer.write(&Request::PutChunks { attempt, count }).await?;
-    let mut buffer = Vec::new();
-    for &index in indices {
-        let header = read_source(source, manifest, index, &mut buffer).await?;
-        writer.write(&header).await?;
-        writer.write_raw(&buffer).await?;
-    }
+    send_chunks(writer, manifest, indices, source, identity, patience.turn).await?;
     writer.finish().await
+}
+
+/// Sends chunks, each announced; the next is read meanwhile.
+async fn send_chunks<W, S, M>(
+    writer: &mut FrameWriter<W>,
+    manifest: &ArtifactManifest,
+    indices: &[u32],
+    source: &mut S,
+    announce: fn(ChunkHeader) -> M,
+    patience: Duration,
+) -> Result<(), LinkError>
+where
+    W: AsyncWrite + Unpin,
+    S: ChunkSource,
+    M: Message,
+{
+    let mut indices = indices.iter().copied();
+    let (mut bytes, mut spare) = (Vec::new(), Vec::new());
+    let mut header = read_next(source, manifest, indices.next(), &mut bytes).await?;
+    while let Some(announced) = header {
+        let send = async {
+            writer.write(&announce(announced)).await?;
+            writer.write_raw(&bytes).await
+        };
+        let read = read_next(source, manifest, indices.next(), &mut spare);
+        let ((), next) = tokio::try_join!(within(patience, "room for a chunk", send), read)?;
+        header = next;
+        std::mem::swap(&mut bytes, &mut spare);
+    }
+    Ok(())
+}
+
+async fn read_next<S: ChunkSource>(
+    source: &mut S,
+    manifest: &ArtifactManifest,
+    index: Option<u32>,
+    buffer: &mut Vec<u8>,
+) -> Result<Option<ChunkHeader>, LinkError> {
+    match index {
+        Some(index) => read_source(source, manifest, index, buffer).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Reads a chunk of ours. A disk may lie: what does not have the manifest's length is not sent.

@@ -1,11 +1,12 @@
 //! The network's side of the coordinator: who knocks is let in or turned away, and what is asked is answered.
 //!
 //! `enrolment` speaks with strangers who hold an invite, `session` with one connected site, `requests` answers
-//! each exchange, `upload` takes updates in. No decision about rounds is made here: that is asked of the driver.
+//! each exchange, `upload` takes updates in, `shelf` keeps open what is fetched. No decision about rounds is made here: that is asked of the driver.
 
 mod enrolment;
 mod requests;
 mod session;
+mod shelf;
 mod upload;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::shelf::Shelf;
 use crate::admission::Admission;
 use crate::driver::DriverHandle;
 use crate::pki::Authority;
@@ -30,6 +32,8 @@ pub struct Context {
     pub store: Store,
     /// The driver.
     pub driver: DriverHandle,
+    /// Artifacts that are fetched now.
+    pub shelf: Shelf,
     /// Who may speak.
     pub admission: Admission,
     /// Signs certificates.

@@ -277,9 +277,10 @@ fn brief(offer: &UpdateOffer) -> round::UpdateOffer {
     round::UpdateOffer { study, round, base, attempt, steps, update: offer.hash() }
 }
 
-async fn open_artifact(session: &Session, artifact: ModelHash) -> Result<ArtifactFile, Refusal> {
-    let artifacts = session.context.store.artifacts().clone();
-    let opened = tokio::task::spawn_blocking(move || artifacts.read(&artifact)).await;
+async fn open_artifact(session: &Session, artifact: ModelHash) -> Result<Arc<ArtifactFile>, Refusal> {
+    let context = session.context.clone();
+    let read = move || context.shelf.read(context.store.artifacts(), &artifact);
+    let opened = tokio::task::spawn_blocking(read).await;
     let opened = opened.map_err(|e| internal(StoreError::corrupt("artifact", e)))?.map_err(internal)?;
     opened.ok_or_else(|| refusal(RefusalCode::UnknownArtifact, "the coordinator has no such artifact"))
 }
@@ -291,12 +292,18 @@ async fn serve_chunks(
     exchange: &mut Exchange,
 ) -> Result<(), LinkError> {
     let file = open_artifact(session, artifact).await.map_err(LinkError::Refused)?;
-    let manifest = file.manifest().clone();
+    let mut source = OnDisk(file.clone());
     let served =
-        transfer::serve_chunks(&mut exchange.writer, &manifest, indices, &mut OnDisk(Arc::new(file))).await;
+        transfer::serve_chunks(&mut exchange.writer, file.manifest(), indices, &mut source, CHUNK_PATIENCE)
+            .await;
     match served {
         Err(LinkError::Chunk(error)) => {
             Err(LinkError::Refused(refusal(RefusalCode::UnknownChunk, error.to_string())))
+        }
+        Err(LinkError::Io(error)) if error.get_ref().is_some_and(|error| error.is::<StoreError>()) => {
+            tracing::error!(%artifact, "cannot be served: {error}");
+            session.context.shelf.forget(&artifact);
+            Err(LinkError::Io(error))
         }
         other => other,
     }
@@ -307,9 +314,12 @@ struct OnDisk(Arc<ArtifactFile>);
 
 impl ChunkSource for OnDisk {
     async fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
-        let file = self.0.clone();
-        let read = tokio::task::spawn_blocking(move || file.read_chunk(position(index))).await?;
-        *buffer = read.map_err(io::Error::other)?;
+        let (file, mut bytes) = (self.0.clone(), std::mem::take(buffer));
+        let read = tokio::task::spawn_blocking(move || {
+            let read = file.read_into(position(index), &mut bytes);
+            read.map(|()| bytes)
+        });
+        *buffer = read.await?.map_err(io::Error::other)?;
         Ok(())
     }
 }

@@ -15,17 +15,15 @@ use common::update::{
     CheckedChunk, Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate, ZeroChunks,
 };
 use common::wire::{Refusal, RefusalCode};
+use link::write_back::WriteBack;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use super::requests::internal;
 use crate::driver::position;
-use crate::store::{SpoolSync, SpooledUpdate, Store, StoreError};
+use crate::store::{SpooledUpdate, Store, StoreError};
 
 /// Room for the one update of a connection.
 pub(super) type UploadSlot = tokio::sync::Mutex<Option<Arc<Upload>>>;
-
-/// Bytes after which the disk begins to write, while the next ones arrive: so the last sync is short.
-const SYNC_EVERY: u64 = 16 << 20;
 
 /// An update that is arriving, on any number of streams.
 pub(super) struct Upload {
@@ -114,7 +112,8 @@ impl Upload {
     /// Completes the verification and makes the update durable.
     pub(super) async fn keep(self) -> Result<VerifiedUpdate, Refusal> {
         let Self { verifier, spooled, write_back, .. } = self;
-        write_back.into_inner().settle().await?;
+        let synced = write_back.into_inner().settle().await;
+        synced.map_err(|error| internal(spooled.failed(error)))?;
         off_thread(move || {
             let verified = verifier.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
             spooled.note_verification(&verified.verification())?;
@@ -196,39 +195,10 @@ impl Intake {
         let Some(under_way) = self.under_way.take() else { return Ok(Vec::new()) };
         let Taken { bytes, result } = under_way.await.map_err(|error| failed(&error))?;
         result?;
-        let sync = || self.upload.spooled.sync();
-        self.upload.write_back.lock().await.wrote(bytes.len() as u64, sync).await?;
+        let spooled = &self.upload.spooled;
+        let synced = self.upload.write_back.lock().await.wrote(bytes.len() as u64, spooled.data()).await;
+        synced.map_err(|error| internal(spooled.failed(error)))?;
         Ok(bytes)
-    }
-}
-
-/// Has the disk write what is there already. The disk tells of a failed write once, to whoever syncs first: so what each
-/// sync said is kept until somebody asks.
-#[derive(Default)]
-struct WriteBack {
-    unsynced: u64,
-    under_way: Option<JoinHandle<Result<(), StoreError>>>,
-}
-
-impl WriteBack {
-    /// Notes that so many bytes were written; begins a sync when it is time and none is under way.
-    async fn wrote(&mut self, bytes: u64, sync: impl FnOnce() -> SpoolSync) -> Result<(), Refusal> {
-        self.unsynced += bytes;
-        let busy = self.under_way.as_ref().is_some_and(|under_way| !under_way.is_finished());
-        if self.unsynced < SYNC_EVERY || busy {
-            return Ok(());
-        }
-        self.settle().await?;
-        self.unsynced = 0;
-        let sync = sync();
-        self.under_way = Some(spawn_blocking(move || sync.run()));
-        Ok(())
-    }
-
-    /// Waits for the sync under way; what it said.
-    async fn settle(&mut self) -> Result<(), Refusal> {
-        let Some(under_way) = self.under_way.take() else { return Ok(()) };
-        under_way.await.map_err(|error| failed(&error))?.map_err(internal)
     }
 }
 

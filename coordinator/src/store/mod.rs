@@ -22,7 +22,7 @@ pub use artifacts::{ArtifactFile, ArtifactWriter, Artifacts};
 pub use results::{LossPoint, Receipt, RoundRecord, StoredReport, Traffic};
 pub use server_state::{ServerState, ServerStateWriter, ServerStates};
 pub use sites::{CertificateRecord, InviteRefusal, InviteTerms, SiteRecord, SiteStatus};
-pub use spool::{Spool, SpoolSync, SpooledUpdate};
+pub use spool::{Spool, SpooledUpdate};
 pub use studies::{Journal, JournalEntry, StoredManifest, StoredStudy};
 
 /// Why the store cannot do what it was asked.

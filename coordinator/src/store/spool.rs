@@ -6,6 +6,7 @@
 //! (`verification`), so that aggregation need not read it twice. All calls block.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -148,9 +149,14 @@ impl SpooledUpdate {
         Ok(())
     }
 
-    /// A sync of what is written so far, to run while more arrives.
-    pub fn sync(&self) -> SpoolSync {
-        SpoolSync { data: self.data.clone(), folder: self.folder.clone() }
+    /// Its data, to be synced while more arrives.
+    pub fn data(&self) -> &Arc<File> {
+        &self.data
+    }
+
+    /// The disk's word about such a sync.
+    pub fn failed(&self, source: io::Error) -> StoreError {
+        StoreError::file(&self.folder)(source)
     }
 
     /// Reads back a chunk that was written.
@@ -197,23 +203,6 @@ impl SpooledUpdate {
     }
 }
 
-/// A sync of an update that is still arriving. What it says must not be lost: the disk tells of a failed write once.
-#[derive(Debug)]
-pub struct SpoolSync {
-    data: Arc<File>,
-    folder: PathBuf,
-}
-
-impl SpoolSync {
-    /// Has the disk write; returns when it has.
-    ///
-    /// # Errors
-    /// The disk: then the update must not be kept.
-    pub fn run(self) -> Result<(), StoreError> {
-        self.data.sync_data().map_err(StoreError::file(&self.folder))
-    }
-}
-
 fn kept(round_folder: &Path, site: &SiteId, update: &ArtifactHash) -> PathBuf {
     round_folder.join(format!("{site}.{update}"))
 }
@@ -233,7 +222,7 @@ fn rehash(data: &File, manifest: &ArtifactManifest, resumed: bool) -> Vec<Atomic
 
 fn remove_if_there(folder: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::file(folder)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::file(folder)(error)),
         _ => Ok(()),
     }
 }

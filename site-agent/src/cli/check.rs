@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use common::taxonomy::Taxonomy;
-use link::quic::QuicSettings;
 use serde::Serialize;
 
 use super::error_report::{CliError, Exit};
@@ -158,8 +157,7 @@ fn certificate(until: jiff::Timestamp, now: jiff::Timestamp) -> Result<String, C
 }
 
 async fn check_link(config: &SiteConfig, identity: &Identity) -> Result<String, CliError> {
-    let settings = QuicSettings { congestion: config.congestion, ..QuicSettings::site() };
-    let dial = Dial::new(config.coordinator.clone(), identity, settings);
+    let dial = Dial::new(config.coordinator.clone(), identity, config.transport());
     let (dialer, _, welcome, _) = dial.connect().await?;
     dialer.close().await;
     Ok(format!("welcomed by `{}` as {} `{}`", welcome.consortium, welcome.role, welcome.site))

@@ -27,7 +27,7 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), CliError> {
     );
     let state = StateFolder::open(&config.state)?;
     let _lock = state.lock()?;
-    let egress = Egress::open(policy, &state.ledger())?;
+    let egress = Egress::open(policy, &state.ledger())?.with_traffic(config.traffic.clone());
     let work = SiteWork::new(config.clone(), member.site.clone(), state.clone())?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {

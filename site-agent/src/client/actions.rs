@@ -43,8 +43,8 @@ impl Agent {
                     return Ok(Some(Event::ModelStored { artifact }));
                 }
                 let folder = self.artifacts.clone();
-                self.begin(Errand::Fetch(artifact), move |connection, _| async move {
-                    Some(errands::fetch(&connection, &folder, artifact).await)
+                self.begin(Errand::Fetch(artifact), move |connection, egress| async move {
+                    Some(errands::fetch(&connection, &egress, &folder, artifact).await)
                 });
             }
             Action::CancelFetch { artifact } => self.cancel(Errand::Fetch(artifact)),

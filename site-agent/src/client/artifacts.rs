@@ -1,23 +1,28 @@
 //! Artifacts on disk, by their hash: fetched models and embeddings, and updates that wait to be sent.
 //!
 //! `HASH.json` is the manifest, `HASH.data` the tensors' bytes, `HASH.part` the same with holes while it is fetched.
-//! Which chunks a `.part` has is not written down: those whose bytes have the right hash. So a crash costs nothing.
+//! Which chunks a `.part` has is not written down: those whose bytes have the right hash. So a crash costs nothing. A chunk
+//! that another artifact here has, of a tensor that did not change, is copied and not fetched.
+//!
+//! Tensors and files meet a chunk at a time: no artifact is in memory as bytes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use common::artifact::{ArtifactManifest, TensorLayout, TensorSpec};
-use common::ids::{ArtifactHash, ChunkHash};
+use common::artifact::{ArtifactManifest, ChunkSpan, Dtype, TensorLayout, TensorSpec};
+use common::ids::{ArtifactHash, ChunkHash, Digest};
 use common::wire::chunk::check_chunk;
 use link::transfer::{ChunkSink, ChunkSource};
+use link::write_back::WriteBack;
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, FileError};
-use crate::model::NamedTensors;
-use crate::train::tensors::{TensorError, from_artifact, to_artifact};
+use crate::model::{HostTensor, NamedTensors};
+use crate::train::tensors::{TensorError, layout_of};
 
 /// A folder of artifacts.
 #[derive(Clone, Debug)]
@@ -74,7 +79,7 @@ impl ArtifactFolder {
         Ok(manifest.ok().filter(|manifest| manifest.hash() == hash))
     }
 
-    /// Goes on fetching an artifact: what is here of it, and a sink for the rest.
+    /// Goes on fetching an artifact: what is here of it, and a sink for the rest. Blocks.
     ///
     /// # Errors
     /// [`FileError`].
@@ -82,11 +87,59 @@ impl ArtifactFolder {
         let hash = manifest.hash();
         self.write_manifest(manifest)?;
         let path = self.part(hash);
+        let fail = |source| FileError::new("write", &path, source);
         let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
-        let file = opened.map_err(|source| FileError::new("write", &path, source))?;
-        file.set_len(manifest.layout().bytes()).map_err(|source| FileError::new("write", &path, source))?;
-        let missing = missing_chunks(&file, manifest);
-        Ok(PartialArtifact { file, manifest: manifest.clone(), missing, path, done: self.data(hash) })
+        let file = opened.map_err(fail)?;
+        let resumed = file.metadata().map_err(fail)?.len() > 0;
+        file.set_len(manifest.layout().bytes()).map_err(fail)?;
+        // A new file has nothing but zeros, which would be hashed for nothing.
+        let mut missing: BTreeSet<u32> = match resumed {
+            true => missing_chunks(&file, manifest),
+            false => (0..).zip(manifest.chunks()).map(|(index, _)| index).collect(),
+        };
+        self.copy_known(manifest, &file, &mut missing).map_err(fail)?;
+        let (file, done, write_back) = (Arc::new(file), self.data(hash), tokio::sync::Mutex::default());
+        let manifest = manifest.clone();
+        let fetched = Fetched { file, manifest, missing: Mutex::new(missing), write_back, path, done };
+        Ok(PartialArtifact(Arc::new(fetched)))
+    }
+
+    /// Copies what other artifacts here have of the missing chunks, each checked. What cannot be read here is fetched.
+    fn copy_known(
+        &self,
+        manifest: &ArtifactManifest,
+        into: &File,
+        missing: &mut BTreeSet<u32>,
+    ) -> io::Result<()> {
+        let mut wanted: BTreeMap<ChunkHash, Vec<u32>> = BTreeMap::new();
+        for (index, hash) in (0u32..).zip(manifest.chunks()).filter(|(index, _)| missing.contains(index)) {
+            wanted.entry(*hash).or_default().push(index);
+        }
+        let mut buffer = Vec::new();
+        for other in self.newest_first().unwrap_or_default() {
+            let Ok(Some(theirs)) = self.manifest(other) else { continue };
+            let shared = theirs.chunks().iter().zip(theirs.layout().spans());
+            let shared: Vec<_> = shared.filter(|(hash, _)| wanted.contains_key(hash)).collect();
+            if shared.is_empty() {
+                continue;
+            }
+            let Ok(from) = File::open(self.data(other)) else { continue };
+            for (hash, span) in shared {
+                buffer.resize(span.len as usize, 0);
+                let intact = from.read_exact_at(&mut buffer, span.offset).is_ok()
+                    && ChunkHash(Digest::of(&buffer)) == *hash;
+                if !intact {
+                    continue;
+                }
+                // Absent: the other artifact has the chunk twice.
+                let Some(indices) = wanted.remove(hash) else { continue };
+                for index in indices {
+                    into.write_all_at(&buffer, span_of(manifest, index)?.offset)?;
+                    missing.remove(&index);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Keeps tensors as an artifact: durable when it returns.
@@ -94,9 +147,22 @@ impl ArtifactFolder {
     /// # Errors
     /// [`ArtifactError`].
     pub fn store(&self, tensors: &NamedTensors) -> Result<ArtifactManifest, ArtifactError> {
-        let (manifest, data) = to_artifact(tensors)?;
+        let layout = layout_of(tensors)?;
+        let mut file = files::Unnamed::begin(&self.0)?;
+        let (mut chunks, mut buffer) = (Vec::with_capacity(layout.spans().len()), Vec::<u8>::new());
+        for tensor in tensors.values() {
+            for values in tensor.values().chunks(NUMBERS_OF_A_CHUNK) {
+                buffer.resize(values.len() * 4, 0);
+                for (bytes, value) in buffer.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                    *bytes = value.to_le_bytes();
+                }
+                chunks.push(ChunkHash(Digest::of(&buffer)));
+                file.write(&buffer)?;
+            }
+        }
+        let manifest = ArtifactManifest::new(layout, chunks).map_err(TensorError::from)?;
         self.write_manifest(&manifest)?;
-        files::write(&self.data(manifest.hash()), &data)?;
+        file.place(&self.data(manifest.hash()))?;
         Ok(manifest)
     }
 
@@ -106,18 +172,21 @@ impl ArtifactFolder {
     /// [`ArtifactError`].
     pub fn load(&self, hash: ArtifactHash) -> Result<NamedTensors, ArtifactError> {
         let manifest = self.manifest(hash)?.filter(|_| self.has(hash)).ok_or(ArtifactError::Absent(hash))?;
-        let data = files::read(&self.data(hash))?;
-        let intact = data.len() as u64 == manifest.layout().bytes()
-            && (0..).zip(manifest.layout().spans()).all(|(index, span)| {
-                let start = span.offset as usize;
-                check_chunk(&manifest, index, &data[start..start + span.len as usize]).is_ok()
-            });
-        if !intact {
+        let path = self.data(hash);
+        let fail = |source| FileError::new("read", &path, source);
+        let file = File::open(&path).map_err(fail)?;
+        let whole = file.metadata().map_err(fail)?.len() == manifest.layout().bytes();
+        let tensors = if whole { read_tensors(&file, &manifest).map_err(fail)? } else { None };
+        let Some(tensors) = tensors else {
             // Fetched again at the next need.
-            files::remove(&self.data(hash))?;
+            files::remove(&path)?;
             return Err(ArtifactError::Damaged(hash));
-        }
-        Ok(from_artifact(manifest.layout(), &data)?)
+        };
+        let named = tensors.into_iter().zip(manifest.layout().tensors()).map(|(values, spec)| {
+            let shape = spec.shape.iter().map(|&axis| axis as usize).collect();
+            Ok((spec.name.clone(), HostTensor::new(shape, values).map_err(TensorError::from)?))
+        });
+        named.collect()
     }
 
     /// The chunks of an artifact, for sending.
@@ -128,7 +197,8 @@ impl ArtifactFolder {
         let manifest = self.manifest(hash)?.ok_or(ArtifactError::Absent(hash))?;
         let path = self.data(hash);
         let file = File::open(&path).map_err(|source| FileError::new("read", &path, source))?;
-        Ok((manifest.clone(), StoredChunks { file, manifest }))
+        let chunks = StoredChunks { file: Arc::new(file), manifest: Arc::new(manifest.clone()) };
+        Ok((manifest, chunks))
     }
 
     /// Removes an artifact.
@@ -186,9 +256,35 @@ impl ArtifactFolder {
     }
 }
 
+/// Numbers of a full chunk.
+const NUMBERS_OF_A_CHUNK: usize = (common::artifact::CHUNK_BYTES / 4) as usize;
+
+/// The numbers of each tensor; `None` when a chunk is not what the manifest names.
+fn read_tensors(file: &File, manifest: &ArtifactManifest) -> io::Result<Option<Vec<Vec<f32>>>> {
+    let layout = manifest.layout();
+    let room = |spec: &TensorSpec| {
+        let Dtype::F32 = spec.dtype;
+        // Whole files alone are read: so many numbers are there.
+        Vec::with_capacity(usize::try_from(spec.elements().unwrap_or(0)).unwrap_or(0))
+    };
+    let mut tensors: Vec<Vec<f32>> = layout.tensors().iter().map(room).collect();
+    let mut buffer = Vec::<u8>::new();
+    for (index, span) in (0..).zip(layout.spans()) {
+        buffer.resize(span.len as usize, 0);
+        file.read_exact_at(&mut buffer, span.offset)?;
+        if check_chunk(manifest, index, &buffer).is_err() {
+            return Ok(None);
+        }
+        if let Some(tensor) = tensors.get_mut(span.tensor) {
+            tensor.extend(buffer.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)));
+        }
+    }
+    Ok(Some(tensors))
+}
+
 fn missing_chunks(file: &File, manifest: &ArtifactManifest) -> BTreeSet<u32> {
     let mut buffer = Vec::new();
-    let here = |index: u32, span: &common::artifact::ChunkSpan, buffer: &mut Vec<u8>| {
+    let here = |index: u32, span: &ChunkSpan, buffer: &mut Vec<u8>| {
         buffer.resize(span.len as usize, 0);
         file.read_exact_at(buffer, span.offset).is_ok() && check_chunk(manifest, index, buffer).is_ok()
     };
@@ -196,12 +292,21 @@ fn missing_chunks(file: &File, manifest: &ArtifactManifest) -> BTreeSet<u32> {
     spans.filter(|(index, span)| !here(*index, span, &mut buffer)).map(|(index, _)| index).collect()
 }
 
-/// An artifact while it is fetched.
+fn span_of(manifest: &ArtifactManifest, index: u32) -> io::Result<ChunkSpan> {
+    let span = manifest.layout().spans().get(index as usize).copied();
+    span.ok_or_else(|| io::Error::other("no such chunk"))
+}
+
+/// An artifact while it is fetched, by any number of streams: clones are the same artifact.
+#[derive(Clone, Debug)]
+pub struct PartialArtifact(Arc<Fetched>);
+
 #[derive(Debug)]
-pub struct PartialArtifact {
-    file: File,
+struct Fetched {
+    file: Arc<File>,
     manifest: ArtifactManifest,
-    missing: BTreeSet<u32>,
+    missing: Mutex<BTreeSet<u32>>,
+    write_back: tokio::sync::Mutex<WriteBack>,
     path: PathBuf,
     done: PathBuf,
 }
@@ -211,42 +316,49 @@ impl PartialArtifact {
     ///
     /// # Errors
     /// [`FileError`], also when chunks are missing.
-    pub fn finish(self) -> Result<(), FileError> {
-        if !self.missing.is_empty() {
-            let problem = format!("{} chunks are missing", self.missing.len());
-            return Err(FileError::new("complete", &self.path, io::Error::other(problem)));
+    pub async fn finish(self) -> Result<(), FileError> {
+        let Fetched { file, path, done, write_back, .. } = &*self.0;
+        let missing = self.missing().len();
+        if missing > 0 {
+            let problem = format!("{missing} chunks are missing");
+            return Err(FileError::new("complete", path, io::Error::other(problem)));
         }
-        self.file.sync_all().map_err(|source| FileError::new("write", &self.path, source))?;
-        files::rename(&self.path, &self.done)
+        let fail = |source| FileError::new("write", path, source);
+        write_back.lock().await.settle().await.map_err(fail)?;
+        let (file, from, to) = (file.clone(), path.clone(), done.clone());
+        let synced = tokio::task::spawn_blocking(move || {
+            file.sync_all().map_err(|source| FileError::new("write", &from, source))?;
+            files::rename(&from, &to)
+        });
+        synced.await.map_err(|error| fail(error.into()))?
     }
 }
 
 impl ChunkSink for PartialArtifact {
     fn missing(&self) -> Vec<u32> {
-        self.missing.iter().copied().collect()
+        // A poisoned lock guards a set of numbers: one that was not removed is fetched again.
+        self.0.missing.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 
-    // One MiB into the page cache: shorter than handing it to another thread.
+    // One MiB into the page cache: shorter than handing it to another thread. The disk writes it later.
     async fn keep_chunk(&mut self, index: u32, bytes: &[u8]) -> io::Result<()> {
-        let span = self.manifest.layout().spans().get(index as usize);
-        let span = span.ok_or_else(|| io::Error::other("no such chunk"))?;
-        self.file.write_all_at(bytes, span.offset)?;
-        self.missing.remove(&index);
-        Ok(())
+        let Fetched { file, manifest, missing, write_back, .. } = &*self.0;
+        file.write_all_at(bytes, span_of(manifest, index)?.offset)?;
+        missing.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
+        write_back.lock().await.wrote(bytes.len() as u64, file).await
     }
 }
 
-/// A whole artifact, read chunk by chunk.
-#[derive(Debug)]
+/// A whole artifact, read chunk by chunk; clones read the same file.
+#[derive(Clone, Debug)]
 pub struct StoredChunks {
-    file: File,
-    manifest: ArtifactManifest,
+    file: Arc<File>,
+    manifest: Arc<ArtifactManifest>,
 }
 
 impl ChunkSource for StoredChunks {
     async fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
-        let span = self.manifest.layout().spans().get(index as usize);
-        let span = span.ok_or_else(|| io::Error::other("no such chunk"))?;
+        let span = span_of(&self.manifest, index)?;
         buffer.resize(span.len as usize, 0);
         link::failpoint::pass("site.mid-upload");
         self.file.read_exact_at(buffer, span.offset)
@@ -285,8 +397,44 @@ mod tests {
             chunks.read_chunk(index, &mut buffer).await.unwrap();
             sink.keep_chunk(index, &buffer).await.unwrap();
         }
-        sink.finish().unwrap();
+        sink.finish().await.unwrap();
         assert_eq!(to.load(manifest.hash()).unwrap(), tensors());
+    }
+
+    #[test]
+    fn an_artifact_is_what_its_tensors_are_however_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let artifacts = ArtifactFolder::open(folder.path()).unwrap();
+        let (manifest, data) = crate::train::tensors::to_artifact(&tensors()).unwrap();
+        assert_eq!(artifacts.store(&tensors()).unwrap(), manifest);
+        assert_eq!(std::fs::read(artifacts.data(manifest.hash())).unwrap(), data);
+        assert_eq!(artifacts.load(manifest.hash()).unwrap(), tensors());
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 2, "the manifest, the data, and nothing beside");
+    }
+
+    #[test]
+    fn a_tensor_that_did_not_change_is_not_fetched_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let artifacts = ArtifactFolder::open(folder.path()).unwrap();
+        let old = artifacts.store(&tensors()).unwrap();
+        // `b` changed, and so did the second chunk of `a`; `c` is a copy of the first.
+        let mut next = tensors();
+        let first: Vec<f32> = next["a"].values()[..NUMBERS_OF_A_CHUNK].to_vec();
+        next.insert("c".to_owned(), HostTensor::new(vec![NUMBERS_OF_A_CHUNK], first).unwrap());
+        next.get_mut("a").unwrap().values_mut()[299_999] += 1.0;
+        next.get_mut("b").unwrap().values_mut()[0] += 1.0;
+        let (manifest, _) = crate::train::tensors::to_artifact(&next).unwrap();
+        assert_eq!(artifacts.begin(&manifest).unwrap().missing(), [1, 2]);
+        // A damaged copy helps nobody.
+        let other = tempfile::tempdir().unwrap();
+        let artifacts = ArtifactFolder::open(other.path()).unwrap();
+        artifacts.store(&tensors()).unwrap();
+        let path = artifacts.data(old.hash());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[77] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(artifacts.begin(&manifest).unwrap().missing(), [0, 1, 2, 3]);
     }
 
     #[test]

@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use common::config::{Diagnostics, Document, Problems};
 use common::taxonomy::Taxonomy;
-use link::quic::Congestion;
+use link::quic::{Congestion, QuicSettings};
 use serde::Deserialize;
 
 use super::address::Address;
 use super::checkpointing::CheckpointPolicy;
 use super::identity::IdentityFolder;
+use super::traffic::{self, RawBandwidth};
 use crate::data::DataError;
 use crate::data::dataset::{Case, DatasetConfig, read_datasets};
 use crate::data::folds::Folds;
-use crate::egress::Policy;
+use crate::egress::{Policy, Traffic};
 use crate::model::DeviceKind;
 
 #[derive(Deserialize)]
@@ -39,6 +40,10 @@ struct RawSite {
     memory_mib: Option<u64>,
     #[serde(default)]
     congestion: RawCongestion,
+    #[serde(default)]
+    streams: Option<u32>,
+    #[serde(default)]
+    bandwidth: RawBandwidth,
     #[serde(default)]
     min_count: Option<u32>,
     #[serde(default)]
@@ -115,6 +120,8 @@ pub struct SiteConfig {
     pub memory_bytes: usize,
     /// Congestion control of the link.
     pub congestion: Congestion,
+    /// Streams and bandwidth caps of transfers.
+    pub traffic: Traffic,
     /// Counts of patients below this are not told.
     pub min_count: u32,
     /// When a round is kept while it is trained.
@@ -148,6 +155,7 @@ impl SiteConfig {
         problems.in_range("checkpoint.every_minutes", raw.checkpoint.every_minutes, 0..=1440);
         problems.in_range("min_count", raw.min_count.unwrap_or(5), 1..=1000);
         check_names(&raw.dataset, &mut problems);
+        let traffic = traffic::parse(raw.streams, &raw.bandwidth, &mut problems);
         let base = file.parent().unwrap_or(Path::new("")).to_owned();
         let left_out = parse_left_out(raw.folds.as_deref(), raw.fold, &base, &mut problems);
         document.locate(problems)?;
@@ -166,6 +174,7 @@ impl SiteConfig {
                 RawCongestion::Bbr => Congestion::Bbr,
                 RawCongestion::Cubic => Congestion::Cubic,
             },
+            traffic,
             min_count: raw.min_count.unwrap_or(5),
             checkpoints: raw.checkpoint.policy(),
             left_out,
@@ -180,6 +189,16 @@ impl SiteConfig {
     /// A file that cannot be read, or [`Diagnostics`].
     pub fn read(file: &Path) -> anyhow::Result<Self> {
         Ok(Self::parse(file, &super::files::read_text(file)?)?)
+    }
+
+    /// Settings of the link. With a download cap, no more is under way to us than comes in a quarter of a second.
+    pub fn transport(&self) -> QuicSettings {
+        let settings = QuicSettings { congestion: self.congestion, ..QuicSettings::site() };
+        let Some(rate) = self.traffic.bandwidth.fastest_download() else { return settings };
+        let ahead = u32::try_from(rate / 4).unwrap_or(u32::MAX).max(SMALLEST_WINDOW);
+        let (stream_window, receive_window) =
+            (settings.stream_window.min(ahead), settings.receive_window.min(ahead));
+        QuicSettings { stream_window, receive_window, ..settings }
     }
 
     /// The scans of all data sets, by name; those of the fold that training leaves out are validation scans.
@@ -203,6 +222,9 @@ impl SiteConfig {
         Ok(Policy::parse(&self.policy.display().to_string(), &text)?)
     }
 }
+
+/// Enough for every message.
+const SMALLEST_WINDOW: u32 = 256 << 10;
 
 fn parse_device(text: Option<&str>, problems: &mut Problems) -> DeviceKind {
     let text = text.unwrap_or("cpu");

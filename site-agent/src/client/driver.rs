@@ -16,7 +16,7 @@ use common::signed::SigningKey;
 use common::time::Timestamp;
 use common::wire::{Notice, SignedBytes};
 use link::failpoint;
-use link::quic::{Connection, QuicSettings};
+use link::quic::Connection;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -129,7 +129,6 @@ impl Agent {
         let (journal, machine) = Journal::open(&state.journal(), &who)?;
         let (news, inbox) = mpsc::channel(64);
         let (out, outcomes) = mpsc::channel(64);
-        let settings = QuicSettings { congestion: config.congestion, ..QuicSettings::site() };
         let outbox = state.outbox()?;
         Ok(Self {
             site,
@@ -156,7 +155,7 @@ impl Agent {
             said: None,
             todo: VecDeque::new(),
             is_halted: false,
-            dial: Some(Dial::new(config.coordinator.clone(), identity, settings)),
+            dial: Some(Dial::new(config.coordinator.clone(), identity, config.transport())),
             inbox,
             outcomes,
             state,

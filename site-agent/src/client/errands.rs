@@ -42,8 +42,13 @@ impl StoredReport {
 }
 
 /// Has an artifact here, complete and checked.
-pub(super) async fn fetch(connection: &Connection, folder: &ArtifactFolder, artifact: ArtifactHash) -> Event {
-    match try_fetch(connection, folder, artifact).await {
+pub(super) async fn fetch(
+    connection: &Connection,
+    egress: &Egress,
+    folder: &ArtifactFolder,
+    artifact: ArtifactHash,
+) -> Event {
+    match try_fetch(connection, egress, folder, artifact).await {
         Ok(()) => Event::ModelStored { artifact },
         Err(error) => {
             tracing::warn!("artifact {}: {error:#}", artifact.short());
@@ -54,6 +59,7 @@ pub(super) async fn fetch(connection: &Connection, folder: &ArtifactFolder, arti
 
 async fn try_fetch(
     connection: &Connection,
+    egress: &Egress,
     folder: &ArtifactFolder,
     artifact: ArtifactHash,
 ) -> anyhow::Result<()> {
@@ -61,11 +67,10 @@ async fn try_fetch(
         Some(manifest) => manifest,
         None => ask::manifest(connection, artifact).await?,
     };
-    let mut partial = folder.begin(&manifest)?;
-    if !link::transfer::ChunkSink::missing(&partial).is_empty() {
-        ask::chunks(connection, &manifest, &mut partial).await?;
-    }
-    Ok(partial.finish()?)
+    let (folder, begun) = (folder.clone(), manifest.clone());
+    let partial = tokio::task::spawn_blocking(move || folder.begin(&begun)).await??;
+    ask::chunks(&egress.line(connection), &manifest, &partial).await?;
+    Ok(partial.finish().await?)
 }
 
 /// Has a study document here.
@@ -85,7 +90,7 @@ pub(super) async fn offer_update(
     offer: &UpdateOffer,
 ) -> Event {
     let attempt = offer.attempt;
-    let (manifest, mut source) = match outbox.source(offer.update) {
+    let (manifest, source) = match outbox.source(offer.update) {
         Ok(stored) => stored,
         Err(error) => {
             tracing::error!("the update of round {} is not in the outbox: {error:#}", offer.round);
@@ -93,7 +98,7 @@ pub(super) async fn offer_update(
         }
     };
     let wire = offered_update(offer, &manifest);
-    match egress.send_update(connection, wire, &manifest, &mut source).await {
+    match egress.send_update(&egress.line(connection), wire, &manifest, source).await {
         Ok(_) => Event::Receipt { attempt },
         Err(error) => match final_code(&error) {
             Some(code) => Event::Refused { attempt, code },

@@ -118,6 +118,49 @@ fn put(
     attempt().map_err(|source| FileError::new("write", path, source))
 }
 
+/// A file that is written piece by piece and has no name until it is whole: what a crash leaves is not found.
+#[derive(Debug)]
+pub struct Unnamed {
+    temporary: tempfile::NamedTempFile,
+    folder: PathBuf,
+}
+
+impl Unnamed {
+    /// Begins a file that will lie in `folder`; only its owner can read it.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn begin(folder: &Path) -> Result<Self, FileError> {
+        let permissions = fs::Permissions::from_mode(PRIVATE);
+        let made = tempfile::Builder::new().prefix(".writing-").permissions(permissions).tempfile_in(folder);
+        let temporary = made.map_err(|source| FileError::new("write in", folder, source))?;
+        Ok(Self { temporary, folder: folder.to_owned() })
+    }
+
+    /// Adds a piece.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
+        let written = self.temporary.write_all(bytes);
+        written.map_err(|source| FileError::new("write in", &self.folder, source))
+    }
+
+    /// Puts the file in its place, instead of what was there: durable when it returns.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn place(self, path: &Path) -> Result<(), FileError> {
+        let Self { temporary, folder } = self;
+        let place = || {
+            temporary.as_file().sync_all()?;
+            temporary.persist(path).map_err(|error| error.error)?;
+            sync_folder(&folder)
+        };
+        place().map_err(|source| FileError::new("write", path, source))
+    }
+}
+
 /// Reads a JSON file; `None` when there is none.
 ///
 /// # Errors

@@ -22,6 +22,7 @@ pub mod outbox;
 pub mod site_work;
 pub mod state;
 pub mod studies;
+mod traffic;
 pub mod training;
 pub mod translate;
 mod words;

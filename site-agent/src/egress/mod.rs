@@ -4,6 +4,7 @@
 //! written to the ledger, on the disk, before its first byte is sent, and the coordinator's answer after. What merely
 //! asks for something (a study, a model) goes through `ask` and carries nothing.
 
+pub mod bandwidth;
 mod ledger;
 mod limits;
 mod outbound;
@@ -13,19 +14,23 @@ mod tests;
 mod transport;
 
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use common::artifact::ArtifactManifest;
 use common::ids::{AttemptId, Digest};
 use common::wire::{EnrollReply, EnrollRequest, OfferedUpdate, Receipt, Refusal, Reply, Request};
 use link::LinkError;
+use link::quic::Connection;
 use link::transfer::ChunkSource;
 
 pub use ledger::{Entry, Ledger, LedgerError, LedgerEvent, Verified, verify};
 use limits::Spent;
 pub use outbound::{Kind, Outbound, Summary};
 pub use policy::{Approve, Policy, PolicyRefusal, Quota, StudyTerms, Verdict};
-pub(crate) use transport::{Carrier, ask};
+use transport::Pace;
+pub(crate) use transport::{Carrier, ChunkCarrier, Line, ask};
+
+use self::bandwidth::Bandwidth;
 
 /// Why a message did not arrive, or is not known to have.
 #[derive(Debug, thiserror::Error)]
@@ -44,11 +49,28 @@ pub enum EgressError {
     Link(#[source] LinkError),
 }
 
+/// How a site uses its line for what is large.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Streams of one transfer, 1 to [`link::transfer::MAX_STREAMS`].
+    pub streams: usize,
+    /// The caps.
+    pub bandwidth: Bandwidth,
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        Self { streams: 2, bandwidth: Bandwidth::default() }
+    }
+}
+
 /// Policy, limits and ledger of one site. Shared by all its tasks.
 #[derive(Debug)]
 pub struct Egress {
     policy: Policy,
     books: Mutex<Books>,
+    streams: usize,
+    pace: Arc<Pace>,
 }
 
 #[derive(Debug)]
@@ -65,7 +87,20 @@ impl Egress {
     pub fn open(policy: Policy, path: &Path) -> Result<Self, LedgerError> {
         let mut spent = Spent::default();
         let ledger = Ledger::open(path, |entry| spent.note(entry))?;
-        Ok(Self { policy, books: Mutex::new(Books { ledger, spent }) })
+        let Traffic { streams, bandwidth } = Traffic::default();
+        let pace = Arc::new(Pace::new(bandwidth));
+        Ok(Self { policy, books: Mutex::new(Books { ledger, spent }), streams, pace })
+    }
+
+    /// With streams and caps of the site's own.
+    #[must_use]
+    pub fn with_traffic(self, traffic: Traffic) -> Self {
+        Self { streams: traffic.streams, pace: Arc::new(Pace::new(traffic.bandwidth)), ..self }
+    }
+
+    /// What is large goes over `connection` this way.
+    pub(crate) fn line(&self, connection: &Connection) -> Line {
+        Line::new(connection.clone(), self.streams, self.pace.clone())
     }
 
     /// The site's policy.
@@ -92,12 +127,12 @@ impl Egress {
     ///
     /// # Errors
     /// [`EgressError`]. After a broken link the same call sends only what is still missing.
-    pub(crate) async fn send_update<S: ChunkSource + Send>(
+    pub(crate) async fn send_update<S: ChunkSource + Clone + Send + 'static>(
         &self,
-        line: &impl Carrier,
+        line: &impl ChunkCarrier,
         offer: OfferedUpdate,
         manifest: &ArtifactManifest,
-        source: &mut S,
+        source: S,
     ) -> Result<Receipt, EgressError> {
         let outbound = Outbound::Update(offer.clone());
         let summary = outbound.summary();
@@ -158,11 +193,11 @@ pub(crate) async fn enrol(
     Ok(reply?)
 }
 
-async fn deliver<S: ChunkSource + Send>(
-    line: &impl Carrier,
+async fn deliver<S: ChunkSource + Clone + Send + 'static>(
+    line: &impl ChunkCarrier,
     offer: OfferedUpdate,
     manifest: &ArtifactManifest,
-    source: &mut S,
+    source: S,
 ) -> Result<Receipt, LinkError> {
     let attempt = offer.attempt;
     let missing = match line.exchange(&Request::OfferUpdate(offer)).await? {

@@ -1,5 +1,3 @@
-use std::sync::Mutex;
-
 use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
 use common::ids::{RoundId, StudyDigest};
 use common::wire::{RefusalCode, Request};
@@ -38,12 +36,18 @@ impl Carrier for Coordinator {
         })
     }
 
-    async fn put_chunks<S: ChunkSource + Send>(
+    async fn enrol(&self, _: &EnrollRequest) -> Result<EnrollReply, LinkError> {
+        Ok(EnrollReply::Refused(Refusal::new(RefusalCode::InviteUsed, "used")))
+    }
+}
+
+impl ChunkCarrier for Coordinator {
+    async fn put_chunks<S: ChunkSource + Clone + Send + 'static>(
         &self,
         _: AttemptId,
         _: &ArtifactManifest,
         indices: &[u32],
-        source: &mut S,
+        mut source: S,
     ) -> Result<u32, LinkError> {
         let mut buffer = Vec::new();
         for (sent, &index) in indices.iter().enumerate() {
@@ -55,19 +59,15 @@ impl Carrier for Coordinator {
         }
         Ok(indices.len() as u32)
     }
-
-    async fn enrol(&self, _: &EnrollRequest) -> Result<EnrollReply, LinkError> {
-        Ok(EnrollReply::Refused(Refusal::new(RefusalCode::InviteUsed, "used")))
-    }
 }
 
 /// Chunks of zeros, counted.
-#[derive(Default)]
-struct Zeros(Vec<u32>);
+#[derive(Clone, Default)]
+struct Zeros(Arc<Mutex<Vec<u32>>>);
 
 impl ChunkSource for Zeros {
     async fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>) -> std::io::Result<()> {
-        self.0.push(index);
+        self.0.lock().unwrap().push(index);
         buffer.clear();
         buffer.resize(8, 0);
         Ok(())
@@ -128,7 +128,7 @@ async fn what_the_policy_forbids_never_reaches_the_wire_and_the_line_is_named() 
     let site = site("\"progress\"");
     let coordinator = Coordinator::default();
     let error =
-        site.egress.send_update(&coordinator, offer(), &manifest(), &mut Zeros::default()).await.unwrap_err();
+        site.egress.send_update(&coordinator, offer(), &manifest(), Zeros::default()).await.unwrap_err();
     assert_eq!(error.to_string(), "kept here by the policy: policy.toml:4: `egress.allow` refuses `update`");
     assert!(coordinator.heard.lock().unwrap().is_empty());
     let rule = "policy.toml:4: `egress.allow` refuses `update`".to_owned();
@@ -139,7 +139,7 @@ async fn what_the_policy_forbids_never_reaches_the_wire_and_the_line_is_named() 
 async fn an_update_is_recorded_before_it_leaves_and_its_receipt_after() {
     let site = site("\"update\"");
     let coordinator = Coordinator::default();
-    site.egress.send_update(&coordinator, offer(), &manifest(), &mut Zeros::default()).await.unwrap();
+    site.egress.send_update(&coordinator, offer(), &manifest(), Zeros::default()).await.unwrap();
     assert_eq!(*coordinator.heard.lock().unwrap(), ["offer-update", "commit-update"]);
     let receipt = Some(manifest().hash().0);
     assert_eq!(
@@ -152,11 +152,11 @@ async fn an_update_is_recorded_before_it_leaves_and_its_receipt_after() {
 async fn an_interrupted_update_sends_only_what_is_missing() {
     let site = site("\"update\"");
     let coordinator = Coordinator { break_after: Mutex::new(Some(2)), ..Coordinator::default() };
-    let mut source = Zeros::default();
-    let broken = site.egress.send_update(&coordinator, offer(), &manifest(), &mut source).await;
+    let source = Zeros::default();
+    let broken = site.egress.send_update(&coordinator, offer(), &manifest(), source.clone()).await;
     assert!(matches!(broken, Err(EgressError::Link(LinkError::Reset))));
-    site.egress.send_update(&coordinator, offer(), &manifest(), &mut source).await.unwrap();
-    assert_eq!(source.0, [0, 1, 2]);
+    site.egress.send_update(&coordinator, offer(), &manifest(), source.clone()).await.unwrap();
+    assert_eq!(*source.0.lock().unwrap(), [0, 1, 2]);
     assert_eq!(site.events()[1].1, LedgerEvent::Unanswered);
 }
 

@@ -2,7 +2,11 @@
 //!
 //! What asks for something without saying anything about the data ([`ask`]) is open to the whole crate; everything else
 //! is behind [`Carrier`], which only [`super::Egress`] uses. `clippy.toml` forbids the calls below everywhere else.
+//!
+//! What is large goes through a [`Line`]: several streams, and no faster than the site's bandwidth caps.
 
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::artifact::ArtifactManifest;
@@ -10,27 +14,36 @@ use common::ids::AttemptId;
 use common::wire::{EnrollReply, EnrollRequest, Reply, Request};
 use link::LinkError;
 use link::quic::{Connection, Exchange};
-use link::transfer::{self, ChunkSource};
+use link::transfer::{self, ChunkSink, ChunkSource, Patience};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::bandwidth::{Bandwidth, Bucket, Caps};
 
 /// How long an answer may take. The coordinator writes to its disk before it acknowledges.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// With many sites, a transfer waits for its turn; while it waits, the connection notices a coordinator that is gone.
+const TRANSFER: Patience = Patience { turn: Duration::from_secs(3600), chunk: PATIENCE };
 
 /// Carries messages that have passed policy, limits and ledger.
 pub(crate) trait Carrier: Sync {
     /// Sends one request and returns its reply; a refusal is an error.
     fn exchange(&self, request: &Request) -> impl Future<Output = Result<Reply, LinkError>> + Send;
 
+    /// Sends an enrolment request.
+    fn enrol(&self, request: &EnrollRequest) -> impl Future<Output = Result<EnrollReply, LinkError>> + Send;
+}
+
+/// Carries updates too.
+pub(crate) trait ChunkCarrier: Carrier {
     /// Sends chunks of an offered update; how many the coordinator kept.
-    fn put_chunks<S: ChunkSource + Send>(
+    fn put_chunks<S: ChunkSource + Clone + Send + 'static>(
         &self,
         attempt: AttemptId,
         manifest: &ArtifactManifest,
         indices: &[u32],
-        source: &mut S,
+        source: S,
     ) -> impl Future<Output = Result<u32, LinkError>> + Send;
-
-    /// Sends an enrolment request.
-    fn enrol(&self, request: &EnrollRequest) -> impl Future<Output = Result<EnrollReply, LinkError>> + Send;
 }
 
 impl Carrier for Connection {
@@ -48,22 +61,142 @@ impl Carrier for Connection {
         }
     }
 
-    async fn put_chunks<S: ChunkSource + Send>(
-        &self,
-        attempt: AttemptId,
-        manifest: &ArtifactManifest,
-        indices: &[u32],
-        source: &mut S,
-    ) -> Result<u32, LinkError> {
-        let Exchange { mut reader, mut writer } = open(self).await?;
-        transfer::put_chunks(&mut reader, &mut writer, attempt, manifest, indices, source, PATIENCE).await
-    }
-
     async fn enrol(&self, request: &EnrollRequest) -> Result<EnrollReply, LinkError> {
         let Exchange { mut reader, mut writer } = open(self).await?;
         writer.write(request).await?;
         writer.finish().await?;
         reader.read_within(PATIENCE).await
+    }
+}
+
+/// A connection with the streams and the pace of what is large. Clones share the pace.
+#[derive(Clone)]
+pub(crate) struct Line {
+    connection: Connection,
+    streams: usize,
+    pace: Arc<Pace>,
+}
+
+impl Line {
+    /// Over `connection`.
+    pub(super) fn new(connection: Connection, streams: usize, pace: Arc<Pace>) -> Self {
+        Self { connection, streams, pace }
+    }
+
+    fn paced<E>(&self, end: E) -> Paced<E> {
+        Paced { end, pace: self.pace.clone() }
+    }
+}
+
+impl Carrier for Line {
+    async fn exchange(&self, request: &Request) -> Result<Reply, LinkError> {
+        self.connection.exchange(request).await
+    }
+
+    async fn enrol(&self, request: &EnrollRequest) -> Result<EnrollReply, LinkError> {
+        self.connection.enrol(request).await
+    }
+}
+
+impl ChunkCarrier for Line {
+    async fn put_chunks<S: ChunkSource + Clone + Send + 'static>(
+        &self,
+        attempt: AttemptId,
+        manifest: &ArtifactManifest,
+        indices: &[u32],
+        source: S,
+    ) -> Result<u32, LinkError> {
+        let manifest = Arc::new(manifest.clone());
+        let mut streams = JoinSet::new();
+        for indices in transfer::share(indices, self.streams) {
+            let (connection, manifest) = (self.connection.clone(), manifest.clone());
+            let mut source = self.paced(source.clone());
+            streams.spawn(async move {
+                let Exchange { mut reader, mut writer } = open(&connection).await?;
+                let put = transfer::put_chunks(
+                    &mut reader,
+                    &mut writer,
+                    attempt,
+                    &manifest,
+                    &indices,
+                    &mut source,
+                    TRANSFER,
+                );
+                put.await
+            });
+        }
+        gather(streams).await
+    }
+}
+
+/// How many chunks all streams moved. The first that fails ends the others: what came whole is kept at the other end.
+async fn gather(mut streams: JoinSet<Result<u32, LinkError>>) -> Result<u32, LinkError> {
+    let mut moved = 0;
+    while let Some(ended) = streams.join_next().await {
+        moved += ended.map_err(|error| LinkError::Io(error.into()))??;
+    }
+    Ok(moved)
+}
+
+/// The site's bandwidth caps at work.
+#[derive(Debug)]
+pub(super) struct Pace {
+    bandwidth: Bandwidth,
+    began: Instant,
+    up: Mutex<Bucket>,
+    down: Mutex<Bucket>,
+}
+
+impl Pace {
+    /// Keeps to `bandwidth`.
+    pub(super) fn new(bandwidth: Bandwidth) -> Self {
+        Self { bandwidth, began: Instant::now(), up: Mutex::default(), down: Mutex::default() }
+    }
+
+    async fn wait(&self, bucket: &Mutex<Bucket>, bytes: usize, rate: impl Fn(Caps) -> Option<u64>) {
+        if self.bandwidth == Bandwidth::default() {
+            return;
+        }
+        let rate = rate(self.bandwidth.at(minute_of_day()));
+        let wait = {
+            // A poisoned lock guards a point in time: it is still good.
+            let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            bucket.book(bytes as u64, rate, self.began.elapsed())
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The clock on the site's wall: caps follow its working day.
+fn minute_of_day() -> u16 {
+    let time = jiff::Zoned::now().time();
+    // Hours and minutes of a time of day are not negative.
+    60 * u16::from(time.hour().unsigned_abs()) + u16::from(time.minute().unsigned_abs())
+}
+
+/// A source or a sink that keeps the pace.
+struct Paced<E> {
+    end: E,
+    pace: Arc<Pace>,
+}
+
+impl<S: ChunkSource + Send> ChunkSource for Paced<S> {
+    async fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
+        self.end.read_chunk(index, buffer).await?;
+        self.pace.wait(&self.pace.up, buffer.len(), |caps| caps.upload).await;
+        Ok(())
+    }
+}
+
+impl<S: ChunkSink + Send> ChunkSink for Paced<S> {
+    fn missing(&self) -> Vec<u32> {
+        self.end.missing()
+    }
+
+    async fn keep_chunk(&mut self, index: u32, bytes: &[u8]) -> io::Result<()> {
+        self.end.keep_chunk(index, bytes).await?;
+        self.pace.wait(&self.pace.down, bytes.len(), |caps| caps.download).await;
+        Ok(())
     }
 }
 
@@ -77,10 +210,10 @@ pub(crate) mod ask {
     use common::ids::{ArtifactHash, StudyDigest};
     use common::wire::{Hello, MINOR_MAX, MINOR_MIN, Welcome, Words};
     use link::quic::Reader;
-    use link::transfer::ChunkSink;
 
     use super::{
-        ArtifactManifest, Carrier, Connection, Exchange, LinkError, PATIENCE, Reply, Request, open, transfer,
+        Arc, ArtifactManifest, Carrier, ChunkSink, Connection, Exchange, JoinSet, Line, LinkError, PATIENCE,
+        Reply, Request, TRANSFER, gather, open, transfer,
     };
 
     /// Opens the watch stream: who the coordinator takes us for, and the stream of its notices.
@@ -128,12 +261,29 @@ pub(crate) mod ask {
     }
 
     /// The chunks that `sink` misses, each checked before the sink sees it.
-    pub(crate) async fn chunks<S: ChunkSink>(
-        connection: &Connection,
+    pub(crate) async fn chunks<S: ChunkSink + Clone + Send + 'static>(
+        line: &Line,
         manifest: &ArtifactManifest,
-        sink: &mut S,
+        sink: &S,
     ) -> Result<u32, LinkError> {
-        let Exchange { mut reader, mut writer } = open(connection).await?;
-        transfer::fetch_chunks(&mut reader, &mut writer, manifest, sink, PATIENCE).await
+        let manifest = Arc::new(manifest.clone());
+        let mut streams = JoinSet::new();
+        for indices in transfer::share(&sink.missing(), line.streams) {
+            let (connection, manifest) = (line.connection.clone(), manifest.clone());
+            let mut sink = line.paced(sink.clone());
+            streams.spawn(async move {
+                let Exchange { mut reader, mut writer } = open(&connection).await?;
+                let fetch = transfer::fetch_chunks(
+                    &mut reader,
+                    &mut writer,
+                    &manifest,
+                    &indices,
+                    &mut sink,
+                    TRANSFER,
+                );
+                fetch.await
+            });
+        }
+        gather(streams).await
     }
 }

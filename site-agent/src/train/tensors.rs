@@ -71,11 +71,11 @@ fn combine(
     combined.collect()
 }
 
-/// Manifest and data of these tensors as an artifact.
+/// The layout of these tensors as an artifact.
 ///
 /// # Errors
 /// [`TensorError`] for names or shapes that an artifact cannot have.
-pub fn to_artifact(tensors: &NamedTensors) -> Result<(ArtifactManifest, Vec<u8>), TensorError> {
+pub fn layout_of(tensors: &NamedTensors) -> Result<TensorLayout, TensorError> {
     let axis = |name: &str, axis: usize| {
         u32::try_from(axis).map_err(|_| TensorError::Axis { name: name.to_owned(), axis })
     };
@@ -83,7 +83,15 @@ pub fn to_artifact(tensors: &NamedTensors) -> Result<(ArtifactManifest, Vec<u8>)
         let shape = tensor.shape().iter().map(|&length| axis(name, length)).collect::<Result<_, _>>()?;
         Ok(TensorSpec { name: name.clone(), dtype: Dtype::F32, shape })
     };
-    let layout = TensorLayout::new(tensors.iter().map(spec).collect::<Result<_, TensorError>>()?)?;
+    Ok(TensorLayout::new(tensors.iter().map(spec).collect::<Result<_, TensorError>>()?)?)
+}
+
+/// Manifest and data of these tensors as an artifact.
+///
+/// # Errors
+/// As [`layout_of`].
+pub fn to_artifact(tensors: &NamedTensors) -> Result<(ArtifactManifest, Vec<u8>), TensorError> {
+    let layout = layout_of(tensors)?;
     let data: Vec<u8> =
         tensors.values().flat_map(HostTensor::values).flat_map(|value| value.to_le_bytes()).collect();
     Ok((ArtifactManifest::of(layout, &data), data))

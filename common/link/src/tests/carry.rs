@@ -14,8 +14,11 @@ use crate::CloseCode;
 use crate::framing::{FrameReader, FrameWriter};
 use crate::quic::Exchange;
 use crate::transfer::{
-    ChunkSink, ChunkSource, fetch_chunks, fetch_manifest, put_chunks, read_reply, receive_chunk, serve_chunks,
+    ChunkSink, ChunkSource, Patience, fetch_chunks, fetch_manifest, put_chunks, read_reply, receive_chunk,
+    serve_chunks,
 };
+
+const WAITS: Patience = Patience { turn: PATIENCE, chunk: PATIENCE };
 
 /// Three full chunks, a short one, and a tensor of one number.
 fn artifact() -> (ArtifactManifest, Vec<u8>) {
@@ -85,7 +88,7 @@ async fn serve(pair: &Pair, source: &mut Store) -> Vec<u32> {
     assert_eq!(artifact, source.manifest.hash());
     let manifest = source.manifest.clone();
     // The site may give up half-way; that is its business.
-    let _ = serve_chunks(&mut exchange.writer, &manifest, &indices, source).await;
+    let _ = serve_chunks(&mut exchange.writer, &manifest, &indices, source, PATIENCE).await;
     indices
 }
 
@@ -93,7 +96,7 @@ async fn serve(pair: &Pair, source: &mut Store) -> Vec<u32> {
 async fn fetch(pair: &Pair, sink: &mut Store) -> Result<u32, LinkError> {
     let Exchange { mut reader, mut writer } = pair.site.open().await?;
     let manifest = sink.manifest.clone();
-    fetch_chunks(&mut reader, &mut writer, &manifest, sink, PATIENCE).await
+    fetch_chunks(&mut reader, &mut writer, &manifest, &sink.missing(), sink, WAITS).await
 }
 
 #[tokio::test]
@@ -173,7 +176,7 @@ async fn an_index_beyond_the_artifact_is_refused_before_a_byte_is_sent() {
     let mut source = Store::full();
     let manifest = source.manifest.clone();
     let (mut near, far) = tokio::io::duplex(1024);
-    let served = serve_chunks(&mut FrameWriter::new(far), &manifest, &[0, 5], &mut source).await;
+    let served = serve_chunks(&mut FrameWriter::new(far), &manifest, &[0, 5], &mut source, PATIENCE).await;
     assert!(matches!(served, Err(LinkError::Chunk(ChunkError::Unknown { index: 5, chunks: 5 }))));
     let mut sent = Vec::new();
     tokio::io::AsyncReadExt::read_to_end(&mut near, &mut sent).await.unwrap();
@@ -207,7 +210,7 @@ const ATTEMPT: AttemptId = AttemptId::from_bytes([9; 16]);
 async fn put(pair: &Pair, source: &mut Store, indices: &[u32]) -> Result<u32, LinkError> {
     let Exchange { mut reader, mut writer } = pair.site.open().await?;
     let manifest = source.manifest.clone();
-    put_chunks(&mut reader, &mut writer, ATTEMPT, &manifest, indices, source, PATIENCE).await
+    put_chunks(&mut reader, &mut writer, ATTEMPT, &manifest, indices, source, WAITS).await
 }
 
 #[tokio::test]

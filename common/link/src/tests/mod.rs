@@ -1,6 +1,7 @@
 //! Over real QUIC on loopback, with certificate authorities made on the spot.
 
 mod carry;
+mod cuts;
 mod door;
 mod pki;
 

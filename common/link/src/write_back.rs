@@ -1,0 +1,80 @@
+//! Has the disk write what came while more arrives, so that the sync at the end of a transfer is short.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use tokio::task::{JoinHandle, spawn_blocking};
+
+/// Bytes after which a sync begins.
+const EVERY: u64 = 16 << 20;
+
+/// Syncs of one file that is being received, one at a time, on a blocking thread.
+///
+/// A disk tells of a failed write once, to whoever syncs first: so what each sync said is told to the caller, and
+/// [`WriteBack::settle`] must be asked before the last sync is believed.
+#[derive(Debug, Default)]
+pub struct WriteBack {
+    unsynced: u64,
+    under_way: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl WriteBack {
+    /// Notes that so many bytes were written to `data`; begins a sync when it is time and none is under way.
+    ///
+    /// # Errors
+    /// What the sync before said.
+    pub async fn wrote(&mut self, bytes: u64, data: &Arc<File>) -> io::Result<()> {
+        self.unsynced += bytes;
+        let busy = self.under_way.as_ref().is_some_and(|under_way| !under_way.is_finished());
+        if self.unsynced < EVERY || busy {
+            return Ok(());
+        }
+        self.settle().await?;
+        self.unsynced = 0;
+        let data = data.clone();
+        self.under_way = Some(spawn_blocking(move || data.sync_data()));
+        Ok(())
+    }
+
+    /// Waits for the sync under way.
+    ///
+    /// # Errors
+    /// What it said: then the file must not be believed.
+    pub async fn settle(&mut self) -> io::Result<()> {
+        match self.under_way.take() {
+            Some(under_way) => under_way.await?,
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_sync_begins_after_enough_bytes() {
+        let data = Arc::new(tempfile::tempfile().unwrap());
+        let mut write_back = WriteBack::default();
+        write_back.wrote(EVERY - 1, &data).await.unwrap();
+        assert!(write_back.under_way.is_none());
+        write_back.wrote(1, &data).await.unwrap();
+        assert!(write_back.under_way.is_some());
+        write_back.settle().await.unwrap();
+        write_back.wrote(1, &data).await.unwrap();
+        assert!(write_back.under_way.is_none(), "counted anew");
+    }
+
+    #[tokio::test]
+    async fn what_a_sync_said_is_not_lost() {
+        // A pipe cannot be synced.
+        let (_reader, writer) = io::pipe().unwrap();
+        let data = Arc::new(File::from(OwnedFd::from(writer)));
+        let mut write_back = WriteBack::default();
+        write_back.wrote(EVERY, &data).await.unwrap();
+        assert!(write_back.settle().await.is_err());
+    }
+}
