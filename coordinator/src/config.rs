@@ -31,6 +31,8 @@ pub struct Config {
     pub connection_age: Duration,
     /// Most enrolment attempts in a minute, over all addresses.
     pub enrolments_per_minute: u32,
+    /// Memory for models and updates under way, bytes; transfers beyond it wait for their turn.
+    pub transfer_bytes: u64,
     /// QUIC.
     pub transport: QuicSettings,
 }
@@ -66,6 +68,7 @@ struct RawLimits {
     connections: u32,
     connection_hours: u64,
     enrolments_per_minute: u32,
+    transfer_mib: u64,
 }
 
 #[derive(Deserialize)]
@@ -90,7 +93,7 @@ impl Default for RawCertificates {
 
 impl Default for RawLimits {
     fn default() -> Self {
-        Self { connections: 256, connection_hours: 24, enrolments_per_minute: 30 }
+        Self { connections: 256, connection_hours: 24, enrolments_per_minute: 30, transfer_mib: 64 }
     }
 }
 
@@ -144,6 +147,7 @@ impl Config {
             connections: usize::try_from(raw.limits.connections).unwrap_or(usize::MAX),
             connection_age: Duration::from_secs(raw.limits.connection_hours * 3600),
             enrolments_per_minute: raw.limits.enrolments_per_minute,
+            transfer_bytes: raw.limits.transfer_mib << 20,
             transport: transport(&raw.transport),
         })
     }
@@ -174,6 +178,7 @@ fn check(raw: &Raw, problems: &mut Problems) -> Option<SocketAddr> {
     problems.in_range("limits.connections", raw.limits.connections, 1..=100_000);
     problems.in_range("limits.connection_hours", raw.limits.connection_hours, 1..=720);
     problems.in_range("limits.enrolments_per_minute", raw.limits.enrolments_per_minute, 1..=10_000);
+    problems.in_range("limits.transfer_mib", raw.limits.transfer_mib, 16..=65_536);
     problems.in_range("transport.stream_window_mib", raw.transport.stream_window_mib, 1..=64);
     let listen = raw.listen.parse().ok();
     if listen.is_none() {
@@ -198,8 +203,7 @@ fn transport(raw: &RawTransport) -> QuicSettings {
         RawCongestion::Cubic => Congestion::Cubic,
     };
     let stream_window = raw.stream_window_mib << 20;
-    let receive_window = stream_window.saturating_mul(4);
-    QuicSettings { congestion, stream_window, receive_window, ..QuicSettings::coordinator() }
+    QuicSettings { congestion, stream_window, granted_window: stream_window, ..QuicSettings::coordinator() }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::admission::Admission;
 use crate::clock;
 use crate::config::Config;
 use crate::driver::{Driver, DriverHandle, Parts};
-use crate::network::{self, Context, Shelf};
+use crate::network::{self, Budget, Context, Shelf};
 use crate::operator::{OperatorSocket, SocketError};
 use crate::pki::{Authority, PkiError};
 use crate::progress::{Line, Progress};
@@ -78,6 +78,7 @@ impl Service {
             store: store.clone(),
             driver: driver.handle(),
             shelf: Shelf::default(),
+            budget: Budget::new(config.transfer_bytes, &config.transport),
             admission: Admission::new(store.clone(), config.consortium.clone()),
             authority,
             site_certificate_life: config.site_certificate_life,

@@ -1,8 +1,10 @@
 //! The network's side of the coordinator: who knocks is let in or turned away, and what is asked is answered.
 //!
 //! `enrolment` speaks with strangers who hold an invite, `session` with one connected site, `requests` answers
-//! each exchange, `upload` takes updates in, `shelf` keeps open what is fetched. No decision about rounds is made here: that is asked of the driver.
+//! each exchange, `upload` takes updates in, `shelf` keeps open what is fetched,
+//! `credit` says whose turn it is. No decision about rounds is made here: that is asked of the driver.
 
+mod credit;
 mod enrolment;
 mod requests;
 mod session;
@@ -19,6 +21,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::credit::Budget;
 pub use self::shelf::Shelf;
 use crate::admission::Admission;
 use crate::driver::DriverHandle;
@@ -34,6 +37,8 @@ pub struct Context {
     pub driver: DriverHandle,
     /// Artifacts that are fetched now.
     pub shelf: Shelf,
+    /// Memory for transfers.
+    pub budget: Budget,
     /// Who may speak.
     pub admission: Admission,
     /// Signs certificates.

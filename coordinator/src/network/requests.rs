@@ -17,6 +17,7 @@ use link::LinkError;
 use link::quic::Exchange;
 use link::transfer::{self, ChunkSource};
 
+use super::credit::Stream;
 use super::session::Session;
 use super::upload::{Intake, Upload};
 use crate::admission::check_part;
@@ -292,6 +293,7 @@ async fn serve_chunks(
     exchange: &mut Exchange,
 ) -> Result<(), LinkError> {
     let file = open_artifact(session, artifact).await.map_err(LinkError::Refused)?;
+    let _stream = session.sending.join(&session.context.budget, &session.connection).await?;
     let mut source = OnDisk(file.clone());
     let served =
         transfer::serve_chunks(&mut exchange.writer, file.manifest(), indices, &mut source, CHUNK_PATIENCE)
@@ -334,8 +336,9 @@ async fn take_chunks(
     let upload = upload.ok_or_else(|| {
         LinkError::Refused(refusal(RefusalCode::UnknownAttempt, "no update is offered under this attempt"))
     })?;
+    let stream = session.receiving.join(&session.context.budget, &session.connection).await?;
     let mut intake = Intake::new(upload);
-    let taken = take_each(&mut intake, count, exchange).await;
+    let taken = take_each(&mut intake, count, &stream, exchange).await;
     // What came whole stays, whatever became of the rest: the site offers again and sends what is missing.
     let settled = intake.settle().await;
     taken?;
@@ -343,7 +346,12 @@ async fn take_chunks(
     Ok(Reply::Stored { chunks: count })
 }
 
-async fn take_each(intake: &mut Intake, count: u32, exchange: &mut Exchange) -> Result<(), LinkError> {
+async fn take_each(
+    intake: &mut Intake,
+    count: u32,
+    stream: &Stream<'_>,
+    exchange: &mut Exchange,
+) -> Result<(), LinkError> {
     let mut buffer = Vec::new();
     for _ in 0..count {
         let manifest = intake.upload().manifest();
@@ -353,6 +361,8 @@ async fn take_each(intake: &mut Intake, count: u32, exchange: &mut Exchange) -> 
             LinkError::Chunk(error) => LinkError::Refused(refusal(RefusalCode::BadChunk, error.to_string())),
             other => other,
         })?;
+        let bytes = buffer.len() as u64;
+        stream.came(bytes, intake.upload().came(bytes));
         buffer = intake.take(index, std::mem::take(&mut buffer)).await.map_err(LinkError::Refused)?;
     }
     Ok(())

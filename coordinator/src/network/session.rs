@@ -9,6 +9,7 @@ use link::{CloseCode, LinkError, PeerIdentity};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
+use super::credit::{Bulk, Direction};
 use super::upload::UploadSlot;
 use super::{Context, close_code, requests};
 use crate::admission::check_role;
@@ -26,11 +27,16 @@ pub(super) struct Session {
     pub(super) connection: Connection,
     /// The one update that may be arriving.
     pub(super) upload: UploadSlot,
+    pub(super) receiving: Bulk,
+    pub(super) sending: Bulk,
 }
 
 /// Serves a connection until it ends.
 pub(super) async fn serve(connection: Connection, identity: PeerIdentity, context: Arc<Context>) {
-    let session = Arc::new(Session { context, identity, connection, upload: UploadSlot::default() });
+    let bulk = |direction| Bulk::new(direction, &context.budget);
+    let (receiving, sending) = (bulk(Direction::Receive), bulk(Direction::Send));
+    let upload = UploadSlot::default();
+    let session = Arc::new(Session { context, identity, connection, upload, receiving, sending });
     if let Err(refusal) = session.admit().await {
         session.say_refused("connection", &refusal).await;
         let words = refusal.detail.as_str().into();

@@ -32,7 +32,7 @@ pub(super) struct Upload {
     /// Held for the moment that it takes to count a chunk.
     verifier: Mutex<UpdateVerifier>,
     spooled: SpooledUpdate,
-    /// Bytes still to come.
+    /// Bytes still to come, about: for the credit alone.
     left: AtomicU64,
     write_back: tokio::sync::Mutex<WriteBack>,
 }
@@ -92,9 +92,12 @@ impl Upload {
         self.verifier.lock().unwrap_or_else(PoisonError::into_inner).missing()
     }
 
-    /// Bytes still to come.
-    pub(super) fn left(&self) -> u64 {
-        self.left.load(Ordering::Acquire)
+    /// Says that so many bytes came; how many are still to come, on all streams.
+    pub(super) fn came(&self, bytes: u64) -> u64 {
+        let less = |left: u64| Some(left.saturating_sub(bytes));
+        // Always changed: the closure never gives up.
+        let before = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        before.unwrap_or_else(|left| left).saturating_sub(bytes)
     }
 
     /// Checks, writes and counts a chunk, in this order: what is counted is in the file.
@@ -103,9 +106,7 @@ impl Upload {
         self.spooled.write_checked(&checked)?;
         // Poisoning means that a panic interrupted the counting of another chunk; that one counts as missing.
         let mut verifier = self.verifier.lock().unwrap_or_else(PoisonError::into_inner);
-        if verifier.count(&checked)? {
-            self.left.fetch_sub(bytes.len() as u64, Ordering::AcqRel);
-        }
+        verifier.count(&checked)?;
         Ok(())
     }
 
@@ -278,7 +279,8 @@ mod tests {
         let folder = folder().await;
         let data = ramp(&folder.layout);
         let upload = Arc::new(folder.begin(&data).await);
-        assert_eq!((upload.missing(), upload.left()), (vec![0, 1, 2, 3], data.len() as u64));
+        assert_eq!(upload.missing(), [0, 1, 2, 3]);
+        assert_eq!(upload.came(CHUNK_BYTES), data.len() as u64 - CHUNK_BYTES);
         let (mut one, mut other) = (Intake::new(upload.clone()), Intake::new(upload.clone()));
         for (intake, index) in [(&mut one, 3), (&mut other, 0)] {
             intake.take(index, folder.chunk(&data, index)).await.unwrap();
@@ -289,7 +291,7 @@ mod tests {
         }
         one.settle().await.unwrap();
         other.settle().await.unwrap();
-        assert_eq!((upload.missing(), upload.left()), (vec![], 0));
+        assert_eq!(upload.missing(), [0u32; 0]);
         drop((one, other));
 
         let verified = Arc::into_inner(upload).unwrap().keep().await.unwrap();

@@ -70,6 +70,17 @@ impl Connection {
         self.inner.remote_address()
     }
 
+    /// Lets the other side send so many bytes ahead of our reading, over all exchanges. What was let go before cannot be
+    /// taken back: a smaller window takes hold as that much is read. TCP bounds what is ahead by itself.
+    pub fn grant_receiving(&self, bytes: u32) {
+        self.inner.set_receive_window(VarInt::from_u32(bytes));
+    }
+
+    /// Lets us send so many bytes ahead of the other side's acknowledgement, over all exchanges.
+    pub fn grant_sending(&self, bytes: u32) {
+        self.inner.set_send_window(u64::from(bytes));
+    }
+
     /// Bytes moved so far.
     pub fn traffic(&self) -> Traffic {
         let stats = self.inner.stats();
