@@ -234,6 +234,37 @@ async fn an_update_is_sent_and_acknowledged() {
 }
 
 #[tokio::test]
+async fn a_window_can_be_raised_for_a_transfer_and_lowered_after_it() {
+    let pair = pair().await;
+    let settings = QuicSettings::coordinator();
+    let mut source = Store::full();
+    let manifest = source.manifest.clone();
+    assert!(manifest.layout().bytes() > u64::from(settings.receive_window), "it does not fit a small window");
+    for _ in 0..3 {
+        let take = async {
+            let (Exchange { mut reader, mut writer }, _) = next_request(&pair).await;
+            pair.coordinator.grant_receiving(settings.granted_window);
+            for index in 0..5 {
+                let got = receive_chunk(&mut reader, &manifest, &mut Vec::new(), PATIENCE).await.unwrap();
+                assert_eq!(got, index);
+                pair.coordinator.grant_receiving(settings.receive_window);
+            }
+            writer.write(&Reply::Stored { chunks: 5 }).await.unwrap();
+            writer.finish().await.unwrap();
+        };
+        let ((), stored) = tokio::join!(take, put(&pair, &mut source, &[0, 1, 2, 3, 4]));
+        assert_eq!(stored.unwrap(), 5);
+        let (asked, fetched) = {
+            pair.coordinator.grant_sending(settings.granted_window);
+            let mut sink = Store::empty(&manifest);
+            tokio::join!(serve(&pair, &mut source), fetch(&pair, &mut sink))
+        };
+        pair.coordinator.grant_sending(settings.send_window);
+        assert_eq!((asked.len(), fetched.unwrap()), (5, 5));
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_in_mid_upload_reaches_the_site() {
     let pair = pair().await;
     let mut source = Store::full();
