@@ -253,7 +253,8 @@ fn sorted_class_rows_are_of_the_sites_that_annotate_the_class() {
     let annotating = BTreeMap::from([(class(1), set(&["a", "b", "c"])), (class(2), set(&["d"]))]);
     for rule in [Rule::TrimmedMean { trim: 0.2 }, Rule::CoordinateMedian] {
         let method = Method { rule, ..Method::fedavg(1.0) };
-        let aggregator = Aggregator::by_method(sites.base.clone(), sites.updates(), &BTreeSet::new(), method).unwrap();
+        let aggregator =
+            Aggregator::by_method(sites.base.clone(), sites.updates(), &BTreeSet::new(), method).unwrap();
         let (new, _) = sites.aggregate(&aggregator.with_class_rows("table", &annotating).unwrap());
         assert_eq!(new, [2.5, 2.5, 100.5, 100.5, 0.5, 0.5], "{rule:?}");
     }
@@ -289,7 +290,8 @@ fn moments_that_are_not_the_rules_are_an_error() {
         (method, vec![one[..8].to_vec()], 1),
     ];
     for (method, mut moments, expected) in wrong {
-        let aggregator = Aggregator::by_method(sites.base.clone(), sites.updates(), &BTreeSet::new(), method).unwrap();
+        let aggregator =
+            Aggregator::by_method(sites.base.clone(), sites.updates(), &BTreeSet::new(), method).unwrap();
         let mut workspace = Workspace::default();
         let mut sum = aggregator.chunk(0, &mut workspace).unwrap();
         sum.add(&bytes(&[1.0; 4])).unwrap();
@@ -356,8 +358,13 @@ fn updates_that_do_not_belong_together_are_refused() {
     let late = BTreeSet::from([site("c")]);
     let with_late = |base: &ArtifactManifest, round| {
         let stale = weighted(verified("c", base, &[0.0; 4], round));
-        Aggregator::by_method(sites.base.clone(), [sites.updates(), vec![stale]].concat(), &late, Method::fedavg(1.0))
-            .map(|_| ())
+        Aggregator::by_method(
+            sites.base.clone(),
+            [sites.updates(), vec![stale]].concat(),
+            &late,
+            Method::fedavg(1.0),
+        )
+        .map(|_| ())
     };
     assert_eq!(with_late(&other_base, 0), Ok(()));
     assert_eq!(with_late(&sites.base, 1), Err(AggregateError::Foreign { site: site("c") }), "it is not late");

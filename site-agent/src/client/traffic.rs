@@ -105,7 +105,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.traffic.streams, 4);
-        let at = |hour, minute| {
+        let at = |hour: u16, minute: u16| {
             let caps = config.traffic.bandwidth.at(60 * hour + minute);
             (caps.upload.unwrap(), caps.download.unwrap())
         };

@@ -3,6 +3,7 @@
 use common::aggregate::{Clipping, Rule};
 use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
 use common::ids::{AttemptId, Digest};
+use common::update::CheckedChunk;
 
 use super::*;
 
@@ -52,10 +53,11 @@ impl Study {
         let offer = UpdateOffer { study, round, base, attempt, steps, manifest: manifest.clone() };
         let site = expectation.site.clone();
         let mut verifier = UpdateVerifier::new(expectation, offer).unwrap();
-        let mut spooled = self.store.spool().receive(&study, round, &site, manifest).unwrap();
+        let spooled = self.store.spool().receive(&study, round, &site, manifest).unwrap();
         for (index, chunk) in (0u32..).zip(chunks(&data)) {
-            verifier.push_chunk(index, chunk).unwrap();
-            assert!(spooled.write_chunk(position(index), chunk).unwrap());
+            let checked = CheckedChunk::check(spooled.manifest(), index, chunk).unwrap();
+            verifier.count(&checked).unwrap();
+            spooled.write_checked(&checked).unwrap();
         }
         spooled.note_verification(&verifier.finish().unwrap().verification()).unwrap();
         let update = spooled.keep().unwrap();
