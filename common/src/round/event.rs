@@ -73,6 +73,15 @@ pub enum Event {
         /// What it offered.
         offer: UpdateOffer,
     },
+    /// An update that counts is gone from the store, or is not what was stored any more: its site is asked again.
+    UpdateLost {
+        /// The site.
+        site: SiteId,
+        /// The round.
+        round: RoundId,
+        /// The attempt that counted.
+        attempt: AttemptId,
+    },
     /// The aggregated model of `round` is computed (and not yet durable).
     Aggregated {
         /// The round.
@@ -169,6 +178,8 @@ impl DeclineReason {
 pub enum Fault {
     /// No space left: worth trying again without anybody's help.
     StorageFull,
+    /// The storage takes nothing: worth trying again too.
+    StorageReadOnly,
     /// The storage failed otherwise.
     Storage,
     /// The numbers cannot be aggregated (not finite).
@@ -409,6 +420,13 @@ pub enum Fact {
         /// The round.
         round: RoundId,
     },
+    /// An update that counted is lost here; its site is asked again.
+    UpdateLost {
+        /// The site.
+        site: SiteId,
+        /// The round.
+        round: RoundId,
+    },
     /// An update does not count.
     UpdateRefused {
         /// The site.
@@ -499,6 +517,7 @@ impl Event {
             Self::RoundAccepted { .. } => "round-accepted",
             Self::RoundDeclined { .. } => "round-declined",
             Self::UpdateStored { .. } => "update-stored",
+            Self::UpdateLost { .. } => "update-lost",
             Self::Aggregated { .. } => "aggregated",
             Self::AggregationFailed { .. } => "aggregation-failed",
             Self::Committed { .. } => "committed",

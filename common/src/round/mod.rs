@@ -12,6 +12,7 @@
 //!      └──────────────────────────────────────────────────── committed ◄──────────────┘
 //!                                             last round ───►  finished
 //!
+//!   aggregating ── UpdateLost ──► collecting
 //!   any ── Pause, AggregationFailed, CommitFailed ──► the same, paused ── Resume, or a timer ──► the same
 //!   any ── Abort ──► aborted
 //! ```
@@ -23,6 +24,7 @@
 //!   study says so, counts in the next round (`late`);
 //! * a trainer with too little to train on (`exclusion`) is not at hand until it registers a better manifest;
 //! * a trainer that the study leaves out is never at hand: it is not asked, nor waited for, and its update is refused;
+//! * an update that counted and is lost (a disk, not a site, lost it) is taken back, and its site is asked again;
 //! * a site that returns is told again whatever concerns it, so that neither side needs memory of the connection.
 //!
 //! A driver calls, in this order: [`RoundMachine::new`] or [`RoundMachine::replay`] and then [`Event::Restarted`]; for each
@@ -52,6 +54,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use self::late::PreviousRound;
+use self::opened::OpenedRound;
 use self::paused::Pause;
 use self::phase::{Context, Phase, Roster};
 use self::progress::Progress;
@@ -280,6 +283,14 @@ impl RoundMachine {
     pub fn takes_late(&self, round: RoundId) -> bool {
         let over = matches!(self.state.phase, Phase::Finished(_) | Phase::Aborted(_));
         !over && self.state.previous.as_ref().is_some_and(|previous| previous.round == round)
+    }
+
+    /// The updates that the open round's model is still to be made of: until it is, they must be in the store.
+    pub fn counted(&self) -> BTreeMap<SiteId, Counted> {
+        match &self.state.phase {
+            Phase::Committing(_) => BTreeMap::new(),
+            phase => phase.opened().map(OpenedRound::counted).unwrap_or_default(),
+        }
     }
 
     /// The study's plan.

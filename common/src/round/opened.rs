@@ -183,6 +183,22 @@ impl OpenedRound {
         }
     }
 
+    /// Whether this very update of `site` counts.
+    pub(super) fn counts(&self, site: &SiteId, attempt: AttemptId) -> bool {
+        let answer = self.participants.get(site).map(|participant| &participant.answer);
+        matches!(answer, Some(Answer::Updated(counted)) if counted.attempt == attempt)
+    }
+
+    /// Takes back an update that is lost. Its site is waited for until `deadline`: the loss is not its own.
+    pub(super) fn lose(&mut self, site: &SiteId, attempt: AttemptId, deadline: Timestamp) -> bool {
+        let lost = self.counts(site, attempt);
+        if let Some(known) = self.participants.get_mut(site).filter(|_| lost) {
+            known.answer = Answer::Accepted;
+            self.deadline = self.deadline.max(deadline);
+        }
+        lost
+    }
+
     /// The task as it reads at `now`.
     pub(super) fn task(&self, plan: &RoundPlan, now: Timestamp) -> RoundTask {
         let remaining = self.deadline.since(now).as_millis();

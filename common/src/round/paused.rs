@@ -1,5 +1,6 @@
 //! Paused: an overlay of any phase. What is under way ends and is recorded; nothing new begins and deadlines stand still.
-//! Ends when the operator resumes, or by itself when the storage was full: then after 30 s, doubling up to 10 minutes.
+//! Ends when the operator resumes, or by itself when the storage was full or read-only: then after 30 s, doubling up to
+//! 10 minutes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,10 +32,11 @@ impl Pause {
 
     /// A pause for a fault that occurred `failures` times in a row.
     pub(super) fn by_fault(reason: PauseReason, failures: u32, now: Timestamp) -> Self {
-        let patient = matches!(
-            reason,
-            PauseReason::Aggregation(Fault::StorageFull) | PauseReason::Commit(Fault::StorageFull)
-        );
+        let passes = |fault| matches!(fault, Fault::StorageFull | Fault::StorageReadOnly);
+        let patient = match reason {
+            PauseReason::Aggregation(fault) | PauseReason::Commit(fault) => passes(fault),
+            PauseReason::Operator => false,
+        };
         let wait = FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(8)).min(LONGEST_RETRY);
         Self { reason, since: now, retry_at: patient.then(|| now.after(wait)), words: None }
     }

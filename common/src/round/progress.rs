@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::CommandError;
 use super::aggregating::Committing;
+use super::collecting::Collecting;
 use super::committed::{Committed, Over};
 use super::event::{Action, DeclineReason, Event, Fact, PauseReason, UpdateOffer};
 use super::exclusion::Exclusion;
@@ -13,7 +14,7 @@ use super::paused::Pause;
 use super::phase::{Context, Phase};
 use super::rejection::{Rejection, UpdateExpectation};
 use crate::aggregate::weights::SiteCounts;
-use crate::ids::{ModelHash, RoundId, SiteId};
+use crate::ids::{AttemptId, ModelHash, RoundId, SiteId};
 
 /// The machine's state without the roster, which [`Context`] carries.
 pub(super) struct Progress<'a> {
@@ -46,6 +47,7 @@ impl Progress<'_> {
             Event::SiteGone { site } => cx.roster.ready.remove(&site).is_some(),
             Event::RoundAccepted { site, round } => self.accept(site, round, cx),
             Event::RoundDeclined { site, round, reason } => self.decline(site, round, reason, cx),
+            Event::UpdateLost { site, round, attempt } => self.lose_update(&site, round, attempt, cx),
             Event::Aggregated { round, model } => self.aggregated(round, model, cx),
             Event::Committed { round, model } => self.committed(round, model, cx),
             Event::AggregationFailed { round, fault } => {
@@ -102,6 +104,36 @@ impl Progress<'_> {
         let (round, trained_for) = (opened.round, late.round);
         opened.late.insert(site.clone(), late);
         cx.report(Fact::LateUpdateTaken { site: site.clone(), round, trained_for });
+        true
+    }
+
+    /// Takes back an update that the store has lost, also one that is being aggregated, and asks its site again.
+    fn lose_update(
+        &mut self,
+        site: &SiteId,
+        round: RoundId,
+        attempt: AttemptId,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        if let Phase::Aggregating(phase) = &*self.phase
+            && phase.opened.round == round
+            && phase.opened.counts(site, attempt)
+        {
+            *self.phase = Phase::Collecting(Collecting::new(phase.opened.clone()));
+            // What could not be aggregated is on its way again.
+            self.end_fault();
+        }
+        let deadline = cx.now.after(cx.plan.quorum.deadline());
+        let Some(opened) = self.phase.taking_mut().filter(|opened| opened.round == round) else {
+            return false;
+        };
+        if !opened.lose(site, attempt, deadline) {
+            return false;
+        }
+        cx.report(Fact::UpdateLost { site: site.clone(), round });
+        if self.pause.is_none() && cx.roster.ready.contains_key(site) {
+            cx.open_round(opened, BTreeSet::from([site.clone()]));
+        }
         true
     }
 

@@ -61,6 +61,10 @@ fn stored(name: &str, round: u32, base: ArtifactHash, attempt: u8) -> Event {
     Event::UpdateStored { site: site(name), offer: offer(round, base, attempt) }
 }
 
+fn lost(name: &str, attempt: u8) -> Event {
+    Event::UpdateLost { site: site(name), round: RoundId(1), attempt: AttemptId::from_bytes([attempt; 16]) }
+}
+
 /// A machine with its clock.
 struct Study {
     machine: RoundMachine,
@@ -295,6 +299,59 @@ fn numbers_that_do_not_aggregate_wait_for_the_operator() {
 }
 
 #[test]
+fn a_lost_update_is_taken_back_and_its_site_asked_again() {
+    let mut study = Study::aggregating();
+    study.tick(Event::AggregationFailed { round: RoundId(1), fault: Fault::Storage });
+    let actions = study.tick(lost("a", 1));
+    let asked = |action: &Action| matches!(action, Action::OpenRound { to, .. } if *to == [site("a")].into());
+    assert!(actions.iter().any(asked), "{actions:?}");
+    assert!(facts(&actions).contains(&&Fact::UpdateLost { site: site("a"), round: RoundId(1) }));
+    assert_eq!((study.phase(), study.machine.status().paused), ("collecting", None));
+    assert_eq!(study.machine.counted().into_keys().collect::<Vec<_>>(), [site("b")]);
+
+    // Trained again under another attempt, and counted once.
+    let again = study.tick(stored("a", 1, hash("initial"), 3));
+    let terms = |action: &Action| match action {
+        Action::Aggregate { terms, .. } => Some(terms.iter().map(|term| term.attempt).collect::<Vec<_>>()),
+        _ => None,
+    };
+    let attempts = [3, 2].map(|attempt| AttemptId::from_bytes([attempt; 16]));
+    assert_eq!(again.iter().find_map(terms), Some(attempts.to_vec()));
+}
+
+#[test]
+fn a_site_whose_update_is_lost_gets_the_whole_time_again() {
+    let mut study = Study::quorum_missing();
+    study.tick(lost("a", 1));
+    assert_eq!(study.phase(), "collecting");
+    study.wait(599);
+    assert_eq!(study.phase(), "collecting");
+    study.wait(1);
+    assert_eq!(study.phase(), "quorum-missing");
+}
+
+#[test]
+fn a_pause_of_the_operator_outlives_a_lost_update() {
+    let mut study = Study::aggregating().all([Event::Pause]);
+    let actions = study.tick(lost("b", 2));
+    assert!(!actions.iter().any(|action| matches!(action, Action::OpenRound { .. })), "{actions:?}");
+    assert_eq!(study.machine.status().paused, Some(PauseReason::Operator));
+    let actions = study.tick(Event::Resume);
+    let asked = |action: &Action| matches!(action, Action::OpenRound { to, .. } if *to == [site("b")].into());
+    assert!(actions.iter().any(asked), "{actions:?}");
+}
+
+#[test]
+fn an_update_of_another_attempt_or_of_a_committed_round_is_not_taken_back() {
+    let mut study = Study::aggregating();
+    study.tick(lost("a", 9));
+    assert_eq!(study.phase(), "aggregating");
+    let mut study = Study::committing();
+    study.tick(lost("a", 1));
+    assert_eq!((study.phase(), study.machine.counted().len()), ("committing", 0));
+}
+
+#[test]
 fn deadlines_stand_still_in_a_pause_and_updates_are_taken() {
     let mut study = Study::paused();
     study.wait(3600);
@@ -411,6 +468,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("update stored: of a, maybe again", stored("a", 1, initial, 1)),
         ("update stored: unknown site", stored("z", 1, initial, 3)),
         ("update stored: late round", stored("a", 0, initial, 4)),
+        ("update lost: of a", lost("a", 1)),
         ("aggregated", Event::Aggregated { round, model: one }),
         ("aggregated: other round", Event::Aggregated { round: RoundId(9), model: one }),
         ("aggregation failed", Event::AggregationFailed { round, fault: Fault::Storage }),

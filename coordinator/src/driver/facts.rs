@@ -33,6 +33,10 @@ pub(super) fn of_rounds(fact: &Fact, name: impl Fn(ClassId) -> String) -> Option
         Fact::UpdateRefused { site, code } => {
             ("update-refused", format!("an update of {site} does not count: {code}"))
         }
+        Fact::UpdateLost { site, round } => (
+            "update-lost",
+            format!("the update of {site} in round {round} is lost here: {site} is asked again"),
+        ),
         Fact::QuorumMissing { round, have, need, classes } => {
             let words = format!("round {round} has {have} of {need} updates and waits for more");
             let of =
