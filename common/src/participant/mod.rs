@@ -90,6 +90,9 @@ pub struct State {
     /// connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     next: Option<RoundTask>,
+    /// The work under way is older than the connection, on which the coordinator has not named its round yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unconfirmed: bool,
 }
 
 /// Where a site stands, for people.
@@ -113,8 +116,9 @@ impl ParticipantMachine {
     /// A site that has not heard of any study.
     pub fn new(identity: Identity) -> Self {
         let (studies, phase, evaluations) = (Studies::default(), Phase::Idle, Evaluations::default());
+        let (connected, unconfirmed, trainings, next) = (false, false, 0, None);
         let state =
-            State { identity, connected: false, studies, phase, evaluations, trainings: 0, next: None };
+            State { identity, connected, studies, phase, evaluations, trainings, next, unconfirmed };
         Self { state }
     }
 
@@ -236,6 +240,7 @@ impl State {
                 true
             }
             Event::Connected => {
+                self.unconfirmed = self.phase.work().is_some();
                 self.phase.connected(cx);
                 self.evaluations.connected(cx);
                 true
@@ -390,12 +395,16 @@ impl State {
         };
         match self.phase.work() {
             Some(work) if work == (task.study, task.round, task.base) => {
+                self.unconfirmed = false;
                 cx.act(Action::AcceptRound { task });
                 self.phase.reopened(cx);
                 return true;
             }
-            // A notice that was overtaken.
-            Some((study, round, _)) if study == task.study && round > task.round => return false,
+            // A notice that was overtaken. On a connection that never named the later round it is none: the coordinator
+            // was restored from a backup, and asks for what it does not remember.
+            Some((study, round, _)) if study == task.study && round > task.round && !self.unconfirmed => {
+                return false;
+            }
             Some((study, round, _))
                 if study == task.study && round.next() == task.round && self.ends_late() =>
             {
@@ -405,7 +414,7 @@ impl State {
             Some(_) => self.phase.leave(DropReason::RoundClosed, cx),
             None => {}
         }
-        self.next = None;
+        (self.next, self.unconfirmed) = (None, false);
         let missing = needs.iter().copied().chain([task.base]).collect();
         cx.report(Fact::RoundStarted { round: task.round });
         cx.act(Action::AcceptRound { task: task.clone() });

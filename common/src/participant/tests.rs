@@ -320,6 +320,33 @@ fn a_snapshot_of_another_site_is_refused() {
     assert!(matches!(refused, Err(RestoreError::Identity { .. })));
 }
 
+#[test]
+fn a_coordinator_that_was_restored_is_followed_back_to_the_round_that_it_knows() {
+    let ahead = || {
+        let events =
+            [Event::RoundOpened { task: task(3) }, Event::ModelStored { artifact: hash("embeddings") }];
+        Site::idle().all(events).all([Event::ModelStored { artifact: hash("model 2") }])
+    };
+    // On the connection that brought the work, an older notice was overtaken.
+    let mut site = ahead();
+    site.tick(Event::RoundOpened { task: task(2) });
+    assert_eq!(site.machine.status().work, Some((study(), RoundId(3))));
+
+    // On a new one it is the coordinator's first word.
+    let mut site = ahead().all([Event::Disconnected, Event::Connected]);
+    let trained = site.attempt();
+    let actions = site.tick(Event::RoundOpened { task: task(2) });
+    assert!(actions.contains(&Action::CancelTraining { attempt: trained }), "{actions:?}");
+    assert!(actions.contains(&Action::AcceptRound { task: task(2) }), "{actions:?}");
+    assert_eq!(site.machine.status().work, Some((study(), RoundId(2))));
+
+    // Unless it has named the later round since.
+    let back = [Event::Disconnected, Event::Connected, Event::RoundOpened { task: task(3) }];
+    let mut site = ahead().all(back);
+    site.tick(Event::RoundOpened { task: task(2) });
+    assert_eq!(site.machine.status().work, Some((study(), RoundId(3))));
+}
+
 /// The format on disk. A change here needs a new `SNAPSHOT_VERSION`, unless older text still reads back.
 #[test]
 fn the_snapshot_formats_are_frozen() {
