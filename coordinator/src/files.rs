@@ -7,6 +7,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::sys::statvfs::{FsFlags, statvfs};
+
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -69,6 +71,40 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// What a file system has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that this user may still write.
+    pub available: u64,
+    /// Mounted so that nothing can be written.
+    pub read_only: bool,
+}
+
+/// What the file system of `path` has left.
+///
+/// # Errors
+/// What the file system says.
+pub fn space(path: &Path) -> io::Result<Space> {
+    let stat = statvfs(path)?;
+    let available = stat.blocks_available().saturating_mul(stat.fragment_size());
+    Ok(Space { available, read_only: stat.flags().contains(FsFlags::ST_RDONLY) })
+}
+
+/// A size as people read it.
+pub fn size_in_words(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} bytes");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
 /// The folder that holds `path`.
 pub fn parent(path: &Path) -> &Path {
     match path.parent() {
@@ -123,6 +159,19 @@ mod tests {
         let again = write_new(&path, b"2", Access::Private).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).unwrap(), b"1");
+    }
+
+    #[test]
+    fn sizes_are_told_in_the_unit_that_fits() {
+        let words = [0, 1023, 1024, 1536, 4 << 20, 3 << 40].map(size_in_words);
+        assert_eq!(words, ["0 bytes", "1023 bytes", "1.0 KiB", "1.5 KiB", "4.0 MiB", "3.0 TiB"]);
+    }
+
+    #[test]
+    fn a_folder_that_can_be_written_has_space() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = space(dir.path()).unwrap();
+        assert!(space.available > 0 && !space.read_only, "{space:?}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Artifacts as files: one folder each, named by its hash, holding `manifest.json` and `data`.
 //!
 //! A folder appears under its name only when it is whole and synced; what a crash leaves is a folder with another name,
-//! removed at the next start. All calls block: run them off the async threads.
+//! removed at the next start. An artifact that is written again replaces one whose bytes have changed: so the operator
+//! heals a lost one with the file that it was made of. All calls block: run them off the async threads.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -13,18 +14,20 @@ use common::artifact::{ArtifactManifest, TensorLayout, TensorSpec};
 use common::ids::{ArtifactHash, ChunkHash, Digest};
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
+use super::{Health, StoreError, scrub};
+use crate::clock;
 use crate::files::{self, Access};
 
 const MANIFEST: &str = "manifest.json";
 const DATA: &str = "data";
 /// Prefix of folders that are being written.
-const UNFINISHED: &str = "new-";
+pub(super) const UNFINISHED: &str = "new-";
 
 /// The folder of all artifacts. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
+    health: Health,
 }
 
 /// The manifest as it lies on disk; the hash in the folder's name guards it.
@@ -40,7 +43,7 @@ impl Artifacts {
     ///
     /// # Errors
     /// The disk.
-    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, health: Health) -> Result<Self, StoreError> {
         files::create_private_dir(dir).map_err(StoreError::file(dir))?;
         for entry in fs::read_dir(dir).map_err(StoreError::file(dir))? {
             let entry = entry.map_err(StoreError::file(dir))?;
@@ -48,7 +51,12 @@ impl Artifacts {
                 fs::remove_dir_all(entry.path()).map_err(StoreError::file(&entry.path()))?;
             }
         }
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self::at(dir, health))
+    }
+
+    /// The folder as it is: nothing is made or removed.
+    pub(super) fn at(dir: &Path, health: Health) -> Self {
+        Self { dir: dir.to_owned(), health }
     }
 
     /// Whether the artifact is here, whole.
@@ -72,6 +80,10 @@ impl Artifacts {
     /// # Errors
     /// The disk.
     pub fn write(&self, layout: TensorLayout) -> Result<ArtifactWriter, StoreError> {
+        self.health.note(self.begin(layout))
+    }
+
+    fn begin(&self, layout: TensorLayout) -> Result<ArtifactWriter, StoreError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = self.dir.join(format!("{UNFINISHED}{number}"));
@@ -88,8 +100,19 @@ impl Artifacts {
         })
     }
 
-    fn folder(&self, hash: &ArtifactHash) -> PathBuf {
+    /// Where the artifact lies, or would.
+    pub fn folder(&self, hash: &ArtifactHash) -> PathBuf {
         self.dir.join(hash.to_string())
+    }
+
+    /// Moves away what lies under this name, if it is not that artifact.
+    fn make_room(&self, hash: &ArtifactHash) -> Result<(), StoreError> {
+        let folder = self.folder(hash);
+        let kept = ArtifactFile::open(&folder, hash).and_then(|file| file.verify(|_| {}));
+        let Err(error) = kept else { return Ok(()) };
+        let to = scrub::quarantine(files::parent(&self.dir), &folder, clock::now())?;
+        tracing::warn!(%hash, %error, to = %to.display(), "a corrupt artifact is replaced");
+        Ok(())
     }
 }
 
@@ -124,20 +147,29 @@ impl ArtifactWriter {
                 format!("chunk {} of {} bytes does not fit the layout", self.chunks.len(), bytes.len());
             return Err(StoreError::corrupt("artifact", reason));
         }
-        self.data.write_all(bytes).map_err(StoreError::file(&self.folder))?;
+        let written = self.data.write_all(bytes).map_err(StoreError::file(&self.folder));
+        self.artifacts.health.note(written)?;
         self.chunks.push(hash);
         Ok(())
     }
 
-    /// Makes the artifact durable under its name, which is returned. One that is there already is kept.
+    /// Makes the artifact durable under its name, which is returned. One that is there already is kept, if it is whole.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when chunks are missing; the disk.
     pub fn finish(mut self) -> Result<ArtifactHash, StoreError> {
+        let health = self.artifacts.health.clone();
+        health.note(self.make_durable())
+    }
+
+    fn make_durable(&mut self) -> Result<ArtifactHash, StoreError> {
         let manifest = ArtifactManifest::new(self.layout.clone(), std::mem::take(&mut self.chunks))
             .map_err(|e| StoreError::corrupt("artifact", e))?;
         let hash = manifest.hash();
         let to = self.artifacts.folder(&hash);
+        if to.is_dir() {
+            self.artifacts.make_room(&hash)?;
+        }
         if !to.is_dir() {
             self.data.sync_all().map_err(StoreError::file(&self.folder))?;
             write_manifest(&self.folder, &manifest)?;

@@ -7,7 +7,7 @@ use super::StoreError;
 
 /// Held while the store is open.
 #[derive(Debug)]
-pub(super) struct StoreLock {
+pub struct StoreLock {
     _file: File,
 }
 
@@ -16,7 +16,7 @@ impl StoreLock {
     ///
     /// # Errors
     /// [`StoreError::Locked`] when another process has it.
-    pub(super) fn take(dir: &Path) -> Result<Self, StoreError> {
+    pub fn take(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join("lock");
         let file = File::create(&path).map_err(StoreError::file(&path))?;
         match file.try_lock() {

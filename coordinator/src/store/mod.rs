@@ -5,9 +5,11 @@
 //! Nothing here decides anything about rounds; the journal's content is opaque text.
 
 mod artifacts;
+mod health;
 mod lock;
 mod results;
 mod schema;
+mod scrub;
 mod server_state;
 mod sites;
 mod spool;
@@ -19,7 +21,10 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 pub use artifacts::{ArtifactFile, ArtifactWriter, Artifacts};
+pub use health::{Failing, Health};
+pub use lock::StoreLock;
 pub use results::{LossPoint, Receipt, RoundRecord, StoredReport, Traffic};
+pub use scrub::{Entry, Kind, QUARANTINE, UpdateName};
 pub use server_state::{ServerState, ServerStateWriter, ServerStates};
 pub use sites::{CertificateRecord, InviteRefusal, InviteTerms, SiteRecord, SiteStatus};
 pub use spool::{Spool, SpooledUpdate};
@@ -79,13 +84,22 @@ impl StoreError {
             Self::Locked { .. } => "store-locked",
             Self::Newer { .. } => "store-newer",
             Self::Missing { .. } => "store-missing",
-            Self::Corrupt { .. } => "store-corrupt",
-            Self::File { source, .. } if disk_is_full(source) => "disk-full",
-            Self::Database(sqlx::Error::Database(e)) if e.code().as_deref() == Some(SQLITE_FULL) => {
-                "disk-full"
+            Self::Corrupt { .. } => CORRUPT,
+            Self::File { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DISK_FULL,
+                io::ErrorKind::ReadOnlyFilesystem => DISK_READ_ONLY,
+                _ => DISK_ERROR,
+            },
+            Self::Database(sqlx::Error::Database(error)) => {
+                sqlite_name(error.code().and_then(|code| code.parse().ok()))
             }
-            Self::File { .. } | Self::Database(_) => "disk-error",
+            Self::Database(_) => DISK_ERROR,
         }
+    }
+
+    /// What a site may know of it: nothing of ours, but whether it is worth waiting for.
+    pub fn words_for_sites(&self) -> &'static str {
+        words_for_sites(self.code())
     }
 
     pub(crate) fn corrupt(what: &'static str, reason: impl ToString) -> Self {
@@ -98,20 +112,74 @@ impl StoreError {
     }
 }
 
-const SQLITE_FULL: &str = "13";
+/// Nothing more fits.
+pub const DISK_FULL: &str = "disk-full";
+/// Nothing can be written.
+pub const DISK_READ_ONLY: &str = "disk-read-only";
+/// The disk fails otherwise.
+const DISK_ERROR: &str = "disk-error";
+const CORRUPT: &str = "store-corrupt";
 
-fn disk_is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+/// The state in which a coordinator with this failure waits, and which passes by itself: `paused: disk full`.
+pub fn pause_name(code: &str) -> Option<&'static str> {
+    match code {
+        DISK_FULL => Some("disk full"),
+        DISK_READ_ONLY => Some("disk read-only"),
+        _ => None,
+    }
+}
+
+/// Words for a site that is refused because of this failure.
+pub fn words_for_sites(code: &str) -> &'static str {
+    match code {
+        DISK_FULL => "the coordinator's disk is full: try again later",
+        DISK_READ_ONLY => "the coordinator's disk is read-only: try again later",
+        _ => "the coordinator's store fails: try again later",
+    }
+}
+
+/// An error and all that caused it, in a line.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        // A transparent error says the same as its cause.
+        if !text.contains(&words) {
+            text.push_str(&format!(": {words}"));
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// SQLite's result codes, as the C interface numbers them. The low byte is the kind, the rest says where it was met.
+fn sqlite_name(code: Option<i32>) -> &'static str {
+    /// No room for the memory that readers and writers of a write-ahead log share.
+    const IOERR_SHMSIZE: i32 = 10 | (19 << 8);
+    const READ_ONLY: i32 = 8;
+    const CORRUPT_DATABASE: i32 = 11;
+    const FULL: i32 = 13;
+    const NOT_A_DATABASE: i32 = 26;
+    match (code, code.map(|code| code & 0xff)) {
+        (Some(IOERR_SHMSIZE), _) | (_, Some(FULL)) => DISK_FULL,
+        (_, Some(READ_ONLY)) => DISK_READ_ONLY,
+        (_, Some(CORRUPT_DATABASE | NOT_A_DATABASE)) => CORRUPT,
+        _ => DISK_ERROR,
+    }
 }
 
 /// The state folder, open and locked. Cheap to clone; the lock goes with the last clone.
 #[derive(Clone)]
 pub struct Store {
+    dir: PathBuf,
     pool: sqlx::SqlitePool,
     artifacts: Artifacts,
     spool: Spool,
     server_states: ServerStates,
-    _lock: std::sync::Arc<lock::StoreLock>,
+    health: Health,
+    /// `None` where it was opened to look alone.
+    _lock: Option<std::sync::Arc<StoreLock>>,
 }
 
 impl Store {
@@ -136,7 +204,7 @@ impl Store {
     }
 
     async fn open_database(dir: &Path, create: bool) -> Result<Self, StoreError> {
-        let lock = lock::StoreLock::take(dir)?;
+        let lock = StoreLock::take(dir)?;
         let path = dir.join(DATABASE);
         let options = SqliteConnectOptions::new()
             .filename(&path)
@@ -148,13 +216,48 @@ impl Store {
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
         schema::migrate(&mut *pool.acquire().await?, &path, schema::STEPS).await?;
         crate::files::sync_dir(dir).map_err(StoreError::file(dir))?;
+        let health = Health::new();
         Ok(Self {
+            dir: dir.to_owned(),
             pool,
-            artifacts: Artifacts::open(&dir.join("artifacts"))?,
-            spool: Spool::open(&dir.join("spool"))?,
-            server_states: ServerStates::open(&dir.join("server-state"))?,
-            _lock: std::sync::Arc::new(lock),
+            artifacts: Artifacts::open(&dir.join(ARTIFACTS), health.clone())?,
+            spool: Spool::open(&dir.join(SPOOL), health.clone())?,
+            server_states: ServerStates::open(&dir.join(SERVER_STATE), health.clone())?,
+            health,
+            _lock: Some(std::sync::Arc::new(lock)),
         })
+    }
+
+    /// Opens the store to look at it, also beside a coordinator that runs: nothing is made, brought up or removed.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] before `init`; the database.
+    pub async fn inspect(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join(DATABASE);
+        if !path.exists() {
+            return Err(StoreError::Missing { path: dir.to_owned() });
+        }
+        let options = SqliteConnectOptions::new().filename(&path).read_only(true);
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let health = Health::new();
+        Ok(Self {
+            dir: dir.to_owned(),
+            pool,
+            artifacts: Artifacts::at(&dir.join(ARTIFACTS), health.clone()),
+            spool: Spool::at(&dir.join(SPOOL), health.clone()),
+            server_states: ServerStates::at(&dir.join(SERVER_STATE), health.clone()),
+            health,
+            _lock: None,
+        })
+    }
+
+    /// Writes the database, as it is at this instant, into a new file.
+    ///
+    /// # Errors
+    /// The database; also when the file is there.
+    pub async fn copy_database(&self, to: &Path) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        schema::back_up(&mut connection, to).await
     }
 
     /// Models, embeddings: what is published.
@@ -178,7 +281,14 @@ impl Store {
     }
 }
 
-const DATABASE: &str = "coordinator.db";
+/// File of the database in the state folder.
+pub const DATABASE: &str = "coordinator.db";
+/// Folder of models and embeddings in the state folder.
+pub const ARTIFACTS: &str = "artifacts";
+/// Folder of updates in the state folder.
+pub const SPOOL: &str = "spool";
+/// Folder of what strategies keep between rounds, below the state folder.
+pub const SERVER_STATE: &str = "server-state";
 
 /// Reads `N` bytes out of a blob column.
 fn array<const N: usize>(what: &'static str, bytes: &[u8]) -> Result<[u8; N], StoreError> {

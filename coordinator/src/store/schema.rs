@@ -27,7 +27,11 @@ pub(super) async fn migrate(
         return Err(StoreError::Newer { path: path.to_owned(), found, known });
     }
     if found > 0 && found < known {
-        back_up(connection, &backup_path(path, found)).await?;
+        let to = backup_path(path, found);
+        // An earlier, interrupted migration may have made it, from the same version.
+        if !to.exists() {
+            back_up(connection, &to).await?;
+        }
     }
     for (from, step) in steps.iter().enumerate().skip(found) {
         let mut transaction = connection.begin().await?;
@@ -45,16 +49,15 @@ fn backup_path(path: &Path, version: usize) -> PathBuf {
     path.with_file_name(name)
 }
 
-async fn version(connection: &mut SqliteConnection) -> Result<usize, StoreError> {
+/// The database's version.
+pub(super) async fn version(connection: &mut SqliteConnection) -> Result<usize, StoreError> {
     let row = sqlx::query("PRAGMA user_version").fetch_one(connection).await?;
     let version: i64 = row.try_get(0)?;
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-async fn back_up(connection: &mut SqliteConnection, to: &Path) -> Result<(), StoreError> {
-    if to.exists() {
-        return Ok(()); // An earlier, interrupted migration made it, from the same version.
-    }
+/// Writes the database as it is now into the new file `to`.
+pub(super) async fn back_up(connection: &mut SqliteConnection, to: &Path) -> Result<(), StoreError> {
     let to = to.to_string_lossy();
     sqlx::query("VACUUM INTO ?").bind(to.as_ref()).execute(connection).await?;
     Ok(())

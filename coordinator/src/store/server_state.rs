@@ -13,8 +13,8 @@ use common::artifact::TensorLayout;
 use common::ids::{ArtifactHash, ModelHash, RoundId, StudyDigest};
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
 use super::artifacts::{ArtifactFile, ArtifactWriter, Artifacts};
+use super::{Health, StoreError};
 use crate::files::{self, Access};
 
 const STATE: &str = "state.json";
@@ -25,6 +25,7 @@ const UNFINISHED: &str = "new-";
 #[derive(Clone, Debug)]
 pub struct ServerStates {
     dir: PathBuf,
+    health: Health,
 }
 
 /// What lies in a state's folder.
@@ -62,7 +63,7 @@ impl ServerStates {
     ///
     /// # Errors
     /// The disk.
-    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, health: Health) -> Result<Self, StoreError> {
         files::create_private_dir(dir).map_err(StoreError::file(dir))?;
         for study in folders(dir)? {
             for (folder, name) in named_folders(&study)? {
@@ -71,7 +72,12 @@ impl ServerStates {
                 }
             }
         }
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self::at(dir, health))
+    }
+
+    /// Those of `dir`, to be looked at alone.
+    pub(super) fn at(dir: &Path, health: Health) -> Self {
+        Self { dir: dir.to_owned(), health }
     }
 
     /// Opens the moments called `names` beside the model that `round` made.
@@ -117,7 +123,7 @@ impl ServerStates {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = self.study_folder(&study).join(format!("{UNFINISHED}{number}"));
-        let artifacts = Artifacts::open(&folder)?;
+        let artifacts = Artifacts::open(&folder, self.health.clone())?;
         let mut writer =
             ServerStateWriter { states: self.clone(), study, folder, moments: Vec::new(), finished: false };
         for name in names {
@@ -269,12 +275,12 @@ mod tests {
     #[test]
     fn moments_read_back_beside_the_round_and_model_that_they_go_with() {
         let dir = tempfile::tempdir().unwrap();
-        let states = ServerStates::open(dir.path()).unwrap();
+        let states = ServerStates::open(dir.path(), Health::new()).unwrap();
         // Two rounds with the same model: their moments are kept apart.
         write(&states, 1, &model(0), 10);
         write(&states, 2, &model(0), 20);
         write(&states, 2, &model(0), 30);
-        let states = ServerStates::open(dir.path()).unwrap();
+        let states = ServerStates::open(dir.path(), Health::new()).unwrap();
         assert_eq!(read(&states, 1, &model(0), &["m", "v"]).unwrap(), [[10; 8], [11; 8]]);
         assert_eq!(read(&states, 2, &model(0), &["m", "v"]).unwrap(), [[30; 8], [31; 8]], "the later try");
     }
@@ -282,7 +288,7 @@ mod tests {
     #[test]
     fn a_missing_or_changed_state_is_said_and_never_zero() {
         let dir = tempfile::tempdir().unwrap();
-        let states = ServerStates::open(dir.path()).unwrap();
+        let states = ServerStates::open(dir.path(), Health::new()).unwrap();
         write(&states, 1, &model(0), 10);
         let words = |round, model: &ModelHash, names: &[&str]| {
             let error = read(&states, round, model, names).unwrap_err();
@@ -304,7 +310,7 @@ mod tests {
     #[test]
     fn states_of_rounds_long_past_are_removed_and_so_are_unfinished_ones() {
         let dir = tempfile::tempdir().unwrap();
-        let states = ServerStates::open(dir.path()).unwrap();
+        let states = ServerStates::open(dir.path(), Health::new()).unwrap();
         let study = StudyDigest(Digest::of(b"study"));
         states.forget_before(&study, RoundId(5)).unwrap();
         for round in 8..=10 {
@@ -314,7 +320,7 @@ mod tests {
         drop(states.write(study, &layout(), &["m"]).unwrap());
         let count = || named_folders(&states.study_folder(&study)).unwrap().len();
         assert_eq!(count(), 4);
-        ServerStates::open(dir.path()).unwrap();
+        ServerStates::open(dir.path(), Health::new()).unwrap();
         assert_eq!(count(), 3);
         states.forget_before(&study, RoundId(9)).unwrap();
         assert_eq!(count(), 2);

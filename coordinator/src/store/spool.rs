@@ -16,16 +16,20 @@ use common::artifact::ArtifactManifest;
 use common::ids::{ArtifactHash, ChunkHash, Digest, RoundId, SiteId, StudyDigest};
 use common::update::{CheckedChunk, Verification};
 
-use super::StoreError;
 use super::artifacts::{ArtifactFile, chunk, create_data, open_data, read_manifest, write_manifest};
+use super::{Health, StoreError};
 use crate::files::{self, Access};
 
 const VERIFICATION: &str = "verification";
 
+/// Suffix of updates that are arriving.
+pub(super) const ARRIVING: &str = ".part";
+
 /// The folder of all updates. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Spool {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
+    health: Health,
 }
 
 impl Spool {
@@ -33,9 +37,14 @@ impl Spool {
     ///
     /// # Errors
     /// The disk.
-    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, health: Health) -> Result<Self, StoreError> {
         files::create_private_dir(dir).map_err(StoreError::file(dir))?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self::at(dir, health))
+    }
+
+    /// The folder as it is: nothing is made.
+    pub(super) fn at(dir: &Path, health: Health) -> Self {
+        Self { dir: dir.to_owned(), health }
     }
 
     /// Begins or resumes the update that `manifest` describes.
@@ -49,8 +58,18 @@ impl Spool {
         site: &SiteId,
         manifest: ArtifactManifest,
     ) -> Result<SpooledUpdate, StoreError> {
+        self.health.note(self.begin(study, round, site, manifest))
+    }
+
+    fn begin(
+        &self,
+        study: &StudyDigest,
+        round: RoundId,
+        site: &SiteId,
+        manifest: ArtifactManifest,
+    ) -> Result<SpooledUpdate, StoreError> {
         let round_folder = self.round_folder(study, round);
-        let folder = round_folder.join(format!("{site}.part"));
+        let folder = round_folder.join(format!("{site}{ARRIVING}"));
         let resumable = folder.is_dir() && read_manifest(&folder).is_ok_and(|found| found == manifest);
         if !resumable {
             remove_if_there(&folder)?;
@@ -61,7 +80,8 @@ impl Spool {
         }
         let data = Arc::new(open_data(&folder)?);
         let present = rehash(&data, &manifest, resumable);
-        Ok(SpooledUpdate { folder, round_folder, site: site.clone(), data, manifest, present })
+        let (site, health) = (site.clone(), self.health.clone());
+        Ok(SpooledUpdate { folder, round_folder, site, data, manifest, present, health })
     }
 
     /// Opens an update that was kept; `None` when it is not here.
@@ -75,11 +95,22 @@ impl Spool {
         site: &SiteId,
         update: &ArtifactHash,
     ) -> Result<Option<ArtifactFile>, StoreError> {
-        let folder = kept(&self.round_folder(study, round), site, update);
+        let folder = self.folder(study, round, site, update);
         if !folder.is_dir() {
             return Ok(None);
         }
         ArtifactFile::open(&folder, update).map(Some)
+    }
+
+    /// Where an update that was kept lies, or would.
+    pub fn folder(
+        &self,
+        study: &StudyDigest,
+        round: RoundId,
+        site: &SiteId,
+        update: &ArtifactHash,
+    ) -> PathBuf {
+        kept(&self.round_folder(study, round), site, update)
     }
 
     /// What was found of an update that was kept; `None` where that is not known, or no longer what was written.
@@ -117,6 +148,7 @@ pub struct SpooledUpdate {
     data: Arc<File>,
     manifest: ArtifactManifest,
     present: Vec<AtomicBool>,
+    health: Health,
 }
 
 impl SpooledUpdate {
@@ -142,7 +174,8 @@ impl SpooledUpdate {
         if !checked.is_of(&self.manifest) {
             return Err(StoreError::corrupt("update", format!("chunk {index} is of another update")));
         }
-        self.data.write_all_at(checked.bytes(), span.offset).map_err(StoreError::file(&self.folder))?;
+        let written = self.data.write_all_at(checked.bytes(), span.offset).map_err(StoreError::file(&self.folder));
+        self.health.note(written)?;
         if let Some(present) = self.present.get(index) {
             present.store(true, Ordering::Release);
         }
@@ -187,6 +220,11 @@ impl SpooledUpdate {
     /// # Errors
     /// [`StoreError::Corrupt`] when chunks are missing; the disk.
     pub fn keep(self) -> Result<ArtifactHash, StoreError> {
+        let health = self.health.clone();
+        health.note(self.make_durable())
+    }
+
+    fn make_durable(self) -> Result<ArtifactHash, StoreError> {
         if let Some(index) = self.missing().next() {
             return Err(StoreError::corrupt("update", format!("chunk {index} is missing")));
         }

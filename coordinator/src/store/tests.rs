@@ -280,3 +280,129 @@ fn a_full_disk_has_its_own_name() {
     let other = StoreError::file(Path::new("x"))(io::Error::from(io::ErrorKind::PermissionDenied));
     assert_eq!(other.code(), "disk-error");
 }
+
+#[test]
+fn sqlite_says_in_numbers_what_is_wrong_with_the_disk() {
+    let names =
+        [Some(13), Some(10 | (19 << 8)), Some(8), Some(8 | (6 << 8)), Some(11), Some(26), Some(10), None];
+    let expected = [
+        "disk-full",
+        "disk-full",
+        "disk-read-only",
+        "disk-read-only",
+        "store-corrupt",
+        "store-corrupt",
+        "disk-error",
+        "disk-error",
+    ];
+    assert_eq!(names.map(sqlite_name), expected);
+    let read_only = StoreError::file(Path::new("x"))(io::Error::from(io::ErrorKind::ReadOnlyFilesystem));
+    assert_eq!((read_only.code(), pause_name(read_only.code())), ("disk-read-only", Some("disk read-only")));
+    assert!(read_only.words_for_sites().contains("try again later"));
+}
+
+#[tokio::test]
+async fn a_database_that_is_none_is_said_to_be_corrupt_and_is_not_replaced() {
+    let (dir, store) = store().await;
+    store.close().await;
+    let path = dir.path().join(DATABASE);
+    let garbage = vec![0x5a; 8192];
+    std::fs::write(&path, &garbage).unwrap();
+    let refused = Store::open(dir.path()).await.err().map(|error| error.code());
+    assert_eq!(refused, Some("store-corrupt"));
+    assert_eq!(std::fs::read(&path).unwrap(), garbage, "left as it was found");
+}
+
+#[tokio::test]
+async fn a_database_that_lost_its_end_is_noticed() {
+    let (dir, store) = store().await;
+    study(&store).await;
+    store.close().await;
+    let path = dir.path().join(DATABASE);
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let problems = match Store::inspect(dir.path()).await {
+        Ok(store) => store.integrity().await.map_err(|error| error.code()),
+        Err(error) => Err(error.code()),
+    };
+    assert!(!matches!(&problems, Ok(found) if found.is_empty()), "{problems:?}");
+}
+
+fn write_artifact(store: &Store, fill: u8) -> common::ids::ArtifactHash {
+    let (manifest, data) = update(fill);
+    let mut writer = store.artifacts().write(manifest.layout().clone()).unwrap();
+    for index in 0..3 {
+        writer.push_chunk(chunk_of(&manifest, &data, index)).unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+fn change_a_byte(folder: &Path) {
+    let path = folder.join("data");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[0] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn writing_a_corrupt_artifact_again_heals_it_and_keeps_the_corrupt_one() {
+    let (dir, store) = store().await;
+    let hash = write_artifact(&store, 1);
+    change_a_byte(&store.artifacts().folder(&hash));
+    assert_eq!(write_artifact(&store, 1), hash);
+    let file = store.artifacts().read(&hash).unwrap().unwrap();
+    let mut seen = 0;
+    file.verify(|bytes| seen += bytes).unwrap();
+    assert_eq!(seen, file.manifest().layout().bytes());
+    assert_eq!(std::fs::read_dir(dir.path().join(QUARANTINE)).unwrap().count(), 1);
+
+    // One that is whole is kept as it is.
+    assert_eq!(write_artifact(&store, 1), hash);
+    assert_eq!(std::fs::read_dir(dir.path().join(QUARANTINE)).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn what_lies_in_the_folders_is_told_by_name() {
+    let (dir, store) = store().await;
+    let study = study(&store).await;
+    let hash = write_artifact(&store, 1);
+    let (manifest, data) = update(2);
+    let mut spooled = store.spool().receive(&study, RoundId(3), &site("a"), manifest.clone()).unwrap();
+    for index in 0..3 {
+        spooled.write_chunk(index, chunk_of(&manifest, &data, index)).unwrap();
+    }
+    let update = spooled.keep().unwrap();
+    store.spool().receive(&study, RoundId(3), &site("b"), manifest).unwrap();
+    std::fs::create_dir(dir.path().join("artifacts/new-9")).unwrap();
+    std::fs::write(dir.path().join("spool/notes"), "mine").unwrap();
+
+    let kinds = |entries: Vec<Entry>| entries.into_iter().map(|entry| entry.kind).collect::<Vec<_>>();
+    let artifacts = kinds(store.artifacts().entries().unwrap());
+    assert_eq!(artifacts, [Kind::Artifact(hash), Kind::Unfinished]);
+    let mut updates = kinds(store.spool().entries().unwrap());
+    let name = UpdateName { study, round: RoundId(3), site: site("a"), update };
+    updates.retain(|kind| !matches!(kind, Kind::Stranger | Kind::Unfinished));
+    assert_eq!(updates, [Kind::Update(name)]);
+    assert_eq!(store.spool().rounds().unwrap(), [(study, RoundId(3))]);
+    assert_eq!(store.spool().entries().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_store_in_use_can_be_looked_at_and_copied_whole() {
+    let (dir, store) = store().await;
+    let digest = study(&store).await;
+    let looked = Store::inspect(dir.path()).await.unwrap();
+    assert_eq!(looked.studies().await.unwrap().len(), 1);
+    assert_eq!(looked.integrity().await.unwrap(), Vec::<String>::new());
+    assert_eq!(looked.schema().await.unwrap(), (1, 1));
+    let entry = JournalEntry { at: NOW, event: "one".to_owned() };
+    store.append_event(&digest, &entry).await.unwrap();
+
+    // Also what lies in the write-ahead log alone.
+    let copy = dir.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    looked.copy_database(&copy.join(DATABASE)).await.unwrap();
+    let copied = Store::open(&copy).await.unwrap();
+    assert_eq!(copied.journal(&digest).await.unwrap().events, [entry]);
+    assert!(looked.append_event(&digest, &JournalEntry { at: NOW, event: "two".to_owned() }).await.is_err());
+}
