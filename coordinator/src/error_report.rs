@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | 1 | it failed |
 //! | 2 | the command line is wrong (from `clap`) |
+//! | 74 | the disk is full or read-only: nothing was lost; start again when there is room |
 //! | 75 | another process has the state folder: try again later |
 //! | 78 | coordinator.toml is missing or has mistakes, all of them listed |
 
@@ -15,9 +16,10 @@ use crate::operator::SocketError;
 use crate::operator::client::AskError;
 use crate::pki::PkiError;
 use crate::service::ServiceError;
-use crate::store::StoreError;
+use crate::store::{self, StoreError};
 
 const FAILED: u8 = 1;
+const DISK: u8 = 74;
 const IN_USE: u8 = 75;
 const CONFIGURATION: u8 = 78;
 
@@ -59,10 +61,12 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(|cause| cause.is::<Diagnostics>()) {
         return CONFIGURATION;
     }
-    let locked = |cause: &(dyn std::error::Error + 'static)| {
-        matches!(find_store(cause), Some(StoreError::Locked { .. }))
-    };
-    if error.chain().any(locked) { IN_USE } else { FAILED }
+    let store = error.chain().find_map(|cause| find_store(cause).map(StoreError::code));
+    match store {
+        Some("store-locked") => IN_USE,
+        Some(store::DISK_FULL | store::DISK_READ_ONLY) => DISK,
+        _ => FAILED,
+    }
 }
 
 fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
@@ -115,10 +119,13 @@ fn store_hint(error: &StoreError) -> Option<&'static str> {
         }
         "store-newer" => Some("install the newer program again, or restore the backup that it made"),
         "store-missing" => Some("run `coordinator init` first, or name the right file with `--config`"),
-        "disk-full" => Some("free some space: everything acknowledged is safe, and the study goes on"),
-        "store-corrupt" => {
-            Some("restore the state folder from a backup; models are content-addressed and can be compared")
+        store::DISK_FULL => Some("free some space: all that was acknowledged is safe, and the study goes on"),
+        store::DISK_READ_ONLY => {
+            Some("mount it read-write again: all that was acknowledged is safe, and the study goes on")
         }
+        "store-corrupt" => Some(
+            "`coordinator doctor` says what is damaged; `coordinator restore BACKUP` brings back a whole state folder",
+        ),
         _ => None,
     }
 }
@@ -138,6 +145,17 @@ mod tests {
         hint: another coordinator, or a command of it, is at work here: wait for it or stop it
         ");
         assert_eq!(exit_code(&error), IN_USE);
+    }
+
+    #[test]
+    fn a_disk_without_room_has_its_own_code() {
+        let code = |kind: std::io::ErrorKind| {
+            let store = StoreError::File { path: "/srv/state".into(), source: kind.into() };
+            exit_code(&ServiceError::from(store).into())
+        };
+        assert_eq!(code(std::io::ErrorKind::StorageFull), DISK);
+        assert_eq!(code(std::io::ErrorKind::ReadOnlyFilesystem), DISK);
+        assert_eq!(code(std::io::ErrorKind::PermissionDenied), FAILED);
     }
 
     #[test]

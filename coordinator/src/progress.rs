@@ -8,6 +8,8 @@ use std::io::Write;
 use common::ids::{Role, RoundId, SiteId};
 use serde::{Deserialize, Serialize};
 
+use crate::store::pause_name;
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "snake_case")]
@@ -94,6 +96,18 @@ pub enum Line {
         /// In words.
         detail: String,
     },
+    /// The store works again; what waited goes on.
+    Recovered {
+        /// What the failure was called.
+        code: String,
+    },
+    /// Somebody set the machine's clock.
+    ClockStepped {
+        /// How far; negative when it was set back.
+        seconds: i64,
+        /// The same in words.
+        detail: String,
+    },
     /// The server has stopped.
     Stopped,
 }
@@ -127,7 +141,17 @@ impl std::fmt::Display for Line {
                 Ok(())
             }
             Self::Study { study, detail, .. } => write!(f, "{study}: {detail}"),
-            Self::Fault { code, detail } => write!(f, "store fails ({code}): {detail}"),
+            Self::Fault { code, detail } => match pause_name(code) {
+                Some(name) => write!(f, "paused: {name}: {detail}"),
+                None => write!(f, "store fails ({code}): {detail}"),
+            },
+            Self::Recovered { code } => match pause_name(code) {
+                Some(name) => write!(f, "no longer paused: {name}; everything goes on"),
+                None => write!(f, "the store works again ({code} is over)"),
+            },
+            Self::ClockStepped { detail, .. } => {
+                write!(f, "clock stepped by {detail}; deadlines keep their length")
+            }
             Self::Stopped => f.write_str("stopped"),
         }
     }
@@ -173,5 +197,17 @@ mod tests {
         let json = serde_json::to_string(&line).unwrap();
         assert_eq!(json, r#"{"event":"training","site":"north","round":2,"step":5,"steps":20,"loss":0.5}"#);
         assert_eq!(serde_json::from_str::<Line>(&json).unwrap(), line);
+    }
+
+    #[test]
+    fn a_full_disk_is_a_pause_with_a_name() {
+        let words = |code: &str| Line::Fault { code: code.to_owned(), detail: "why".to_owned() }.to_string();
+        assert_eq!(words("disk-full"), "paused: disk full: why");
+        assert_eq!(words("disk-read-only"), "paused: disk read-only: why");
+        assert_eq!(words("store-corrupt"), "store fails (store-corrupt): why");
+        let over = Line::Recovered { code: "disk-full".to_owned() };
+        assert_eq!(over.to_string(), "no longer paused: disk full; everything goes on");
+        let stepped = Line::ClockStepped { seconds: -7200, detail: "-2 h".to_owned() };
+        assert_eq!(stepped.to_string(), "clock stepped by -2 h; deadlines keep their length");
     }
 }

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use common::ids::SiteId;
 
 use crate::operator::{SiteLine, Status, StudyLine};
+use crate::store::pause_name;
 
 /// Prints to standard output. A closed pipe is the reader's wish, not our failure.
 pub(crate) fn line(text: &str) {
@@ -21,7 +22,11 @@ pub(super) fn status(status: &Status) -> String {
     };
     let mut text = format!("consortium {}: {running}\n", status.consortium);
     if let Some(fault) = &status.fault {
-        let _ = writeln!(text, "the store fails: {fault}");
+        let detail = status.fault_detail.as_ref().map(|words| format!(": {words}")).unwrap_or_default();
+        let _ = match pause_name(fault) {
+            Some(name) => writeln!(text, "paused: {name}{detail}"),
+            None => writeln!(text, "the store fails: {fault}{detail}"),
+        };
     }
     let _ = write!(text, "\n{}\n{}", studies(status), sites(status));
     text
@@ -109,6 +114,7 @@ mod tests {
             running: true,
             address: Some("127.0.0.1:4433".to_owned()),
             fault: Some("disk-full".to_owned()),
+            fault_detail: Some("state has 0 bytes left".to_owned()),
             sites: vec![SiteLine {
                 site: "north".parse().unwrap(),
                 role: Role::Trainer,

@@ -12,13 +12,15 @@ use common::signed::SignedDocument;
 use common::taxonomy::ClassKind;
 use common::wire::Notice;
 
-use super::aggregation::{self, Job};
+use super::aggregation::{self, Done, Job, JobError};
+use super::disk;
 use super::handle::{Claim, refuse_report, refuse_update};
+use super::lost::{self, Look, Wanted};
 use super::study_run::{Deed, Happening, TickError, TimerKey};
 use super::{Driver, facts, plan};
 use crate::clock;
 use crate::progress::Line;
-use crate::store::{Receipt, RoundRecord, StoreError};
+use crate::store::{Receipt, RoundRecord, Store, StoreError};
 
 impl Driver {
     /// Does `deeds`, and what follows from them.
@@ -31,7 +33,7 @@ impl Driver {
             };
             let Some(happening) = follows else { continue };
             let Some(run) = self.studies.get_mut(&study) else { continue };
-            match run.tick(&self.store, happening.clone(), clock::now()).await {
+            match run.tick(&self.store, happening.clone(), self.clock.now()).await {
                 Ok(more) => queue.extend(more),
                 Err(TickError::Store(error)) => {
                     self.note_fault(&error);
@@ -142,8 +144,9 @@ impl Driver {
         let class_rows = match self.class_rows(study, &terms).await {
             Ok(rows) => rows,
             Err(error) => {
+                let fault = disk::fault(&self.store, &error);
                 self.note_fault(&error);
-                let event = round::Event::AggregationFailed { round, fault: round::Fault::Storage };
+                let event = round::Event::AggregationFailed { round, fault };
                 return self.retries.push_back((study, Happening::Round(event)));
             }
         };
@@ -159,26 +162,18 @@ impl Driver {
         };
         let (store, handle) = (self.store.clone(), self.handle.clone());
         self.work.spawn(async move {
-            let result = tokio::task::spawn_blocking(move || aggregation::aggregate(&store, &job)).await;
-            let event = match result {
-                Ok(Ok(done)) => {
-                    for clipped in &done.clipped {
-                        handle.say(line(facts::of_clipping(round, clipped))).await;
-                    }
-                    round::Event::Aggregated { round, model: done.model }
-                }
-                Ok(Err(error)) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "aggregation failed");
-                    let words = format!("round {round} could not be aggregated: {}", error.words());
-                    handle.say(line(("aggregation-failed", words))).await;
-                    round::Event::AggregationFailed { round, fault: error.fault() }
-                }
-                Err(error) => {
-                    tracing::error!(%error, "aggregation panicked");
-                    round::Event::AggregationFailed { round, fault: round::Fault::Numbers }
-                }
-            };
-            handle.round_event(study, event).await;
+            let result = tokio::task::spawn_blocking(move || aggregate(&store, &job)).await;
+            let Heard { lines, events } = result.unwrap_or_else(|error| {
+                tracing::error!(%error, "aggregation panicked");
+                let fault = round::Fault::Numbers;
+                Heard { lines: Vec::new(), events: vec![round::Event::AggregationFailed { round, fault }] }
+            });
+            for words in lines {
+                handle.say(line(words)).await;
+            }
+            for event in events {
+                handle.round_event(study, event).await;
+            }
         });
     }
 
@@ -212,10 +207,7 @@ impl Driver {
                 round::Event::Committed { round, model }
             }
             Err(error) => {
-                let fault = match error.code() {
-                    "disk-full" => round::Fault::StorageFull,
-                    _ => round::Fault::Storage,
-                };
+                let fault = disk::fault(&self.store, &error);
                 self.note_fault(&error);
                 round::Event::CommitFailed { round, fault }
             }
@@ -273,7 +265,7 @@ impl Driver {
     }
 
     /// Notes a failure of the store; whether there was none.
-    fn note(&mut self, result: Result<(), StoreError>) -> bool {
+    pub(super) fn note(&mut self, result: Result<(), StoreError>) -> bool {
         if let Err(error) = &result {
             self.note_fault(error);
         }
@@ -314,4 +306,45 @@ impl Driver {
             untrained: untrained.into_iter().map(|(class, _)| taxonomy.name(class)).collect(),
         });
     }
+}
+
+/// What comes of an aggregation.
+struct Heard {
+    /// For the operator.
+    lines: Vec<(&'static str, String)>,
+    /// For the machine.
+    events: Vec<round::Event>,
+}
+
+/// Computes a round's model. Updates that turn out to be gone are asked for again, all of them: otherwise each would be
+/// found missing only when the one before is back. Blocks.
+fn aggregate(store: &Store, job: &Job) -> Heard {
+    let Job { study, round, .. } = *job;
+    let error = match aggregation::aggregate(store, job) {
+        Ok(Done { model, clipped }) => {
+            let lines = clipped.iter().map(|clipped| facts::of_clipping(round, clipped)).collect();
+            return Heard { lines, events: vec![round::Event::Aggregated { round, model }] };
+        }
+        Err(error) => error,
+    };
+    tracing::error!(error = &error as &dyn std::error::Error, "aggregation failed");
+    let words = format!("round {round} could not be aggregated: {}", error.words());
+    let lines = vec![("aggregation-failed", words)];
+    let fault = match (&error, error.fault()) {
+        (JobError::Store(error), _) => disk::fault(store, error),
+        (_, fault) => fault,
+    };
+    let wanted = |term: &Term| {
+        let (site, round, attempt, update) = (term.site.clone(), term.round, term.attempt, term.update);
+        Wanted { study, round, site, attempt, update }
+    };
+    let lost = match fault {
+        round::Fault::Storage => lost::missing(store, job.terms.iter().map(wanted).collect(), Look::Whole),
+        _ => Vec::new(),
+    };
+    let events = match lost.is_empty() {
+        true => vec![round::Event::AggregationFailed { round, fault }],
+        false => lost.into_iter().map(Wanted::lost).collect(),
+    };
+    Heard { lines, events }
 }

@@ -6,8 +6,10 @@
 
 mod aggregation;
 mod deeds;
+mod disk;
 mod facts;
 mod handle;
+mod lost;
 mod operate;
 mod peers;
 mod plan;
@@ -23,6 +25,7 @@ use common::ids::{Role, SiteId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::round;
 use common::signed::SignedDocument;
+use common::time::Timestamp;
 use common::wire::{GoodbyeCode, Notice, Refusal, RefusalCode};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -35,13 +38,13 @@ use self::peers::Peers;
 pub(crate) use self::peers::{NOTICES, Peer};
 pub(crate) use self::plan::decline;
 use self::study_run::{Happening, StudyRun, TickError};
-use crate::clock;
+use crate::clock::SteadyClock;
 use crate::pki::Authority;
 use crate::progress::{Line, Progress};
-use crate::store::{SiteRecord, SiteStatus, Store, StoreError};
+use crate::store::{Failing, SiteRecord, SiteStatus, Store, StoreError};
 
-/// How long our own results wait before the store is tried again.
-const RETRY: Duration = Duration::from_secs(5);
+/// Longest time between two looks at the clocks.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// What the driver needs of the rest.
 pub struct Parts {
@@ -72,8 +75,12 @@ pub struct Driver {
     claims: BTreeMap<Claim, Claimant>,
     /// Our own results that the store did not take yet.
     retries: VecDeque<(StudyDigest, Happening)>,
-    /// What the store's last failure is called; `None` while it works.
-    fault: Option<&'static str>,
+    /// How the store fails; `None` while it works.
+    trouble: Option<Failing>,
+    /// When the disk is tried again, while it fails.
+    try_at: Timestamp,
+    /// What deadlines go by.
+    clock: SteadyClock,
     work: TaskTracker,
     /// Whether a server runs on this.
     serving: bool,
@@ -91,6 +98,7 @@ impl Driver {
             let run = StudyRun::restore(&parts.store, stored).await?;
             studies.insert(run.digest(), run);
         }
+        let last = studies.values().map(StudyRun::last_time).max().unwrap_or_default();
         Ok(Self {
             store: parts.store,
             authority: parts.authority,
@@ -103,7 +111,9 @@ impl Driver {
             inbox,
             claims: BTreeMap::new(),
             retries: VecDeque::new(),
-            fault: None,
+            trouble: None,
+            try_at: Timestamp::default(),
+            clock: SteadyClock::starting_after(last),
             work: TaskTracker::new(),
             serving: false,
         })
@@ -117,6 +127,9 @@ impl Driver {
     /// Runs until told to stop; then ends all connections and waits for the work under way.
     pub async fn run(mut self) {
         self.serving = true;
+        let mut failing = self.store.health().listen();
+        self.miss_updates().await;
+        self.sweep_spool().await;
         for study in self.studies.keys().copied().collect::<Vec<_>>() {
             self.take(study, Happening::Round(round::Event::Restarted)).await;
             self.take(study, Happening::Evaluation(evaluation::Event::Restarted)).await;
@@ -124,10 +137,16 @@ impl Driver {
         self.expect_trainers().await;
         let stop = self.stop.clone();
         while !stop.is_cancelled() {
+            self.look_at_the_clocks();
             let wait = self.next_wake_up();
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(wait) => self.wake_up().await,
+                // The store that we hold is what tells: it cannot be gone.
+                Ok(()) = failing.changed() => {
+                    let heard = failing.borrow_and_update().clone();
+                    self.hear_of_fault(heard);
+                }
                 command = self.inbox.recv() => match command {
                     Some(command) => self.obey(command).await,
                     None => break,
@@ -160,22 +179,37 @@ impl Driver {
     }
 
     fn next_wake_up(&self) -> Duration {
-        let now = clock::now();
+        let now = self.clock.now();
         let timers = self.studies.values().flat_map(|run| run.timers.values());
-        let soonest = timers.min().map_or(Duration::from_secs(3600), |at| at.since(now));
-        if self.retries.is_empty() { soonest } else { soonest.min(RETRY) }
+        let soonest = timers.min().map_or(LONGEST_WAIT, |at| at.since(now)).min(LONGEST_WAIT);
+        match self.trouble {
+            // What is due waits for the disk too.
+            Some(_) => self.try_at.since(now),
+            None => soonest,
+        }
+    }
+
+    fn look_at_the_clocks(&mut self) {
+        if let Some(step) = self.clock.look() {
+            self.progress.say(&Line::ClockStepped { seconds: step.seconds(), detail: step.to_string() });
+        }
     }
 
     async fn wake_up(&mut self) {
-        let now = clock::now();
+        if !self.disk_takes_files().await {
+            return;
+        }
+        let now = self.clock.now();
         let mut due = Vec::new();
         for (study, run) in &mut self.studies {
             due.extend(run.timers.extract_if(.., |_, at| *at <= now).map(|(key, _)| (*study, key.fired())));
         }
+        // One that fails again stands first, and all after it queue up behind.
         let retries = std::mem::take(&mut self.retries);
         for (study, happening) in retries.into_iter().chain(due) {
             self.take(study, happening).await;
         }
+        self.end_trouble().await;
     }
 
     async fn obey(&mut self, command: Command) {
@@ -220,12 +254,17 @@ impl Driver {
                 let answer = self.operate(request).await;
                 let _ = reply.send(answer);
             }
+            Command::Say(line) if self.is_echo(&line) => tracing::debug!(%line, "said before"),
             Command::Say(line) => self.progress.say(&line),
         }
     }
 
-    /// Takes an event and does what follows. One that the store does not take waits, if it is our own.
+    /// Takes an event and does what follows. One that the store does not take waits, if it is our own, and so does what
+    /// comes after it: machines hear of things in the order in which they happened.
     async fn take(&mut self, study: StudyDigest, happening: Happening) {
+        if !self.retries.is_empty() && is_ours(&happening) {
+            return self.retries.push_back((study, happening));
+        }
         match self.try_take(study, happening.clone()).await {
             Ok(()) => {}
             Err(TickError::Store(error)) => {
@@ -240,8 +279,7 @@ impl Driver {
 
     async fn try_take(&mut self, study: StudyDigest, happening: Happening) -> Result<(), TickError> {
         let Some(run) = self.studies.get_mut(&study) else { return Ok(()) };
-        let deeds = run.tick(&self.store, happening, clock::now()).await?;
-        self.fault = None;
+        let deeds = run.tick(&self.store, happening, self.clock.now()).await?;
         self.execute(study, deeds).await;
         Ok(())
     }
@@ -255,30 +293,21 @@ impl Driver {
         claimant: Claimant,
     ) {
         self.claims.insert(claim.clone(), claimant);
-        let taken = self.try_take(study, happening).await;
-        if let Err(TickError::Store(error)) = &taken {
-            self.note_fault(error);
+        // Behind what waits for the disk nothing is counted.
+        if self.retries.is_empty()
+            && let Err(TickError::Store(error)) = self.try_take(study, happening).await
+        {
+            self.note_fault(&error);
         }
         // Still there: the machine did not answer, or never heard of it.
-        self.settle(
-            &claim,
-            Err(Refusal::new(RefusalCode::Internal, "the coordinator could not keep it: try again")),
-        );
+        let refusal = self.refusal_of_trouble();
+        self.settle(&claim, Err(refusal));
     }
 
     fn settle(&mut self, claim: &Claim, answer: Result<(), Refusal>) -> Option<u64> {
         let claimant = self.claims.remove(claim)?;
         let _ = claimant.reply.send(answer);
         Some(claimant.bytes)
-    }
-
-    fn note_fault(&mut self, error: &StoreError) {
-        let code = error.code();
-        if self.fault != Some(code) {
-            self.progress.say(&Line::Fault { code: code.to_owned(), detail: error.to_string() });
-        }
-        tracing::error!(code, error = error as &dyn std::error::Error, "the store fails");
-        self.fault = Some(code);
     }
 
     async fn connect(&mut self, site: SiteId, peer: Peer) -> u64 {

@@ -20,7 +20,7 @@ use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, gather
 use crate::pki::{Invite, Token};
 use crate::progress::Line;
 use crate::report::ReportData;
-use crate::store::{InviteTerms, SiteRecord, StoreError, StoredStudy};
+use crate::store::{self, InviteTerms, SiteRecord, StoreError, StoredStudy};
 use crate::{clock, files};
 
 /// What went wrong, in words for the operator.
@@ -89,7 +89,8 @@ impl Driver {
             consortium: self.authority.consortium().to_owned(),
             running: self.serving,
             address: self.address.clone(),
-            fault: self.fault.map(str::to_owned),
+            fault: self.trouble.as_ref().map(|trouble| trouble.code.to_owned()),
+            fault_detail: self.trouble_in_words(),
             sites: self.store.sites().await?.into_iter().map(line).collect(),
             studies,
         })
@@ -105,12 +106,14 @@ impl Driver {
             Some(classes) => format!("{}, waits for sites that annotate {classes}", status.phase),
             None => status.phase.to_owned(),
         };
-        let state = match status.paused {
-            Some(reason) => {
-                let why = super::plan::pause_in_full(reason, status.pause_words.as_deref());
-                format!("paused ({why}): {phase}")
+        let trouble = self.trouble.as_ref().and_then(|trouble| store::pause_name(trouble.code));
+        };
+        let state = match (trouble, status.paused) {
+            (Some(name), _) => format!("paused: {name}, {phase}"),
+            (None, Some(reason)) => {
+                format!("{}, {phase}", super::plan::pause_state(reason, status.pause_words.as_deref()))
             }
-            None => phase,
+            (None, None) => phase,
         };
         let answers = answers(&status);
         Ok(StudyLine {

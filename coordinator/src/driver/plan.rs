@@ -1,9 +1,11 @@
 //! A study's document as the machines want it, and the machines' words as the wire has them.
 
 use common::aggregate::weights;
-use common::round::{self, Gate, Late, Quorum, RoundPlan};
+use common::round::{self, Fault, Gate, Late, Quorum, RoundPlan};
 use common::study::{StudyDocument, sections};
 use common::wire;
+
+use crate::store;
 
 /// What the round machine needs to know of the study.
 pub(super) fn round_plan(document: &StudyDocument) -> RoundPlan {
@@ -75,10 +77,30 @@ pub(super) fn pause_in_full(reason: round::PauseReason, words: Option<&str>) -> 
     words.map_or_else(|| reason.to_owned(), |words| format!("{reason}: {words}"))
 }
 
+/// The state of a paused study, for our own operator.
+pub(super) fn pause_state(reason: round::PauseReason, words: Option<&str>) -> String {
+    let name = match reason {
+        round::PauseReason::Aggregation(fault) | round::PauseReason::Commit(fault) => match fault {
+            Fault::StorageFull => store::pause_name(store::DISK_FULL),
+            Fault::StorageReadOnly => store::pause_name(store::DISK_READ_ONLY),
+            Fault::Storage | Fault::Numbers => None,
+        },
+        round::PauseReason::Operator => None,
+    };
+    match name {
+        Some(name) => format!("paused: {name}"),
+        None => format!("paused ({})", pause_in_full(reason, words)),
+    }
+}
+
 /// Words for a site's operator.
 fn pause_words(reason: round::PauseReason) -> &'static str {
     match reason {
         round::PauseReason::Operator => "the coordinator's operator paused the study",
+        round::PauseReason::Aggregation(Fault::StorageFull)
+        | round::PauseReason::Commit(Fault::StorageFull) => "the coordinator's disk is full",
+        round::PauseReason::Aggregation(Fault::StorageReadOnly)
+        | round::PauseReason::Commit(Fault::StorageReadOnly) => "the coordinator's disk is read-only",
         round::PauseReason::Aggregation(_) => "the coordinator could not aggregate the round",
         round::PauseReason::Commit(_) => "the coordinator could not store the new model",
     }

@@ -56,6 +56,9 @@ impl TimerKey {
 struct Snapshots {
     rounds: round::Snapshot,
     evaluation: evaluation::Snapshot,
+    /// When the last event before it was taken in: time never goes back behind it.
+    #[serde(default)]
+    at: Timestamp,
 }
 
 /// An event that could not be taken.
@@ -77,6 +80,8 @@ pub(super) struct StudyRun {
     pub(super) evaluation: EvaluationMachine,
     pub(super) timers: BTreeMap<TimerKey, Timestamp>,
     since_snapshot: u32,
+    /// When the last event was taken in.
+    last_at: Timestamp,
 }
 
 impl StudyRun {
@@ -88,12 +93,19 @@ impl StudyRun {
         let digest = stored.digest;
         let document = StudyDocument::parse(stored.document).map_err(|e| StoreError::corrupt("study", e))?;
         let journal = store.journal(&digest).await?;
-        let snapshots: Option<Snapshots> = journal.snapshot.as_deref().map(read_json).transpose()?;
+        let snapshots: Option<Snapshots> = journal
+            .snapshot
+            .as_deref()
+            .map(|text| read_json(text, || "the snapshot".to_owned()))
+            .transpose()?;
+        let mut last_at = snapshots.as_ref().map(|snapshots| snapshots.at).unwrap_or_default();
         let (rounds, evaluation) = snapshots.map(|s| (s.rounds, s.evaluation)).unzip();
         let mut round_events = Vec::new();
         let mut evaluation_events = Vec::new();
-        for JournalEntry { at, event } in &journal.events {
-            match read_json(event)? {
+        let entries = journal.events.len();
+        for (number, JournalEntry { at, event }) in (1..).zip(&journal.events) {
+            last_at = last_at.max(*at);
+            match read_json(event, || format!("entry {number} of {entries} since the snapshot"))? {
                 Happening::Round(event) => round_events.push(Entry { at: *at, event }),
                 Happening::Evaluation(event) => evaluation_events.push(Entry { at: *at, event }),
             }
@@ -107,7 +119,13 @@ impl StudyRun {
             document,
             timers: BTreeMap::new(),
             since_snapshot: u32::try_from(journal.events.len()).unwrap_or(u32::MAX),
+            last_at,
         })
+    }
+
+    /// When the last event was taken in.
+    pub(super) fn last_time(&self) -> Timestamp {
+        self.last_at
     }
 
     pub(super) fn digest(&self) -> StudyDigest {
@@ -130,6 +148,7 @@ impl StudyRun {
             link::failpoint::pass("coordinator.after-journal-stored");
         }
         self.since_snapshot = self.since_snapshot.saturating_add(1);
+        self.last_at = now;
         match happening {
             Happening::Round(event) => {
                 let actions = self.rounds.tick(event, now)?;
@@ -149,7 +168,8 @@ impl StudyRun {
         if !committed && self.since_snapshot < SNAPSHOT_EVERY {
             return Ok(());
         }
-        let snapshots = Snapshots { rounds: self.rounds.snapshot(), evaluation: self.evaluation.snapshot() };
+        let (rounds, evaluation) = (self.rounds.snapshot(), self.evaluation.snapshot());
+        let snapshots = Snapshots { rounds, evaluation, at: self.last_at };
         let state = serde_json::to_string(&snapshots).map_err(|e| StoreError::corrupt("snapshot", e))?;
         store.put_snapshot(&self.digest(), &state).await?;
         self.since_snapshot = 0;
@@ -157,6 +177,9 @@ impl StudyRun {
     }
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|e| StoreError::corrupt("journal", e))
+fn read_json<T: serde::de::DeserializeOwned>(
+    text: &str,
+    which: impl Fn() -> String,
+) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|e| StoreError::corrupt("journal", format!("{}: {e}", which())))
 }

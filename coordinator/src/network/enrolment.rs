@@ -91,5 +91,5 @@ fn bad_request(error: &PkiError) -> Refusal {
 
 fn internal(error: StoreError) -> Refusal {
     tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "the store fails");
-    Refusal::new(RefusalCode::Internal, "the coordinator's store fails: try again later")
+    Refusal::new(RefusalCode::Internal, error.words_for_sites())
 }

@@ -49,7 +49,7 @@ pub(super) async fn answer(
 /// A failure of the store, as a site is told it.
 pub(super) fn internal(error: StoreError) -> Refusal {
     tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "the store fails");
-    Refusal::new(RefusalCode::Internal, "the coordinator's store fails: try again later")
+    Refusal::new(RefusalCode::Internal, error.words_for_sites())
 }
 
 fn refusal(code: RefusalCode, words: impl AsRef<str>) -> Refusal {

@@ -154,6 +154,9 @@ pub struct Status {
     pub address: Option<String>,
     /// What the store's failure is called, while it fails.
     pub fault: Option<String>,
+    /// The same in words.
+    #[serde(default)]
+    pub fault_detail: Option<String>,
     /// The sites, by name.
     pub sites: Vec<SiteLine>,
     /// The studies, oldest first.

@@ -88,6 +88,7 @@ fn status(legs: &[Leg], studies: Vec<StudyLine>) -> Status {
         running: true,
         address: None,
         fault: None,
+        fault_detail: None,
         sites: legs.iter().flat_map(both).collect(),
         studies,
     }
