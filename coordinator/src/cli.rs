@@ -22,7 +22,7 @@ use crate::pki::Authority;
 use crate::progress::{Line, Progress};
 use crate::service::Service;
 use crate::store::Store;
-use crate::{clock, demo};
+use crate::{backup, clock, demo};
 
 /// The consortium's server: invites hospitals, runs rounds, reports how the model generalises.
 #[derive(Debug, Parser)]
@@ -74,6 +74,18 @@ enum Command {
         /// Into this folder.
         #[arg(long, default_value = "report", value_name = "DIR")]
         out: PathBuf,
+    },
+    /// Copy settings, certificates, keys and state into a new folder; the server may run meanwhile.
+    Backup {
+        /// The folder to make.
+        #[arg(value_name = "TO")]
+        to: PathBuf,
+    },
+    /// Bring back a backup into an empty state folder; the server must not run.
+    Restore {
+        /// The folder that `backup` made.
+        #[arg(value_name = "FROM")]
+        from: PathBuf,
     },
     /// Show everything on this machine: a consortium of processes that trains on phantoms and reports.
     Demo(demo::Options),
@@ -202,8 +214,30 @@ pub async fn execute(cli: Cli, stop: CancellationToken) -> anyhow::Result<()> {
             let out = std::path::absolute(out)?;
             done(ask(&config()?, Request::Report { study, out }).await?)
         }
+        Command::Backup { to } => {
+            config()?;
+            back_up(&cli.config, &to).await
+        }
+        Command::Restore { from } => restore(&cli.config, &from),
         Command::Demo(options) => demo::run(options, stop).await,
     }
+}
+
+async fn back_up(settings: &Path, to: &Path) -> anyhow::Result<()> {
+    let made = backup::back_up(settings, to).await?;
+    line(&format!("{}: {} files, {}", to.display(), made.files, files::size_in_words(made.bytes)));
+    line("it holds the key that signs sites' certificates: keep it as you keep that (root.key is not in it)");
+    Ok(())
+}
+
+fn restore(settings: &Path, from: &Path) -> anyhow::Result<()> {
+    let restored = backup::restore(settings, from)?;
+    let size = files::size_in_words(restored.bytes);
+    line(&format!("restored the backup of {}: {} files, {size}", restored.made_at, restored.files));
+    line(
+        "what happened since is not in it: sites that enrolled later need an invite, later rounds are trained again",
+    );
+    Ok(())
 }
 
 async fn initialise(path: &Path, init: &Init) -> anyhow::Result<()> {

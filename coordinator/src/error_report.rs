@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use common::config::Diagnostics;
 
+use crate::backup::BackupError;
 use crate::operator::SocketError;
 use crate::operator::client::AskError;
 use crate::pki::PkiError;
@@ -73,6 +74,9 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(refused) = cause.downcast_ref::<Refused>() {
         return refused.hint.clone();
     }
+    if let Some(hint) = cause.downcast_ref::<BackupError>().and_then(BackupError::hint) {
+        return Some(hint.to_owned());
+    }
     if let Some(store) = find_store(cause) {
         return store_hint(store).map(str::to_owned);
     }
@@ -107,7 +111,10 @@ fn find_store<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e St
         Some(ServiceError::Store(store)) => Some(store),
         _ => match cause.downcast_ref() {
             Some(AskError::Store(store)) => Some(store),
-            _ => None,
+            _ => match cause.downcast_ref() {
+                Some(BackupError::Store(store)) => Some(store),
+                _ => None,
+            },
         },
     })
 }

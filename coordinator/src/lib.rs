@@ -2,9 +2,11 @@
 //!
 //! [`service`] is the running coordinator: [`network`] speaks with sites, [`driver`] runs the studies' machines over the
 //! journal in [`store`], [`operator`] answers whoever runs it. [`pki`] makes the consortium's certificates, [`report`]
-//! its report. What is decided about rounds is in `common`; tensors are names, shapes and bytes here.
+//! its report; [`backup`] copies all that it keeps. What is decided about rounds is in `common`; tensors
+//! are names, shapes and bytes here.
 
 pub mod admission;
+pub mod backup;
 pub mod cli;
 pub mod clock;
 pub mod config;

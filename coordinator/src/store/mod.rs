@@ -290,6 +290,11 @@ pub const SPOOL: &str = "spool";
 /// Folder of what strategies keep between rounds, below the state folder.
 pub const SERVER_STATE: &str = "server-state";
 
+/// The last schema version that this program knows.
+pub fn newest_schema() -> usize {
+    schema::STEPS.len()
+}
+
 /// Reads `N` bytes out of a blob column.
 fn array<const N: usize>(what: &'static str, bytes: &[u8]) -> Result<[u8; N], StoreError> {
     bytes.try_into().map_err(|_| StoreError::corrupt(what, format!("{} bytes instead of {N}", bytes.len())))

@@ -1,0 +1,143 @@
+use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
+use common::ids::{RoundId, StudyDigest};
+use common::time::Timestamp;
+
+use super::*;
+use crate::pki::Authority;
+use crate::store::{JournalEntry, StoredStudy};
+
+const NOW: Timestamp = Timestamp(1_800_000_000_000);
+
+/// A consortium with a study, an artifact and an update; its settings.
+async fn consortium(folder: &Path) -> (PathBuf, StudyDigest) {
+    let settings = folder.join(SETTINGS);
+    fs::write(&settings, "consortium = \"thorax\"\nlisten = \"127.0.0.1:0\"\n").unwrap();
+    Authority::create(&folder.join(CERTS), "thorax", NOW).unwrap();
+    let store = Store::create(&folder.join(STATE)).await.unwrap();
+    let document = b"{}".to_vec();
+    let digest = StudyDigest(Digest::of(&document));
+    let study = StoredStudy { digest, name: "s".to_owned(), document, added_at: NOW };
+    store.add_study(&study).await.unwrap();
+    let spec = TensorSpec { name: "a".to_owned(), dtype: Dtype::F32, shape: vec![5] };
+    let layout = TensorLayout::new(vec![spec]).unwrap();
+    let manifest = ArtifactManifest::of(layout.clone(), &[7; 20]);
+    let mut writer = store.artifacts().write(layout).unwrap();
+    writer.push_chunk(&[7; 20]).unwrap();
+    writer.finish().unwrap();
+    let mut update = store.spool().receive(&digest, RoundId(1), &"a".parse().unwrap(), manifest).unwrap();
+    update.write_chunk(0, &[7; 20]).unwrap();
+    update.keep().unwrap();
+    store.close().await;
+    (settings, digest)
+}
+
+/// All files below a folder, with their bytes.
+fn all_files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(all_files(&path)),
+            false => found.push((path.clone(), fs::read(&path).unwrap())),
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn a_backup_of_a_store_in_use_comes_back_on_another_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, study) = consortium(dir.path()).await;
+    let running = Store::open(&dir.path().join(STATE)).await.unwrap();
+    let entry = JournalEntry { at: NOW, event: "one".to_owned() };
+    running.append_event(&study, &entry).await.unwrap();
+    let to = dir.path().join("backup");
+    let made = back_up(&settings, &to).await.unwrap();
+    assert!(!to.join(CERTS).join(ROOT_KEY).exists(), "it belongs in a safe");
+    assert!(!to.join(STATE).join("lock").exists());
+    let mode = fs::metadata(to.join(CERTS).join("issuing.key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let other = tempfile::tempdir().unwrap();
+    let restored = restore(&other.path().join(SETTINGS), &to).unwrap();
+    assert_eq!(restored, made);
+    let store = Store::open(&other.path().join(STATE)).await.unwrap();
+    assert_eq!(store.journal(&study).await.unwrap().events, [entry]);
+    let there = |store: &Store| {
+        let artifacts = store.artifacts().entries().unwrap().into_iter();
+        artifacts.chain(store.spool().entries().unwrap()).map(|entry| entry.kind).collect::<Vec<_>>()
+    };
+    assert_eq!(there(&store), there(&running));
+    assert_eq!(there(&store).len(), 2);
+    assert!(Authority::open(&other.path().join(CERTS), "thorax").is_ok());
+}
+
+#[tokio::test]
+async fn a_changed_byte_anywhere_is_noticed_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, _) = consortium(dir.path()).await;
+    let to = dir.path().join("backup");
+    back_up(&settings, &to).await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    for (path, bytes) in all_files(&to) {
+        if path.ends_with(MANIFEST) {
+            continue;
+        }
+        let mut changed = bytes.clone();
+        changed[0] ^= 1;
+        fs::write(&path, changed).unwrap();
+        let refused = restore(&other.path().join(SETTINGS), &to);
+        assert!(matches!(refused, Err(BackupError::Damaged { .. })), "{}: {refused:?}", path.display());
+        assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
+        fs::write(&path, bytes).unwrap();
+    }
+    fs::remove_file(to.join(STATE).join(DATABASE)).unwrap();
+    assert!(matches!(restore(&other.path().join(SETTINGS), &to), Err(BackupError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn nothing_is_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, _) = consortium(dir.path()).await;
+    let to = dir.path().join("backup");
+    back_up(&settings, &to).await.unwrap();
+    assert!(matches!(back_up(&settings, &to).await, Err(BackupError::Exists { .. })));
+
+    let before = all_files(&dir.path().join(STATE));
+    assert!(matches!(restore(&settings, &to), Err(BackupError::NotEmpty { .. })));
+    assert_eq!(all_files(&dir.path().join(STATE)), before);
+
+    fs::rename(dir.path().join(STATE), dir.path().join("old")).unwrap();
+    fs::write(dir.path().join(CERTS).join("issuing.pem"), "another").unwrap();
+    assert!(matches!(restore(&settings, &to), Err(BackupError::Differs { .. })));
+    assert!(!dir.path().join(STATE).exists());
+}
+
+#[tokio::test]
+async fn a_backup_of_a_newer_program_or_another_consortium_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, _) = consortium(dir.path()).await;
+    let to = dir.path().join("backup");
+    back_up(&settings, &to).await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let theirs = other.path().join(SETTINGS);
+    fs::write(&theirs, "consortium = \"abdomen\"\nlisten = \"127.0.0.1:0\"\n").unwrap();
+    assert!(matches!(restore(&theirs, &to), Err(BackupError::OtherConsortium { .. })));
+
+    let path = to.join(MANIFEST);
+    let text = fs::read_to_string(&path).unwrap().replace("\"schema\": 1", "\"schema\": 99");
+    fs::write(&path, text).unwrap();
+    let refused = restore(&settings, &to);
+    assert!(matches!(refused, Err(BackupError::Store(StoreError::Newer { found: 99, .. }))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_backup_that_failed_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, _) = consortium(dir.path()).await;
+    fs::remove_dir_all(dir.path().join(CERTS)).unwrap();
+    assert!(back_up(&settings, &dir.path().join("backup")).await.is_err());
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("backup")), "{left:?}");
+}
