@@ -1,6 +1,7 @@
 //! The command line. Each command is a question to the coordinator, running or not, and how its answer is shown.
 
 mod cross_site;
+mod doctor;
 mod show;
 
 pub(crate) use show::line;
@@ -74,6 +75,15 @@ enum Command {
         /// Into this folder.
         #[arg(long, default_value = "report", value_name = "DIR")]
         out: PathBuf,
+    },
+    /// Look at everything that is kept: database, journals, every byte of models and updates, disk, keys, certificates.
+    Doctor {
+        /// Move what is corrupt to `quarantine` in the state folder, and narrow permissions; needs a stopped server.
+        #[arg(long)]
+        repair: bool,
+        /// One JSON object a line instead of words.
+        #[arg(long)]
+        json: bool,
     },
     /// Copy settings, certificates, keys and state into a new folder; the server may run meanwhile.
     Backup {
@@ -214,6 +224,7 @@ pub async fn execute(cli: Cli, stop: CancellationToken) -> anyhow::Result<()> {
             let out = std::path::absolute(out)?;
             done(ask(&config()?, Request::Report { study, out }).await?)
         }
+        Command::Doctor { repair, json } => doctor::run(&config()?, repair, json, &stop).await,
         Command::Backup { to } => {
             config()?;
             back_up(&cli.config, &to).await

@@ -2,7 +2,7 @@
 //!
 //! [`service`] is the running coordinator: [`network`] speaks with sites, [`driver`] runs the studies' machines over the
 //! journal in [`store`], [`operator`] answers whoever runs it. [`pki`] makes the consortium's certificates, [`report`]
-//! its report; [`backup`] copies all that it keeps. What is decided about rounds is in `common`; tensors
+//! its report; [`doctor`] looks after the store, [`backup`] copies it. What is decided about rounds is in `common`; tensors
 //! are names, shapes and bytes here.
 
 pub mod admission;
@@ -11,10 +11,13 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod driver;
 pub mod error_report;
 pub mod export;
 pub mod files;
+#[cfg(test)]
+mod fixture;
 pub mod import;
 pub mod network;
 pub mod operator;

@@ -122,3 +122,6 @@ fn is_damage(error: &StoreError) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

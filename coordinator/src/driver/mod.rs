@@ -13,6 +13,7 @@ mod lost;
 mod operate;
 mod peers;
 mod plan;
+mod rehearse;
 mod spent;
 mod study_run;
 
@@ -37,6 +38,7 @@ use self::handle::{Claim, Claimant, Command, refuse_report, refuse_update};
 use self::peers::Peers;
 pub(crate) use self::peers::{NOTICES, Peer};
 pub(crate) use self::plan::decline;
+pub(crate) use self::rehearse::{Rehearsal, rehearse};
 use self::study_run::{Happening, StudyRun, TickError};
 use crate::clock::SteadyClock;
 use crate::pki::Authority;

@@ -1,0 +1,181 @@
+//! The database: whether it is whole, and whether every study in it can be rebuilt from what is written there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use common::ids::{ArtifactHash, ModelHash, RoundId, SiteId, StudyDigest};
+use common::manifest::LabelManifest;
+use common::report::EvaluationReport;
+use common::signed::SignedDocument;
+use common::study::StudyDocument;
+
+use super::{Examination, Level};
+use crate::driver::{Rehearsal, rehearse};
+use crate::store::{RoundRecord, Store, StoreError, StoredStudy, UpdateName, causes, pause_name};
+
+const RESTORE: &str =
+    "restore the state folder: `coordinator restore BACKUP` into an empty one, beside this one";
+
+/// What the records say that must be among the files.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) studies: Vec<KnownStudy>,
+    pub(super) artifacts: BTreeMap<ArtifactHash, Use>,
+    /// The updates that open rounds count.
+    pub(super) counted: BTreeSet<UpdateName>,
+    /// Rounds that have ended.
+    pub(super) ended: BTreeSet<(StudyDigest, RoundId)>,
+}
+
+/// A study as far as files go.
+#[derive(Debug)]
+pub(super) struct KnownStudy {
+    pub(super) model: ModelHash,
+    pub(super) leaves_out: Vec<SiteId>,
+    /// Whether another round is to come.
+    pub(super) goes_on: bool,
+}
+
+/// What an artifact is for; of several uses, the one by which it is most easily had again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    Initial { study: String },
+    Embeddings { study: String },
+    Current { study: String, round: RoundId },
+    Past { study: String, round: RoundId },
+}
+
+impl Use {
+    /// What it is, in words.
+    pub(super) fn words(&self) -> String {
+        match self {
+            Self::Initial { study } => format!("the initial model of `{study}`"),
+            Self::Embeddings { study } => format!("the class embeddings of `{study}`"),
+            Self::Current { study, round } => format!("the current model of `{study}`, of round {round}"),
+            Self::Past { study, round } => format!("the model of `{study}` of round {round}"),
+        }
+    }
+
+    /// How it is had again once it is gone.
+    pub(super) fn remedy(&self) -> &'static str {
+        match self {
+            Self::Initial { .. } | Self::Embeddings { .. } => {
+                "give the same file again: `coordinator study add` with the same study, model and embeddings puts it back"
+            }
+            Self::Current { .. } => {
+                "the study cannot go on without it, and the updates that it was made of are gone since it was durable: \
+                 copy the folder of this name from a backup's state/artifacts, or `coordinator restore` the backup"
+            }
+            Self::Past { .. } => {
+                "the study goes on; for its scores, copy the folder of this name from a backup's state/artifacts"
+            }
+        }
+    }
+}
+
+/// Says that the database cannot be read.
+pub(super) fn unreadable(path: &Path, error: &StoreError, examination: &mut Examination<'_>) {
+    let code = error.code();
+    match pause_name(code) {
+        Some(name) => {
+            let words = format!("cannot be opened, {name}: {}", causes(error));
+            examination.find(Level::Bad, path, words, "see to the disk first, then run the doctor again");
+        }
+        None => examination.find(Level::Bad, path, format!("{} ({code})", causes(error)), RESTORE),
+    }
+}
+
+/// Looks at the database as a whole.
+///
+/// # Errors
+/// The database.
+pub(super) async fn database(store: &Store, examination: &mut Examination<'_>) -> Result<(), StoreError> {
+    let path = store.database();
+    let problems = store.integrity().await?;
+    for problem in &problems {
+        examination.find(Level::Bad, &path, problem.clone(), RESTORE);
+    }
+    if problems.is_empty() {
+        examination.good(&path, "SQLite finds it whole");
+    }
+    let (found, newest) = store.schema().await?;
+    if found == newest {
+        examination.good(&path, format!("schema version {found}"));
+    } else if found < newest {
+        let words = format!("schema version {found}; the next start brings it to {newest}, and keeps a copy");
+        examination.good(&path, words);
+    } else {
+        let words = format!("schema version {found}; this program knows up to {newest}");
+        examination.find(Level::Bad, &path, words, "install the newer program again");
+    }
+    Ok(())
+}
+
+/// Rebuilds every study.
+///
+/// # Errors
+/// The database.
+pub(super) async fn studies(store: &Store, examination: &mut Examination<'_>) -> Result<Known, StoreError> {
+    let mut known = Known::default();
+    for stored in store.studies().await? {
+        let name = format!("study `{}` ({})", stored.name, stored.digest.short());
+        match rebuilt(store, &stored).await {
+            Ok((study, rounds)) => {
+                let phase = study.status.phase;
+                examination
+                    .good(&name, format!("its journal replays: {phase}, round {}", study.status.round));
+                known.add(&stored, &study, rounds);
+            }
+            Err(error) => examination.find(Level::Bad, &name, causes(&error), RESTORE),
+        }
+    }
+    Ok(known)
+}
+
+async fn rebuilt(store: &Store, stored: &StoredStudy) -> Result<(Rehearsal, Vec<RoundRecord>), StoreError> {
+    let document =
+        StudyDocument::parse(stored.document.clone()).map_err(|e| StoreError::corrupt("study", e))?;
+    if document.digest() != stored.digest {
+        return Err(StoreError::corrupt("study", "its document has another digest than its name"));
+    }
+    for manifest in store.manifests(&stored.digest).await? {
+        let read = LabelManifest::from_bytes(&manifest.document);
+        read.map_err(|e| StoreError::corrupt("manifest", format!("{}: {e}", manifest.site)))?;
+    }
+    for report in store.reports(&stored.digest).await? {
+        let read = EvaluationReport::from_bytes(&report.document);
+        read.map_err(|e| StoreError::corrupt("report", format!("{}: {e}", report.site)))?;
+    }
+    Ok((rehearse(store, stored.clone()).await?, store.rounds(&stored.digest).await?))
+}
+
+impl Known {
+    fn add(&mut self, stored: &StoredStudy, study: &Rehearsal, rounds: Vec<RoundRecord>) {
+        let (settings, status) = (study.document.study(), &study.status);
+        let name = || stored.name.clone();
+        self.needs(settings.initial_model, Use::Initial { study: name() });
+        self.needs(settings.embeddings.artifact, Use::Embeddings { study: name() });
+        self.needs(status.model, Use::Current { study: name(), round: status.model_round });
+        for record in rounds {
+            if let Some(model) = record.model {
+                self.needs(model, Use::Past { study: name(), round: record.round });
+            }
+            if record.closed_at.is_some() {
+                self.ended.insert((stored.digest, record.round));
+            }
+        }
+        for (site, counted) in &study.counted {
+            let (site, update) = (site.clone(), counted.update);
+            self.counted.insert(UpdateName { study: stored.digest, round: status.round, site, update });
+        }
+        self.studies.push(KnownStudy {
+            model: status.model,
+            leaves_out: settings.participants.leave_out.clone(),
+            goes_on: !matches!(status.phase, "finished" | "aborted"),
+        });
+    }
+
+    fn needs(&mut self, artifact: ArtifactHash, what: Use) {
+        self.artifacts.entry(artifact).or_insert(what);
+    }
+}

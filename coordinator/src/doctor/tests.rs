@@ -1,0 +1,180 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use common::ids::RoundId;
+use common::time::Timestamp;
+
+use super::*;
+use crate::fixture::{Fixture, NOW, change_a_byte, keep_update, site, write};
+use crate::store::{JournalEntry, QUARANTINE};
+
+/// Examines; what was found but is not well, and the summary.
+async fn examined(fixture: &Fixture, repair: bool) -> (Vec<Finding>, Summary) {
+    let mut found = Vec::new();
+    let mut tell = |told: Told<'_>| {
+        if let Told::Finding(finding) = told {
+            found.push(finding.clone());
+        }
+    };
+    let stop = CancellationToken::new();
+    let summary = examine(&fixture.config, repair, &stop, &mut tell).await.unwrap();
+    // The root's key of a fresh consortium is still beside the server.
+    found.retain(|finding| finding.level != Level::Ok && !finding.subject.ends_with("root.key"));
+    (found, summary)
+}
+
+fn update_folder(fixture: &Fixture) -> std::path::PathBuf {
+    let round = format!("{}-1", fixture.digest());
+    fixture.config.state.join("spool").join(round).join(format!("{}.{}", site(), fixture.update))
+}
+
+fn model_folder(fixture: &Fixture) -> std::path::PathBuf {
+    fixture.config.state.join("artifacts").join(fixture.study.study().initial_model.to_string())
+}
+
+fn quarantined(fixture: &Fixture) -> usize {
+    fs::read_dir(fixture.config.state.join(QUARANTINE)).map_or(0, Iterator::count)
+}
+
+#[tokio::test]
+async fn a_store_that_is_well_has_nothing_to_repair() {
+    let fixture = Fixture::new().await;
+    let (found, summary) = examined(&fixture, false).await;
+    assert_eq!(found, []);
+    assert_eq!((summary.bad, summary.repaired, summary.warnings), (0, 0, 1));
+    let (found, _) = examined(&fixture, true).await;
+    assert_eq!(found, []);
+    assert_eq!(quarantined(&fixture), 0);
+}
+
+#[tokio::test]
+async fn a_corrupt_initial_model_is_moved_away_and_put_back_by_its_file() {
+    let fixture = Fixture::new().await;
+    let folder = model_folder(&fixture);
+    let manifest = {
+        let store = fixture.store().await;
+        let file = store.artifacts().read(&fixture.study.study().initial_model).unwrap().unwrap();
+        let manifest = file.manifest().clone();
+        store.close().await;
+        manifest
+    };
+    change_a_byte(&folder);
+    let (found, _) = examined(&fixture, false).await;
+    let [finding] = found.as_slice() else { panic!("{found:#?}") };
+    assert_eq!((finding.level, finding.subject.as_str()), (Level::Bad, folder.to_str().unwrap()));
+    assert!(finding.detail.contains("chunk 0"), "{finding}");
+    assert!(finding.remedy.as_ref().unwrap().contains("coordinator study add"), "{finding}");
+    assert!(folder.exists(), "without --repair nothing is changed");
+
+    let (found, _) = examined(&fixture, true).await;
+    assert!(found[0].detail.contains("moved to"), "{}", found[0]);
+    assert_eq!((folder.exists(), quarantined(&fixture)), (false, 1));
+    let (found, _) = examined(&fixture, false).await;
+    assert!(found[0].detail.contains("is not there"), "{}", found[0]);
+
+    let store = fixture.store().await;
+    write(&store, &manifest);
+    store.close().await;
+    assert_eq!(examined(&fixture, false).await.0, []);
+}
+
+#[tokio::test]
+async fn a_corrupt_update_is_moved_away_and_its_site_is_asked_again() {
+    let fixture = Fixture::new().await;
+    let folder = update_folder(&fixture);
+    change_a_byte(&folder);
+    let (found, summary) = examined(&fixture, false).await;
+    assert_eq!((summary.bad, found[0].subject.as_str()), (1, folder.to_str().unwrap()));
+    let (found, summary) = examined(&fixture, true).await;
+    assert_eq!((summary.bad, found[0].level), (0, Level::Repaired));
+    assert!(found[0].remedy.as_ref().unwrap().contains("asks north again"), "{}", found[0]);
+    assert_eq!((folder.exists(), quarantined(&fixture)), (false, 1));
+    let (found, _) = examined(&fixture, false).await;
+    assert!(found[0].detail.contains("counts in round 1 and is not there"), "{}", found[0]);
+}
+
+#[tokio::test]
+async fn a_torn_journal_is_told_by_its_entry() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store().await;
+    let torn = JournalEntry { at: NOW, event: "{\"round\":{\"accept".to_owned() };
+    store.append_event(&fixture.digest(), &torn).await.unwrap();
+    store.close().await;
+    let (found, _) = examined(&fixture, false).await;
+    let [finding] = found.as_slice() else { panic!("{found:#?}") };
+    assert!(finding.detail.contains("entry 4 of 4 since the snapshot"), "{finding}");
+    assert!(finding.remedy.as_ref().unwrap().contains("coordinator restore"), "{finding}");
+}
+
+#[tokio::test]
+async fn beside_a_running_coordinator_it_looks_and_repairs_nothing() {
+    let fixture = Fixture::new().await;
+    let running = fixture.store().await;
+    assert_eq!(examined(&fixture, false).await.0, []);
+    let stop = CancellationToken::new();
+    let refused = examine(&fixture.config, true, &stop, &mut |_| {}).await;
+    assert_eq!(refused.err().map(|error| error.code()), Some("store-locked"));
+    running.close().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_none_is_a_finding() {
+    let fixture = Fixture::new().await;
+    fs::write(fixture.config.state.join(DATABASE), vec![0x5a; 8192]).unwrap();
+    let (found, summary) = examined(&fixture, true).await;
+    assert_eq!(summary.bad, 1);
+    assert!(found[0].detail.contains("store-corrupt"), "{}", found[0]);
+}
+
+#[tokio::test]
+async fn keys_that_others_may_read_are_told_and_closed() {
+    let fixture = Fixture::new().await;
+    let key = fixture.config.certs.join("issuing.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let (found, summary) = examined(&fixture, false).await;
+    assert_eq!(summary.bad, 1);
+    assert!(found[0].detail.contains("mode 644"), "{}", found[0]);
+    let (_, summary) = examined(&fixture, true).await;
+    assert_eq!((summary.bad, summary.repaired), (0, 1));
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_told_and_left() {
+    let fixture = Fixture::new().await;
+    let stranger = fixture.config.state.join("artifacts/notes.txt");
+    fs::write(&stranger, "mine").unwrap();
+    let (found, summary) = examined(&fixture, true).await;
+    assert_eq!((summary.bad, found.len()), (0, 1));
+    assert!(stranger.exists());
+}
+
+#[tokio::test]
+async fn an_update_of_a_round_that_has_ended_is_no_loss() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store().await;
+    let base = store.artifacts().read(&fixture.study.study().initial_model).unwrap().unwrap();
+    let update = keep_update(&store, fixture.digest(), RoundId(9), base.manifest().clone());
+    let folder = store.spool().folder(&fixture.digest(), RoundId(9), &site(), &update);
+    change_a_byte(&folder);
+    store.close().await;
+    let (found, summary) = examined(&fixture, false).await;
+    assert_eq!((summary.bad, found[0].level), (0, Level::Warn));
+}
+
+#[test]
+fn certificates_are_told_in_time() {
+    let days = |n: u64| Timestamp(NOW.0 + n * 86_400_000);
+    let level = |until| place::lasts(until, NOW, 30).0;
+    assert_eq!([days(31), days(29), NOW].map(level), [Level::Ok, Level::Warn, Level::Bad]);
+}
+
+#[test]
+fn a_finding_is_a_line_with_what_to_do_below() {
+    let remedy = Some("do this".to_owned());
+    let (subject, detail) = ("/srv/state".to_owned(), "is so".to_owned());
+    let finding = Finding { level: Level::Bad, subject, detail, remedy };
+    assert_eq!(finding.to_string(), "bad       /srv/state: is so\n          to do: do this");
+    let json = serde_json::to_string(&finding).unwrap();
+    assert_eq!(json, r#"{"level":"bad","subject":"/srv/state","detail":"is so","remedy":"do this"}"#);
+}

@@ -1,0 +1,86 @@
+use common::round::Answer;
+use tokio_util::sync::CancellationToken;
+
+use super::super::Parts;
+use super::*;
+use crate::fixture::{Fixture, NOW, attempt, change_a_byte, keep_update, site};
+use crate::pki::Authority;
+use crate::progress::Progress;
+use crate::store::{QUARANTINE, RoundRecord};
+
+async fn driver(fixture: &Fixture, store: Store) -> Driver {
+    let authority = Authority::open(&fixture.config.certs, "thorax").unwrap();
+    let parts = Parts {
+        store,
+        authority: std::sync::Arc::new(authority),
+        address: None,
+        progress: Progress::Silent,
+        stop: CancellationToken::new(),
+    };
+    Driver::open(parts).await.unwrap()
+}
+
+fn wanted(fixture: &Fixture) -> Wanted {
+    let (study, update) = (fixture.digest(), fixture.update);
+    Wanted { study, round: RoundId(1), site: site(), attempt: attempt(), update }
+}
+
+#[tokio::test]
+async fn an_update_that_is_gone_is_asked_for_again_at_the_start_and_the_journal_knows() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store().await;
+    let study = fixture.digest();
+    std::fs::remove_dir_all(store.spool().folder(&study, RoundId(1), &site(), &fixture.update)).unwrap();
+    let mut first = driver(&fixture, store.clone()).await;
+    assert_eq!(first.studies[&study].rounds.status().phase, "aggregating");
+    first.miss_updates().await;
+    assert_eq!(first.studies[&study].rounds.status().phase, "collecting");
+    drop(first);
+
+    let again = driver(&fixture, store).await;
+    let status = again.studies[&study].rounds.status();
+    assert_eq!((status.phase, &status.answers[&site()]), ("collecting", &Answer::Accepted));
+}
+
+#[tokio::test]
+async fn an_update_that_is_there_is_not_asked_for_again() {
+    let fixture = Fixture::new().await;
+    let mut driver = driver(&fixture, fixture.store().await).await;
+    driver.miss_updates().await;
+    driver.sweep_spool().await;
+    assert_eq!(driver.studies[&fixture.digest()].rounds.status().phase, "aggregating");
+    assert!(missing(&driver.store, vec![wanted(&fixture)], Look::Whole).is_empty());
+}
+
+#[tokio::test]
+async fn a_changed_byte_is_found_by_looking_at_the_whole_and_moved_away() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store().await;
+    change_a_byte(&store.spool().folder(&fixture.digest(), RoundId(1), &site(), &fixture.update));
+    assert!(missing(&store, vec![wanted(&fixture)], Look::Name).is_empty(), "of the right size");
+    assert_eq!(missing(&store, vec![wanted(&fixture)], Look::Whole).len(), 1);
+    assert_eq!(std::fs::read_dir(store.dir().join(QUARANTINE)).unwrap().count(), 1);
+    assert_eq!(missing(&store, vec![wanted(&fixture)], Look::Name).len(), 1, "gone now");
+}
+
+#[tokio::test]
+async fn what_a_kill_left_of_an_ended_round_is_removed_and_nothing_else() {
+    let fixture = Fixture::new().await;
+    let (store, study) = (fixture.store().await, fixture.digest());
+    let base = store.artifacts().read(&fixture.study.study().initial_model).unwrap().unwrap();
+    for round in [7, 8] {
+        keep_update(&store, study, RoundId(round), base.manifest().clone());
+    }
+    let ended = RoundRecord {
+        round: RoundId(7),
+        opened_at: NOW,
+        closed_at: Some(NOW),
+        outcome: Some("aborted".to_owned()),
+        model: None,
+        sites: Vec::new(),
+    };
+    store.close_round(&study, &ended).await.unwrap();
+    let mut driver = driver(&fixture, store.clone()).await;
+    driver.sweep_spool().await;
+    assert_eq!(store.spool().rounds().unwrap(), [(study, RoundId(1)), (study, RoundId(8))]);
+}
