@@ -98,6 +98,10 @@ pub(super) async fn database(store: &Store, examination: &mut Examination<'_>) -
     if problems.is_empty() {
         examination.good(&path, "SQLite finds it whole");
     }
+    match store.check_mark().await {
+        Ok(()) => examination.good(&path, "every journal has come as far as it ever had"),
+        Err(error) => examination.find(Level::Bad, &path, causes(&error), RESTORE),
+    }
     let (found, newest) = store.schema().await?;
     if found == newest {
         examination.good(&path, format!("schema version {found}"));

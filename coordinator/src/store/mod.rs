@@ -7,6 +7,7 @@
 mod artifacts;
 mod health;
 mod lock;
+mod mark;
 mod results;
 mod schema;
 mod scrub;
@@ -195,7 +196,8 @@ impl Store {
     /// Opens the store that [`Store::create`] made.
     ///
     /// # Errors
-    /// [`StoreError::Missing`] before `init`; [`StoreError::Locked`], [`StoreError::Newer`], or the disk.
+    /// [`StoreError::Missing`] before `init`; [`StoreError::Locked`], [`StoreError::Newer`], [`StoreError::Corrupt`] when
+    /// the database is older than what was here; or the disk.
     pub async fn open(dir: &Path) -> Result<Self, StoreError> {
         if !dir.join(DATABASE).exists() {
             return Err(StoreError::Missing { path: dir.to_owned() });
@@ -217,7 +219,7 @@ impl Store {
         schema::migrate(&mut *pool.acquire().await?, &path, schema::STEPS).await?;
         crate::files::sync_dir(dir).map_err(StoreError::file(dir))?;
         let health = Health::new();
-        Ok(Self {
+        let store = Self {
             dir: dir.to_owned(),
             pool,
             artifacts: Artifacts::open(&dir.join(ARTIFACTS), health.clone())?,
@@ -225,7 +227,9 @@ impl Store {
             server_states: ServerStates::open(&dir.join(SERVER_STATE), health.clone())?,
             health,
             _lock: Some(std::sync::Arc::new(lock)),
-        })
+        };
+        store.check_mark().await?;
+        Ok(store)
     }
 
     /// Opens the store to look at it, also beside a coordinator that runs: nothing is made, brought up or removed.

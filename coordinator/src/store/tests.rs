@@ -314,6 +314,32 @@ async fn a_database_that_is_none_is_said_to_be_corrupt_and_is_not_replaced() {
 }
 
 #[tokio::test]
+async fn an_older_database_in_the_place_of_the_newest_is_refused() {
+    let (dir, store) = store().await;
+    let study = study(&store).await;
+    store.close().await;
+    let path = dir.path().join(DATABASE);
+    let older = std::fs::read(&path).unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    let entry = JournalEntry { at: NOW, event: "one".to_owned() };
+    store.append_event(&study, &entry).await.unwrap();
+    store.put_snapshot(&study, "after one").await.unwrap();
+    store.close().await;
+    let newest = std::fs::read(&path).unwrap();
+
+    // As it would look without its write-ahead log.
+    std::fs::write(&path, older).unwrap();
+    match Store::open(dir.path()).await {
+        Err(StoreError::Corrupt { what: "journal", reason }) => {
+            assert!(reason.contains("ends at entry 0 and had come to 1"), "{reason}");
+        }
+        other => panic!("{:?}", other.map(|_| "opened")),
+    }
+    std::fs::write(&path, newest).unwrap();
+    assert!(Store::open(dir.path()).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_database_that_lost_its_end_is_noticed() {
     let (dir, store) = store().await;
     study(&store).await;
