@@ -173,10 +173,14 @@ impl Driver {
             }
         }
         finished.extend(std::iter::from_fn(|| self.inbox.try_recv().ok()));
-        for command in finished {
-            if let Command::Happened { study, happening } = command {
-                self.take(study, happening).await;
-            }
+        let results = finished.into_iter().filter_map(|command| match command {
+            Command::Happened { study, happening } => Some((study, happening)),
+            _ => None,
+        });
+        // What waited for the disk comes first, as it happened first.
+        let waited = std::mem::take(&mut self.retries);
+        for (study, happening) in waited.into_iter().chain(results) {
+            self.take(study, happening).await;
         }
     }
 
