@@ -182,7 +182,7 @@ impl Unfinished<'_> {
         Ok(())
     }
 
-    /// Artifacts and whole updates that are not copied yet.
+    /// Artifacts, whole updates and moments that are not copied yet.
     fn contents(&mut self, store: &Store) -> Result<(), BackupError> {
         let state = self.folder.join(STATE);
         for part in [ARTIFACTS, SPOOL] {
@@ -195,7 +195,26 @@ impl Unfinished<'_> {
                 self.done.insert(path);
             }
         }
+        for path in store.server_states().files()? {
+            if self.done.insert(path.clone()) {
+                self.moment(store.dir(), &path)?;
+            }
+        }
         Ok(())
+    }
+
+    /// A file of what a strategy keeps between rounds.
+    fn moment(&mut self, state: &Path, from: &Path) -> Result<(), BackupError> {
+        let inside = from.strip_prefix(state).unwrap_or(from);
+        match self.file(from, &Path::new(STATE).join(inside)) {
+            // Two rounds have ended meanwhile: nothing needs it any more.
+            Err(BackupError::Store(StoreError::File { source, .. }))
+                if source.kind() == io::ErrorKind::NotFound && !from.exists() =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     fn folder_of_state(&mut self, state: &Path, from: &Path) -> Result<(), BackupError> {

@@ -9,6 +9,7 @@ use common::round::{Event, UpdateOffer};
 use common::study::{EMBEDDING_TENSOR, StudyDocument};
 use common::testing::{artifact_of_zeros, example_study_with};
 use common::time::Timestamp;
+use common::update::CheckedChunk;
 
 use crate::config::Config;
 use crate::pki::Authority;
@@ -92,9 +93,10 @@ pub(crate) fn keep_update(
     manifest: ArtifactManifest,
 ) -> ArtifactHash {
     let spans = manifest.layout().spans().to_vec();
-    let mut update = store.spool().receive(&study, round, &site(), manifest).unwrap();
-    for (index, span) in spans.iter().enumerate() {
-        assert!(update.write_chunk(index, &vec![0; span.len as usize]).unwrap());
+    let update = store.spool().receive(&study, round, &site(), manifest).unwrap();
+    for (index, span) in (0u32..).zip(&spans) {
+        let bytes = vec![0; span.len as usize];
+        update.write_checked(&CheckedChunk::check(update.manifest(), index, &bytes).unwrap()).unwrap();
     }
     update.keep().unwrap()
 }

@@ -73,7 +73,7 @@ fn find(folder: &Path, beginning: &str) -> Option<PathBuf> {
     folders.sort();
     let named =
         |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(beginning));
-    let here = folders.iter().find(|path| named(*path)).cloned();
+    let here = folders.iter().find(|path| named(path)).cloned();
     here.or_else(|| folders.iter().find_map(|path| find(path, beginning)))
 }
 

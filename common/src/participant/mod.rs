@@ -117,8 +117,7 @@ impl ParticipantMachine {
     pub fn new(identity: Identity) -> Self {
         let (studies, phase, evaluations) = (Studies::default(), Phase::Idle, Evaluations::default());
         let (connected, unconfirmed, trainings, next) = (false, false, 0, None);
-        let state =
-            State { identity, connected, studies, phase, evaluations, trainings, next, unconfirmed };
+        let state = State { identity, connected, studies, phase, evaluations, trainings, next, unconfirmed };
         Self { state }
     }
 

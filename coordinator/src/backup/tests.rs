@@ -1,6 +1,7 @@
 use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
 use common::ids::{RoundId, StudyDigest};
 use common::time::Timestamp;
+use common::update::CheckedChunk;
 
 use super::*;
 use crate::pki::Authority;
@@ -24,8 +25,9 @@ async fn consortium(folder: &Path) -> (PathBuf, StudyDigest) {
     let mut writer = store.artifacts().write(layout).unwrap();
     writer.push_chunk(&[7; 20]).unwrap();
     writer.finish().unwrap();
-    let mut update = store.spool().receive(&digest, RoundId(1), &"a".parse().unwrap(), manifest).unwrap();
-    update.write_chunk(0, &[7; 20]).unwrap();
+    let update = store.spool().receive(&digest, RoundId(1), &"a".parse().unwrap(), manifest).unwrap();
+    let checked = CheckedChunk::check(update.manifest(), 0, &[7; 20]).unwrap();
+    update.write_checked(&checked).unwrap();
     update.keep().unwrap();
     store.close().await;
     (settings, digest)

@@ -75,7 +75,9 @@ impl Driver {
             };
             let counts = self.studies.get(&study).is_some_and(|run| run.rounds.status().round == round)
                 && self.studies.get(&study).is_some_and(|run| !run.rounds.counted().is_empty());
-            if !counts && records.iter().any(ended) {
+            // One that came late may still count in the round after.
+            let late = self.studies.get(&study).is_some_and(|run| run.rounds.takes_late(round));
+            if !counts && !late && records.iter().any(ended) {
                 let removed = self.store.spool().remove_round(&study, round);
                 self.note(removed);
             }

@@ -107,7 +107,6 @@ impl Driver {
             None => status.phase.to_owned(),
         };
         let trouble = self.trouble.as_ref().and_then(|trouble| store::pause_name(trouble.code));
-        };
         let state = match (trouble, status.paused) {
             (Some(name), _) => format!("paused: {name}, {phase}"),
             (None, Some(reason)) => {

@@ -146,6 +146,29 @@ impl ServerStates {
         Ok(())
     }
 
+    /// The files of all states that are whole.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut files = Vec::new();
+        for study in folders(&self.dir)? {
+            for (state, name) in named_folders(&study)? {
+                if name.starts_with(UNFINISHED) {
+                    continue;
+                }
+                files.push(state.join(STATE));
+                for moment in folders(&state)? {
+                    let entries = fs::read_dir(&moment).map_err(StoreError::file(&moment))?;
+                    for entry in entries {
+                        files.push(entry.map_err(StoreError::file(&moment))?.path());
+                    }
+                }
+            }
+        }
+        Ok(files)
+    }
+
     fn study_folder(&self, study: &StudyDigest) -> PathBuf {
         self.dir.join(study.to_string())
     }

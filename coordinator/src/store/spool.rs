@@ -174,7 +174,8 @@ impl SpooledUpdate {
         if !checked.is_of(&self.manifest) {
             return Err(StoreError::corrupt("update", format!("chunk {index} is of another update")));
         }
-        let written = self.data.write_all_at(checked.bytes(), span.offset).map_err(StoreError::file(&self.folder));
+        let written =
+            self.data.write_all_at(checked.bytes(), span.offset).map_err(StoreError::file(&self.folder));
         self.health.note(written)?;
         if let Some(present) = self.present.get(index) {
             present.store(true, Ordering::Release);

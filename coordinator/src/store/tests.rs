@@ -393,9 +393,9 @@ async fn what_lies_in_the_folders_is_told_by_name() {
     let study = study(&store).await;
     let hash = write_artifact(&store, 1);
     let (manifest, data) = update(2);
-    let mut spooled = store.spool().receive(&study, RoundId(3), &site("a"), manifest.clone()).unwrap();
+    let spooled = store.spool().receive(&study, RoundId(3), &site("a"), manifest.clone()).unwrap();
     for index in 0..3 {
-        spooled.write_chunk(index, chunk_of(&manifest, &data, index)).unwrap();
+        spooled.write_checked(&checked(&manifest, &data, index)).unwrap();
     }
     let update = spooled.keep().unwrap();
     store.spool().receive(&study, RoundId(3), &site("b"), manifest).unwrap();
