@@ -4,7 +4,7 @@ use std::path::Path;
 
 use common::aggregate::weights::SiteCounts;
 use common::artifact::ArtifactManifest;
-use common::ids::{ArtifactHash, AttemptId, RoundId, SiteId, StudyDigest};
+use common::ids::{ArtifactHash, AttemptId, ClassId, RoundId, SiteId, StudyDigest};
 use common::round::{Event, UpdateOffer};
 use common::study::{EMBEDDING_TENSOR, StudyDocument};
 use common::testing::{artifact_of_zeros, example_study_with};
@@ -62,7 +62,7 @@ impl Fixture {
             steps: study.study().training.steps_per_round,
             update,
         };
-        let counts = SiteCounts { volumes: 3, ..SiteCounts::default() };
+        let counts = SiteCounts { volumes: 3, annotated: [(ClassId::new(1).unwrap(), 3)].into() };
         let events = [
             Event::Start,
             Event::SiteReady { site: site(), counts },

@@ -427,6 +427,13 @@ pub enum Fact {
         /// The round.
         round: RoundId,
     },
+    /// A late update that counted is gone from the store: the round goes on without it, for its own is long over.
+    LateUpdateLost {
+        /// The site.
+        site: SiteId,
+        /// The round that it was trained for.
+        trained_for: RoundId,
+    },
     /// An update does not count.
     UpdateRefused {
         /// The site.

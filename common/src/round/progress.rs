@@ -9,7 +9,7 @@ use super::committed::{Committed, Over};
 use super::event::{Action, DeclineReason, Event, Fact, PauseReason, UpdateOffer};
 use super::exclusion::Exclusion;
 use super::late::PreviousRound;
-use super::opened::{Answer, Counted};
+use super::opened::{Answer, Counted, OpenedRound};
 use super::paused::Pause;
 use super::phase::{Context, Phase};
 use super::rejection::{Rejection, UpdateExpectation};
@@ -115,6 +115,9 @@ impl Progress<'_> {
         attempt: AttemptId,
         cx: &mut Context<'_>,
     ) -> bool {
+        if self.lose_late(site, round, attempt, cx) {
+            return true;
+        }
         if let Phase::Aggregating(phase) = &*self.phase
             && phase.opened.round == round
             && phase.opened.counts(site, attempt)
@@ -134,6 +137,30 @@ impl Progress<'_> {
         if self.pause.is_none() && cx.roster.ready.contains_key(site) {
             cx.open_round(opened, BTreeSet::from([site.clone()]));
         }
+        true
+    }
+
+    /// As [`Progress::lose_update`], of a late one; false when it is none.
+    fn lose_late(
+        &mut self,
+        site: &SiteId,
+        trained_for: RoundId,
+        attempt: AttemptId,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let is_here = |opened: &OpenedRound| {
+            let late = opened.late.get(site);
+            late.is_some_and(|late| late.round == trained_for && late.counted.attempt == attempt)
+        };
+        if let Phase::Aggregating(phase) = &*self.phase
+            && is_here(&phase.opened)
+        {
+            *self.phase = Phase::Collecting(Collecting::new(phase.opened.clone()));
+            self.end_fault();
+        }
+        let Some(opened) = self.phase.taking_mut().filter(|opened| is_here(opened)) else { return false };
+        opened.late.remove(site);
+        cx.report(Fact::LateUpdateLost { site: site.clone(), trained_for });
         true
     }
 

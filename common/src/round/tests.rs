@@ -514,7 +514,7 @@ fn every_event_has_an_outcome_in_every_phase() {
         }
     }
     // A new event belongs into the table.
-    assert_eq!(seen.len(), 18);
+    assert_eq!(seen.len(), 19);
     insta::assert_snapshot!(table);
 }
 

@@ -33,6 +33,10 @@ pub(super) fn of_rounds(fact: &Fact, name: impl Fn(ClassId) -> String) -> Option
         Fact::UpdateRefused { site, code } => {
             ("update-refused", format!("an update of {site} does not count: {code}"))
         }
+        Fact::LateUpdateLost { site, trained_for } => (
+            "update-lost",
+            format!("the late update of {site} from round {trained_for} is lost here: it counts no more"),
+        ),
         Fact::UpdateLost { site, round } => (
             "update-lost",
             format!("the update of {site} in round {round} is lost here: {site} is asked again"),

@@ -392,7 +392,7 @@ async fn what_lies_in_the_folders_is_told_by_name() {
     let (dir, store) = store().await;
     let study = study(&store).await;
     let hash = write_artifact(&store, 1);
-    let (manifest, data) = update(2);
+    let (manifest, data) = update(3);
     let spooled = store.spool().receive(&study, RoundId(3), &site("a"), manifest.clone()).unwrap();
     for index in 0..3 {
         spooled.write_checked(&checked(&manifest, &data, index)).unwrap();

@@ -69,6 +69,20 @@ fn a_late_update_counts_in_the_next_round_for_less() {
 }
 
 #[test]
+fn a_late_update_that_is_lost_counts_no_more_and_the_round_goes_on() {
+    let mut study = second_round(takes_late()).all([stored_late(), accepted("a", 2), accepted("b", 2)]);
+    study = study.all([stored("a", 2, model(1), 4), stored("b", 2, model(1), 5)]);
+    study.wait(30);
+    assert_eq!(study.phase(), "aggregating");
+    let actions = study.tick(lost("c", 3));
+    assert!(facts(&actions).contains(&&Fact::LateUpdateLost { site: site("c"), trained_for: RoundId(1) }));
+    assert!(study.machine.status().late.is_empty());
+    // 30 and 10.
+    let shares: Vec<f64> = terms(&actions).into_iter().map(|(.., share)| share).collect();
+    assert_eq!(shares, [0.75, 0.25]);
+}
+
+#[test]
 fn it_counts_once_and_its_receipt_is_given_again() {
     let mut study = second_round(takes_late()).all([stored_late()]);
     let actions = study.tick(stored_late());
