@@ -6,9 +6,12 @@ use std::time::Duration;
 use common::artifact::LayoutError;
 use common::wire::{ChunkError, CodecError, Refusal, RefusalCode, Words};
 use quinn::{ConnectionError, ReadError, WriteError};
+use rustls::AlertDescription;
 
 use crate::close::CloseCode;
 use crate::identity::IdentityError;
+use crate::tcp::{Ending, ProxyError};
+use crate::tls::ForeignIssuer;
 
 /// Why a TLS handshake was refused, as its alert tells. The alert is all that TLS gives the refused side, so it must
 /// be turned into words there.
@@ -81,6 +84,32 @@ pub enum LinkError {
         alert: Alert,
         /// What our TLS says.
         detail: Words,
+    },
+    /// The other side's certificate is of another authority than the consortium's: somebody opens our connection.
+    #[error(
+        "the certificate shown was issued by `{issuer}`, not by the consortium: a proxy opens TLS connections on the way (TLS inspection)"
+    )]
+    Inspected {
+        /// The authority.
+        issuer: Words,
+    },
+    /// The HTTP proxy does not let us through.
+    #[error("the proxy {proxy}: {error}")]
+    Proxy {
+        /// Which.
+        proxy: Words,
+        /// Why.
+        #[source]
+        error: ProxyError,
+    },
+    /// Nobody takes a TCP connection.
+    #[error("cannot connect to {address} over TCP: {source}")]
+    Unreachable {
+        /// Where.
+        address: Words,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The coordinator said no to a request.
     #[error("the coordinator refused: {0}")]
@@ -167,6 +196,9 @@ impl LinkError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::RefusedByPeer { alert, .. } | Self::RefusedPeer { alert, .. } => alert.code(),
+            Self::Inspected { .. } => "tls-inspection",
+            Self::Proxy { error, .. } => error.code(),
+            Self::Unreachable { .. } => "unreachable",
             Self::Refused(refusal) => refusal.code.code(),
             Self::Closed { code, .. } => code.code(),
             Self::ClosedHere => "closed-here",
@@ -203,6 +235,10 @@ impl LinkError {
             Self::RefusedPeer { .. } => Some(
                 "this is not the consortium's coordinator, or its certificate expired: check the address and this machine's clock, and ask the coordinator's operator",
             ),
+            Self::Inspected { .. } => Some(
+                "ask the network team to exempt the coordinator's host and port from TLS inspection; if there is none, check the address: it is not the consortium's coordinator that answers",
+            ),
+            Self::Proxy { error, .. } => Some(error.hint()),
             Self::Refused(refusal) => Some(RefusalCode::hint(refusal.code)),
             Self::Closed { code, .. } => match code {
                 CloseCode::NoCertificate | CloseCode::BadIdentity | CloseCode::UnknownSite => Some(INVITE),
@@ -216,8 +252,8 @@ impl LinkError {
                 }
                 _ => None,
             },
-            Self::TimedOut | Self::TooSlow { .. } | Self::Dial(_) => {
-                Some("check the coordinator's address and that the firewall lets UDP out to its port")
+            Self::TimedOut | Self::TooSlow { .. } | Self::Dial(_) | Self::Unreachable { .. } => {
+                Some("check the coordinator's address and that the firewall lets UDP or TCP out to its port")
             }
             Self::Credentials(_) => Some("run `site-agent enroll` again"),
             Self::Codec(_) | Self::Unexpected { .. } | Self::Manifest(_) | Self::WrongManifest => {
@@ -233,7 +269,8 @@ impl LinkError {
         match self {
             Self::TimedOut | Self::TooSlow { .. } | Self::Restarted | Self::Reset => true,
             Self::CutOff { .. } | Self::ClosedHere => true,
-            Self::Transport(_) | Self::Io(_) | Self::Chunk(_) => true,
+            Self::Transport(_) | Self::Io(_) | Self::Chunk(_) | Self::Unreachable { .. } => true,
+            Self::Proxy { error, .. } => error.is_transient(),
             Self::Refused(refusal) => matches!(refusal.code, RefusalCode::TooBusy | RefusalCode::Internal),
             Self::Closed { code, .. } => {
                 matches!(
@@ -255,10 +292,13 @@ fn more(code: CloseCode, words: &Words) -> String {
 impl From<ConnectionError> for LinkError {
     fn from(error: ConnectionError) -> Self {
         match error {
-            ConnectionError::TransportError(error) => match alert(error.code) {
-                Some(alert) => Self::RefusedPeer { alert, detail: error.reason.into() },
-                None => Self::Transport(error.to_string()),
-            },
+            ConnectionError::TransportError(error) => {
+                match (ForeignIssuer::named_in(&error.reason), alert(error.code)) {
+                    (Some(issuer), _) => Self::Inspected { issuer: issuer.into() },
+                    (None, Some(alert)) => Self::RefusedPeer { alert, detail: error.reason.into() },
+                    (None, None) => Self::Transport(error.to_string()),
+                }
+            }
             ConnectionError::ConnectionClosed(close) => match alert(close.error_code) {
                 Some(alert) => {
                     Self::RefusedByPeer { alert, detail: String::from_utf8_lossy(&close.reason).into() }
@@ -285,9 +325,37 @@ fn alert(code: quinn::TransportErrorCode) -> Option<Alert> {
     u8::try_from(alert).ok().map(Alert::from_number)
 }
 
+/// What TLS over TCP says. quinn says the same in its own words.
+fn tls_error(error: &rustls::Error) -> LinkError {
+    let alert = |alert: AlertDescription| Alert::from_number(u8::from(alert));
+    let detail = || error.to_string().into();
+    match error {
+        rustls::Error::AlertReceived(received) => {
+            LinkError::RefusedByPeer { alert: alert(*received), detail: format!("{received:?}").into() }
+        }
+        rustls::Error::InvalidCertificate(reason) => match ForeignIssuer::named_in(&error.to_string()) {
+            Some(issuer) => LinkError::Inspected { issuer: issuer.into() },
+            None => LinkError::RefusedPeer { alert: alert(reason.clone().into()), detail: detail() },
+        },
+        rustls::Error::NoCertificatesPresented => {
+            LinkError::RefusedPeer { alert: Alert::Missing, detail: detail() }
+        }
+        rustls::Error::NoApplicationProtocol => {
+            LinkError::RefusedPeer { alert: Alert::NoProtocol, detail: detail() }
+        }
+        other => LinkError::Transport(other.to_string()),
+    }
+}
+
 impl From<io::Error> for LinkError {
     fn from(error: io::Error) -> Self {
         let inner = error.get_ref();
+        if let Some(ending) = inner.and_then(|e| e.downcast_ref::<Ending>()) {
+            return ending.into();
+        }
+        if let Some(error) = inner.and_then(|e| e.downcast_ref::<rustls::Error>()) {
+            return tls_error(error);
+        }
         if let Some(error) = inner.and_then(|e| e.downcast_ref::<ReadError>()) {
             return match error {
                 ReadError::ConnectionLost(error) => error.clone().into(),

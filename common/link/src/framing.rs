@@ -26,6 +26,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { stream }
     }
 
+    /// What is read from.
+    pub(crate) fn stream(&self) -> &R {
+        &self.stream
+    }
+
     /// The next message.
     ///
     /// # Errors
@@ -105,6 +110,11 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         Self { stream }
     }
 
+    /// What is written to.
+    pub(crate) fn stream(&self) -> &W {
+        &self.stream
+    }
+
     /// Sends a message.
     ///
     /// # Errors
@@ -115,7 +125,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         // A body is at most 4 MiB (`SizeClass`), which `encode` checked.
         frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
         frame.extend_from_slice(&body);
-        Ok(self.stream.write_all(&frame).await?)
+        self.send(&frame).await
     }
 
     /// Sends raw bytes.
@@ -123,7 +133,13 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// # Errors
     /// What the stream says.
     pub async fn write_raw(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
-        Ok(self.stream.write_all(bytes).await?)
+        self.send(bytes).await
+    }
+
+    /// TLS over TCP keeps what the socket does not take at once; the other side waits for it.
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
+        self.stream.write_all(bytes).await?;
+        Ok(self.stream.flush().await?)
     }
 
     /// Says that nothing more will come. Not a delivery: wait for the other side's reply.

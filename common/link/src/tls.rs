@@ -1,8 +1,8 @@
 //! TLS configurations: TLS 1.3 only, one provider named explicitly, no session tickets, no early data.
 //!
 //! One server port carries two protocols, told apart by ALPN, so within TLS a client certificate is optional; one that
-//! is shown must chain to the consortium's root. [`crate::quic::Listener`] refuses a `consilium/1` connection without
-//! certificate before it reads a byte of it. Certificate dates, status and role are looked at again on each request,
+//! is shown must chain to the consortium's root. [`crate::quic::Listener`] and [`crate::tcp::Listener`] refuse a
+//! `consilium/1` connection without certificate before they read a byte of it. Certificate dates, status and role are looked at again on each request,
 //! by the coordinator.
 
 use std::fmt;
@@ -17,9 +17,11 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::error::LinkError;
 
@@ -143,7 +145,8 @@ pub fn site_config(
 ) -> Result<ClientConfig, LinkError> {
     let config = ClientConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(root_store(root)?)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(KnownRoot::new(root)?))
         .with_client_auth_cert(credentials.chain, credentials.key)?;
     Ok(without_resumption(config, wire::ALPN))
 }
@@ -184,6 +187,117 @@ pub(crate) fn quic_client(config: ClientConfig) -> Result<Arc<QuicClientConfig>,
     QuicClientConfig::try_from(config).map(Arc::new).map_err(|error| LinkError::Transport(error.to_string()))
 }
 
+/// Trusts what chains to the one root, as webpki says; and names the issuer of what does not.
+#[derive(Debug)]
+struct KnownRoot {
+    webpki: Arc<WebPkiServerVerifier>,
+    root: String,
+}
+
+impl KnownRoot {
+    fn new(root: &CertificateDer<'static>) -> Result<Self, LinkError> {
+        let webpki = verifier(root_store(root)?, crypto_provider())?;
+        Ok(Self { webpki, root: issuer(root).unwrap_or_default() })
+    }
+}
+
+impl ServerCertVerifier for KnownRoot {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified =
+            self.webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        verified.map_err(|error| {
+            let unknown = matches!(error, rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer));
+            // A chain that pretends to be of our root is not what a proxy shows.
+            let foreign = ForeignIssuer::of(end_entity, intermediates)
+                .filter(|foreign| unknown && foreign.0 != self.root);
+            foreign.map_or(error, rustls::Error::from)
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
+
+fn verifier(
+    root: Arc<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
+    let built = WebPkiServerVerifier::builder_with_provider(root, provider).build();
+    built.map_err(|error| rustls::Error::General(error.to_string()))
+}
+
+/// The authority that issued a coordinator's certificate, when it is not ours. It must be named to the site's operator,
+/// who learns by it which machine opens the connection; TLS carries it there as an error of its own.
+pub(crate) struct ForeignIssuer(String);
+
+impl ForeignIssuer {
+    const BEFORE: &str = "foreign issuer <";
+    const AFTER: char = '>';
+
+    /// The issuer of the last certificate of a chain.
+    fn of(end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Option<Self> {
+        issuer(intermediates.last().unwrap_or(end_entity)).map(Self)
+    }
+
+    /// The issuer in an error's words: quinn passes on no more of an error than those.
+    pub(crate) fn named_in(error: &str) -> Option<&str> {
+        Some(error.split_once(Self::BEFORE)?.1.rsplit_once(Self::AFTER)?.0)
+    }
+}
+
+/// As it stands in the words of an error.
+impl fmt::Debug for ForeignIssuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}{}", Self::BEFORE, self.0, Self::AFTER)
+    }
+}
+
+impl fmt::Display for ForeignIssuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl std::error::Error for ForeignIssuer {}
+
+impl From<ForeignIssuer> for rustls::Error {
+    fn from(foreign: ForeignIssuer) -> Self {
+        CertificateError::Other(OtherError(Arc::new(foreign))).into()
+    }
+}
+
+/// Who signed a certificate, as `CN=…`.
+fn issuer(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.issuer().to_string())
+}
+
 /// Trusts a chain that contains the certificate with the pinned fingerprint, as if that were the only root known.
 #[derive(Debug)]
 struct PinnedRoot {
@@ -201,11 +315,11 @@ impl ServerCertVerifier for PinnedRoot {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let pinned = intermediates.iter().find(|certificate| RootFingerprint::of(certificate) == self.root);
-        let Some(pinned) = pinned else { return Err(CertificateError::UnknownIssuer.into()) };
-        let root = root_store(&pinned.clone().into_owned())?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(root, self.provider.clone())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        let Some(pinned) = pinned else {
+            let foreign = ForeignIssuer::of(end_entity, intermediates);
+            return Err(foreign.map_or(CertificateError::UnknownIssuer.into(), rustls::Error::from));
+        };
+        let verifier = verifier(root_store(&pinned.clone().into_owned())?, self.provider.clone())?;
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use quinn::{ClientConfig, Endpoint, EndpointConfig, TokioRuntime, VarInt};
 
-use super::connection::Connection;
 use super::settings::{QuicSettings, SocketBuffers};
 use crate::close::CloseCode;
+use crate::connection::Connection;
 use crate::error::LinkError;
 use crate::tls;
 
@@ -46,7 +46,7 @@ impl Dialer {
     pub async fn dial(&self, remote: SocketAddr, server_name: &str) -> Result<Connection, LinkError> {
         let connecting = self.endpoint.connect_with(self.config.clone(), remote, server_name)?;
         let connected = tokio::time::timeout(self.settings.handshake_timeout, connecting).await;
-        Ok(Connection::new(connected.map_err(|_| LinkError::TimedOut)??))
+        Ok(Connection::quic(connected.map_err(|_| LinkError::TimedOut)??))
     }
 
     /// The UDP buffers that the operating system granted.

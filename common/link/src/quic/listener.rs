@@ -8,10 +8,10 @@ use quinn::crypto::rustls::HandshakeData;
 use quinn::{Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime, VarInt};
 use rustls_pki_types::CertificateDer;
 
-use super::connection::Connection;
 use super::reset::ResetKey;
 use super::settings::{QuicSettings, SocketBuffers};
 use crate::close::CloseCode;
+use crate::connection::{Admitted, Connection};
 use crate::error::{Alert, LinkError};
 use crate::framing::within;
 use crate::identity::PeerIdentity;
@@ -23,23 +23,26 @@ pub struct Listener {
     endpoint: Endpoint,
     settings: QuicSettings,
     buffers: SocketBuffers,
+    /// Shared by all handshakes under way: its count is theirs, and one.
+    handshakes: Arc<()>,
 }
 
-/// Somebody at the door: its address is proved, nothing else is known. Admit it in a task of its own.
+/// Handshakes under way from which on a new address must prove itself. Below, that would cost every honest site a round
+/// trip; above, somebody may be filling us with forged addresses, which costs them a packet and us a handshake each.
+const RETRY_FROM: usize = 32;
+
+/// Whether somebody must first answer from its address.
+const fn must_prove_address(handshakes: usize, validated: bool, may_retry: bool) -> bool {
+    handshakes >= RETRY_FROM && !validated && may_retry
+}
+
+/// Somebody at the door; under load its address is proved, and nothing else is known. Admit it in a task of its own.
 #[derive(Debug)]
 pub struct Knock {
     incoming: Incoming,
     settings: QuicSettings,
-}
-
-/// Who came in.
-#[derive(Debug)]
-pub enum Admitted {
-    /// Showed a certificate of the consortium that names a site. Whether the site is known, not revoked and of the
-    /// right consortium and role is for the coordinator to say.
-    Site(Connection, PeerIdentity),
-    /// Wants to enrol: nobody yet. One exchange, small, soon over.
-    Stranger(Connection),
+    /// Counts it among the handshakes under way.
+    _handshake: Arc<()>,
 }
 
 impl Listener {
@@ -80,7 +83,7 @@ impl Listener {
         let (socket, buffers) = settings.bind(local)?;
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new(endpoint, Some(config), socket, runtime)?;
-        Ok(Self { endpoint, settings, buffers })
+        Ok(Self { endpoint, settings, buffers, handshakes: Arc::default() })
     }
 
     /// The bound address.
@@ -100,10 +103,10 @@ impl Listener {
     pub async fn next(&self) -> Option<Knock> {
         loop {
             let incoming = self.endpoint.accept().await?;
-            // One round trip more for each new connection, and no work or memory for forged addresses; limits by
-            // address mean something only because of it.
-            if incoming.remote_address_validated() || !incoming.may_retry() {
-                return Some(Knock { incoming, settings: self.settings.clone() });
+            let under_way = Arc::strong_count(&self.handshakes) - 1;
+            if !must_prove_address(under_way, incoming.remote_address_validated(), incoming.may_retry()) {
+                let (settings, _handshake) = (self.settings.clone(), self.handshakes.clone());
+                return Some(Knock { incoming, settings, _handshake });
             }
             // It fails only when a retry is not allowed, which was just asked.
             let _ = incoming.retry();
@@ -152,7 +155,7 @@ impl Knock {
 /// Tells sites from strangers, by protocol and certificate.
 fn sort(connection: quinn::Connection) -> Result<Admitted, LinkError> {
     let certificate = peer_certificate(&connection);
-    let link = Connection::new(connection.clone());
+    let link = Connection::quic(connection.clone());
     match protocol(&connection).as_deref() {
         Some(wire::ALPN_ENROLL) => Ok(Admitted::Stranger(link)),
         Some(wire::ALPN) => {
@@ -182,4 +185,18 @@ fn protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
 fn peer_certificate(connection: &quinn::Connection) -> Option<CertificateDer<'static>> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     chain.into_iter().next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_proved_under_load_alone() {
+        assert!(!must_prove_address(0, false, true));
+        assert!(!must_prove_address(RETRY_FROM - 1, false, true));
+        assert!(must_prove_address(RETRY_FROM, false, true));
+        // It has, or quinn does not allow it.
+        assert!(!must_prove_address(RETRY_FROM, true, true) && !must_prove_address(RETRY_FROM, false, false));
+    }
 }

@@ -1,0 +1,253 @@
+//! The coordinator's end of the TCP lane: the same port number and the same two protocols as over QUIC.
+//!
+//! A stranger can cost at most a socket and a handshake: handshakes are bounded in time and number, for each address and
+//! over all of them. A stream without a request is for the session to drop.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use common::wire;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::dialer::handshake_error;
+use super::line::Tls;
+use super::registry::Registry;
+use super::settings::TcpSettings;
+use crate::close::CloseCode;
+use crate::connection::Admitted;
+use crate::error::{Alert, LinkError};
+use crate::identity::PeerIdentity;
+
+/// How long to wait when the operating system has no socket for us.
+const NO_SOCKET: Duration = Duration::from_millis(100);
+
+/// Takes connections from sites.
+pub struct Listener {
+    socket: TcpListener,
+    door: Arc<Door>,
+    handshakes: Arc<Semaphore>,
+    callers: Arc<Callers>,
+    closed: CancellationToken,
+}
+
+/// What each one at the door needs.
+struct Door {
+    acceptor: TlsAcceptor,
+    settings: TcpSettings,
+    registry: Registry,
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+/// Somebody at the door. Admit it in a task of its own.
+pub struct Knock {
+    stream: TcpStream,
+    remote: SocketAddr,
+    door: Arc<Door>,
+    _handshake: OwnedSemaphorePermit,
+    _caller: Caller,
+}
+
+impl fmt::Debug for Knock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Knock({})", self.remote)
+    }
+}
+
+impl Listener {
+    /// Binds `local` (port 0: any) and listens with `tls`, a configuration of [`crate::tls::server_config`].
+    ///
+    /// # Errors
+    /// [`LinkError::Io`] when the socket cannot be bound.
+    pub fn bind(
+        local: SocketAddr,
+        tls: rustls::ServerConfig,
+        settings: TcpSettings,
+    ) -> Result<Self, LinkError> {
+        let socket = std::net::TcpListener::bind(local)?;
+        socket.set_nonblocking(true)?;
+        let handshakes = Arc::new(Semaphore::new(settings.handshakes));
+        let callers = Arc::new(Callers::new(settings.handshakes_per_address));
+        let registry = Registry::new(settings.max_exchanges);
+        let door = Arc::new(Door { acceptor: TlsAcceptor::from(Arc::new(tls)), settings, registry });
+        let (socket, closed) = (TcpListener::from_std(socket)?, CancellationToken::new());
+        Ok(Self { socket, door, handshakes, callers, closed })
+    }
+
+    /// The bound address.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn local_address(&self) -> Result<SocketAddr, LinkError> {
+        Ok(self.socket.local_addr()?)
+    }
+
+    /// The next one at the door, or `None` once the listener is closed. Cancel-safe.
+    pub async fn next(&self) -> Option<Knock> {
+        self.closed.run_until_cancelled(self.next_caller()).await
+    }
+
+    async fn next_caller(&self) -> Knock {
+        loop {
+            // Invariant: the semaphore is ours, and nobody closes it.
+            let handshake = self.handshakes.clone().acquire_owned().await.expect("it is never closed");
+            match self.socket.accept().await {
+                Ok((stream, remote)) => {
+                    if let Some(caller) = Callers::enter(&self.callers, remote.ip()) {
+                        let door = self.door.clone();
+                        return Knock { stream, remote, door, _handshake: handshake, _caller: caller };
+                    }
+                    tracing::warn!(%remote, "too many handshakes from this address: refused");
+                }
+                Err(error) => {
+                    tracing::warn!("cannot accept a TCP connection: {error}");
+                    tokio::time::sleep(NO_SOCKET).await;
+                }
+            }
+        }
+    }
+
+    /// Closes all connections and waits until the other sides were told.
+    pub async fn close(&self, code: CloseCode) {
+        self.closed.cancel();
+        self.door.registry.close_all(code);
+        self.door.registry.all_gone().await;
+    }
+}
+
+impl Knock {
+    /// Its address.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.remote
+    }
+
+    /// Completes the handshake, and closes what may not come in. A refusal is logged here, with its reason.
+    ///
+    /// # Errors
+    /// [`LinkError::RefusedPeer`] when the certificate is not of this consortium or out of date,
+    /// [`LinkError::Closed`] when there is none where one is required, [`LinkError::Identity`] when it names no site.
+    pub async fn admit(self) -> Result<Admitted, LinkError> {
+        let Self { stream, remote, door, _handshake, _caller } = self;
+        let admitted = match door.handshake(stream).await {
+            Ok(tls) => door.sort(tls, remote),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &admitted {
+            tracing::warn!(%remote, code = error.code(), "refused a connection over TCP: {error}");
+        }
+        admitted
+    }
+}
+
+impl Door {
+    async fn handshake(&self, stream: TcpStream) -> Result<Tls, LinkError> {
+        self.settings.apply(&stream)?;
+        let limit = self.settings.handshake_timeout;
+        let accepting = self.acceptor.accept(stream).into_fallible();
+        match tokio::time::timeout(limit, accepting).await {
+            Ok(Ok(tls)) => Ok(tls.into()),
+            Ok(Err((error, stream))) => {
+                self.registry.turn_away_unknown(stream);
+                Err(handshake_error(error))
+            }
+            Err(_) => Err(LinkError::TooSlow { what: "handshake", limit }),
+        }
+    }
+
+    /// Tells sites from strangers, by protocol and certificate.
+    fn sort(&self, tls: Tls, remote: SocketAddr) -> Result<Admitted, LinkError> {
+        let (_, state) = tls.get_ref();
+        let protocol = state.alpn_protocol().map(<[u8]>::to_vec);
+        let certificate = state.peer_certificates().and_then(<[_]>::first).cloned();
+        match protocol.as_deref() {
+            Some(wire::ALPN_ENROLL) => Ok(self.registry.stranger(tls, remote)),
+            Some(wire::ALPN) => {
+                let Some(certificate) = certificate else {
+                    let code = CloseCode::NoCertificate;
+                    self.registry.turn_away(tls, code, code.words());
+                    return Err(LinkError::Closed { code, words: Default::default() });
+                };
+                match PeerIdentity::from_certificate(&certificate) {
+                    Ok(identity) => Ok(self.registry.join(identity, tls, remote)),
+                    Err(error) => {
+                        self.registry.turn_away(tls, CloseCode::BadIdentity, &error.to_string());
+                        Err(error.into())
+                    }
+                }
+            }
+            // A client that names no protocol: over TCP that is for us to refuse.
+            _ => Err(LinkError::RefusedPeer { alert: Alert::NoProtocol, detail: "".into() }),
+        }
+    }
+}
+
+/// Handshakes under way from each address.
+struct Callers {
+    limit: usize,
+    by_address: Mutex<BTreeMap<IpAddr, usize>>,
+}
+
+/// One handshake under way.
+struct Caller {
+    callers: Arc<Callers>,
+    address: IpAddr,
+}
+
+impl Callers {
+    fn new(limit: usize) -> Self {
+        Self { limit, by_address: Mutex::default() }
+    }
+
+    /// One more from this address, unless there are too many.
+    fn enter(callers: &Arc<Self>, address: IpAddr) -> Option<Caller> {
+        let mut by_address = callers.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = by_address.entry(address).or_insert(0);
+        if *count >= callers.limit {
+            return None;
+        }
+        *count += 1;
+        Some(Caller { callers: callers.clone(), address })
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let mut by_address = self.callers.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_address.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_cannot_take_all_handshakes() {
+        let callers = Arc::new(Callers::new(2));
+        let [crowd, other]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().unwrap());
+        let first = Callers::enter(&callers, crowd);
+        let second = Callers::enter(&callers, crowd);
+        assert!(first.is_some() && second.is_some());
+        assert!(Callers::enter(&callers, crowd).is_none());
+        assert!(Callers::enter(&callers, other).is_some());
+        drop(first);
+        assert!(Callers::enter(&callers, crowd).is_some());
+        drop(second);
+        assert!(callers.by_address.lock().unwrap().is_empty());
+    }
+}

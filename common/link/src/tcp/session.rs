@@ -1,0 +1,299 @@
+//! A connection over TCP: what its exchanges have in common, at either side.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use common::wire::Words;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::dialer::Call;
+use super::ending::Ending;
+use super::farewell::Farewell;
+use super::line::{Line, Tls};
+use crate::close::CloseCode;
+use crate::connection::Traffic;
+use crate::error::LinkError;
+
+/// How long the other side may take to read our last words. What it sends meanwhile is thrown away: closing before it
+/// was read would make TCP throw away what we said.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// A connection.
+pub(crate) struct Session {
+    side: Side,
+    remote: SocketAddr,
+    sent: AtomicU64,
+    received: AtomicU64,
+    members: Mutex<Members>,
+    arrived: Notify,
+    ended: CancellationToken,
+}
+
+enum Side {
+    Site { call: Call, places: Arc<Semaphore>, ready: Mutex<Option<Tls>> },
+    Coordinator { farewell: Farewell, max_exchanges: usize, partings: TaskTracker },
+}
+
+#[derive(Default)]
+struct Members {
+    /// Those with an owner; ended ones are let go as new ones come.
+    lines: Vec<Weak<Line>>,
+    open: usize,
+    /// Came in and wait for [`Session::accept`].
+    waiting: VecDeque<Tls>,
+    ending: Option<Ending>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("remote", &self.remote).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// At a site: `first` serves the first exchange, `call` the others.
+    pub(super) fn site(call: Call, first: Tls, remote: SocketAddr, max_exchanges: usize) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(max_exchanges));
+        Arc::new(Self::new(Side::Site { call, places, ready: Mutex::new(Some(first)) }, remote))
+    }
+
+    /// At the coordinator: `first` waits to be accepted.
+    pub(super) fn coordinator(
+        first: Tls,
+        remote: SocketAddr,
+        farewell: Farewell,
+        max_exchanges: usize,
+        partings: TaskTracker,
+    ) -> Arc<Self> {
+        let session = Self::new(Side::Coordinator { farewell, max_exchanges, partings }, remote);
+        session.lock().waiting.push_back(first);
+        Arc::new(session)
+    }
+
+    fn new(side: Side, remote: SocketAddr) -> Self {
+        Self {
+            side,
+            remote,
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            members: Mutex::default(),
+            arrived: Notify::new(),
+            ended: CancellationToken::new(),
+        }
+    }
+
+    pub(crate) async fn open(self: &Arc<Self>) -> Result<Arc<Line>, LinkError> {
+        let Side::Site { call, places, ready } = &self.side else {
+            return Err(LinkError::Unexpected { expected: "exchanges that the site opens", got: "another" });
+        };
+        let opening = async {
+            // Invariant: nobody closes the semaphore.
+            let place = places.clone().acquire_owned().await.map_err(|_| LinkError::ClosedHere)?;
+            let first = ready.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let tls = match first {
+                Some(tls) => tls,
+                None => call.connect().await?.0,
+            };
+            self.begin(&mut self.lock(), tls, Farewell::None, Some(place))
+        };
+        tokio::select! {
+            opened = opening => opened,
+            reason = self.closed() => Err(reason),
+        }
+    }
+
+    pub(crate) async fn accept(self: &Arc<Self>) -> Result<Arc<Line>, LinkError> {
+        let farewell = self.farewell();
+        loop {
+            let arrived = self.arrived.notified();
+            {
+                let mut members = self.lock();
+                if let Some(tls) = members.waiting.pop_front() {
+                    return self.begin(&mut members, tls, farewell, None);
+                }
+            }
+            tokio::select! {
+                () = arrived => {}
+                reason = self.closed() => return Err(reason),
+            }
+        }
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        members: &mut Members,
+        tls: Tls,
+        farewell: Farewell,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Result<Arc<Line>, LinkError> {
+        if let Some(ending) = &members.ending {
+            return Err(ending.into());
+        }
+        let line = Arc::new(Line::new(self.clone(), tls, farewell, place));
+        members.lines.retain(|line| line.strong_count() > 0);
+        members.lines.push(Arc::downgrade(&line));
+        members.open += 1;
+        Ok(line)
+    }
+
+    /// Coordinator: one more exchange; given back when the connection has ended meanwhile.
+    pub(super) fn join(&self, tls: Tls) -> Result<(), Tls> {
+        let mut members = self.lock();
+        if members.ending.is_some() {
+            return Err(tls);
+        }
+        let full = matches!(&self.side, Side::Coordinator { max_exchanges, .. }
+            if members.open + members.waiting.len() >= *max_exchanges);
+        if full {
+            drop(members);
+            let told = self.farewell().frame(CloseCode::TooBusy, &"too many exchanges at once".into());
+            self.see_off(tls, told, true, None);
+            return Ok(());
+        }
+        members.waiting.push_back(tls);
+        drop(members);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    pub(crate) fn close(&self, code: CloseCode, words: &Words) {
+        let (lines, waiting) = {
+            let mut members = self.lock();
+            if members.ending.is_some() {
+                return;
+            }
+            members.ending = Some(Ending::Here);
+            let lines: Vec<Arc<Line>> = members.lines.drain(..).filter_map(|line| line.upgrade()).collect();
+            (lines, std::mem::take(&mut members.waiting))
+        };
+        self.ended.cancel();
+        for line in lines {
+            line.part(code, words);
+        }
+        for tls in waiting {
+            self.see_off(tls, self.farewell().frame(code, words), true, None);
+        }
+    }
+
+    pub(crate) async fn closed(&self) -> LinkError {
+        self.ended.cancelled().await;
+        self.close_reason().unwrap_or(LinkError::ClosedHere)
+    }
+
+    pub(crate) fn close_reason(&self) -> Option<LinkError> {
+        self.lock().ending.as_ref().map(LinkError::from)
+    }
+
+    pub(super) fn ending(&self) -> Option<Ending> {
+        self.lock().ending.clone()
+    }
+
+    pub(crate) fn remote_address(&self) -> SocketAddr {
+        self.remote
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic { sent: self.sent.load(Ordering::Relaxed), received: self.received.load(Ordering::Relaxed) }
+    }
+
+    pub(crate) fn open_exchanges(&self) -> usize {
+        let members = self.lock();
+        members.open + members.waiting.len()
+    }
+
+    pub(super) fn is_site(&self) -> bool {
+        matches!(self.side, Side::Site { .. })
+    }
+
+    pub(super) fn count_sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// An exchange is over. At the coordinator the connection ends with the last one: nothing else tells that a site has
+    /// gone.
+    pub(super) fn line_ended(&self) {
+        let mut members = self.lock();
+        members.open = members.open.saturating_sub(1);
+        let last = members.open == 0 && members.waiting.is_empty() && members.ending.is_none();
+        if last && !self.is_site() {
+            members.ending = Some(Ending::done());
+            drop(members);
+            self.ended.cancel();
+        }
+    }
+
+    /// Ends a stream. A site has nothing to say at the end that it has not said in a message.
+    pub(super) fn see_off(
+        &self,
+        tls: Tls,
+        told: Option<Vec<u8>>,
+        orderly: bool,
+        place: Option<OwnedSemaphorePermit>,
+    ) {
+        if let Side::Coordinator { partings, .. } = &self.side {
+            see_off(partings, tls, told, orderly);
+        }
+        drop(place);
+    }
+
+    fn farewell(&self) -> Farewell {
+        match &self.side {
+            Side::Site { .. } => Farewell::None,
+            Side::Coordinator { farewell, .. } => *farewell,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Members> {
+        // Each change below the lock is one step: there is nothing half-done to find.
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says `told`, and waits a little for the other side to have read it. Without `orderly` the other side is to notice that
+/// something is missing.
+pub(super) fn see_off(partings: &TaskTracker, mut tls: Tls, told: Option<Vec<u8>>, orderly: bool) {
+    spawn(partings, async move {
+        if let Some(told) = told {
+            tls.write_all(&told).await?;
+        }
+        tls.flush().await?;
+        if orderly {
+            tls.shutdown().await?;
+        }
+        drain(tls.get_mut().0).await
+    });
+}
+
+/// As [`see_off`], of a stream whose handshake failed: TLS's alert is under way.
+pub(super) fn see_off_unknown(partings: &TaskTracker, mut stream: TcpStream) {
+    spawn(partings, async move { drain(&mut stream).await });
+}
+
+async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.shutdown().await?;
+    let mut rest = vec![0; 16 << 10];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
+}
+
+fn spawn(partings: &TaskTracker, parting: impl Future<Output = std::io::Result<()>> + Send + 'static) {
+    // Without a runtime the process is ending.
+    if tokio::runtime::Handle::try_current().is_ok() {
+        partings.spawn(async move {
+            // Nobody is left to tell.
+            let _ = tokio::time::timeout(LINGER, parting).await;
+        });
+    }
+}

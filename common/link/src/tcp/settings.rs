@@ -1,0 +1,52 @@
+//! Times and limits of the TCP lane, and what the operating system is asked for.
+
+use std::io;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+/// Settings of either side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpSettings {
+    /// How often a silent connection is kept alive, so that no middlebox forgets it.
+    pub keep_alive: Duration,
+    /// How long a silent peer is taken for alive.
+    pub idle_timeout: Duration,
+    /// How long TCP, proxy and TLS may take together until an exchange is open.
+    pub handshake_timeout: Duration,
+    /// Exchanges of one connection that may be open at once.
+    pub max_exchanges: usize,
+    /// Coordinator: handshakes under way at once, over all addresses. More wait in the operating system's queue.
+    pub handshakes: usize,
+    /// Coordinator: handshakes under way at once from one address. More are dropped. A hospital is one address.
+    pub handshakes_per_address: usize,
+}
+
+impl TcpSettings {
+    /// For a site.
+    pub const fn site() -> Self {
+        Self {
+            keep_alive: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(60),
+            handshake_timeout: Duration::from_secs(10),
+            max_exchanges: 8,
+            handshakes: 0,
+            handshakes_per_address: 0,
+        }
+    }
+
+    /// For a coordinator.
+    pub const fn coordinator() -> Self {
+        Self { max_exchanges: 32, handshakes: 128, handshakes_per_address: 32, ..Self::site() }
+    }
+
+    /// Asks the operating system for keep-alive, for an end to what nobody acknowledges, and for small frames at once.
+    pub(super) fn apply(&self, stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(stream);
+        let keep_alive = TcpKeepalive::new().with_time(self.keep_alive).with_interval(self.keep_alive);
+        socket.set_tcp_keepalive(&keep_alive)?;
+        socket.set_tcp_user_timeout(Some(self.idle_timeout))
+    }
+}
