@@ -15,8 +15,10 @@ use serde::Deserialize;
 pub struct Config {
     /// The consortium's name: in every certificate.
     pub consortium: String,
-    /// Where the server listens (UDP).
+    /// Where the server listens: UDP, and TCP unless switched off.
     pub listen: SocketAddr,
+    /// Whether TCP is listened on too, for sites whose networks let no UDP out.
+    pub tcp: bool,
     /// What sites dial, `host:port`; without it invites name the address that the running server is bound to.
     pub address: Option<String>,
     /// Folder of database, artifacts and socket.
@@ -42,6 +44,8 @@ pub struct Config {
 struct Raw {
     consortium: String,
     listen: String,
+    #[serde(default = "tcp")]
+    tcp: bool,
     #[serde(default)]
     address: Option<String>,
     #[serde(default = "state")]
@@ -103,6 +107,10 @@ impl Default for RawTransport {
     }
 }
 
+fn tcp() -> bool {
+    true
+}
+
 fn state() -> PathBuf {
     "state".into()
 }
@@ -140,6 +148,7 @@ impl Config {
         Ok(Self {
             consortium: raw.consortium,
             listen,
+            tcp: raw.tcp,
             address: raw.address,
             state: folder.join(raw.state),
             certs: folder.join(raw.certs),
@@ -216,6 +225,7 @@ mod tests {
     fn the_example_is_read() {
         let config = Config::parse("coordinator.toml", EXAMPLE, Path::new("/srv")).unwrap();
         assert_eq!(config.state, Path::new("/srv/state"));
+        assert!(config.tcp);
         assert!(config.server_names().contains(&"coordinator.example.org".to_owned()));
     }
 

@@ -18,6 +18,9 @@ pub enum Line {
     Listening {
         /// `ip:port`.
         address: String,
+        /// Over TCP as well as over QUIC.
+        #[serde(default)]
+        tcp: bool,
     },
     /// A site was enrolled.
     Enrolled {
@@ -115,7 +118,8 @@ pub enum Line {
 impl std::fmt::Display for Line {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Listening { address } => write!(f, "listening on {address}"),
+            Self::Listening { address, tcp: true } => write!(f, "listening on {address} (UDP and TCP)"),
+            Self::Listening { address, tcp: false } => write!(f, "listening on {address} (UDP)"),
             Self::Enrolled { site, role } => write!(f, "{site}: enrolled as {role}"),
             Self::Connected { site, role } => write!(f, "{site}: connected ({role})"),
             Self::Revoked { site } => write!(f, "{site}: revoked"),

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use link::LinkError;
-use link::quic::Listener;
-use link::tls::{self, Credentials};
+use link::tls::Credentials;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::clock;
 use crate::config::Config;
 use crate::driver::{Driver, DriverHandle, Parts};
-use crate::network::{self, Budget, Context, Shelf};
+use crate::network::{self, Budget, Context, Doors, Frame, Shelf};
 use crate::operator::{OperatorSocket, SocketError};
 use crate::pki::{Authority, PkiError};
 use crate::progress::{Line, Progress};
@@ -43,7 +42,7 @@ pub enum ServiceError {
 /// A coordinator that listens, and does nothing yet.
 pub struct Service {
     driver: Driver,
-    listener: Listener,
+    doors: Doors,
     socket: OperatorSocket,
     context: Arc<Context>,
     connections: usize,
@@ -63,9 +62,9 @@ impl Service {
         let authority = Arc::new(Authority::open(&config.certs, &config.consortium)?);
         let store = Store::open(&config.state).await?;
         let socket = OperatorSocket::bind(&config.state)?;
-        let listener = listen(config, &authority)?;
-        let address = local(&listener, config)?;
-        progress.say(&Line::Listening { address: address.clone() });
+        let doors = listen(config, &authority)?;
+        let address = local(&doors, config)?;
+        progress.say(&Line::Listening { address: address.clone(), tcp: doors.has_tcp() });
         let driver = Driver::open(Parts {
             store: store.clone(),
             authority: authority.clone(),
@@ -86,7 +85,7 @@ impl Service {
             enrolments_per_minute: config.enrolments_per_minute,
             stop,
         });
-        Ok(Self { driver, listener, socket, context, connections: config.connections, store })
+        Ok(Self { driver, doors, socket, context, connections: config.connections, store })
     }
 
     /// To ask it things from the same process.
@@ -99,30 +98,33 @@ impl Service {
     /// # Errors
     /// The socket.
     pub fn local_address(&self) -> Result<std::net::SocketAddr, LinkError> {
-        self.listener.local_address()
+        self.doors.local_address()
     }
 
     /// Serves until the token is cancelled, then drains: connections are closed, work under way is journalled.
     pub async fn run(self) {
-        let Self { driver, listener, socket, context, connections, store } = self;
+        let Self { driver, doors, socket, context, connections, store } = self;
         let operator = socket.serve(driver.handle(), context.stop.clone());
-        tokio::join!(driver.run(), network::serve(listener, context, connections), operator);
+        tokio::join!(driver.run(), network::serve(doors, context, connections), operator);
         store.close().await;
     }
 }
 
-fn listen(config: &Config, authority: &Authority) -> Result<Listener, ServiceError> {
+fn listen(config: &Config, authority: &Authority) -> Result<Doors, ServiceError> {
     let identity = authority.certify_server(&config.server_names(), clock::now())?;
-    let credentials = Credentials { chain: identity.chain, key: identity.key };
-    let bind = || {
-        let tls = tls::server_config(credentials, authority.root())?;
-        Listener::bind_with(config.listen, tls, config.transport.clone(), authority.reset_key())
-    };
-    bind().map_err(|source| ServiceError::Listen { address: config.listen.to_string(), source })
+    let opened = Doors::open(&Frame {
+        listen: config.listen,
+        tcp: config.tcp,
+        quic: &config.transport,
+        credentials: Credentials { chain: identity.chain, key: identity.key },
+        root: authority.root(),
+        reset_key: authority.reset_key(),
+    });
+    opened.map_err(|source| ServiceError::Listen { address: config.listen.to_string(), source })
 }
 
-fn local(listener: &Listener, config: &Config) -> Result<String, ServiceError> {
-    let address = listener.local_address();
+fn local(doors: &Doors, config: &Config) -> Result<String, ServiceError> {
+    let address = doors.local_address();
     let address =
         address.map_err(|source| ServiceError::Listen { address: config.listen.to_string(), source })?;
     Ok(address.to_string())

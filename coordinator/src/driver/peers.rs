@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use common::ids::{Role, SiteId};
 use common::wire::{GoodbyeCode, Notice};
-use link::CloseCode;
-use link::quic::{Connection, Traffic};
+use link::{CloseCode, Connection, Traffic};
 use tokio::sync::mpsc;
 
 /// Notices that may wait for a slow site; beyond, its connection is closed, and it hears all again at the next.
@@ -35,14 +34,22 @@ struct Entry {
 }
 
 impl Peers {
-    /// Adds a connection and gives its number; an older one of the same site ends.
+    /// Adds a connection and gives its number; an older one of the same site ends. Over TCP it may be the same, with a
+    /// new watch stream: then only the older watch stream ends, as its sender of notices goes.
     pub(super) fn add(&mut self, site: SiteId, peer: Peer) -> (u64, Option<Traffic>) {
         self.next += 1;
+        let connection = peer.connection.clone();
         let entry = Entry { id: self.next, peer, counted: Traffic::default() };
-        let before = self.by_site.insert(site, entry);
+        let before = self.by_site.insert(site.clone(), entry);
         let uncounted = before.as_ref().map(Entry::uncounted);
-        if let Some(before) = before {
-            before.close(GoodbyeCode::Replaced);
+        match before {
+            Some(before) if before.peer.connection.is_same(&connection) => {
+                if let Some(entry) = self.by_site.get_mut(&site) {
+                    entry.counted = connection.traffic();
+                }
+            }
+            Some(before) => before.close(GoodbyeCode::Replaced),
+            None => {}
         }
         (self.next, uncounted)
     }

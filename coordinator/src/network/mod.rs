@@ -1,23 +1,24 @@
 //! The network's side of the coordinator: who knocks is let in or turned away, and what is asked is answered.
 //!
-//! `enrolment` speaks with strangers who hold an invite, `session` with one connected site, `requests` answers
+//! `doors` are what is listened with, `enrolment` speaks with strangers who hold an invite, `session` with one connected site, `requests` answers
 //! each exchange, `upload` takes updates in, `shelf` keeps open what is fetched,
 //! `credit` says whose turn it is. No decision about rounds is made here: that is asked of the driver.
 
 mod credit;
+mod doors;
 mod enrolment;
 mod requests;
 mod session;
 mod shelf;
 mod upload;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::wire::RefusalCode;
-use link::CloseCode;
-use link::quic::{Admitted, Connection, Knock, Listener};
-use tokio::sync::Semaphore;
+use link::{Admitted, CloseCode, Connection, LinkError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,6 +29,8 @@ use crate::driver::DriverHandle;
 use crate::pki::Authority;
 use crate::progress::Line;
 use crate::store::Store;
+use doors::Knock;
+pub use doors::{Doors, Frame};
 
 /// What every connection needs.
 pub struct Context {
@@ -54,30 +57,73 @@ pub struct Context {
 }
 
 /// Takes connections until told to stop, then waits for those under way.
-pub async fn serve(listener: Listener, context: Arc<Context>, connections: usize) {
+pub async fn serve(doors: Doors, context: Arc<Context>, connections: usize) {
     let places = Arc::new(Semaphore::new(connections));
     let strangers = Arc::new(RateLimit::new(context.enrolments_per_minute));
     let tasks = TaskTracker::new();
-    while let Some(Some(knock)) = context.stop.run_until_cancelled(listener.next()).await {
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            tracing::warn!(remote = %knock.remote_address(), "too many connections: refused");
-            knock.refuse();
-            continue;
-        };
-        let (context, strangers) = (context.clone(), strangers.clone());
-        tasks.spawn(async move {
-            answer_knock(knock, context, &strangers).await;
-            drop(place);
-        });
+    while let Some(Some(knock)) = context.stop.run_until_cancelled(doors.next()).await {
+        let (context, strangers, places) = (context.clone(), strangers.clone(), places.clone());
+        match knock {
+            Knock::Quic(knock) => match places.try_acquire_owned() {
+                Ok(place) => {
+                    tasks.spawn(async move {
+                        answer_knock(Knock::Quic(knock), context, &strangers).await;
+                        drop(place);
+                    });
+                }
+                Err(_) => {
+                    tracing::warn!(remote = %knock.remote_address(), "too many connections: refused");
+                    knock.refuse();
+                }
+            },
+            // Its handshake has a place of its own: most are of connections that are open already.
+            Knock::Tcp(_) => {
+                tasks.spawn(async move { answer_tcp_knock(knock, context, &strangers, places).await });
+            }
+        }
     }
     tasks.close();
-    listener.close(CloseCode::Stopping).await;
+    doors.close(CloseCode::Stopping).await;
     tasks.wait().await;
 }
 
 async fn answer_knock(knock: Knock, context: Arc<Context>, strangers: &RateLimit) {
     let remote = knock.remote_address();
-    match knock.admit().await {
+    let admitted = knock.admit().await;
+    answer(admitted, remote, context, strangers).await;
+}
+
+async fn answer_tcp_knock(
+    knock: Knock,
+    context: Arc<Context>,
+    strangers: &RateLimit,
+    places: Arc<Semaphore>,
+) {
+    let remote = knock.remote_address();
+    let admitted = knock.admit().await;
+    let place: Option<OwnedSemaphorePermit> = match &admitted {
+        Ok(Admitted::Site(connection, _) | Admitted::Stranger(connection)) => {
+            let Ok(place) = places.try_acquire_owned() else {
+                tracing::warn!(%remote, "too many connections: refused");
+                return connection.close(CloseCode::TooBusy, &CloseCode::TooBusy.words().into());
+            };
+            Some(place)
+        }
+        Ok(Admitted::Joined) | Err(_) => None,
+    };
+    answer(admitted, remote, context, strangers).await;
+    drop(place);
+}
+
+async fn answer(
+    admitted: Result<Admitted, LinkError>,
+    remote: SocketAddr,
+    context: Arc<Context>,
+    strangers: &RateLimit,
+) {
+    match admitted {
+        // The session that serves its connection takes it.
+        Ok(Admitted::Joined) => {}
         Ok(Admitted::Site(connection, identity)) => session::serve(connection, identity, context).await,
         Ok(Admitted::Stranger(connection)) if strangers.allow(Instant::now()) => {
             enrolment::serve(connection, &context).await;

@@ -1,11 +1,11 @@
-//! One connection of one site: admitted, served exchange by exchange, ended by age, expiry or the driver.
+//! One connection of one site, over either lane: admitted, served exchange by exchange, ended by age, expiry or the
+//! driver.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::wire::{self, Hello, Notice, Refusal, RefusalCode, Reply, Request, Welcome};
-use link::quic::{Connection, Exchange};
-use link::{CloseCode, LinkError, PeerIdentity};
+use common::wire::{self, GoodbyeCode, Hello, Notice, Refusal, RefusalCode, Reply, Request, Welcome};
+use link::{CloseCode, Connection, Exchange, LinkError, PeerIdentity};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
@@ -145,6 +145,7 @@ impl Session {
             .writer
             .write(&Reply::Welcome(Welcome { site: site.clone(), role, consortium, minor }))
             .await?;
+        exchange.hears_goodbye();
 
         let (notices, mut queue) = mpsc::channel(NOTICES);
         let peer = Peer { role, connection: self.connection.clone(), notices };
@@ -160,12 +161,17 @@ impl Session {
         exchange: &mut Exchange,
     ) -> Result<(), LinkError> {
         loop {
-            // Both are cancel-safe; a notice that was taken is written before the next turn.
+            // All are cancel-safe; a notice that was taken is written before the next turn.
             let notice = tokio::select! {
                 notice = queue.recv() => notice,
                 error = self.connection.closed() => return Err(error),
+                () = exchange.hung_up() => return Err(LinkError::Reset),
             };
-            let Some(notice) = notice else { return Ok(()) };
+            let Some(notice) = notice else {
+                // Over TCP a site that connects anew, or its double, comes to the same connection.
+                exchange.writer.write(&Notice::Goodbye { code: GoodbyeCode::Replaced }).await?;
+                return exchange.writer.finish().await;
+            };
             exchange.writer.write(&notice).await?;
         }
     }

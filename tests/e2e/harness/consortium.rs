@@ -40,7 +40,7 @@ impl Consortium {
         finish(coordinator(folder.path(), init)).ok();
         let mut running = Coordinator::start(folder.path());
         let address = running.until("its address", |line| match line {
-            Line::Listening { address } => Some(address.clone()),
+            Line::Listening { address, .. } => Some(address.clone()),
             _ => None,
         });
         // The sites keep the address: started again, it must listen there.
