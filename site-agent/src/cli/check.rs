@@ -157,10 +157,10 @@ fn certificate(until: jiff::Timestamp, now: jiff::Timestamp) -> Result<String, C
 }
 
 async fn check_link(config: &SiteConfig, identity: &Identity) -> Result<String, CliError> {
-    let dial = Dial::new(config.coordinator.clone(), identity, config.transport());
-    let (dialer, _, welcome, _) = dial.connect().await?;
-    dialer.close().await;
-    Ok(format!("welcomed by `{}` as {} `{}`", welcome.consortium, welcome.role, welcome.site))
+    let (connected, lane) = Dial::new(config.network()?, identity).try_once().await?;
+    let welcome = connected.welcome;
+    connected.dialled.close().await;
+    Ok(format!("welcomed by `{}` as {} `{}` {lane}", welcome.consortium, welcome.role, welcome.site))
 }
 
 fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) {

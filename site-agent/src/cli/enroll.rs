@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use link::tcp::Proxy;
 
-use super::error_report::CliError;
+use super::error_report::{CliError, Exit};
 use super::{line, runtime};
+use crate::client::config::ProxyConfig;
 use crate::client::enroll::{Invite, enroll};
 use crate::client::files;
 use crate::client::identity::IdentityFolder;
@@ -20,19 +22,44 @@ pub(super) struct EnrollArgs {
     /// The site's folder: keys, configuration and state go there.
     #[arg(long, value_name = "FOLDER")]
     dir: PathBuf,
+    /// The hospital's HTTP proxy, where UDP and TCP do not get out straight.
+    #[arg(long, value_name = "http://HOST:PORT")]
+    proxy: Option<String>,
+    /// Who we are to the proxy.
+    #[arg(long, value_name = "NAME", requires = "proxy", requires = "proxy_password_file")]
+    proxy_user: Option<String>,
+    /// The file that holds the password for the proxy.
+    #[arg(long, value_name = "FILE", requires = "proxy_user")]
+    proxy_password_file: Option<PathBuf>,
+}
+
+impl EnrollArgs {
+    fn proxy(&self) -> Result<Option<ProxyConfig>, CliError> {
+        let Some(text) = &self.proxy else { return Ok(None) };
+        let wrong = |error| CliError::new(anyhow::Error::new(error).context("--proxy")).exit(Exit::Config);
+        let proxy: Proxy = text.parse().map_err(wrong)?;
+        let login = self.proxy_user.clone().zip(self.proxy_password_file.clone());
+        Ok(Some(ProxyConfig { proxy, login }))
+    }
 }
 
 const SITE: &str = include_str!("../../../configs/examples/site.toml");
+/// Lines of the example.
+const PROXY: &str = "# proxy = \"http://proxy.hospital.example:3128\"";
+const PROXY_USER: &str = "# proxy_user = \"consilium\"";
+const PROXY_PASSWORD: &str = "# proxy_password_file = \"proxy.password\"";
 const POLICY: &str = include_str!("../../../configs/examples/policy.toml");
 
 pub(super) fn run(args: &EnrollArgs) -> Result<(), CliError> {
     let invite = Invite::parse(&files::read_text(&args.invite)?)?;
+    let proxy = args.proxy()?;
+    let open = proxy.as_ref().map(ProxyConfig::open).transpose()?;
     let state = StateFolder::open(&args.dir.join("state"))?;
     let mut ledger = Ledger::open(&state.ledger(), |_| ())?;
     let folder = IdentityFolder::new(args.dir.join("identity"));
-    let membership = runtime()?.block_on(enroll(&invite, &folder, &mut ledger))?;
+    let membership = runtime()?.block_on(enroll(&invite, &folder, &mut ledger, open))?;
     line(format!("enrolled: {} `{}` of `{}`", membership.role, membership.site, membership.consortium));
-    let site = site_toml(&invite.coordinator.to_string());
+    let site = site_toml(&invite.coordinator.to_string(), proxy.as_ref());
     write_unless_there(&args.dir.join("site.toml"), &site)?;
     write_unless_there(&args.dir.join("policy.toml"), POLICY)?;
     let config = args.dir.join("site.toml");
@@ -41,10 +68,19 @@ pub(super) fn run(args: &EnrollArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The example with the coordinator's address, and its data sets commented out.
-fn site_toml(coordinator: &str) -> String {
+/// The example with the coordinator's address and the proxy, and its data sets commented out.
+fn site_toml(coordinator: &str, proxy: Option<&ProxyConfig>) -> String {
     let (settings, datasets) = SITE.split_once("[[dataset]]").unwrap_or((SITE, ""));
-    let settings = settings.replace("consortium.example.org:443", coordinator);
+    let mut settings = settings.replace("consortium.example.org:443", coordinator);
+    if let Some(ProxyConfig { proxy, login }) = proxy {
+        let key = |name: &str, value: &str| format!("{name} = {}", toml::Value::from(value));
+        settings = settings.replace(PROXY, &key("proxy", &proxy.to_string()));
+        if let Some((user, file)) = login {
+            let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+            settings = settings.replace(PROXY_USER, &key("proxy_user", user));
+            settings = settings.replace(PROXY_PASSWORD, &key("proxy_password_file", &file.to_string_lossy()));
+        }
+    }
     let commented = datasets.trim_end().replace('\n', "\n# ").replace("# \n", "#\n");
     format!("{settings}# [[dataset]]{commented}\n")
 }
@@ -63,9 +99,19 @@ mod tests {
 
     #[test]
     fn the_written_configuration_is_one_without_data_sets() {
-        let text = site_toml("c.example.org:8443");
+        let text = site_toml("c.example.org:8443", None);
         let config = SiteConfig::parse(Path::new("site.toml"), &text).unwrap();
         assert_eq!(config.coordinator.to_string(), "c.example.org:8443");
         assert!(config.datasets.is_empty() && text.contains("# [[dataset]]"));
+        assert_eq!(config.proxy, None);
+    }
+
+    #[test]
+    fn the_proxy_that_enrolment_went_through_is_in_the_written_configuration() {
+        let login = Some(("north".to_owned(), PathBuf::from("/etc/proxy password")));
+        let proxy = ProxyConfig { proxy: "http://10.0.0.1:8080".parse().unwrap(), login };
+        let text = site_toml("c.example.org:8443", Some(&proxy));
+        let config = SiteConfig::parse(Path::new("site.toml"), &text).unwrap();
+        assert_eq!(config.proxy, Some(proxy));
     }
 }

@@ -160,6 +160,7 @@ fn exit_of(cause: Cause<'_>) -> Option<Exit> {
             LinkError::Refused(_)
                 | LinkError::RefusedByPeer { .. }
                 | LinkError::RefusedPeer { .. }
+                | LinkError::Inspected { .. }
                 | LinkError::Closed { .. }
         );
         return Some(if refused { Exit::Refused } else { Exit::Unreachable });

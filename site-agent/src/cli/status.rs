@@ -35,7 +35,10 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
 fn words(status: &AgentStatus) -> Vec<String> {
     let mut lines = vec![format!("running (process {})", status.process)];
     lines.push(match (&status.problem, status.connected) {
-        (_, true) => "connected".to_owned(),
+        (_, true) => match &status.lane {
+            Some(lane) => format!("connected {lane}"),
+            None => "connected".to_owned(),
+        },
         (Some(problem), false) => format!("not connected: {problem}"),
         (None, false) => "not connected yet".to_owned(),
     });
@@ -70,6 +73,7 @@ mod tests {
             connected: false,
             problem: Some("no answer".to_owned()),
             paused: Some("disk full: 0 MiB are free".to_owned()),
+            lane: None,
             phase: "training".to_owned(),
             work: Some((study, 3)),
             steps: Some((12, 50)),
@@ -83,5 +87,8 @@ mod tests {
         training: study abababab, round 3, step 12 of 50
         study abababab waits for you: `site-agent study show abababab`
         ");
+        let lane = Some("over TCP, as site.toml says".to_owned());
+        let connected = AgentStatus { connected: true, problem: None, lane, ..status };
+        assert_eq!(words(&connected)[1], "connected over TCP, as site.toml says");
     }
 }

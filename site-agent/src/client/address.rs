@@ -39,6 +39,11 @@ impl Address {
         &self.host
     }
 
+    /// The port.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Looks the host up.
     ///
     /// # Errors

@@ -9,11 +9,14 @@ use std::time::Duration;
 use common::config::{Diagnostics, Document, Problems};
 use common::taxonomy::Taxonomy;
 use link::quic::{Congestion, QuicSettings};
+use link::tcp::Proxy;
 use serde::Deserialize;
 
 use super::address::Address;
 use super::checkpointing::CheckpointPolicy;
+use super::dial::Network;
 use super::identity::IdentityFolder;
+use super::lane::LaneSetting;
 use super::traffic::{self, RawBandwidth};
 use crate::data::DataError;
 use crate::data::dataset::{Case, DatasetConfig, read_datasets};
@@ -38,6 +41,14 @@ struct RawSite {
     window_batch: Option<u32>,
     #[serde(default)]
     memory_mib: Option<u64>,
+    #[serde(default)]
+    lane: LaneSetting,
+    #[serde(default)]
+    proxy: Option<String>,
+    #[serde(default)]
+    proxy_user: Option<String>,
+    #[serde(default)]
+    proxy_password_file: Option<PathBuf>,
     #[serde(default)]
     congestion: RawCongestion,
     #[serde(default)]
@@ -96,6 +107,27 @@ pub struct LeftOut {
     pub fold: u32,
 }
 
+/// The hospital's HTTP proxy, and who we are to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Where it is.
+    pub proxy: Proxy,
+    /// Name, and the file that holds the password.
+    pub login: Option<(String, PathBuf)>,
+}
+
+impl ProxyConfig {
+    /// The proxy with its password, which is read now.
+    ///
+    /// # Errors
+    /// A password file that cannot be read.
+    pub fn open(&self) -> anyhow::Result<Proxy> {
+        let Some((user, file)) = &self.login else { return Ok(self.proxy.clone()) };
+        let password = super::files::read_text(file)?;
+        Ok(self.proxy.clone().with_login(user, password.trim_end_matches(['\r', '\n'])))
+    }
+}
+
 /// A site's configuration, valid by construction.
 #[derive(Clone, Debug)]
 pub struct SiteConfig {
@@ -118,6 +150,10 @@ pub struct SiteConfig {
     pub window_batch: usize,
     /// Memory for prepared scans, bytes; the others wait on the disk.
     pub memory_bytes: usize,
+    /// Over what the coordinator is dialled.
+    pub lane: LaneSetting,
+    /// What TCP goes through.
+    pub proxy: Option<ProxyConfig>,
     /// Congestion control of the link.
     pub congestion: Congestion,
     /// Streams and bandwidth caps of transfers.
@@ -157,6 +193,7 @@ impl SiteConfig {
         check_names(&raw.dataset, &mut problems);
         let traffic = traffic::parse(raw.streams, &raw.bandwidth, &mut problems);
         let base = file.parent().unwrap_or(Path::new("")).to_owned();
+        let proxy = parse_proxy(&raw, &base, &mut problems);
         let left_out = parse_left_out(raw.folds.as_deref(), raw.fold, &base, &mut problems);
         document.locate(problems)?;
         Ok(Self {
@@ -170,6 +207,8 @@ impl SiteConfig {
             recompute: raw.recompute.unwrap_or(true),
             window_batch: raw.window_batch.unwrap_or(1) as usize,
             memory_bytes: usize::try_from(raw.memory_mib.unwrap_or(2048) << 20).unwrap_or(usize::MAX),
+            lane: raw.lane,
+            proxy,
             congestion: match raw.congestion {
                 RawCongestion::Bbr => Congestion::Bbr,
                 RawCongestion::Cubic => Congestion::Cubic,
@@ -213,6 +252,19 @@ impl SiteConfig {
         Ok(cases)
     }
 
+    /// The way to the coordinator.
+    ///
+    /// # Errors
+    /// A password file that cannot be read.
+    pub fn network(&self) -> anyhow::Result<Network> {
+        Ok(Network {
+            coordinator: self.coordinator.clone(),
+            lane: self.lane,
+            proxy: self.proxy.as_ref().map(ProxyConfig::open).transpose()?,
+            quic: self.transport(),
+        })
+    }
+
     /// Reads the policy that the configuration names.
     ///
     /// # Errors
@@ -232,6 +284,37 @@ fn parse_device(text: Option<&str>, problems: &mut Problems) -> DeviceKind {
         problems.add_allowed("device", format!("unknown device `{text}`"), "cpu, cuda, cuda:1, vulkan, …");
         DeviceKind::Cpu
     })
+}
+
+fn parse_proxy(raw: &RawSite, base: &Path, problems: &mut Problems) -> Option<ProxyConfig> {
+    let login = match (&raw.proxy_user, &raw.proxy_password_file) {
+        (Some(user), Some(file)) => Some((user.clone(), base.join(file))),
+        (None, None) => None,
+        (Some(_), None) => {
+            problems.add("proxy_user", "without `proxy_password_file`");
+            None
+        }
+        (None, Some(_)) => {
+            problems.add("proxy_password_file", "without `proxy_user`");
+            None
+        }
+    };
+    let Some(proxy) = &raw.proxy else {
+        if login.is_some() {
+            problems.add("proxy_user", "without `proxy`");
+        }
+        return None;
+    };
+    if raw.lane == LaneSetting::Quic {
+        problems.add_allowed("proxy", "no proxy carries QUIC", "`lane = \"auto\"` or `\"tcp\"` beside it");
+    }
+    match proxy.parse() {
+        Ok(proxy) => Some(ProxyConfig { proxy, login }),
+        Err(error) => {
+            problems.add("proxy", error.to_string());
+            None
+        }
+    }
 }
 
 /// A file of folds without a fold, or the other way round, would leave out nothing: nobody means that.
@@ -299,6 +382,44 @@ mod tests {
         let unknown =
             SiteConfig::parse(Path::new("site.toml"), "role = \"trainer\"\n").unwrap_err().to_string();
         assert!(unknown.contains("role"), "{unknown}");
+    }
+
+    #[test]
+    fn a_proxy_is_named_in_whole_or_its_mistake_is_told() {
+        let read = |keys: &str| {
+            let text = format!(
+                "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p\"\n{keys}"
+            );
+            SiteConfig::parse(Path::new("north/site.toml"), &text)
+        };
+        let plain = read("").unwrap();
+        assert_eq!((plain.lane, plain.proxy), (LaneSetting::Auto, None));
+        let keys = "lane = \"tcp\"\nproxy = \"http://proxy:3128\"\nproxy_user = \"north\"\n\
+                    proxy_password_file = \"proxy.password\"\n";
+        let config = read(keys).unwrap();
+        let login = config.proxy.and_then(|proxy| proxy.login).unwrap();
+        assert_eq!(login, ("north".to_owned(), Path::new("north/proxy.password").to_owned()));
+        for wrong in [
+            "proxy = \"https://proxy:3128\"\n",
+            "proxy = \"http://a:b@proxy:3128\"\n",
+            "proxy = \"http://proxy:3128\"\nlane = \"quic\"\n",
+            "proxy_user = \"north\"\n",
+            "proxy_user = \"north\"\nproxy_password_file = \"p\"\n",
+            "lane = \"udp\"\n",
+        ] {
+            let refused = read(wrong).unwrap_err();
+            assert_eq!(refused.items()[0].line, Some(5), "{refused}");
+        }
+    }
+
+    #[test]
+    fn the_password_is_read_without_the_end_of_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        std::fs::write(&file, "secret\n").unwrap();
+        let proxy: Proxy = "http://proxy:3128".parse().unwrap();
+        let config = ProxyConfig { proxy: proxy.clone(), login: Some(("north".to_owned(), file)) };
+        assert_eq!(config.open().unwrap(), proxy.with_login("north", "secret"));
     }
 
     #[test]

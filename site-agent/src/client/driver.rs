@@ -15,8 +15,7 @@ use common::participant::{self, Action, Event, ParticipantMachine, Timer};
 use common::signed::SigningKey;
 use common::time::Timestamp;
 use common::wire::{Notice, SignedBytes};
-use link::failpoint;
-use link::quic::Connection;
+use link::{Connection, failpoint};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -155,7 +154,7 @@ impl Agent {
             said: None,
             todo: VecDeque::new(),
             is_halted: false,
-            dial: Some(Dial::new(config.coordinator.clone(), identity, config.transport())),
+            dial: Some(Dial::new(config.network()?, identity)),
             inbox,
             outcomes,
             state,
@@ -332,15 +331,16 @@ impl Agent {
 
     fn heard(&mut self, event: LinkEvent) -> anyhow::Result<()> {
         match event {
-            LinkEvent::Up(connection, welcome) => {
+            LinkEvent::Up { connection, welcome, lane } => {
                 tracing::info!(
-                    "connected to `{}` as {} `{}`",
+                    "connected to `{}` as {} `{}` {lane}",
                     welcome.consortium,
                     welcome.role,
                     welcome.site
                 );
                 self.connection = Some(connection);
                 self.status.problem = None;
+                self.status.lane = Some(lane);
                 self.feed(Event::Connected)
             }
             LinkEvent::Notice(Notice::Goodbye { code }) => {
@@ -361,6 +361,7 @@ impl Agent {
                     tracing::warn!("hint: {hint}");
                 }
                 self.status.problem = Some(problem);
+                self.status.lane = None;
                 if self.connection.take().is_some() {
                     self.feed(Event::Disconnected)
                 } else {
@@ -395,8 +396,8 @@ impl Agent {
     /// For `site-agent status`. A status that cannot be written stops nothing.
     pub(super) fn write_status(&mut self) -> anyhow::Result<()> {
         let machine = AgentStatus::of(&self.machine.status());
-        let AgentStatus { problem, paused, steps, .. } = self.status.clone();
-        let status = AgentStatus { problem, paused, steps, ..machine };
+        let AgentStatus { problem, lane, paused, steps, .. } = self.status.clone();
+        let status = AgentStatus { problem, lane, paused, steps, ..machine };
         let is_news = |said: &AgentStatus| AgentStatus { at: said.at, ..status.clone() } != *said;
         if self.said.as_ref().is_none_or(is_news) {
             match files::write_json(&self.state.status(), &status) {

@@ -3,11 +3,12 @@
 //! Keys are made here and stay here. The invite pins the consortium's root, so that nobody between can pose as the
 //! coordinator, and the answer is believed only if it is about our key, our site and that root.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Instant;
 
 use common::ids::{Role, SiteId};
 use common::wire::{EnrollRequest, EnrollToken, Enrolled};
-use link::quic::{Connection, Dialer, QuicSettings};
+use link::quic::QuicSettings;
+use link::tcp::{Proxy, ProxyError};
 use link::tls::{self, RootFingerprint};
 use link::{LinkError, PeerIdentity};
 use rcgen::PublicKeyData;
@@ -15,7 +16,9 @@ use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
 
 use super::address::Address;
+use super::dial::{Dialled, Network};
 use super::identity::{IdentityError, IdentityFolder, Membership, SiteKeys};
+use super::lane::{LaneChooser, LaneSetting};
 use crate::egress::{self, EgressError, Ledger};
 
 /// An invite as the coordinator's operator hands it over.
@@ -119,6 +122,12 @@ impl EnrollError {
             Self::Connect { source: LinkError::RefusedPeer { .. }, .. } => Some(
                 "somebody else answers at this address, or the invite is of another consortium: compare the root fingerprint with the coordinator's operator by phone",
             ),
+            Self::Connect { source: LinkError::Inspected { .. }, .. } => Some(
+                "ask the network team to exempt the coordinator's host and port from TLS inspection; if there is none, somebody else answers at this address, or the invite is of another consortium: compare the root fingerprint with the coordinator's operator by phone",
+            ),
+            Self::Connect { source: LinkError::Proxy { error: ProxyError::Login { .. }, .. }, .. } => {
+                Some("pass `--proxy-user NAME --proxy-password-file FILE`")
+            }
             Self::Connect { source, .. } => source.hint(),
             Self::Request(EgressError::Refused(refusal)) => Some(refusal.code.hint()),
             Self::Request(EgressError::Link(link)) => link.hint(),
@@ -163,7 +172,8 @@ impl Invite {
     }
 }
 
-/// Enrols with `invite`, and keeps the identity in `folder`.
+/// Enrols with `invite`, over QUIC or, where that gets no answer, over TCP (through `proxy`, if there is one), and keeps
+/// the identity in `folder`.
 ///
 /// # Errors
 /// [`EnrollError`]; nothing is kept then but the keys, for the next attempt.
@@ -171,41 +181,37 @@ pub async fn enroll(
     invite: &Invite,
     folder: &IdentityFolder,
     ledger: &mut Ledger,
+    proxy: Option<Proxy>,
 ) -> Result<Membership, EnrollError> {
     if let Some(Membership { site, role, consortium }) = folder.membership()? {
         return Err(EnrollError::AlreadyEnrolled { site, role, consortium });
     }
     invite.check_expiry(jiff::Timestamp::now())?;
     let keys = folder.keys()?;
-    let (dialer, connection) = connect(invite).await?;
+    let dialled = connect(invite, proxy).await?;
     let request = EnrollRequest {
         token: invite.token,
         csr_der: keys.certificate_request()?,
         signing_key: keys.signing.verifying_key().to_bytes(),
     };
-    let enrolled = egress::enrol(&connection, ledger, request).await;
-    dialer.close().await;
+    let enrolled = egress::enrol(&dialled.connection, ledger, request).await;
+    dialled.close().await;
     accept(invite, &keys, folder, enrolled?)
 }
 
-async fn connect(invite: &Invite) -> Result<(Dialer, Connection), EnrollError> {
-    let address = invite.coordinator.to_string();
-    let remote = invite.coordinator.resolve().await;
-    let remote = remote.map_err(|source| EnrollError::Resolve { address: address.clone(), source })?;
-    let dialled = async {
-        let dialer = Dialer::bind(any_port(remote), tls::enroll_config(invite.root)?, QuicSettings::site())?;
-        let connection = dialer.dial(remote, invite.coordinator.host()).await?;
-        Ok((dialer, connection))
-    };
-    dialled.await.map_err(|source| EnrollError::Connect { address, source })
-}
-
-/// Any local port, of the same address family as `remote`.
-pub(super) fn any_port(remote: SocketAddr) -> SocketAddr {
-    match remote {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+async fn connect(invite: &Invite, proxy: Option<Proxy>) -> Result<Dialled, EnrollError> {
+    let coordinator = invite.coordinator.clone();
+    let address = coordinator.to_string();
+    if proxy.is_none()
+        && let Err(source) = coordinator.resolve().await
+    {
+        return Err(EnrollError::Resolve { address, source });
     }
+    let lane = LaneSetting::Auto;
+    let network = Network { coordinator, lane, proxy, quic: QuicSettings::site() };
+    let plan = LaneChooser::new(lane).plan(Instant::now());
+    let dialled = async { network.dial(&tls::enroll_config(invite.root)?, plan).await };
+    dialled.await.map_err(|source| EnrollError::Connect { address, source })
 }
 
 /// Checks the answer and keeps it.

@@ -1,6 +1,6 @@
 //! The site side of the protocol: one loop around [`ParticipantMachine`](common::participant::ParticipantMachine).
 //!
-//! [`driver`] is the loop; [`connection`] keeps the link up, [`work`] is the thread that trains and evaluates (through
+//! [`driver`] is the loop; [`connection`] keeps the link up over one of two [`lane`]s, [`work`] is the thread that trains and evaluates (through
 //! [`site_work`]), and the other files are this site's state on disk. What leaves goes through [`crate::egress`]. No
 //! phase is decided here: that is the machine's. [`finetune`] is apart: rounds without a protocol, which train with the same
 //! [`training`].
@@ -11,6 +11,7 @@ pub mod artifacts;
 pub mod checkpointing;
 pub mod config;
 pub mod connection;
+pub mod dial;
 pub mod driver;
 pub mod enroll;
 mod errands;
@@ -18,6 +19,7 @@ pub mod files;
 pub mod finetune;
 pub mod identity;
 pub mod journal;
+pub mod lane;
 pub mod outbox;
 pub mod site_work;
 pub mod state;

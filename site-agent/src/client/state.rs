@@ -38,6 +38,9 @@ pub struct AgentStatus {
     /// Why nothing is done for now, such as a full disk.
     #[serde(default)]
     pub paused: Option<String>,
+    /// Over which lane it is connected and why, in words.
+    #[serde(default)]
+    pub lane: Option<String>,
     /// `idle`, `downloading`, `training`, `uploading`.
     pub phase: String,
     /// Study and round of the work under way.
@@ -59,6 +62,7 @@ impl AgentStatus {
             connected: machine.connected,
             problem: None,
             paused: None,
+            lane: None,
             phase: machine.phase.to_owned(),
             work: machine.work.map(|(study, round)| (study, round.0)),
             steps: None,

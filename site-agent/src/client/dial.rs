@@ -1,0 +1,141 @@
+//! Dialling the coordinator, over QUIC or TCP as [`super::lane`] plans it. Nothing is said here.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
+use std::time::Duration;
+
+use common::wire::Words;
+use link::quic::QuicSettings;
+use link::tcp::{Proxy, Route, TcpSettings};
+use link::{CloseCode, Connection, LinkError, quic, tcp};
+use rustls::ClientConfig;
+
+use super::address::Address;
+use super::lane::{LaneSetting, Plan};
+
+/// How long QUIC may take before TCP is dialled beside it.
+const HEAD_START: Duration = Duration::from_secs(4);
+/// How long the other side may take to hear that we close.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// The way to the coordinator.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// Where it answers.
+    pub coordinator: Address,
+    /// Which lanes may be used.
+    pub lane: LaneSetting,
+    /// What TCP goes through. QUIC goes straight out or not at all.
+    pub proxy: Option<Proxy>,
+    /// Congestion control and windows of QUIC.
+    pub quic: QuicSettings,
+}
+
+/// A connection, and what must live as long.
+pub(crate) struct Dialled {
+    pub(crate) connection: Connection,
+    endpoint: Option<quic::Dialer>,
+}
+
+impl Dialled {
+    /// Closes the connection and lets the other side hear of it.
+    pub(crate) async fn close(self) {
+        self.connection.close(CloseCode::Done, &Words::default());
+        if let Some(endpoint) = self.endpoint {
+            // The other side is told, or forgets us when nothing is heard.
+            let _ = tokio::time::timeout(GOODBYE, endpoint.close()).await;
+        }
+    }
+}
+
+impl Network {
+    /// Dials as planned.
+    pub(super) async fn dial(&self, tls: &ClientConfig, plan: Plan) -> Result<Dialled, LinkError> {
+        match plan {
+            Plan::Quic => self.over_quic(tls.clone()).await,
+            Plan::Tcp => self.over_tcp(tls.clone()).await,
+            Plan::Both => self.race(tls).await,
+        }
+    }
+
+    /// Whether QUIC gets an answer now. The coordinator hears no Hello and forgets the connection.
+    pub(super) async fn quic_answers(&self, tls: &ClientConfig) -> bool {
+        match self.over_quic(tls.clone()).await {
+            Ok(dialled) => {
+                dialled.close().await;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Who connects first is taken. An answer over QUIC that stays the same however often one asks is taken as well: TCP
+    /// would get the same one.
+    async fn race(&self, tls: &ClientConfig) -> Result<Dialled, LinkError> {
+        let mut over_quic = pin!(self.over_quic(tls.clone()));
+        let mut over_tcp = pin!(self.over_tcp(tls.clone()));
+        match tokio::time::timeout(HEAD_START, &mut over_quic).await {
+            Ok(Err(error)) if error.is_transient() => {
+                return over_tcp.await.map_err(|tcp| more_telling(error, tcp));
+            }
+            Ok(dialled) => return dialled,
+            Err(_) => {}
+        }
+        tokio::select! {
+            dialled = &mut over_quic => match dialled {
+                Err(error) if error.is_transient() => over_tcp.await.map_err(|tcp| more_telling(error, tcp)),
+                dialled => dialled,
+            },
+            dialled = &mut over_tcp => match dialled {
+                Ok(dialled) => Ok(dialled),
+                Err(tcp) => over_quic.await.map_err(|error| more_telling(error, tcp)),
+            },
+        }
+    }
+
+    async fn over_quic(&self, tls: ClientConfig) -> Result<Dialled, LinkError> {
+        let remote = self.coordinator.resolve().await.map_err(LinkError::Io)?;
+        let endpoint = quic::Dialer::bind(any_port(remote), tls, self.quic.clone())?;
+        let connection = endpoint.dial(remote, self.coordinator.host()).await?;
+        Ok(Dialled { connection, endpoint: Some(endpoint) })
+    }
+
+    async fn over_tcp(&self, tls: ClientConfig) -> Result<Dialled, LinkError> {
+        let route = match &self.proxy {
+            Some(proxy) => Route::Proxy(proxy.clone()),
+            None => Route::Direct(self.coordinator.resolve().await.map_err(LinkError::Io)?),
+        };
+        let dialer = tcp::Dialer::new(tls, TcpSettings::site());
+        let connection = dialer.dial(route, self.coordinator.host(), self.coordinator.port()).await?;
+        Ok(Dialled { connection, endpoint: None })
+    }
+}
+
+/// Of two lanes that failed, the error that tells the operator more.
+fn more_telling(quic: LinkError, tcp: LinkError) -> LinkError {
+    if tcp.is_transient() && !matches!(tcp, LinkError::Proxy { .. }) { quic } else { tcp }
+}
+
+/// Any local port, of the same address family as `remote`.
+fn any_port(remote: SocketAddr) -> SocketAddr {
+    match remote {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_failures_the_operator_hears_the_one_that_says_more() {
+        let inspected = || LinkError::Inspected { issuer: "CN=Hospital Proxy CA".into() };
+        assert_eq!(more_telling(LinkError::TimedOut, inspected()).code(), "tls-inspection");
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let unreachable = LinkError::Unreachable { address: "192.0.2.1:443".into(), source: refused };
+        assert_eq!(more_telling(LinkError::TimedOut, unreachable).code(), "timed-out");
+        let garbage = LinkError::Proxy { proxy: "http://p:1".into(), error: tcp::ProxyError::Garbage };
+        assert_eq!(more_telling(LinkError::TimedOut, garbage).code(), "proxy-garbage");
+    }
+}
