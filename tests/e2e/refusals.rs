@@ -294,7 +294,8 @@ fn an_invite_that_pins_another_root_reveals_nothing() {
     assert_eq!(told.code, REFUSED);
     assert!(told.err.contains("cannot connect to the coordinator"), "{}", told.err);
     assert!(told.err.contains("compare the root fingerprint"), "{}", told.err);
-    let line = consortium.coordinator.until_refused(None, "unknown-issuer");
+    assert!(told.err.contains("TLS inspection"), "{}", told.err);
+    let line = consortium.coordinator.until_refused(None, "bad-certificate");
     assert!(line.contains("the other side refused us"), "{line}");
     // The token has not left: the true invite still counts.
     fs::write(&invite, text).expect("the file is ours");

@@ -25,6 +25,10 @@ pub(super) type Tls = TlsStream<TcpStream>;
 /// Bytes that a site keeps of what is said to it while it speaks.
 const EARLY_BYTES: usize = 64 << 10;
 
+/// Bytes that a site says whatever it is told meanwhile: a coordinator may refuse a request before it has come, and then
+/// its words are the answer, not the broken stream.
+const REQUEST_BYTES: usize = 64 << 10;
+
 /// One exchange.
 pub(crate) struct Line {
     session: Arc<Session>,
@@ -39,6 +43,8 @@ struct State {
     writer: Option<Waker>,
     /// What could still be told.
     farewell: Farewell,
+    /// Bytes that we have said.
+    said: usize,
     /// A message of ours is out in part.
     mid_frame: bool,
     /// We have said that nothing more will come.
@@ -66,6 +72,7 @@ impl Line {
             reader: None,
             writer: None,
             farewell,
+            said: 0,
             mid_frame: false,
             finished: false,
             place,
@@ -98,9 +105,9 @@ impl Line {
 
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.lock();
-        let listens = self.session.is_site();
-        if listens {
-            state.overhear(cx, &self.session)?;
+        let over = self.session.is_site() && state.overhear(cx, &self.session)?;
+        if over && state.said > REQUEST_BYTES {
+            return Poll::Ready(Err(Ending::Reset.into_io()));
         }
         let Some(tls) = &mut state.tls else { return Poll::Ready(Err(self.ended())) };
         match Pin::new(tls).poll_write(cx, bytes) {
@@ -109,16 +116,11 @@ impl Line {
                 if state.farewell != Farewell::Goodbye {
                     state.farewell = Farewell::None;
                 }
+                state.said += written;
                 self.session.count_sent(written);
                 Poll::Ready(Ok(written))
             }
-            Poll::Ready(Err(error)) => {
-                // The last that the other side said is a better reason than the broken pipe.
-                if listens {
-                    state.overhear(cx, &self.session)?;
-                }
-                Poll::Ready(Err(translate(error)))
-            }
+            Poll::Ready(Err(error)) => Poll::Ready(self.excuse(&mut state, cx, error).map(|()| bytes.len())),
             Poll::Pending => {
                 state.mid_frame = true;
                 state.writer = Some(cx.waker().clone());
@@ -131,12 +133,25 @@ impl Line {
         let mut state = self.lock();
         let Some(tls) = &mut state.tls else { return Poll::Ready(Err(self.ended())) };
         match Pin::new(tls).poll_flush(cx) {
-            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(translate)),
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(error)) => Poll::Ready(self.excuse(&mut state, cx, error)),
             Poll::Pending => {
                 state.writer = Some(cx.waker().clone());
                 Poll::Pending
             }
         }
+    }
+
+    /// What a stream that broke while we spoke comes to: the last that the other side said is a better reason, be it an
+    /// alert or an answer that waits to be read.
+    fn excuse(&self, state: &mut State, cx: &mut Context<'_>, error: io::Error) -> io::Result<()> {
+        if self.session.is_site() {
+            state.overhear(cx, &self.session)?;
+            if !state.early.is_empty() && state.said <= REQUEST_BYTES {
+                return Ok(());
+            }
+        }
+        Err(translate(error))
     }
 
     /// Says within TLS that nothing more will come. The TCP connection stays whole: firewalls and proxies give one that
@@ -208,13 +223,13 @@ impl Line {
 }
 
 impl State {
-    /// Listens while we speak. QUIC tells a sender that it is not wanted any more; over TCP the only sign is that the
-    /// other side has answered and ended.
-    fn overhear(&mut self, cx: &mut Context<'_>, session: &Session) -> io::Result<()> {
-        let Some(tls) = &mut self.tls else { return Ok(()) };
+    /// Listens while we speak; whether the other side has said all. QUIC tells a sender that it is not wanted any more;
+    /// over TCP that is the only sign.
+    fn overhear(&mut self, cx: &mut Context<'_>, session: &Session) -> io::Result<bool> {
+        let Some(tls) = &mut self.tls else { return Ok(false) };
         // Somebody who reads hears it all.
         if self.reader.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let mut space = [0; 2048];
         while self.early.len() < EARLY_BYTES {
@@ -222,14 +237,14 @@ impl State {
             match Pin::new(&mut *tls).poll_read(cx, &mut buffer) {
                 Poll::Pending => break,
                 Poll::Ready(Err(error)) => return Err(translate(error)),
-                Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Err(Ending::Reset.into_io()),
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Ok(true),
                 Poll::Ready(Ok(())) => {
                     session.count_received(buffer.filled().len());
                     self.early.extend_from_slice(buffer.filled());
                 }
             }
         }
-        Ok(())
+        Ok(false)
     }
 }
 

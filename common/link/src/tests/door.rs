@@ -156,7 +156,11 @@ async fn an_enrolling_site_does_not_talk_to_another_coordinator() {
     let dialer = dialer(tls::enroll_config(RootFingerprint::of(&pki.root())).unwrap());
     let (connection, admitted) = tokio::join!(dialer.dial(address, "localhost"), admit(&listener));
     let error = connection.expect_err("another root is not the pinned one");
-    assert!(matches!(error, LinkError::RefusedPeer { alert: Alert::UnknownIssuer, .. }), "{error:?}");
+    assert!(
+        matches!(&error, LinkError::Inspected { issuer } if issuer.as_str().contains("CN=root")),
+        "{error:?}"
+    );
+    assert!(error.hint().is_some_and(|hint| hint.contains("TLS inspection")) && !error.is_transient());
     assert!(admitted.is_err());
 }
 
@@ -191,7 +195,7 @@ async fn a_site_trusts_only_the_coordinator_of_its_consortium() {
     let pki = Pki::new();
     let cases = [
         (Pki::new().coordinator(), "localhost", "bad-certificate"),
-        (Pki::named("other").coordinator(), "localhost", "unknown-issuer"),
+        (Pki::named("other").coordinator(), "localhost", "tls-inspection"),
         (pki.coordinator_until(2001), "localhost", "certificate-expired"),
         (pki.coordinator(), "elsewhere", "bad-certificate"),
         // Another member of the consortium is no coordinator.
@@ -199,7 +203,7 @@ async fn a_site_trusts_only_the_coordinator_of_its_consortium() {
     ];
     for (credentials, name, code) in cases {
         let error = dial_coordinator(&pki, credentials, name).await;
-        assert!(matches!(error, LinkError::RefusedPeer { .. }), "{error:?}");
+        assert!(matches!(error, LinkError::RefusedPeer { .. } | LinkError::Inspected { .. }), "{error:?}");
         assert_eq!(error.code(), code);
         assert!(error.hint().is_some());
     }

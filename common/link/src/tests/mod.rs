@@ -1,9 +1,12 @@
-//! Over real QUIC on loopback, with certificate authorities made on the spot.
+//! Over real QUIC and TCP on loopback, with certificate authorities made on the spot.
 
 mod carry;
 mod cuts;
 mod door;
+mod migration;
 mod pki;
+mod proxy;
+mod tcp_lane;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
