@@ -1,8 +1,9 @@
 //! Carriers between sites and coordinator: TLS configuration, QUIC, TCP, framing, chunk transfer. No domain decision.
 //!
 //! A site makes a [`quic::Dialer`] or, where no UDP gets out, a [`tcp::Dialer`]; the coordinator a listener of each. Both
-//! sides get a [`Connection`], on which the site opens [`Exchange`]s and the coordinator accepts them. An exchange is a [`framing::FrameReader`] and a
-//! [`framing::FrameWriter`] for the messages of [`common::wire`]; tensors go through [`transfer`].
+//! sides get a [`Connection`], on which the site opens [`Exchange`]s and the coordinator accepts them. An exchange is a
+//! [`framing::FrameReader`] and a [`framing::FrameWriter`] for the messages of [`common::wire`]; tensors go through
+//! [`transfer`].
 //!
 //! What fails is a [`LinkError`], with a stable code and words for the operator. Who may do what is not decided here:
 //! the coordinator looks at the [`PeerIdentity`] of each request.

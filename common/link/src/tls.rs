@@ -2,8 +2,8 @@
 //!
 //! One server port carries two protocols, told apart by ALPN, so within TLS a client certificate is optional; one that
 //! is shown must chain to the consortium's root. [`crate::quic::Listener`] and [`crate::tcp::Listener`] refuse a
-//! `consilium/1` connection without certificate before they read a byte of it. Certificate dates, status and role are looked at again on each request,
-//! by the coordinator.
+//! `consilium/1` connection without certificate before they read a byte of it. Certificate dates, status and role are
+//! looked at again on each request, by the coordinator. Which coordinator a site believes is in `trust`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,18 +12,18 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use common::wire;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, ServerConfig,
-    SignatureScheme,
-};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::error::LinkError;
+
+mod trust;
+
+pub(crate) use trust::ForeignIssuer;
+use trust::{KnownRoot, PinnedRoot};
 
 /// A certificate chain and its key. The chain starts with the holder's own certificate and ends with the last
 /// intermediate; a coordinator appends the root, which enrolling sites know only by its fingerprint.
@@ -159,7 +159,7 @@ pub fn enroll_config(root: RootFingerprint) -> Result<ClientConfig, LinkError> {
     let config = ClientConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedRoot { root, provider: crypto_provider() }))
+        .with_custom_certificate_verifier(Arc::new(PinnedRoot::new(root)))
         .with_no_client_auth();
     Ok(without_resumption(config, wire::ALPN_ENROLL))
 }
@@ -185,164 +185,4 @@ pub(crate) fn quic_server(config: ServerConfig) -> Result<Arc<QuicServerConfig>,
 /// For quinn.
 pub(crate) fn quic_client(config: ClientConfig) -> Result<Arc<QuicClientConfig>, LinkError> {
     QuicClientConfig::try_from(config).map(Arc::new).map_err(|error| LinkError::Transport(error.to_string()))
-}
-
-/// Trusts what chains to the one root, as webpki says; and names the issuer of what does not.
-#[derive(Debug)]
-struct KnownRoot {
-    webpki: Arc<WebPkiServerVerifier>,
-    root: String,
-}
-
-impl KnownRoot {
-    fn new(root: &CertificateDer<'static>) -> Result<Self, LinkError> {
-        let webpki = verifier(root_store(root)?, crypto_provider())?;
-        Ok(Self { webpki, root: issuer(root).unwrap_or_default() })
-    }
-}
-
-impl ServerCertVerifier for KnownRoot {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified =
-            self.webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        verified.map_err(|error| {
-            let unknown = matches!(error, rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer));
-            // A chain that pretends to be of our root is not what a proxy shows.
-            let foreign = ForeignIssuer::of(end_entity, intermediates)
-                .filter(|foreign| unknown && foreign.0 != self.root);
-            foreign.map_or(error, rustls::Error::from)
-        })
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
-    }
-}
-
-fn verifier(
-    root: Arc<RootCertStore>,
-    provider: Arc<CryptoProvider>,
-) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
-    let built = WebPkiServerVerifier::builder_with_provider(root, provider).build();
-    built.map_err(|error| rustls::Error::General(error.to_string()))
-}
-
-/// The authority that issued a coordinator's certificate, when it is not ours. It must be named to the site's operator,
-/// who learns by it which machine opens the connection; TLS carries it there as an error of its own.
-pub(crate) struct ForeignIssuer(String);
-
-impl ForeignIssuer {
-    const BEFORE: &str = "foreign issuer <";
-    const AFTER: char = '>';
-
-    /// The issuer of the last certificate of a chain.
-    fn of(end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Option<Self> {
-        issuer(intermediates.last().unwrap_or(end_entity)).map(Self)
-    }
-
-    /// The issuer in an error's words: quinn passes on no more of an error than those.
-    pub(crate) fn named_in(error: &str) -> Option<&str> {
-        Some(error.split_once(Self::BEFORE)?.1.rsplit_once(Self::AFTER)?.0)
-    }
-}
-
-/// As it stands in the words of an error.
-impl fmt::Debug for ForeignIssuer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}{}", Self::BEFORE, self.0, Self::AFTER)
-    }
-}
-
-impl fmt::Display for ForeignIssuer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
-}
-
-impl std::error::Error for ForeignIssuer {}
-
-impl From<ForeignIssuer> for rustls::Error {
-    fn from(foreign: ForeignIssuer) -> Self {
-        CertificateError::Other(OtherError(Arc::new(foreign))).into()
-    }
-}
-
-/// Who signed a certificate, as `CN=…`.
-fn issuer(certificate: &CertificateDer<'_>) -> Option<String> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    Some(certificate.issuer().to_string())
-}
-
-/// Trusts a chain that contains the certificate with the pinned fingerprint, as if that were the only root known.
-#[derive(Debug)]
-struct PinnedRoot {
-    root: RootFingerprint,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for PinnedRoot {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let pinned = intermediates.iter().find(|certificate| RootFingerprint::of(certificate) == self.root);
-        let Some(pinned) = pinned else {
-            let foreign = ForeignIssuer::of(end_entity, intermediates);
-            return Err(foreign.map_or(CertificateError::UnknownIssuer.into(), rustls::Error::from));
-        };
-        let verifier = verifier(root_store(&pinned.clone().into_owned())?, self.provider.clone())?;
-        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }

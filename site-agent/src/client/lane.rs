@@ -31,21 +31,23 @@ pub enum Plan {
     Both,
 }
 
-/// How often QUIC is tried again while the connection is over TCP.
+/// When QUIC is first tried beside a connection over TCP: it may have been the coordinator that was slow to start.
+const FIRST_RETRY: Duration = Duration::from_secs(60);
+/// How often it is tried after that.
 const RETRY_QUIC: Duration = Duration::from_secs(600);
 
 /// Remembers whether QUIC got an answer here. Time is an argument.
 #[derive(Clone, Debug)]
 pub struct LaneChooser {
     setting: LaneSetting,
-    /// When QUIC last got none although TCP did.
-    unanswered: Option<Instant>,
+    /// QUIC got none although TCP did: when to try it again.
+    retry_at: Option<Instant>,
 }
 
 impl LaneChooser {
     /// Of a process that knows nothing yet.
     pub const fn new(setting: LaneSetting) -> Self {
-        Self { setting, unanswered: None }
+        Self { setting, retry_at: None }
     }
 
     /// How to dial now.
@@ -63,25 +65,25 @@ impl LaneChooser {
     /// A connection was made as planned.
     pub fn connected(&mut self, plan: Plan, lane: Lane, now: Instant) {
         match (plan, lane) {
-            (Plan::Both, Lane::Tcp) => self.unanswered = Some(now),
-            (_, Lane::Quic) => self.unanswered = None,
+            (Plan::Both, Lane::Tcp) => self.retry_at = Some(now + FIRST_RETRY),
+            (_, Lane::Quic) => self.retry_at = None,
             (Plan::Quic | Plan::Tcp, Lane::Tcp) => {}
         }
     }
 
     /// None was made: the network may be another one now, so all is tried next.
     pub fn failed(&mut self) {
-        self.unanswered = None;
+        self.retry_at = None;
     }
 
     /// How long until QUIC is to be tried beside a connection over TCP; `None` when it is not.
     pub fn next_probe(&self, now: Instant) -> Option<Duration> {
-        Some((self.unanswered? + RETRY_QUIC).saturating_duration_since(now))
+        Some(self.retry_at?.saturating_duration_since(now))
     }
 
     /// QUIC was tried beside a connection over TCP.
     pub fn probed(&mut self, answered: bool, now: Instant) {
-        self.unanswered = (!answered).then_some(now);
+        self.retry_at = (!answered).then(|| now + RETRY_QUIC);
     }
 
     /// The lane and the reason for it, after "connected".
@@ -123,16 +125,18 @@ mod tests {
     }
 
     #[test]
-    fn where_quic_got_no_answer_tcp_is_dialled_at_once_for_ten_minutes() {
+    fn where_quic_got_no_answer_it_is_tried_after_a_minute_and_then_every_ten() {
         let start = Instant::now();
         let mut chooser = LaneChooser::new(LaneSetting::Auto);
         assert_eq!(chooser.plan(start), Plan::Both);
         chooser.connected(Plan::Both, Lane::Tcp, start);
-        assert_eq!(chooser.plan(start + 9 * MINUTE), Plan::Tcp);
+        assert_eq!(chooser.next_probe(start), Some(MINUTE));
+        chooser.probed(false, start + MINUTE);
+        assert_eq!(chooser.plan(start + 10 * MINUTE), Plan::Tcp);
         // A new connection over TCP alone says nothing about QUIC.
-        chooser.connected(Plan::Tcp, Lane::Tcp, start + 9 * MINUTE);
-        assert_eq!(chooser.next_probe(start + 9 * MINUTE), Some(MINUTE));
-        assert_eq!(chooser.plan(start + 10 * MINUTE), Plan::Both);
+        chooser.connected(Plan::Tcp, Lane::Tcp, start + 10 * MINUTE);
+        assert_eq!(chooser.next_probe(start + 10 * MINUTE), Some(MINUTE));
+        assert_eq!(chooser.plan(start + 11 * MINUTE), Plan::Both);
     }
 
     #[test]
@@ -140,12 +144,10 @@ mod tests {
         let start = Instant::now();
         let mut chooser = LaneChooser::new(LaneSetting::Auto);
         chooser.connected(Plan::Both, Lane::Tcp, start);
-        chooser.probed(false, start + 10 * MINUTE);
-        assert_eq!(chooser.next_probe(start + 10 * MINUTE), Some(10 * MINUTE));
-        chooser.probed(true, start + 20 * MINUTE);
-        assert_eq!(chooser.plan(start + 20 * MINUTE), Plan::Both);
-        chooser.connected(Plan::Both, Lane::Quic, start + 20 * MINUTE);
-        assert_eq!(chooser.next_probe(start + 20 * MINUTE), None);
+        chooser.probed(true, start + MINUTE);
+        assert_eq!(chooser.plan(start + MINUTE), Plan::Both);
+        chooser.connected(Plan::Both, Lane::Quic, start + MINUTE);
+        assert_eq!(chooser.next_probe(start + MINUTE), None);
     }
 
     #[test]

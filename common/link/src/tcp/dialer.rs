@@ -30,6 +30,7 @@ pub enum Route {
 #[derive(Clone)]
 pub struct Dialer {
     connector: TlsConnector,
+    protocols: Vec<Vec<u8>>,
     settings: TcpSettings,
 }
 
@@ -42,7 +43,8 @@ impl fmt::Debug for Dialer {
 impl Dialer {
     /// Dials with `tls`, a configuration of [`crate::tls`].
     pub fn new(tls: rustls::ClientConfig, settings: TcpSettings) -> Self {
-        Self { connector: TlsConnector::from(Arc::new(tls)), settings }
+        let protocols = tls.alpn_protocols.clone();
+        Self { connector: TlsConnector::from(Arc::new(tls)), protocols, settings }
     }
 
     /// Connects to the coordinator `host`, which its certificate must cover, at `port`. Success means that we trust the
@@ -94,8 +96,8 @@ impl Call {
         let remote = stream.peer_addr()?;
         let tls = self.dialer.connector.connect(self.server_name.clone(), stream).await;
         let tls = tls.map_err(handshake_error)?;
-        let offered = &self.dialer.connector.config().alpn_protocols;
-        if !offered.iter().any(|offered| Some(offered.as_slice()) == tls.get_ref().1.alpn_protocol()) {
+        let agreed = tls.get_ref().1.alpn_protocol();
+        if !self.dialer.protocols.iter().any(|offered| agreed == Some(offered.as_slice())) {
             return Err(LinkError::RefusedPeer { alert: Alert::NoProtocol, detail: "".into() });
         }
         Ok((tls.into(), remote))

@@ -36,7 +36,7 @@ impl Ending {
 
 impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        LinkError::from(self).fmt(f)
+        fmt::Display::fmt(&LinkError::from(self), f)
     }
 }
 
