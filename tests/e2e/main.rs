@@ -2,7 +2,7 @@
 //!
 //! [`survival`] kills them in mid-round, [`refusals`] knocks where it may not come in, [`demo`] watches the demo come to
 //! its end, good or bad, [`hospital`] types what a hospital's people type, [`cross_site`] leaves each site out once,
-//! [`finetune`] trains for other classes, [`storage`] fills disks and changes what is on them.
+//! [`finetune`] trains for other classes, [`storage`] fills disks and changes what is on them, [`tcp`] has no UDP.
 //! Whatever a test waits for is a line that a process says, with a deadline; no process outlives its test.
 
 mod cross_site;
@@ -13,3 +13,4 @@ mod hospital;
 mod refusals;
 mod storage;
 mod survival;
+mod tcp;

@@ -99,8 +99,9 @@ impl Frame<'_> {
     fn open(&self) -> Result<Doors, LinkError> {
         let tls = || tls::server_config(self.credentials.clone(), self.root);
         let quic = quic::Listener::bind_with(self.listen, tls()?, self.quic.clone(), self.reset_key)?;
+        let settings = TcpSettings { congestion: self.quic.congestion, ..TcpSettings::coordinator() };
         let tcp = match self.tcp {
-            true => Some(tcp::Listener::bind(quic.local_address()?, tls()?, TcpSettings::coordinator())?),
+            true => Some(tcp::Listener::bind(quic.local_address()?, tls()?, settings)?),
             false => None,
         };
         Ok(Doors { quic, tcp })

@@ -105,7 +105,8 @@ impl Network {
             Some(proxy) => Route::Proxy(proxy.clone()),
             None => Route::Direct(self.coordinator.resolve().await.map_err(LinkError::Io)?),
         };
-        let dialer = tcp::Dialer::new(tls, TcpSettings::site());
+        let dialer =
+            tcp::Dialer::new(tls, TcpSettings { congestion: self.quic.congestion, ..TcpSettings::site() });
         let connection = dialer.dial(route, self.coordinator.host(), self.coordinator.port()).await?;
         Ok(Dialled { connection, endpoint: None })
     }

@@ -6,9 +6,13 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
+use crate::quic::Congestion;
+
 /// Settings of either side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpSettings {
+    /// Congestion control, where the operating system has it and lets us choose.
+    pub congestion: Congestion,
     /// How often a silent connection is kept alive, so that no middlebox forgets it.
     pub keep_alive: Duration,
     /// How long a silent peer is taken for alive.
@@ -27,6 +31,7 @@ impl TcpSettings {
     /// For a site.
     pub const fn site() -> Self {
         Self {
+            congestion: Congestion::Bbr,
             keep_alive: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(60),
             handshake_timeout: Duration::from_secs(10),
@@ -47,6 +52,12 @@ impl TcpSettings {
         let socket = SockRef::from(stream);
         let keep_alive = TcpKeepalive::new().with_time(self.keep_alive).with_interval(self.keep_alive);
         socket.set_tcp_keepalive(&keep_alive)?;
+        let congestion: &[u8] = match self.congestion {
+            Congestion::Bbr => b"bbr",
+            Congestion::Cubic => b"cubic",
+        };
+        // The kernel may lack it, or keep it for itself: then its default serves.
+        let _ = socket.set_tcp_congestion(congestion);
         socket.set_tcp_user_timeout(Some(self.idle_timeout))
     }
 }
