@@ -295,7 +295,7 @@ impl From<ConnectionError> for LinkError {
             ConnectionError::TransportError(error) => {
                 match (ForeignIssuer::named_in(&error.reason), alert(error.code)) {
                     (Some(issuer), _) => Self::Inspected { issuer: issuer.into() },
-                    (None, Some(alert)) => Self::RefusedPeer { alert, detail: error.reason.into() },
+                    (None, Some(alert)) => Self::RefusedPeer { alert, detail: error.reason.as_str().into() },
                     (None, None) => Self::Transport(error.to_string()),
                 }
             }

@@ -35,7 +35,7 @@ pub struct Frame<'a> {
 
 /// Somebody at one of them.
 pub(super) enum Knock {
-    Quic(quic::Knock),
+    Quic(Box<quic::Knock>),
     Tcp(tcp::Knock),
 }
 
@@ -72,7 +72,7 @@ impl Doors {
     /// The next one at the doors, or `None` once they are closed. Cancel-safe.
     pub(super) async fn next(&self) -> Option<Knock> {
         tokio::select! {
-            knock = self.quic.next() => knock.map(Knock::Quic),
+            knock = self.quic.next() => knock.map(|knock| Knock::Quic(Box::new(knock))),
             knock = self.next_over_tcp() => knock.map(Knock::Tcp),
         }
     }

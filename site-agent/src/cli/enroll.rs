@@ -37,7 +37,7 @@ impl EnrollArgs {
     fn proxy(&self) -> Result<Option<ProxyConfig>, CliError> {
         let Some(text) = &self.proxy else { return Ok(None) };
         let wrong = |error| CliError::new(anyhow::Error::new(error).context("--proxy")).exit(Exit::Config);
-        let proxy: Proxy = text.parse().map_err(wrong)?;
+        let proxy = text.parse::<Proxy>().map_err(wrong)?;
         let login = self.proxy_user.clone().zip(self.proxy_password_file.clone());
         Ok(Some(ProxyConfig { proxy, login }))
     }

@@ -308,7 +308,7 @@ fn parse_proxy(raw: &RawSite, base: &Path, problems: &mut Problems) -> Option<Pr
     if raw.lane == LaneSetting::Quic {
         problems.add_allowed("proxy", "no proxy carries QUIC", "`lane = \"auto\"` or `\"tcp\"` beside it");
     }
-    match proxy.parse() {
+    match proxy.parse::<Proxy>() {
         Ok(proxy) => Some(ProxyConfig { proxy, login }),
         Err(error) => {
             problems.add("proxy", error.to_string());

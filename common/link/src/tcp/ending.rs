@@ -49,7 +49,7 @@ impl From<&Ending> for LinkError {
             Ending::There { code, words } => Self::Closed { code: *code, words: words.clone() },
             Ending::TimedOut => Self::TimedOut,
             Ending::Reset => Self::Reset,
-            Ending::CutOff => Self::CutOff { what: "stream" },
+            Ending::CutOff => Self::CutOff { what: "message" },
         }
     }
 }

@@ -38,8 +38,8 @@ impl Registry {
         let tls = match sessions.get(&key).and_then(Weak::upgrade) {
             None => tls,
             Some(session) => match session.join(tls) {
-                Ok(()) => return Admitted::Joined,
-                Err(tls) => tls,
+                None => return Admitted::Joined,
+                Some(tls) => tls,
             },
         };
         let session = self.session(tls, remote, Farewell::Refusal);

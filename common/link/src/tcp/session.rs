@@ -38,7 +38,7 @@ pub(crate) struct Session {
 }
 
 enum Side {
-    Site { call: Call, places: Arc<Semaphore>, ready: Mutex<Option<Tls>> },
+    Site { call: Box<Call>, places: Arc<Semaphore> },
     Coordinator { farewell: Farewell, max_exchanges: usize, partings: TaskTracker },
 }
 
@@ -47,7 +47,7 @@ struct Members {
     /// Those with an owner; ended ones are let go as new ones come.
     lines: Vec<Weak<Line>>,
     open: usize,
-    /// Came in and wait for [`Session::accept`].
+    /// Connected already; they wait for [`Session::accept`], or at a site for [`Session::open`].
     waiting: VecDeque<Tls>,
     ending: Option<Ending>,
 }
@@ -62,7 +62,7 @@ impl Session {
     /// At a site: `first` serves the first exchange, `call` the others.
     pub(super) fn site(call: Call, first: Tls, remote: SocketAddr, max_exchanges: usize) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(max_exchanges));
-        Arc::new(Self::new(Side::Site { call, places, ready: Mutex::new(Some(first)) }, remote))
+        Arc::new(Self::new(Side::Site { call: Box::new(call), places }, first, remote))
     }
 
     /// At the coordinator: `first` waits to be accepted.
@@ -73,31 +73,30 @@ impl Session {
         max_exchanges: usize,
         partings: TaskTracker,
     ) -> Arc<Self> {
-        let session = Self::new(Side::Coordinator { farewell, max_exchanges, partings }, remote);
-        session.lock().waiting.push_back(first);
-        Arc::new(session)
+        Arc::new(Self::new(Side::Coordinator { farewell, max_exchanges, partings }, first, remote))
     }
 
-    fn new(side: Side, remote: SocketAddr) -> Self {
+    fn new(side: Side, first: Tls, remote: SocketAddr) -> Self {
+        let members = Members { waiting: VecDeque::from([first]), ..Members::default() };
         Self {
             side,
             remote,
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
-            members: Mutex::default(),
+            members: Mutex::new(members),
             arrived: Notify::new(),
             ended: CancellationToken::new(),
         }
     }
 
     pub(crate) async fn open(self: &Arc<Self>) -> Result<Arc<Line>, LinkError> {
-        let Side::Site { call, places, ready } = &self.side else {
+        let Side::Site { call, places } = &self.side else {
             return Err(LinkError::Unexpected { expected: "exchanges that the site opens", got: "another" });
         };
         let opening = async {
             // Invariant: nobody closes the semaphore.
             let place = places.clone().acquire_owned().await.map_err(|_| LinkError::ClosedHere)?;
-            let first = ready.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let first = self.lock().waiting.pop_front();
             let tls = match first {
                 Some(tls) => tls,
                 None => call.connect().await?.0,
@@ -145,10 +144,10 @@ impl Session {
     }
 
     /// Coordinator: one more exchange; given back when the connection has ended meanwhile.
-    pub(super) fn join(&self, tls: Tls) -> Result<(), Tls> {
+    pub(super) fn join(&self, tls: Tls) -> Option<Tls> {
         let mut members = self.lock();
         if members.ending.is_some() {
-            return Err(tls);
+            return Some(tls);
         }
         let full = matches!(&self.side, Side::Coordinator { max_exchanges, .. }
             if members.open + members.waiting.len() >= *max_exchanges);
@@ -156,12 +155,12 @@ impl Session {
             drop(members);
             let told = self.farewell().frame(CloseCode::TooBusy, &"too many exchanges at once".into());
             self.see_off(tls, told, true, None);
-            return Ok(());
+            return None;
         }
         members.waiting.push_back(tls);
         drop(members);
         self.arrived.notify_one();
-        Ok(())
+        None
     }
 
     pub(crate) fn close(&self, code: CloseCode, words: &Words) {
