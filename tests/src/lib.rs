@@ -1,1 +1,3 @@
 //! Tests of the whole: processes over real QUIC, simulation, parity with the reference, benchmarks.
+
+pub mod simulation;

@@ -1,4 +1,4 @@
-//! The promises of evaluation one by one. Whole federations: `tests/federation`.
+//! The promises of evaluation one by one. Whole federations: `tests/src/simulation`.
 
 use super::*;
 use crate::ids::ArtifactHash;

@@ -1,4 +1,4 @@
-//! A site's promises one by one, and what every event does in every phase. Whole federations: `tests/federation`.
+//! A site's promises one by one, and what every event does in every phase. Whole federations: `tests/src/simulation`.
 
 mod late;
 

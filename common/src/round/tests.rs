@@ -1,4 +1,4 @@
-//! The rounds' promises one by one, and what every event does in every phase. Whole federations: `tests/federation`.
+//! The rounds' promises one by one, and what every event does in every phase. Whole federations: `tests/src/simulation`.
 
 mod classes;
 mod excluded;

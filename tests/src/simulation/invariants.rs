@@ -7,9 +7,14 @@ use common::aggregate::weights::{SiteCounts, Weighting, site_weights};
 use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId};
 use common::round::{Term, UpdateOffer};
 
+use super::arithmetic::{aggregate, update_of};
+
+/// Cap of a site's share in every simulated study.
+pub(super) const MAX_SITE_WEIGHT: f64 = 0.5;
+
 /// A promise that was broken.
-#[derive(Debug)]
-pub(crate) struct Violation(pub(crate) String);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation(pub(super) String);
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,7 +24,7 @@ impl fmt::Display for Violation {
 
 /// The harness's books.
 #[derive(Debug)]
-pub(crate) struct Books {
+pub(super) struct Books {
     quorum: usize,
     weighting: Weighting,
     /// Durable models by round; round 0 is the initial one.
@@ -36,11 +41,13 @@ pub(crate) struct Books {
     receipts: BTreeMap<(RoundId, SiteId), AttemptId>,
     /// Attempts that went into a durable model.
     counted: BTreeSet<AttemptId>,
-    pub(crate) violation: Option<String>,
+    /// Sites that sent an update which is not of their own training, where a round could take it.
+    liars: BTreeSet<SiteId>,
+    pub(super) violation: Option<String>,
 }
 
 impl Books {
-    pub(crate) fn new(quorum: u32, weighting: Weighting, initial: ModelHash) -> Self {
+    pub(super) fn new(quorum: u32, weighting: Weighting, initial: ModelHash) -> Self {
         Self {
             quorum: usize::try_from(quorum).expect("small"),
             weighting,
@@ -51,37 +58,38 @@ impl Books {
             terms: BTreeMap::new(),
             receipts: BTreeMap::new(),
             counted: BTreeSet::new(),
+            liars: BTreeSet::new(),
             violation: None,
         }
     }
 
-    pub(crate) fn check(&mut self, holds: bool, broken: impl FnOnce() -> String) {
+    pub(super) fn check(&mut self, holds: bool, broken: impl FnOnce() -> String) {
         if !holds && self.violation.is_none() {
             self.violation = Some(broken());
         }
     }
 
     /// A round asked these sites; who was asked before keeps the manifest of then.
-    pub(crate) fn asked(&mut self, round: RoundId, manifests: &BTreeMap<SiteId, SiteCounts>) {
+    pub(super) fn asked(&mut self, round: RoundId, manifests: &BTreeMap<SiteId, SiteCounts>) {
         let fixed = self.fixed.entry(round).or_default();
         for (site, counts) in manifests {
             fixed.entry(site.clone()).or_insert_with(|| counts.clone());
         }
     }
 
-    pub(crate) fn stored(&mut self, site: SiteId, offer: &UpdateOffer) {
+    pub(super) fn stored(&mut self, site: SiteId, offer: &UpdateOffer) {
         let UpdateOffer { round, base, attempt, update, .. } = *offer;
         self.stored.insert((site, attempt, update));
         self.origins.insert((attempt, update, round, base));
     }
 
     /// Anything said to a site about a model.
-    pub(crate) fn announced(&mut self, model: ModelHash, what: &str) {
+    pub(super) fn announced(&mut self, model: ModelHash, what: &str) {
         let durable = self.durable.values().any(|known| *known == model);
         self.check(durable, || format!("{what} {model:?} was announced before it was durable"));
     }
 
-    pub(crate) fn receipt(
+    pub(super) fn receipt(
         &mut self,
         site: &SiteId,
         round: RoundId,
@@ -101,7 +109,7 @@ impl Books {
 
     /// Asked to aggregate: the summands are a quorum, of distinct sites, durable, with everything that has a receipt, and
     /// weighted by the manifests fixed when the round opened.
-    pub(crate) fn aggregating(&mut self, round: RoundId, base: ModelHash, terms: &[Term]) {
+    pub(super) fn aggregating(&mut self, round: RoundId, base: ModelHash, terms: &[Term]) {
         let before = self.durable.get(&RoundId(round.0 - 1)).copied();
         self.check(before == Some(base), || {
             format!("round {round} starts from {base:?}, not from {before:?}")
@@ -132,18 +140,23 @@ impl Books {
     }
 
     fn check_shares(&mut self, round: RoundId, terms: &[Term]) {
-        let fixed = self.fixed.get(&round).cloned().unwrap_or_default();
-        let responders =
-            fixed.into_iter().filter(|(site, _)| terms.iter().any(|term| term.site == *site)).collect();
-        let expected = site_weights(self.weighting, &responders, 0.5).shares;
+        let expected = self.shares(round, terms);
         let got: BTreeMap<SiteId, f64> = terms.iter().map(|term| (term.site.clone(), term.share)).collect();
         self.check(got == expected, || {
             format!("round {round} has shares {got:?}, its manifests say {expected:?}")
         });
     }
 
+    /// The shares that the manifests fixed for `round` give to the sites of `terms`.
+    fn shares(&self, round: RoundId, terms: &[Term]) -> BTreeMap<SiteId, f64> {
+        let fixed = self.fixed.get(&round).into_iter().flatten();
+        let took_part = fixed.filter(|(site, _)| terms.iter().any(|term| term.site == **site));
+        let responders = took_part.map(|(site, counts)| (site.clone(), counts.clone())).collect();
+        site_weights(self.weighting, &responders, MAX_SITE_WEIGHT).shares
+    }
+
     /// Sabotage: what its first site sent for the round before.
-    pub(crate) fn mix_rounds(&self, round: RoundId, terms: &mut [Term]) {
+    pub(super) fn mix_rounds(&self, round: RoundId, terms: &mut [Term]) {
         let before = self.terms.get(&RoundId(round.0 - 1)).into_iter().flatten();
         for old in before {
             if let Some(term) = terms.iter_mut().find(|term| term.site == old.site) {
@@ -152,27 +165,82 @@ impl Books {
         }
     }
 
-    /// A model became durable.
-    pub(crate) fn committed(&mut self, round: RoundId, model: ModelHash) {
+    /// A model became durable: it must be the one that a round without faults makes of the same sites.
+    pub(super) fn committed(&mut self, round: RoundId, model: ModelHash) {
         let known = *self.durable.entry(round).or_insert(model);
         self.check(known == model, || format!("round {round} has two models"));
-        let attempts = self.terms.get(&round).into_iter().flatten().map(|term| term.attempt);
-        let attempts: Vec<_> = attempts.collect();
-        self.check(!attempts.is_empty(), || format!("round {round} was committed without being aggregated"));
-        self.counted.extend(attempts);
+        let terms = self.terms.get(&round).cloned().unwrap_or_default();
+        self.check(!terms.is_empty(), || format!("round {round} was committed without being aggregated"));
+        let expected = self.fault_free(round, &terms);
+        self.check(expected == Some(model), || {
+            format!("round {round} made {model:?}; the same sites without faults make {expected:?}")
+        });
+        self.counted.extend(terms.iter().map(|term| term.attempt));
     }
 
-    pub(crate) fn rounds(&self) -> u32 {
+    /// The model of a round without faults in which the same sites took part; a liar's update is taken for what it is.
+    fn fault_free(&self, round: RoundId, terms: &[Term]) -> Option<ModelHash> {
+        let base = self.durable.get(&RoundId(round.0 - 1)).copied()?;
+        let shares = self.shares(round, terms);
+        let summand = |term: &Term| {
+            let honest = !self.liars.contains(&term.site);
+            let update = if honest { update_of(&term.site, round, base) } else { term.update };
+            Some((term.site.clone(), update, *shares.get(&term.site)?))
+        };
+        let summands: Option<Vec<_>> = terms.iter().map(summand).collect();
+        Some(aggregate(base, summands?))
+    }
+
+    /// A site sent what is not of its own training.
+    pub(super) fn lied(&mut self, site: SiteId) {
+        self.liars.insert(site);
+    }
+
+    /// Whether all of so many rounds are durable, each made by these sites with these manifests, and none of them lied.
+    pub(super) fn whole(&self, rounds: u32, sites: &BTreeMap<SiteId, SiteCounts>) -> bool {
+        let full = |round: RoundId| {
+            let all = self.terms.get(&round).is_some_and(|terms| terms.len() == sites.len());
+            all && self.fixed.get(&round) == Some(sites) && self.durable.contains_key(&round)
+        };
+        self.liars.is_empty() && (1..=rounds).all(|round| full(RoundId(round)))
+    }
+
+    pub(super) fn rounds(&self) -> u32 {
         self.durable.keys().next_back().map_or(0, |round| round.0)
     }
 
-    pub(crate) fn model_of(&self, round: RoundId) -> Option<ModelHash> {
+    pub(super) fn model_of(&self, round: RoundId) -> Option<ModelHash> {
         self.durable.get(&round).copied()
     }
 
     /// A counted update of a site in the last rounds, for a liar to imitate.
-    pub(crate) fn receipt_of(&self, site: &SiteId) -> Option<(RoundId, AttemptId)> {
+    pub(super) fn receipt_of(&self, site: &SiteId) -> Option<(RoundId, AttemptId)> {
         self.receipts.iter().rev().find(|((_, known), _)| known == site).map(|((round, _), at)| (*round, *at))
+    }
+
+    /// The first counted update of a site, for a liar to send again: round, attempt, base and update.
+    pub(super) fn first_of(&self, site: &SiteId) -> Option<(RoundId, AttemptId, ModelHash, ArtifactHash)> {
+        let first = self.receipts.iter().find(|((_, known), _)| known == site);
+        first.and_then(|((round, _), attempt)| self.origin(*round, *attempt))
+    }
+
+    /// The last counted update of anybody else, for a liar to steal: round, attempt, base and update.
+    pub(super) fn last_of_others(
+        &self,
+        site: &SiteId,
+    ) -> Option<(RoundId, AttemptId, ModelHash, ArtifactHash)> {
+        let last = self.receipts.iter().rev().find(|((_, known), _)| known != site);
+        last.and_then(|((round, _), attempt)| self.origin(*round, *attempt))
+    }
+
+    fn origin(
+        &self,
+        round: RoundId,
+        attempt: AttemptId,
+    ) -> Option<(RoundId, AttemptId, ModelHash, ArtifactHash)> {
+        let ours =
+            |(of, _, at, _): &&(AttemptId, ArtifactHash, RoundId, ModelHash)| *of == attempt && *at == round;
+        self.origins.iter().find(ours).map(|&(_, update, _, base)| (round, attempt, base, update))
     }
 }
 

@@ -2,34 +2,38 @@
 
 mod coordinator;
 mod evaluations;
+mod hostile;
 mod network;
 mod operations;
 mod requests;
+mod site_work;
 mod sites;
+mod work;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use common::aggregate::weights::{SiteCounts, site_weights};
-use common::evaluation::{self, EvaluationMachine, EvaluatorKind, ReportExpectation};
+use common::evaluation::{self, ReportExpectation};
 use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, Role, RoundId, SiteId, StudyDigest};
-use common::journal::Entry;
 use common::participant;
-use common::round::{
-    Action, DeclineReason, Event, Fact, Fault, Gate, Late, Quorum, RoundMachine, RoundPlan, RoundTask,
-    Snapshot, Term, Timer, UpdateExpectation, UpdateOffer,
-};
+use common::rng::{ChaCha8Rng, Rng, SeedableRng};
+use common::round::{DeclineReason, Event, Fault, RoundTask, Term, Timer, UpdateOffer};
 use common::time::Timestamp;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
-use crate::invariants::{Books, Violation};
-use crate::sabotage::Sabotage;
-use crate::scenario::{Lie, Op, Scenario, counts};
-use crate::site::Site;
-use crate::tally::Tally;
+use super::Outcome;
+use super::arithmetic::{aggregate, initial_model, report_of, update_of};
+use super::coordinator::{Coordinator, plan};
+use super::coverage::Coverage;
+use super::invariants::{Books, MAX_SITE_WEIGHT, Violation};
+use super::sabotage::Sabotage;
+use super::scenario::{Scenario, counts, site_id};
+use super::site::Site;
+use super::tally::Tally;
 
 /// A federation that takes more steps than this does not finish.
-const MOST_STEPS: u64 = 60_000;
+const MOST_STEPS: u64 = 100_000;
+/// Nor does one that is not through so long after its faults stopped, milliseconds.
+const LONGEST_CALM: u64 = 2 * 24 * 3_600_000;
 
 /// What a site asks of the coordinator.
 #[derive(Clone, Debug)]
@@ -84,6 +88,11 @@ enum Happening {
     Dial {
         site: usize,
     },
+    /// A site notices that nothing comes through any more.
+    LinkLost {
+        site: usize,
+        link: u32,
+    },
     /// The coordinator notices that a connection is dead.
     LinkDead {
         site: usize,
@@ -101,6 +110,12 @@ enum Happening {
     CoordinatorWork {
         incarnation: u32,
         work: CoordinatorWork,
+    },
+    /// The coordinator's disk has an update.
+    Stored {
+        incarnation: u32,
+        site: SiteId,
+        offer: UpdateOffer,
     },
     RoundTimer {
         timer: Timer,
@@ -125,6 +140,10 @@ enum Work {
         task: RoundTask,
         attempt: AttemptId,
     },
+    /// Trains again what the outbox has lost.
+    Mend {
+        offer: UpdateOffer,
+    },
     Evaluate {
         model: ModelHash,
     },
@@ -136,32 +155,13 @@ enum Work {
 
 #[derive(Clone, Debug)]
 enum CoordinatorWork {
-    Aggregate { round: RoundId, terms: Vec<Term> },
+    Aggregate { round: RoundId, base: ModelHash, terms: Vec<Term> },
     Commit { round: RoundId, model: ModelHash },
-}
-
-/// The coordinator's process and disk.
-#[derive(Debug)]
-struct Coordinator {
-    rounds: RoundMachine,
-    shadow: RoundMachine,
-    evaluation: EvaluationMachine,
-    snapshot: Option<String>,
-    journal: Vec<String>,
-    evaluation_journal: Vec<String>,
-    artifacts: BTreeSet<ArtifactHash>,
-    up: bool,
-    incarnation: u32,
-    links: BTreeMap<usize, u32>,
-    timers: BTreeMap<Timer, Timestamp>,
-    gate_timer: Option<Timestamp>,
-    working: bool,
-    fuse: Option<u32>,
 }
 
 /// A whole federation.
 #[derive(Debug)]
-pub(crate) struct World {
+pub(super) struct World {
     scenario: Scenario,
     sabotage: Sabotage,
     rng: ChaCha8Rng,
@@ -175,64 +175,27 @@ pub(crate) struct World {
     books: Books,
     next_op: usize,
     next_link: u32,
+    /// When the faults stopped.
+    calm_since: Option<Timestamp>,
     lose: u8,
     double: u8,
     delay_ms: u64,
+    /// Sites that are cut off, until when.
+    cut_off: BTreeMap<usize, Timestamp>,
+    /// How much longer a durable write takes at most.
+    disk_ms: u64,
     failing_commits: u32,
-    failing_aggregations: u32,
+    failing_aggregation: Option<Fault>,
     tally: Tally,
-}
-
-fn artifact(parts: &str) -> ArtifactHash {
-    ArtifactHash(Digest::of(parts.as_bytes()))
-}
-
-fn study() -> StudyDigest {
-    StudyDigest(Digest::of(b"study"))
-}
-
-fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
-    let sites = if sabotage == Sabotage::IgnoreQuorum { 1 } else { scenario.quorum };
-    let evaluators = (scenario.trainers..scenario.sites()).map(crate::scenario::site_id).collect();
-    RoundPlan {
-        study: study(),
-        initial_model: artifact("initial"),
-        rounds: scenario.rounds,
-        steps: 10,
-        quorum: Quorum { sites, sites_per_class: 0, deadline_s: scenario.deadline_s, accept_s: 30 },
-        late: Late::Refuse,
-        weighting: scenario.weighting,
-        max_site_weight: 0.5,
-        server_lr: 1.0,
-        evaluate_every: 2,
-        gate: scenario.gated.then_some(Gate { evaluators, timeout_s: 1800 }),
-        leave_out: BTreeSet::new(),
-        min_volumes: 0,
-    }
+    coverage: Coverage,
 }
 
 impl World {
-    pub(crate) fn new(scenario: Scenario, sabotage: Sabotage) -> Self {
-        let plan = plan(&scenario, sabotage);
-        let rounds = RoundMachine::new(plan.clone());
-        let coordinator = Coordinator {
-            shadow: rounds.clone(),
-            rounds,
-            evaluation: EvaluationMachine::new(study(), plan.gate.clone()),
-            snapshot: None,
-            journal: vec![],
-            evaluation_journal: vec![],
-            artifacts: [plan.initial_model, artifact("embeddings")].into(),
-            up: true,
-            incarnation: 0,
-            links: BTreeMap::new(),
-            timers: BTreeMap::new(),
-            gate_timer: None,
-            working: false,
-            fuse: None,
-        };
+    pub(super) fn new(scenario: Scenario, sabotage: Sabotage) -> Self {
+        let coordinator = Coordinator::new(plan(&scenario, sabotage));
         let role = |site| if site < scenario.trainers { Role::Trainer } else { Role::Evaluator };
-        let sites = (0..scenario.sites()).map(|site| Site::new(site, role(site))).collect();
+        let sites: Vec<_> = (0..scenario.sites()).map(|site| Site::new(site, role(site))).collect();
+        let tally = Tally { federations: 1, sites: sites.len() as u64, ..Tally::default() };
         let mut world = Self {
             rng: ChaCha8Rng::seed_from_u64(scenario.seed ^ 0x5eed),
             now: Timestamp(1_000_000),
@@ -241,19 +204,23 @@ impl World {
             coordinator,
             sites,
             registered: BTreeMap::new(),
-            books: Books::new(scenario.quorum, scenario.weighting, plan.initial_model),
+            books: Books::new(scenario.quorum, scenario.weighting, initial_model()),
             next_op: 0,
             next_link: 0,
+            calm_since: None,
             lose: 0,
             double: 0,
             delay_ms: 200,
+            cut_off: BTreeMap::new(),
+            disk_ms: 0,
             failing_commits: 0,
-            failing_aggregations: 0,
-            tally: Tally::default(),
+            failing_aggregation: None,
+            tally,
+            coverage: Coverage::default(),
             scenario,
             sabotage,
         };
-        let trainers = (0..world.scenario.trainers).map(crate::scenario::site_id).collect();
+        let trainers = world.scenario.trainer_ids().collect();
         world.feed(Event::TrainersExpected { sites: trainers });
         world.feed(Event::Start);
         for site in 0..world.sites.len() {
@@ -264,10 +231,11 @@ impl World {
     }
 
     /// Runs the operations, then calms the weather and waits for the end.
-    pub(crate) fn run(mut self) -> Result<Tally, Violation> {
+    pub(super) fn run(mut self) -> Result<Outcome, Violation> {
         while !self.finished() {
             self.tally.steps += 1;
-            if self.tally.steps > MOST_STEPS {
+            let late = self.calm_since.is_some_and(|since| self.now.0 - since.0 > LONGEST_CALM);
+            if self.tally.steps > MOST_STEPS || late {
                 return Err(Violation(format!("no end in sight: {}", self.describe())));
             }
             let Some((key, happening)) = self.queue.pop_first() else {
@@ -275,43 +243,67 @@ impl World {
             };
             self.now = self.now.max(key.0);
             self.happen(happening);
-            self.check();
-            if let Some(broken) = self.books.violation.take() {
-                return Err(Violation(format!("step {}: {broken}", self.tally.steps)));
-            }
+            self.check()?;
         }
+        self.compare_with_undisturbed();
+        self.check()?;
         self.tally.rounds = u64::from(self.books.rounds());
-        Ok(self.tally)
+        let model = self.books.model_of(RoundId(self.scenario.rounds));
+        Ok(Outcome { tally: self.tally, coverage: self.coverage, model, whole: self.tally.whole > 0 })
+    }
+
+    fn check(&mut self) -> Result<(), Violation> {
+        match self.books.violation.take() {
+            Some(broken) => Err(Violation(format!("step {}: {broken}", self.tally.steps))),
+            None => Ok(()),
+        }
+    }
+
+    /// Where every trainer took part in every round, the last model must be that of a federation without faults.
+    fn compare_with_undisturbed(&mut self) {
+        let Scenario { rounds, trainers, weighting, .. } = self.scenario;
+        let manifests = (0..trainers).map(|site| (site_id(site), counts(site, 0))).collect();
+        if !self.books.whole(rounds, &manifests) {
+            return;
+        }
+        self.tally.whole = 1;
+        let shares = site_weights(weighting, &manifests, MAX_SITE_WEIGHT).shares;
+        let expected = (1..=rounds).map(RoundId).fold(initial_model(), |base, round| {
+            let update = |site: &SiteId| update_of(site, round, base);
+            aggregate(base, shares.iter().map(|(site, share)| (site.clone(), update(site), *share)))
+        });
+        let got = self.books.model_of(RoundId(rounds));
+        self.books.check(got == Some(expected), || {
+            format!("every trainer took part in every round, and the model is {got:?}, not {expected:?}")
+        });
     }
 
     fn finished(&self) -> bool {
-        let over = self.coordinator.up && self.coordinator.rounds.status().phase == "finished";
-        let last = self.books.model_of(RoundId(self.scenario.rounds));
-        let scored = last.is_some_and(|model| {
-            let asked = self.scenario.trainers..self.scenario.sites();
-            asked.map(crate::scenario::site_id).all(|site| {
-                let report = report_of(&site, model);
-                let kept = self.coordinator.evaluation.expect_report(&site, &model, &report);
-                kept == Ok(ReportExpectation::AlreadyKept)
-            })
-        });
-        over && scored && self.next_op >= self.scenario.ops.len() && self.sites.iter().all(Site::at_rest)
+        if !self.coordinator.up || self.next_op < self.scenario.ops.len() {
+            return false;
+        }
+        if !self.sites.iter().all(Site::at_rest) {
+            return false;
+        }
+        match self.coordinator.rounds.status().phase {
+            "aborted" => true,
+            "finished" => self.scored(),
+            _ => false,
+        }
+    }
+
+    /// Whether every evaluator's report on the last model is kept.
+    fn scored(&self) -> bool {
+        let Some(model) = self.books.model_of(RoundId(self.scenario.rounds)) else { return false };
+        self.scenario.evaluator_ids().all(|site| {
+            let kept = self.coordinator.evaluation.expect_report(&site, &model, &report_of(&site, model));
+            kept == Ok(ReportExpectation::AlreadyKept)
+        })
     }
 
     fn describe(&self) -> String {
         let sites: Vec<_> = self.sites.iter().map(|site| (site.up, site.machine.status())).collect();
         format!("{:?}; {sites:?}", self.coordinator.rounds.status())
-    }
-
-    /// Replay equals state, on both sides, after every step.
-    fn check(&mut self) {
-        let agrees = self.coordinator.shadow == self.coordinator.rounds;
-        self.books.check(agrees, || "the coordinator's journal does not give its state".to_owned());
-        for site in &self.sites {
-            let agrees = site.replay_agrees();
-            self.books
-                .check(agrees, || format!("the journal of {} does not give its state", site.identity.site));
-        }
     }
 
     fn at(&mut self, delay_ms: u64, happening: Happening) {
@@ -323,12 +315,22 @@ impl World {
         self.rng.random_range(1..=longest_ms)
     }
 
+    /// How much longer the disk takes now.
+    fn disk(&mut self) -> u64 {
+        self.rng.random_range(0..=self.disk_ms)
+    }
+
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::NextOp => self.next_op(),
             Happening::Arrives { site, link, request } => self.arrives(site, link, request),
             Happening::Reaches { site, link, reply } => self.reaches(site, link, reply),
             Happening::Dial { site } => self.dial(site),
+            Happening::LinkLost { site, link } => {
+                if self.sites[site].link == Some(link) {
+                    self.cut_at(site, link);
+                }
+            }
             Happening::LinkDead { site, link } => {
                 if self.coordinator.links.get(&site) == Some(&link) {
                     self.gone(site);
@@ -345,6 +347,11 @@ impl World {
                 if self.coordinator.up && self.coordinator.incarnation == incarnation {
                     self.coordinator.working = false;
                     self.coordinator_work(work);
+                }
+            }
+            Happening::Stored { incarnation, site, offer } => {
+                if self.coordinator.up && self.coordinator.incarnation == incarnation {
+                    self.store(site, offer);
                 }
             }
             Happening::RoundTimer { timer, at } => {
@@ -367,14 +374,4 @@ impl World {
             }
         }
     }
-}
-
-fn report_of(site: &SiteId, model: ModelHash) -> Digest {
-    Digest::of(format!("{site} {model}").as_bytes())
-}
-
-fn short(text: &str) -> [u8; 16] {
-    let mut id = [0; 16];
-    id.copy_from_slice(&Digest::of(text.as_bytes()).as_bytes()[..16]);
-    id
 }

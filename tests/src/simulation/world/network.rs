@@ -1,10 +1,20 @@
-//! The network: loses, doubles, delays and reorders; connections end and are dialled again.
+//! The network: loses, doubles, delays and reorders; connections end and are dialled again; some sites are cut off for a while.
+//!
+//! Each message has its own delay, so one that was sent later may arrive first.
 
-use super::*;
+use common::evaluation;
+use common::ids::{Role, SiteId};
+use common::participant;
+use common::rng::Rng;
+use common::round::Event;
+use common::time::Timestamp;
+
+use super::{Happening, Reply, Request, World};
+use crate::simulation::arithmetic::study;
 
 impl World {
     /// Delays of the copies that arrive: none when lost, two when doubled.
-    pub(super) fn copies(&mut self) -> Vec<u64> {
+    fn copies(&mut self) -> Vec<u64> {
         let fate = self.rng.random_range(0..100);
         let longest = self.delay_ms;
         if fate < self.lose {
@@ -16,7 +26,7 @@ impl World {
         (0..copies).map(|_| self.soon(longest)).collect()
     }
 
-    /// From a site. A request that is lost is given up by its sender; see [`World::execute_site`].
+    /// From a site. A request that is lost is given up by its sender; see [`World::request`].
     pub(super) fn send(&mut self, site: usize, link: u32, request: Request) {
         let copies = self.copies();
         // Until it is registered a site has nothing else to do on a connection: its driver gives that up, not the request.
@@ -46,7 +56,7 @@ impl World {
         }
     }
 
-    pub(super) fn index(&self, site: &SiteId) -> Option<usize> {
+    fn index(&self, site: &SiteId) -> Option<usize> {
         self.sites.iter().position(|known| known.identity.site == *site)
     }
 
@@ -66,6 +76,25 @@ impl World {
         }
     }
 
+    /// Cuts sites off: what is under way either way is lost, and both ends notice the silence some time later. So the
+    /// connection ends even where the network is back before that.
+    pub(super) fn cut_off(&mut self, sites: &[usize], ms: u64) {
+        for &site in sites {
+            self.tally.partitioned += 1;
+            let until = Timestamp(self.now.0 + ms);
+            let known = self.cut_off.entry(site).or_insert(until);
+            *known = until.max(*known);
+            if let Some(link) = self.sites[site].link {
+                let delay = self.soon(60_000);
+                self.at(delay, Happening::LinkLost { site, link });
+            }
+        }
+    }
+
+    pub(super) fn is_cut_off(&self, site: usize) -> bool {
+        self.cut_off.get(&site).is_some_and(|until| self.now < *until)
+    }
+
     pub(super) fn dial_in(&mut self, site: usize, longest_ms: u64) {
         if !self.sites[site].dialing {
             self.sites[site].dialing = true;
@@ -79,7 +108,7 @@ impl World {
         if !self.sites[site].up || self.sites[site].link.is_some() {
             return;
         }
-        if !self.coordinator.up {
+        if !self.coordinator.up || self.is_cut_off(site) {
             return self.dial_in(site, 10_000);
         }
         if self.coordinator.links.contains_key(&site) {
@@ -115,12 +144,24 @@ impl World {
         if !self.sites[site].up || self.sites[site].link != Some(link) {
             return;
         }
+        if self.is_cut_off(site) {
+            self.tally.lost += 1;
+            return;
+        }
         match reply {
-            Reply::Notice(event) => {
-                if let participant::Event::ModelStored { artifact } = event {
-                    self.sites[site].artifacts.insert(artifact);
+            Reply::Notice(participant::Event::ModelStored { artifact }) => {
+                let stored = participant::Event::ModelStored { artifact };
+                let lives = self.site_writes(site, |site| {
+                    site.artifacts.insert(artifact);
+                });
+                if lives {
+                    self.feed_site(site, stored);
                 }
-                self.feed_site(site, event);
+            }
+            Reply::Notice(event) => self.feed_site(site, event),
+            // It cannot be read: no word goes out, and the site gives the offer up.
+            Reply::Wanted { offer } if self.sites[site].rotten.contains(&offer.attempt) => {
+                self.tally.faults += 1
             }
             Reply::Wanted { offer } => self.send(site, link, Request::Push { offer }),
         }

@@ -1,11 +1,22 @@
 //! What the coordinator answers to what a site asks.
 
-use super::*;
+use common::evaluation::{self, EvaluatorKind, ReportExpectation};
+use common::ids::{Digest, ModelHash, Role, SiteId};
+use common::participant;
+use common::round::{Event, UpdateExpectation, UpdateOffer};
+
+use super::{Happening, Reply, Request, World};
+use crate::simulation::coordinator::Blob;
+use crate::simulation::sabotage::Sabotage;
 
 impl World {
     /// A message of a dead connection may still be read by the coordinator's end, unless a newer one took its place.
     pub(super) fn arrives(&mut self, site: usize, link: u32, request: Request) {
         if !self.coordinator.up || self.coordinator.links.get(&site) != Some(&link) {
+            return;
+        }
+        if self.is_cut_off(site) {
+            self.tally.lost += 1;
             return;
         }
         let id = self.sites[site].identity.site.clone();
@@ -32,7 +43,7 @@ impl World {
         }
     }
 
-    pub(super) fn offered(&mut self, site: usize, id: &SiteId, offer: UpdateOffer) {
+    fn offered(&mut self, site: usize, id: &SiteId, offer: UpdateOffer) {
         let attempt = offer.attempt;
         if self.sabotage == Sabotage::ReceiptBeforeDurable {
             self.books.receipt(id, offer.round, attempt, offer.update);
@@ -52,12 +63,28 @@ impl World {
         }
     }
 
-    pub(super) fn pushed(&mut self, site: SiteId, offer: UpdateOffer) {
-        self.books.stored(site.clone(), &offer);
-        self.feed(Event::UpdateStored { site, offer });
+    /// The bytes are here; a slow disk has them later.
+    fn pushed(&mut self, site: SiteId, offer: UpdateOffer) {
+        let (delay, incarnation) = (self.disk(), self.coordinator.incarnation);
+        if delay == 0 {
+            return self.store(site, offer);
+        }
+        self.at(delay, Happening::Stored { incarnation, site, offer });
     }
 
-    pub(super) fn reported(&mut self, site: usize, id: SiteId, model: ModelHash, report: Digest) {
+    /// The file gets its name when all of it is on the disk; then the journal is told.
+    pub(super) fn store(&mut self, site: SiteId, offer: UpdateOffer) {
+        let lives = self.coordinator_writes(|world| {
+            let blob = Blob { round: offer.round, content: offer.update };
+            world.coordinator.spool.insert((site.clone(), offer.update), blob);
+            world.books.stored(site.clone(), &offer);
+        });
+        if lives {
+            self.feed(Event::UpdateStored { site, offer });
+        }
+    }
+
+    fn reported(&mut self, site: usize, id: SiteId, model: ModelHash, report: Digest) {
         match self.coordinator.evaluation.expect_report(&id, &model, &report) {
             Ok(ReportExpectation::Wanted) => {
                 self.feed_evaluation(evaluation::Event::ReportStored { site: id, model, report });

@@ -2,11 +2,12 @@
 
 /// What is broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sabotage {
+pub enum Sabotage {
+    /// Nothing.
     None,
     /// The driver tells the sites about a model while it is being written.
     AnnounceBeforeDurable,
-    /// The driver hands an update to the aggregation twice.
+    /// The driver hands an update to the aggregation twice, as if attempts had no ids.
     CountTwice,
     /// The driver gives the receipt when the upload is offered.
     ReceiptBeforeDurable,
@@ -14,7 +15,7 @@ pub(crate) enum Sabotage {
     IgnoreQuorum,
     /// The driver weighs by the manifests of now, not of the round's opening.
     WeighAgain,
-    /// The driver does not write down that an update was stored.
+    /// The driver does not write down that an update was stored: an acknowledged one is lost in a crash.
     ForgetUpdates,
     /// The driver drops timers.
     ForgetTimers,
@@ -22,10 +23,17 @@ pub(crate) enum Sabotage {
     MixRounds,
     /// A site's driver does not stop the training that it is told to stop.
     KeepTraining,
+    /// The driver does not check again what it stored before it aggregates it.
+    TrustTheDisk,
+    /// A site's driver keeps the half line that a crash left in its journal.
+    KeepTornLine,
+    /// The driver says that a model is durable before it is.
+    CommitBeforeDurable,
 }
 
 impl Sabotage {
-    pub(crate) const BROKEN: [Self; 9] = [
+    /// All that is broken.
+    pub const BROKEN: [Self; 12] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
@@ -35,5 +43,8 @@ impl Sabotage {
         Self::ForgetTimers,
         Self::MixRounds,
         Self::KeepTraining,
+        Self::TrustTheDisk,
+        Self::KeepTornLine,
+        Self::CommitBeforeDurable,
     ];
 }

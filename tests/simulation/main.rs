@@ -1,0 +1,119 @@
+//! Simulated federations: a thousand of them, some written out, and broken ones that must be caught. Any other seed, and
+//! the twenty thousand: `cargo run --release -p tests --bin simulate -- --from A --seeds N`.
+
+use std::num::NonZeroUsize;
+use std::thread;
+
+use tests::simulation::{Moment, Op, Outcome, Sabotage, Scenario, run, run_seeds, shrink};
+
+const SEEDS: std::ops::Range<u64> = 0..1_000;
+
+fn assert_holds(scenario: &Scenario, name: &str) -> Outcome {
+    run(scenario, Sabotage::None).unwrap_or_else(|violation| {
+        let (shrunk, last) = shrink(scenario.clone(), violation.clone());
+        panic!("{name}: {violation}\nshrunk to {shrunk:#?}\nwhich fails with: {last}");
+    })
+}
+
+#[test]
+fn every_federation_finishes_and_keeps_its_promises() {
+    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let batch = run_seeds(SEEDS, cores, |_| {}).unwrap_or_else(|failure| panic!("{failure}"));
+    println!("{}\n{:?}", batch.coverage, batch.tally);
+    // The faults did happen: a harness that is too kind proves nothing.
+    let tally = batch.tally;
+    assert!(tally.crashes > 2_000 && tally.at_writes > 500 && tally.torn > 50, "{tally:?}");
+    assert!(tally.lost > 3_000 && tally.duplicated > 3_000 && tally.partitioned > 500, "{tally:?}");
+    assert!(tally.refused > 300 && tally.answered_again > 200 && tally.lies > 500, "{tally:?}");
+    assert!(tally.faults > 500 && tally.corrupt > 20, "{tally:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_steps_whatever_the_number_of_threads() {
+    for seed in [3, 14, 15] {
+        let scenario = Scenario::from_seed(seed);
+        assert_eq!(run(&scenario, Sabotage::None), run(&scenario, Sabotage::None));
+    }
+    let batch = |jobs| run_seeds(100..120, jobs, |_| {}).unwrap_or_else(|failure| panic!("{failure}"));
+    assert_eq!(batch(1), batch(3));
+}
+
+/// The promise about bits: as long as every trainer took part, crashes and losses leave no trace in the model.
+#[test]
+fn a_federation_that_lost_no_participant_ends_with_the_model_of_an_undisturbed_one() {
+    let mut compared = 0;
+    for seed in 0..200 {
+        let scenario = Scenario::from_seed(seed);
+        let disturbed = assert_holds(&scenario, &format!("seed {seed}"));
+        if disturbed.whole {
+            let calm = assert_holds(&scenario.undisturbed(), &format!("seed {seed} without its troubles"));
+            assert!(calm.whole, "seed {seed}");
+            assert_eq!(disturbed.model, calm.model, "seed {seed}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 20, "only {compared} federations could be compared");
+}
+
+/// Each broken driver or machine must be caught, or the invariants are words.
+#[test]
+fn a_broken_federation_is_caught() {
+    for sabotage in Sabotage::BROKEN {
+        let caught = SEEDS.take(40).any(|seed| run(&Scenario::from_seed(seed), sabotage).is_err());
+        assert!(caught, "{sabotage:?} went unnoticed in 40 federations");
+    }
+}
+
+#[test]
+fn a_calm_federation_needs_no_second_try() {
+    let Outcome { tally, .. } = assert_holds(&Scenario::calm(3, 1, 4), "calm");
+    assert_eq!((tally.rounds, tally.refused, tally.answered_again), (4, 0, 0), "{tally:?}");
+}
+
+#[test]
+fn a_coordinator_killed_after_each_of_its_actions_finishes() {
+    for actions in 0..60 {
+        let mut scenario = Scenario::calm(3, 1, 2);
+        scenario.ops.push(Op::CrashCoordinatorAfter { actions });
+        assert_holds(&scenario, &format!("coordinator killed after {actions} actions"));
+    }
+}
+
+#[test]
+fn a_trainer_killed_after_each_of_its_actions_finishes() {
+    for actions in 0..30 {
+        let mut scenario = Scenario::calm(3, 1, 2);
+        scenario.ops.push(Op::CrashSiteAfter { site: 0, actions });
+        assert_holds(&scenario, &format!("trainer killed after {actions} actions"));
+    }
+}
+
+#[test]
+fn a_coordinator_killed_at_each_of_its_durable_writes_finishes() {
+    for (writes, moment) in writes(30) {
+        let mut scenario = Scenario::calm(3, 1, 2);
+        scenario.ops.push(Op::CrashCoordinatorAtWrite { writes, moment });
+        let Outcome { tally, .. } =
+            assert_holds(&scenario, &format!("coordinator killed {moment:?} write {writes}"));
+        assert_eq!(tally.at_writes, 1, "write {writes} did not come");
+    }
+}
+
+#[test]
+fn a_site_killed_at_each_of_its_durable_writes_finishes() {
+    // A trainer and the evaluator.
+    for site in [0, 3] {
+        for (writes, moment) in writes(12) {
+            let mut scenario = Scenario::calm(3, 1, 2);
+            scenario.ops.push(Op::CrashSiteAtWrite { site, writes, moment });
+            let Outcome { tally, .. } =
+                assert_holds(&scenario, &format!("site {site} killed {moment:?} write {writes}"));
+            assert_eq!(tally.at_writes, 1, "write {writes} did not come");
+        }
+    }
+}
+
+fn writes(most: u32) -> impl Iterator<Item = (u32, Moment)> {
+    let moments = [Moment::Before, Moment::Torn, Moment::After];
+    (0..most).flat_map(move |writes| moments.map(|moment| (writes, moment)))
+}

@@ -1,0 +1,170 @@
+//! The coordinator's process: its machines, its disk, and what it is doing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::evaluation::{self, EvaluationMachine};
+use common::ids::{ArtifactHash, ModelHash, RoundId, SiteId};
+use common::journal::Entry;
+use common::round::{Event, Gate, Quorum, RoundMachine, RoundPlan, Snapshot, Timer};
+use common::time::Timestamp;
+
+use super::arithmetic::{embeddings, initial_model, study};
+use super::fuse::Fuse;
+use super::invariants::MAX_SITE_WEIGHT;
+use super::sabotage::Sabotage;
+use super::scenario::Scenario;
+
+/// What a simulated study says of its rounds. The one place that makes a plan.
+pub(super) fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
+    let sites = if sabotage == Sabotage::IgnoreQuorum { 1 } else { scenario.quorum };
+    let evaluators = scenario.evaluator_ids().collect();
+    RoundPlan {
+        study: study(),
+        initial_model: initial_model(),
+        rounds: scenario.rounds,
+        steps: STEPS,
+        quorum: Quorum { sites, sites_per_class: 0, deadline_s: scenario.deadline_s, accept_s: 30 },
+        late: Late::Refuse,
+        weighting: scenario.weighting,
+        max_site_weight: MAX_SITE_WEIGHT,
+        server_lr: 1.0,
+        evaluate_every: 2,
+        gate: scenario.gated.then_some(Gate { evaluators, timeout_s: 300 }),
+        leave_out: BTreeSet::new(),
+        min_volumes: 0,
+    }
+}
+
+/// Optimiser steps of a round.
+pub(super) const STEPS: u32 = 10;
+
+/// A stored update.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Blob {
+    pub(super) round: RoundId,
+    /// What its file holds; the update's own name as long as nothing happened to it.
+    pub(super) content: ArtifactHash,
+}
+
+/// The coordinator.
+#[derive(Debug)]
+pub(super) struct Coordinator {
+    plan: RoundPlan,
+    pub(super) rounds: RoundMachine,
+    /// Fed with what the journal gives back, step by step: must equal `rounds`.
+    shadow: RoundMachine,
+    pub(super) evaluation: EvaluationMachine,
+    // The disk.
+    snapshot: Option<String>,
+    journal: Vec<String>,
+    evaluation_journal: Vec<String>,
+    pub(super) artifacts: BTreeSet<ArtifactHash>,
+    pub(super) spool: BTreeMap<(SiteId, ArtifactHash), Blob>,
+    // The process: lost in a crash.
+    pub(super) up: bool,
+    pub(super) incarnation: u32,
+    pub(super) links: BTreeMap<usize, u32>,
+    pub(super) timers: BTreeMap<Timer, Timestamp>,
+    pub(super) gate_timer: Option<Timestamp>,
+    pub(super) working: bool,
+    // For the table of transitions.
+    pub(super) gate_closed: bool,
+    pub(super) asked: Option<ModelHash>,
+    // The faults.
+    pub(super) fuse: Option<u32>,
+    pub(super) write_fuse: Option<Fuse>,
+}
+
+impl Coordinator {
+    pub(super) fn new(plan: RoundPlan) -> Self {
+        let rounds = RoundMachine::new(plan.clone());
+        Self {
+            shadow: rounds.clone(),
+            rounds,
+            evaluation: EvaluationMachine::new(study(), plan.gate.clone()),
+            snapshot: None,
+            journal: vec![],
+            evaluation_journal: vec![],
+            artifacts: [plan.initial_model, embeddings()].into(),
+            spool: BTreeMap::new(),
+            up: true,
+            incarnation: 0,
+            links: BTreeMap::new(),
+            timers: BTreeMap::new(),
+            gate_timer: None,
+            working: false,
+            gate_closed: false,
+            asked: None,
+            fuse: None,
+            write_fuse: None,
+            plan,
+        }
+    }
+
+    /// Writes an event of the rounds to the journal.
+    pub(super) fn write(&mut self, event: &Event, at: Timestamp) {
+        let line = serde_json::to_string(&Entry { at, event: event.clone() }).expect("an event is JSON");
+        let read: Entry<Event> = serde_json::from_str(&line).expect("a journal line is an event");
+        let _ = self.shadow.tick(read.event, read.at);
+        self.journal.push(line);
+    }
+
+    /// Writes an event of the evaluations to the journal.
+    pub(super) fn write_evaluation(&mut self, event: &evaluation::Event, at: Timestamp) {
+        let line = serde_json::to_string(&Entry { at, event: event.clone() }).expect("an event is JSON");
+        self.evaluation_journal.push(line);
+    }
+
+    /// Puts a snapshot in the place of the events, in one transaction.
+    pub(super) fn keep_snapshot(&mut self) {
+        self.snapshot = Some(serde_json::to_string(&self.rounds.snapshot()).expect("a snapshot is JSON"));
+        self.journal.clear();
+    }
+
+    pub(super) fn replay_agrees(&self) -> bool {
+        self.shadow == self.rounds
+    }
+
+    /// The process is gone; the disk stays.
+    pub(super) fn die(&mut self) -> BTreeMap<usize, u32> {
+        (self.up, self.gate_timer, self.working) = (false, None, false);
+        (self.fuse, self.write_fuse) = (None, None);
+        self.incarnation += 1;
+        self.timers.clear();
+        std::mem::take(&mut self.links)
+    }
+
+    /// A new process on the old disk; whether it is what died.
+    pub(super) fn revive(&mut self) -> bool {
+        let snapshot: Option<Snapshot> =
+            self.snapshot.as_ref().map(|text| serde_json::from_str(text).expect("a snapshot reads back"));
+        let read = |line: &String| serde_json::from_str::<Entry<Event>>(line).expect("a line reads back");
+        let entries: Vec<_> = self.journal.iter().map(read).collect();
+        let rounds = RoundMachine::replay(self.plan.clone(), snapshot, entries).expect("its own snapshot");
+        let read = |line: &String| {
+            serde_json::from_str::<Entry<evaluation::Event>>(line).expect("a line reads back")
+        };
+        let entries: Vec<_> = self.evaluation_journal.iter().map(read).collect();
+        let evaluation = EvaluationMachine::replay(study(), self.plan.gate.clone(), None, entries)
+            .expect("there is no snapshot to be of another study");
+        let same = rounds == self.rounds && evaluation == self.evaluation;
+        (self.shadow, self.rounds, self.evaluation) = (rounds.clone(), rounds, evaluation);
+        self.up = true;
+        same
+    }
+
+    /// Where the evaluations stand, for the table of transitions: their machine has no name for it.
+    pub(super) fn evaluation_phase(&self) -> &'static str {
+        let pending = |model: &ModelHash| !self.evaluation.pending(model).is_empty();
+        match self.asked.as_ref() {
+            _ if self.gate_closed => "gate-closed",
+            Some(model) if pending(model) => "asking",
+            _ => "settled",
+        }
+    }
+
+    /// What the file of a stored update holds.
+    pub(super) fn content_of(&self, site: &SiteId, update: ArtifactHash) -> Option<ArtifactHash> {
+        self.spool.get(&(site.clone(), update)).map(|blob| blob.content)
+    }
+}

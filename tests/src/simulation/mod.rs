@@ -1,0 +1,87 @@
+//! Whole federations under one virtual clock: one coordinator, up to fifty trainers and evaluators, a network that loses,
+//! delays, doubles and reorders or cuts some of them off, disks that are slow, full or rotten, a liar, and processes that
+//! are killed at any step and any durable write and rebuilt from their journals.
+//!
+//! A scenario is a list of operations made from a seed (`scenario`); `world` runs it, driving the three machines of
+//! `common` as the binaries do; what must hold is written down apart (`invariants`) and checked after every step. A failure
+//! is a broken invariant, or a federation that does not finish once the faults stop. No nondeterminism is left: the same
+//! seed gives the same steps. One seed alone, or any range:
+//!
+//! ```text
+//! cargo run --release -p tests --bin simulate -- --from 17 --seeds 1
+//! ```
+//!
+//! No process, socket or disk is here: what those do to the binaries is for the end-to-end tests.
+
+mod arithmetic;
+mod batch;
+mod coordinator;
+mod coverage;
+mod fuse;
+mod invariants;
+mod sabotage;
+mod scenario;
+mod site;
+mod tally;
+mod transitions;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use common::ids::ModelHash;
+
+pub use batch::{Batch, Failure, run_seeds};
+pub use coverage::{Coverage, Transition};
+pub use fuse::Moment;
+pub use invariants::Violation;
+pub use sabotage::Sabotage;
+pub use scenario::{Lie, Op, Scenario};
+pub use tally::Tally;
+
+use world::World;
+
+/// A federation that finished and kept its promises.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What happened.
+    pub tally: Tally,
+    /// The transitions taken.
+    pub coverage: Coverage,
+    /// The last round's model; none when the operator ended the study before.
+    pub model: Option<ModelHash>,
+    /// Every trainer took part in every round, with the manifest it began with: the model is that of
+    /// [`Scenario::undisturbed`].
+    pub whole: bool,
+}
+
+/// Runs one federation to its end.
+///
+/// # Errors
+/// The promise that was broken; a panic counts as one.
+pub fn run(scenario: &Scenario, sabotage: Sabotage) -> Result<Outcome, Violation> {
+    let run = || World::new(scenario.clone(), sabotage).run();
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
+        Err(Violation(format!("a panic: {text}")))
+    })
+}
+
+/// Leaves out operations one by one for as long as the scenario still fails; what is left, and with what it fails.
+pub fn shrink(mut scenario: Scenario, mut violation: Violation) -> (Scenario, Violation) {
+    let mut index = 0;
+    while index < scenario.ops.len() {
+        let mut shorter = scenario.clone();
+        shorter.ops.remove(index);
+        match run(&shorter, Sabotage::None) {
+            Err(broken) => (scenario, violation) = (shorter, broken),
+            Ok(_) => index += 1,
+        }
+    }
+    (scenario, violation)
+}
+
+/// The command that runs a seed again.
+pub fn command(seed: u64) -> String {
+    format!("cargo run --release -p tests --bin simulate -- --from {seed} --seeds 1")
+}

@@ -1,0 +1,318 @@
+//! What happens to a federation: a list of operations, made from a seed or written out.
+
+use std::collections::BTreeMap;
+
+use common::aggregate::weights::{SiteCounts, Weighting};
+use common::ids::{ClassId, SiteId};
+use common::rng::{ChaCha8Rng, Rng, SeedableRng};
+use common::round::Fault;
+
+use super::fuse::Moment;
+
+/// Share of the federations that are crowds: up to fifty sites, with fewer rounds and operations, so that all stay quick.
+const CROWDS: f64 = 0.03;
+/// Share of the studies that the operator ends before their time.
+const ABORTED: f64 = 0.05;
+
+/// A federation and its troubles.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub(super) seed: u64,
+    pub(super) trainers: usize,
+    pub(super) evaluators: usize,
+    pub(super) quorum: u32,
+    pub(super) rounds: u32,
+    pub(super) deadline_s: u64,
+    pub(super) weighting: Weighting,
+    pub(super) gated: bool,
+    /// In order; time passes by [`Op::Advance`] alone.
+    pub ops: Vec<Op>,
+}
+
+/// One operation.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Time passes.
+    Advance {
+        /// Milliseconds.
+        ms: u64,
+    },
+    /// How the network is from now on. What is delayed by more than what was sent later arrives after it.
+    Weather {
+        /// Percent of the messages that are lost.
+        lose: u8,
+        /// Percent of the messages that arrive twice.
+        double: u8,
+        /// Longest delay of a message.
+        delay_ms: u64,
+    },
+    /// A connection ends.
+    Disconnect {
+        /// Whose.
+        site: usize,
+    },
+    /// Nothing passes between some sites and the coordinator, either way, and nobody is told.
+    Partition {
+        /// The sites that are cut off.
+        sites: Vec<usize>,
+        /// For how long.
+        ms: u64,
+    },
+    /// A site's process is killed.
+    CrashSiteAfter {
+        /// The site.
+        site: usize,
+        /// After so many more events and actions.
+        actions: u32,
+    },
+    /// The coordinator's process is killed.
+    CrashCoordinatorAfter {
+        /// After so many more events and actions.
+        actions: u32,
+    },
+    /// A site's process is killed at a durable write.
+    CrashSiteAtWrite {
+        /// The site.
+        site: usize,
+        /// Writes that it still completes.
+        writes: u32,
+        /// Where in the write.
+        moment: Moment,
+    },
+    /// The coordinator's process is killed at a durable write.
+    CrashCoordinatorAtWrite {
+        /// Writes that it still completes.
+        writes: u32,
+        /// Where in the write.
+        moment: Moment,
+    },
+    /// The next trainings, or evaluations, of a site fail.
+    FailWork {
+        /// The site.
+        site: usize,
+        /// How many.
+        times: u32,
+    },
+    /// The next commits fail for want of space.
+    FillStorage {
+        /// How many.
+        times: u32,
+    },
+    /// The next aggregation fails.
+    FailAggregation {
+        /// Of what.
+        fault: Fault,
+    },
+    /// A stored update of the open round turns into something else on the coordinator's disk, after its receipt.
+    CorruptUpdate {
+        /// Which of them, counted round.
+        pick: usize,
+    },
+    /// What lies in a site's outbox turns into something else.
+    CorruptOutbox {
+        /// The site.
+        site: usize,
+    },
+    /// What updates, reports and models take longer to become durable from now on.
+    SlowDisk {
+        /// At most so much longer.
+        ms: u64,
+    },
+    /// A site's clock is set to another time.
+    StepClock {
+        /// The site.
+        site: usize,
+        /// By how much.
+        ms: i64,
+    },
+    /// The operator pauses the study.
+    Pause,
+    /// The operator resumes it.
+    Resume,
+    /// The operator ends it.
+    Abort,
+    /// The operator promotes the last model.
+    Promote,
+    /// The site registers another manifest from now on.
+    ChangeManifest {
+        /// The site.
+        site: usize,
+    },
+    /// The site's operator takes the approval of the study back.
+    Withdraw {
+        /// The site.
+        site: usize,
+    },
+    /// The site's operator approves the study.
+    Approve {
+        /// The site.
+        site: usize,
+    },
+    /// The site sends what nobody asked it for.
+    Hostile {
+        /// The site.
+        site: usize,
+        /// What.
+        lie: Lie,
+    },
+}
+
+/// What a hostile site sends, past its own machine.
+#[derive(Clone, Copy, Debug)]
+pub enum Lie {
+    /// An update of another study.
+    Study,
+    /// An update of a round that is not open yet.
+    Round,
+    /// A delta from another model.
+    Base,
+    /// One step too few.
+    Steps,
+    /// As many steps as can be written down.
+    HugeSteps,
+    /// Another update under the attempt id that was counted.
+    Content,
+    /// A second update under a new attempt id.
+    Second,
+    /// The attempt, and the update, of another site.
+    Stolen,
+    /// What it sent for an earlier round, to the bit.
+    Replay,
+    /// That it takes part, though it may not.
+    Accept,
+    /// That it takes no part, though it may.
+    Decline,
+    /// Many answers about rounds that are not open.
+    Spam,
+    /// A report, though it is no evaluator.
+    Report,
+}
+
+const LIES: [Lie; 13] = [
+    Lie::Study,
+    Lie::Round,
+    Lie::Base,
+    Lie::Steps,
+    Lie::HugeSteps,
+    Lie::Content,
+    Lie::Second,
+    Lie::Stolen,
+    Lie::Replay,
+    Lie::Accept,
+    Lie::Decline,
+    Lie::Spam,
+    Lie::Report,
+];
+
+impl Scenario {
+    /// The federation, and the troubles, of this seed.
+    pub fn from_seed(seed: u64) -> Self {
+        let rng = &mut ChaCha8Rng::seed_from_u64(seed);
+        let crowd = rng.random_bool(CROWDS);
+        let trainers: usize = if crowd { rng.random_range(10..=48) } else { rng.random_range(1..=5) };
+        // Two sites at least.
+        let evaluators: usize = rng.random_range(usize::from(trainers == 1)..=2);
+        let (most_rounds, most_ops) = if crowd { (2, 12) } else { (5, 60) };
+        let weightings =
+            [Weighting::Uniform, Weighting::Samples, Weighting::Annotations, Weighting::ClassBalanced];
+        let ops: usize = rng.random_range(0..most_ops);
+        let mut scenario = Self {
+            seed,
+            trainers,
+            evaluators,
+            quorum: rng.random_range(1..=u32::try_from(trainers).expect("few")),
+            rounds: rng.random_range(1..=most_rounds),
+            deadline_s: rng.random_range(60..=900),
+            weighting: weightings[rng.random_range(0..weightings.len())],
+            gated: evaluators > 0 && rng.random_bool(0.5),
+            ops: (0..ops).map(|_| op(rng, trainers + evaluators)).collect(),
+        };
+        if rng.random_bool(ABORTED) {
+            let at = rng.random_range(0..=scenario.ops.len());
+            scenario.ops.insert(at, Op::Abort);
+        }
+        scenario
+    }
+
+    /// Without troubles.
+    pub fn calm(trainers: usize, evaluators: usize, rounds: u32) -> Self {
+        let (quorum, weighting) = (2, Weighting::Samples);
+        let (deadline_s, gated) = (600, evaluators > 0);
+        Self { seed: 0, trainers, evaluators, quorum, rounds, deadline_s, weighting, gated, ops: vec![] }
+    }
+
+    /// The same federation without troubles, in which every round waits for every trainer.
+    #[must_use]
+    pub fn undisturbed(&self) -> Self {
+        let quorum = u32::try_from(self.trainers).expect("few");
+        Self { quorum, deadline_s: 900, ops: vec![], ..self.clone() }
+    }
+
+    pub(super) fn sites(&self) -> usize {
+        self.trainers + self.evaluators
+    }
+
+    pub(super) fn trainer_ids(&self) -> impl Iterator<Item = SiteId> + use<> {
+        (0..self.trainers).map(site_id)
+    }
+
+    pub(super) fn evaluator_ids(&self) -> impl Iterator<Item = SiteId> + use<> {
+        (self.trainers..self.sites()).map(site_id)
+    }
+}
+
+fn op(rng: &mut ChaCha8Rng, sites: usize) -> Op {
+    let site = rng.random_range(0..sites);
+    match rng.random_range(0..100) {
+        0..=24 => Op::Advance { ms: rng.random_range(0..300_000) },
+        25..=28 => Op::Advance { ms: rng.random_range(0..2_000) },
+        29..=31 => Op::ChangeManifest { site },
+        32..=41 => Op::Weather {
+            lose: rng.random_range(0..40),
+            double: rng.random_range(0..40),
+            delay_ms: rng.random_range(1..60_000),
+        },
+        42..=45 => Op::Disconnect { site },
+        46..=51 => Op::CrashSiteAfter { site, actions: rng.random_range(0..12) },
+        52..=57 => Op::CrashCoordinatorAfter { actions: rng.random_range(0..20) },
+        58..=62 => Op::CrashSiteAtWrite { site, writes: rng.random_range(0..10), moment: moment(rng) },
+        63..=67 => Op::CrashCoordinatorAtWrite { writes: rng.random_range(0..20), moment: moment(rng) },
+        68..=70 => Op::Partition {
+            sites: (0..sites).filter(|_| rng.random_bool(0.5)).collect(),
+            ms: rng.random_range(1_000..400_000),
+        },
+        71..=73 => Op::FailWork { site, times: rng.random_range(1..5) },
+        74..=76 => Op::FillStorage { times: rng.random_range(1..4) },
+        77..=78 => {
+            let faults = [Fault::Numbers, Fault::Storage, Fault::StorageFull];
+            Op::FailAggregation { fault: faults[rng.random_range(0..faults.len())] }
+        }
+        79..=82 => Op::CorruptUpdate { pick: rng.random_range(0..sites) },
+        83..=84 => Op::CorruptOutbox { site },
+        85..=86 => Op::SlowDisk { ms: rng.random_range(0..60_000) },
+        87..=88 => Op::StepClock { site, ms: rng.random_range(-600_000..600_000) },
+        89 => Op::Pause,
+        90 => Op::Resume,
+        91 => Op::Promote,
+        92..=93 => Op::Withdraw { site },
+        94 if rng.random_bool(0.5) => Op::Withdraw { site },
+        94 => Op::Approve { site },
+        _ => Op::Hostile { site, lie: LIES[rng.random_range(0..LIES.len())] },
+    }
+}
+
+fn moment(rng: &mut ChaCha8Rng) -> Moment {
+    [Moment::Before, Moment::Torn, Moment::After][rng.random_range(0..3)]
+}
+
+pub(super) fn site_id(site: usize) -> SiteId {
+    format!("site-{site}").parse().expect("a site name")
+}
+
+/// The manifest that a site registers in its `version`th edition.
+pub(super) fn counts(site: usize, version: u32) -> SiteCounts {
+    let n = u32::try_from(site).expect("few") + 1;
+    let class = |id: u32| ClassId::new(u8::try_from(id).expect("small")).expect("not 0");
+    let annotated = BTreeMap::from([(class(1 + (n - 1) % 8), 10 * n + version), (class(9), 3 + 7 * version)]);
+    SiteCounts { volumes: 20 * n + 3 * version, annotated }
+}

@@ -1,0 +1,167 @@
+//! One site's process: its machine, its disk, and what it is doing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, Role};
+use common::journal::Entry;
+use common::participant::{Event, Identity, ParticipantMachine, Snapshot, Timer};
+use common::time::Timestamp;
+
+use super::fuse::Fuse;
+use super::scenario::site_id;
+
+/// Events after which a snapshot is worth its writing; a real site waits for more.
+const EVENTS_PER_SNAPSHOT: usize = 20;
+
+/// One site.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) identity: Identity,
+    pub(super) machine: ParticipantMachine,
+    /// Fed with what the journal gives back, step by step: must equal `machine`.
+    shadow: ParticipantMachine,
+    // The disk.
+    snapshot: Option<String>,
+    /// Lines, as in the site's file: a crash can leave half a line at the end.
+    journal: String,
+    events: usize,
+    pub(super) artifacts: BTreeSet<ArtifactHash>,
+    pub(super) outbox: BTreeMap<AttemptId, ArtifactHash>,
+    /// Attempts whose file in the outbox is not what it was.
+    pub(super) rotten: BTreeSet<AttemptId>,
+    // The process: lost in a crash.
+    pub(super) up: bool,
+    pub(super) incarnation: u32,
+    /// Number of the connection, if there is one.
+    pub(super) link: Option<u32>,
+    pub(super) timers: BTreeMap<Timer, Timestamp>,
+    pub(super) training: Option<AttemptId>,
+    /// What is trained again because its file is rotten.
+    pub(super) mending: Option<AttemptId>,
+    pub(super) evaluating: Option<ModelHash>,
+    pub(super) dialing: bool,
+    // The operator and the faults.
+    pub(super) manifest: u32,
+    pub(super) withdrawn: bool,
+    pub(super) failing: u32,
+    /// How far this site's clock is ahead, milliseconds.
+    pub(super) clock: i64,
+    /// The process is killed after so many more actions.
+    pub(super) fuse: Option<u32>,
+    /// The process is killed at a durable write.
+    pub(super) write_fuse: Option<Fuse>,
+}
+
+impl Site {
+    pub(super) fn new(index: usize, role: Role) -> Self {
+        let mut installation = [0; 16];
+        installation.copy_from_slice(&Digest::of(&index.to_le_bytes()).as_bytes()[..16]);
+        let identity = Identity { site: site_id(index), role, installation };
+        let machine = ParticipantMachine::new(identity.clone());
+        Self {
+            identity,
+            shadow: machine.clone(),
+            machine,
+            snapshot: None,
+            journal: String::new(),
+            events: 0,
+            artifacts: BTreeSet::new(),
+            outbox: BTreeMap::new(),
+            rotten: BTreeSet::new(),
+            up: true,
+            incarnation: 0,
+            link: None,
+            timers: BTreeMap::new(),
+            training: None,
+            mending: None,
+            evaluating: None,
+            dialing: false,
+            manifest: 0,
+            withdrawn: false,
+            failing: 0,
+            clock: 0,
+            fuse: None,
+            write_fuse: None,
+        }
+    }
+
+    pub(super) fn evaluates(&self) -> bool {
+        self.identity.role == Role::Evaluator
+    }
+
+    /// Writes the event to the journal.
+    pub(super) fn write(&mut self, event: &Event, at: Timestamp) {
+        let line = line_of(event, at);
+        let read: Entry<Event> = serde_json::from_str(&line).expect("a journal line is an event");
+        self.shadow.tick(read.event, read.at);
+        self.journal.push_str(&line);
+        self.journal.push('\n');
+        self.events += 1;
+    }
+
+    /// Writes half of the event's line, and is killed.
+    pub(super) fn tear(&mut self, event: &Event, at: Timestamp) {
+        let line = line_of(event, at);
+        self.journal.extend(line.chars().take(line.len() / 2));
+    }
+
+    pub(super) fn wants_snapshot(&self) -> bool {
+        self.events > EVENTS_PER_SNAPSHOT && self.machine.status().phase == "idle"
+    }
+
+    /// Puts a snapshot in the place of the events. The real files change over by one rename.
+    pub(super) fn keep_snapshot(&mut self) {
+        self.snapshot = Some(serde_json::to_string(&self.machine.snapshot()).expect("a snapshot is JSON"));
+        self.journal.clear();
+        self.events = 0;
+    }
+
+    pub(super) fn replay_agrees(&self) -> bool {
+        self.shadow == self.machine
+    }
+
+    /// The process is gone; the disk stays.
+    pub(super) fn die(&mut self) {
+        self.up = false;
+        self.incarnation += 1;
+        self.timers.clear();
+        (self.link, self.training, self.mending, self.evaluating) = (None, None, None, None);
+        (self.fuse, self.write_fuse, self.dialing) = (None, None, false);
+    }
+
+    /// A new process on the old disk; it must be what died.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn revive(&mut self, keeps_torn_line: bool) -> Result<(), String> {
+        let name = &self.identity.site;
+        if !keeps_torn_line {
+            let whole = self.journal.rfind('\n').map_or(0, |at| at + 1);
+            self.journal.truncate(whole);
+        }
+        let snapshot: Option<Snapshot> =
+            self.snapshot.as_ref().map(|text| serde_json::from_str(text).expect("a snapshot reads back"));
+        let entries: Result<Vec<Entry<Event>>, _> = self.journal.lines().map(serde_json::from_str).collect();
+        let entries = entries.map_err(|error| format!("the journal of {name} cannot be read: {error}"))?;
+        let replayed = ParticipantMachine::replay(&self.identity, snapshot, entries);
+        let machine = replayed.map_err(|error| format!("{name} cannot go on: {error}"))?;
+        let same = machine == self.machine;
+        self.machine = machine;
+        self.up = true;
+        if same { Ok(()) } else { Err(format!("{} came back as another than it was", self.identity.site)) }
+    }
+
+    /// Nothing left to do.
+    pub(super) fn at_rest(&self) -> bool {
+        let status = self.machine.status();
+        self.up
+            && status.connected
+            && status.phase == "idle"
+            && status.evaluation == "idle"
+            && self.outbox.is_empty()
+    }
+}
+
+fn line_of(event: &Event, at: Timestamp) -> String {
+    serde_json::to_string(&Entry { at, event: event.clone() }).expect("an event is JSON")
+}

@@ -1,0 +1,78 @@
+//! What happened in one federation, or in many: the proof that the troubles did come.
+
+use std::ops::AddAssign;
+
+use serde::Serialize;
+
+/// What happened in one federation, or in many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Federations.
+    pub federations: u64,
+    /// Their sites.
+    pub sites: u64,
+    /// Things that happened, one by one.
+    pub steps: u64,
+    /// Rounds committed.
+    pub rounds: u64,
+    /// Federations in which every trainer took part in every round: their model is that of the undisturbed run.
+    pub whole: u64,
+    /// Processes killed.
+    pub crashes: u64,
+    /// Of these, at a durable write.
+    pub at_writes: u64,
+    /// Of these, with half a line in the journal.
+    pub torn: u64,
+    /// Messages lost, in partitions too.
+    pub lost: u64,
+    /// Messages that arrived twice.
+    pub duplicated: u64,
+    /// Sites cut off.
+    pub partitioned: u64,
+    /// Updates refused.
+    pub refused: u64,
+    /// Updates sent again and answered.
+    pub answered_again: u64,
+    /// Trainings, evaluations, aggregations and commits that failed.
+    pub faults: u64,
+    /// Stored updates that turned into something else and were found out.
+    pub corrupt: u64,
+    /// Lies told.
+    pub lies: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        for ((_, mine), (_, its)) in self.fields_mut().into_iter().zip(other.fields()) {
+            *mine += its;
+        }
+    }
+}
+
+impl Tally {
+    /// Each number with its name.
+    pub fn fields(mut self) -> [(&'static str, u64); 16] {
+        self.fields_mut().map(|(name, number)| (name, *number))
+    }
+
+    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 16] {
+        [
+            ("federations", &mut self.federations),
+            ("sites", &mut self.sites),
+            ("steps", &mut self.steps),
+            ("rounds", &mut self.rounds),
+            ("whole", &mut self.whole),
+            ("crashes", &mut self.crashes),
+            ("at durable writes", &mut self.at_writes),
+            ("torn lines", &mut self.torn),
+            ("messages lost", &mut self.lost),
+            ("messages doubled", &mut self.duplicated),
+            ("sites cut off", &mut self.partitioned),
+            ("updates refused", &mut self.refused),
+            ("answered again", &mut self.answered_again),
+            ("faults", &mut self.faults),
+            ("corrupt updates", &mut self.corrupt),
+            ("lies", &mut self.lies),
+        ]
+    }
+}

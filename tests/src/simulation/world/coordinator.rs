@@ -1,0 +1,197 @@
+//! The coordinator's process: driven as the binary does, killed and rebuilt from its journal.
+
+use common::evaluation;
+use common::ids::{ModelHash, RoundId, SiteId};
+use common::participant;
+use common::round::{Action, Event, Fact};
+
+use super::{CoordinatorWork, Happening, Reply, World};
+use crate::simulation::arithmetic::study;
+use crate::simulation::coverage::{Transition, of_rounds};
+use crate::simulation::fuse::{Fuse, Moment};
+use crate::simulation::sabotage::Sabotage;
+
+impl World {
+    /// One more thing done; true when it was the process's last.
+    pub(super) fn coordinator_burns(&mut self) -> bool {
+        match &mut self.coordinator.fuse {
+            Some(0) => {
+                self.kill_coordinator();
+                true
+            }
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// One durable write, by a rename or in a transaction: whether it took place and the process lives on. A process that
+    /// dies in it is killed here, before or after `written`.
+    pub(super) fn coordinator_writes(&mut self, written: impl FnOnce(&mut Self)) -> bool {
+        let dies = Fuse::burn(&mut self.coordinator.write_fuse);
+        if dies.is_none_or(Moment::wrote) {
+            written(self);
+        }
+        if dies.is_some() {
+            self.tally.at_writes += 1;
+            self.kill_coordinator();
+        }
+        dies.is_none()
+    }
+
+    pub(super) fn kill_coordinator(&mut self) {
+        self.tally.crashes += 1;
+        let links = self.coordinator.die();
+        let delay = self.soon(60_000);
+        self.at(delay, Happening::ReviveCoordinator);
+        for (site, link) in links {
+            self.cut_at(site, link);
+        }
+    }
+
+    pub(super) fn revive_coordinator(&mut self) {
+        let same = self.coordinator.revive();
+        self.books.check(same, || "the coordinator that came back is not the one that died".to_owned());
+        self.feed_evaluation(evaluation::Event::Restarted);
+        self.feed(Event::Restarted);
+    }
+
+    pub(super) fn feed(&mut self, event: Event) {
+        if !self.coordinator.up || self.coordinator_burns() {
+            return;
+        }
+        let mut actions = Vec::new();
+        if !self.coordinator_writes(|world| actions = world.tick(event)) {
+            return;
+        }
+        for action in actions {
+            if !self.coordinator.up || self.coordinator_burns() {
+                return;
+            }
+            self.execute(action);
+        }
+    }
+
+    /// Journal, then machine. The journal has the event, whether or not the process lives to execute the actions.
+    fn tick(&mut self, event: Event) -> Vec<Action> {
+        let forgotten =
+            self.sabotage == Sabotage::ForgetUpdates && matches!(event, Event::UpdateStored { .. });
+        if !forgotten {
+            self.coordinator.write(&event, self.now);
+        }
+        let name = event.name();
+        let before = self.coordinator.rounds.status();
+        let widens = event == Event::Resume && before.phase == "quorum-missing" && before.paused.is_none();
+        let actions = self.coordinator.rounds.tick(event, self.now).unwrap_or_default();
+        let after = self.coordinator.rounds.status();
+        let (from, to) = (of_rounds(&before), of_rounds(&after));
+        self.coverage.note(Transition { machine: "rounds", from, event: name, to });
+        let agrees = self.coordinator.replay_agrees();
+        self.books.check(agrees, || "the coordinator's journal does not give its state".to_owned());
+        self.observe(&actions, widens, after.round);
+        actions
+    }
+
+    /// Keeps the books.
+    fn observe(&mut self, actions: &[Action], widens: bool, round: RoundId) {
+        for action in actions {
+            match action {
+                Action::Report(Fact::RoundOpened { round, .. }) => self.note_asked(*round),
+                Action::Report(Fact::UpdateDuplicated { .. }) => self.tally.answered_again += 1,
+                _ => {}
+            }
+        }
+        if widens {
+            self.note_asked(round);
+        }
+    }
+
+    fn note_asked(&mut self, round: RoundId) {
+        let ready = self.coordinator.rounds.status().ready;
+        let known = |site: &SiteId| Some((site.clone(), self.registered.get(site)?.clone()));
+        let manifests = ready.iter().filter_map(known).collect();
+        self.books.asked(round, &manifests);
+    }
+
+    fn execute(&mut self, action: Action) {
+        match action {
+            Action::OpenRound { task, to } => {
+                self.books.announced(task.base, "a base");
+                for site in to {
+                    self.notice(&site, participant::Event::RoundOpened { task: task.clone() });
+                }
+            }
+            Action::CloseRound { round, model, .. } => self.close_round(round, model),
+            Action::Acknowledge { site, round, attempt, update } => {
+                // The receipt is a row of the store before it is given.
+                if self.coordinator_writes(|_| {}) {
+                    self.books.receipt(&site, round, attempt, update);
+                    self.notice(&site, participant::Event::Receipt { attempt });
+                }
+            }
+            Action::Refuse { site, attempt, rejection } => {
+                self.tally.refused += 1;
+                let code = rejection.code().to_owned();
+                self.notice(&site, participant::Event::Refused { attempt, code });
+            }
+            Action::Aggregate { round, base, mut terms, .. } => {
+                if self.sabotage == Sabotage::CountTwice {
+                    terms.extend(terms.first().cloned());
+                }
+                if self.sabotage == Sabotage::MixRounds {
+                    self.books.mix_rounds(round, &mut terms);
+                }
+                if self.sabotage == Sabotage::WeighAgain {
+                    self.weigh_again(&mut terms);
+                }
+                self.books.aggregating(round, base, &terms);
+                self.work(CoordinatorWork::Aggregate { round, base, terms });
+            }
+            Action::Commit { round, model } => {
+                if self.sabotage == Sabotage::AnnounceBeforeDurable {
+                    self.close_round(round, Some(model));
+                }
+                self.work(CoordinatorWork::Commit { round, model });
+            }
+            Action::Evaluate { round, model } => {
+                self.books.announced(model, "a candidate");
+                self.feed_evaluation(evaluation::Event::Requested { round, model });
+            }
+            Action::AnnouncePaused { to, .. } => {
+                for site in to {
+                    self.notice(&site, participant::Event::StudyPaused { study: study() });
+                }
+            }
+            Action::AnnounceFinished { model } => {
+                self.books.announced(model, "the result");
+                for site in self.coordinator.links.keys().copied().collect::<Vec<_>>() {
+                    if self.coordinator.rounds.is_over_for(self.sites[site].identity.role) {
+                        self.reply(site, Reply::Notice(participant::Event::StudyFinished { study: study() }));
+                    }
+                }
+            }
+            Action::SetTimer { timer, at } => {
+                if self.sabotage != Sabotage::ForgetTimers {
+                    self.coordinator.timers.insert(timer, at);
+                    let delay = at.0.saturating_sub(self.now.0);
+                    self.at(delay, Happening::RoundTimer { timer, at });
+                }
+            }
+            Action::ClearTimer(timer) => {
+                self.coordinator.timers.remove(&timer);
+            }
+            Action::Report(_) => {}
+        }
+    }
+
+    fn close_round(&mut self, round: RoundId, model: Option<ModelHash>) {
+        if let Some(model) = model {
+            self.books.announced(model, "a new model");
+        }
+        for site in self.coordinator.links.keys().copied().collect::<Vec<_>>() {
+            self.reply(site, Reply::Notice(participant::Event::RoundClosed { study: study(), round }));
+        }
+    }
+}

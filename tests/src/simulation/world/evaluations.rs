@@ -1,0 +1,71 @@
+//! The evaluation machine, beside the rounds.
+
+use common::evaluation::{Action, Event};
+use common::participant;
+use common::round;
+
+use super::{Happening, World};
+use crate::simulation::arithmetic::study;
+use crate::simulation::coverage::{Transition, name_of};
+
+impl World {
+    pub(super) fn feed_evaluation(&mut self, event: Event) {
+        if !self.coordinator.up || self.coordinator_burns() {
+            return;
+        }
+        let mut actions = Vec::new();
+        if !self.coordinator_writes(|world| actions = world.tick_evaluation(event)) {
+            return;
+        }
+        for action in actions {
+            if !self.coordinator.up || self.coordinator_burns() {
+                return;
+            }
+            self.execute_evaluation(action);
+        }
+    }
+
+    fn tick_evaluation(&mut self, event: Event) -> Vec<Action> {
+        let coordinator = &mut self.coordinator;
+        coordinator.write_evaluation(&event, self.now);
+        let (name, from) = (name_of(&event), coordinator.evaluation_phase());
+        if let Event::Requested { model, .. } | Event::Promoted { model, .. } = event {
+            coordinator.asked = Some(model);
+        }
+        let actions = coordinator.evaluation.tick(event, self.now);
+        for action in &actions {
+            match action {
+                Action::SetTimer { .. } => coordinator.gate_closed = true,
+                Action::ClearTimer(_) => coordinator.gate_closed = false,
+                _ => {}
+            }
+        }
+        let to = coordinator.evaluation_phase();
+        self.coverage.note(Transition { machine: "evaluations", from, event: name, to });
+        actions
+    }
+
+    fn execute_evaluation(&mut self, action: Action) {
+        match action {
+            Action::RequestEvaluation { to, round, model } => {
+                self.books.announced(model, "a model to evaluate");
+                self.notice(&to, participant::Event::EvaluationRequested { study: study(), round, model });
+            }
+            Action::OpenGate { model, .. } => self.feed(round::Event::GateOpened { model }),
+            Action::Acknowledge { site, model, .. } => {
+                self.notice(&site, participant::Event::ReportReceipt { model });
+            }
+            Action::Refuse { site, model, rejection } => {
+                let code = rejection.code().to_owned();
+                self.notice(&site, participant::Event::ReportRefused { model, code });
+            }
+            Action::SetTimer { at, .. } => {
+                self.coordinator.gate_timer = Some(at);
+                let delay = at.0.saturating_sub(self.now.0);
+                self.at(delay, Happening::GateTimer { at });
+            }
+            Action::ClearTimer(_) => self.coordinator.gate_timer = None,
+            Action::Report(_) => {}
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What the scenario does to the federation.
+
+use common::evaluation;
+use common::ids::RoundId;
+use common::participant;
+use common::round::Event;
+
+use super::{Happening, World};
+use crate::simulation::arithmetic::{artifact, embeddings, study};
+use crate::simulation::fuse::Fuse;
+use crate::simulation::scenario::Op;
+
+impl World {
+    pub(super) fn next_op(&mut self) {
+        let Some(op) = self.scenario.ops.get(self.next_op).cloned() else { return self.calm() };
+        self.next_op += 1;
+        let delay = if let Op::Advance { ms } = op { ms } else { 0 };
+        self.at(delay, Happening::NextOp);
+        match op {
+            Op::Advance { .. } => {}
+            Op::Weather { lose, double, delay_ms } => {
+                (self.lose, self.double, self.delay_ms) = (lose, double, delay_ms);
+            }
+            Op::Disconnect { site } => self.cut(site),
+            Op::Partition { sites, ms } => self.cut_off(&sites, ms),
+            Op::CrashSiteAfter { site, actions } => self.sites[site].fuse = Some(actions),
+            Op::CrashCoordinatorAfter { actions } => self.coordinator.fuse = Some(actions),
+            Op::CrashSiteAtWrite { site, writes, moment } => {
+                self.sites[site].write_fuse = Some(Fuse { writes, moment });
+            }
+            Op::CrashCoordinatorAtWrite { writes, moment } => {
+                self.coordinator.write_fuse = Some(Fuse { writes, moment });
+            }
+            Op::FailWork { site, times } => self.sites[site].failing = times,
+            Op::FillStorage { times } => self.failing_commits = times,
+            Op::FailAggregation { fault } => self.failing_aggregation = Some(fault),
+            Op::CorruptUpdate { pick } => self.corrupt_update(pick),
+            Op::CorruptOutbox { site } => {
+                let site = &mut self.sites[site];
+                site.rotten = site.outbox.keys().copied().collect();
+            }
+            Op::SlowDisk { ms } => self.disk_ms = ms,
+            Op::StepClock { site, ms } => self.sites[site].clock = ms,
+            Op::Pause => self.feed(Event::Pause),
+            Op::Resume => self.feed(Event::Resume),
+            Op::Abort => self.feed(Event::Abort),
+            Op::Promote => self.promote(),
+            Op::ChangeManifest { site } => self.sites[site].manifest += 1,
+            Op::Withdraw { site } => {
+                self.sites[site].withdrawn = true;
+                self.feed_site(site, participant::Event::StudyRefused { study: study() });
+            }
+            Op::Approve { site } => self.approve(site),
+            Op::Hostile { site, lie } => self.lie(site, lie),
+        }
+    }
+
+    /// The faults stop, and the operators put right what is theirs to put right.
+    fn calm(&mut self) {
+        self.calm_since.get_or_insert(self.now);
+        (self.lose, self.double, self.delay_ms, self.disk_ms) = (0, 0, 200, 0);
+        self.cut_off.clear();
+        self.failing_aggregation = None;
+        // From a backup: nothing asks a site again for an update that has its receipt.
+        for ((_, update), blob) in &mut self.coordinator.spool {
+            blob.content = *update;
+        }
+        let paused = self.coordinator.rounds.status().paused;
+        if self.coordinator.up && paused.is_some() {
+            self.feed(Event::Resume);
+        }
+        for site in 0..self.sites.len() {
+            if self.sites[site].up && self.sites[site].withdrawn {
+                self.approve(site);
+            }
+            self.ask_again(site);
+        }
+        self.at(600_000, Happening::NextOp);
+    }
+
+    fn approve(&mut self, site: usize) {
+        self.sites[site].withdrawn = false;
+        let needs = [embeddings()].into();
+        self.feed_site(site, participant::Event::StudyApproved { study: study(), needs, takes_late: false });
+    }
+
+    /// An evaluator that gave a model up is asked about it at its next connection alone: its operator starts it again.
+    fn ask_again(&mut self, site: usize) {
+        let idle = self.sites[site].machine.status().evaluation == "idle";
+        let Some(model) = self.books.model_of(RoundId(self.scenario.rounds)) else { return };
+        let owes = self.coordinator.evaluation.pending(&model).contains(&self.sites[site].identity.site);
+        if idle && owes {
+            self.cut(site);
+        }
+    }
+
+    /// The operator promotes the last durable model, if there is one.
+    fn promote(&mut self) {
+        let round = RoundId(self.books.rounds());
+        if let Some(model) = self.books.model_of(round).filter(|_| round.0 > 0) {
+            self.feed_evaluation(evaluation::Event::Promoted { round, model });
+        }
+    }
+
+    /// One of the open round's stored updates is not what it was.
+    fn corrupt_update(&mut self, pick: usize) {
+        let round = self.coordinator.rounds.status().round;
+        let open = self.coordinator.spool.values_mut().filter(|blob| blob.round == round);
+        let mut open: Vec<_> = open.collect();
+        if !open.is_empty() {
+            let pick = pick % open.len();
+            open[pick].content = artifact(&format!("rot {}", self.sequence));
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! A site's heavy work: training, its outbox, evaluating.
+
+use common::ids::{AttemptId, ModelHash};
+use common::participant::Event;
+use common::round::{RoundTask, UpdateOffer};
+
+use super::{Request, Work, World};
+use crate::simulation::arithmetic::{embeddings, report_of, update_of};
+
+impl World {
+    pub(super) fn train(&mut self, site: usize, task: RoundTask, attempt: AttemptId) {
+        let running = self.sites[site].training;
+        self.books.check(running.is_none_or(|running| running == attempt), || {
+            format!("site {site} trains {attempt} while it trains {running:?}")
+        });
+        if running != Some(attempt) {
+            self.sites[site].training = Some(attempt);
+            self.site_job(site, 120_000, Work::Train { task, attempt });
+        }
+    }
+
+    /// Offers what is in the outbox. A file that is not what it was cannot be sent: that is a failure, and the site trains
+    /// again what it has lost, which gives the same bits.
+    pub(super) fn offer(&mut self, site: usize, offer: UpdateOffer) {
+        let attempt = offer.attempt;
+        let there = self.sites[site].outbox.get(&attempt) == Some(&offer.update);
+        self.books.check(there, || format!("site {site} offers what is not in its outbox"));
+        if !self.sites[site].rotten.contains(&attempt) {
+            return self.request(site, Request::Offer { offer }, Some(Event::UploadFailed { attempt }));
+        }
+        self.tally.faults += 1;
+        self.site_job_at(site, 100, Work::GiveUp { failed: Event::UploadFailed { attempt } });
+        if self.sites[site].mending.replace(attempt) != Some(attempt) {
+            self.site_job(site, 120_000, Work::Mend { offer });
+        }
+    }
+
+    pub(super) fn site_work(&mut self, site: usize, work: Work) {
+        match work {
+            Work::Approve { study } => {
+                let needs = [embeddings()].into();
+                self.feed_site(site, Event::StudyApproved { study, needs, takes_late: false });
+            }
+            Work::Train { task, attempt } => self.trained(site, &task, attempt),
+            Work::Mend { offer } => self.mended(site, &offer),
+            Work::Evaluate { model } => self.evaluated(site, model),
+            Work::GiveUp { failed } => self.feed_site(site, failed),
+        }
+    }
+
+    fn trained(&mut self, site: usize, task: &RoundTask, attempt: AttemptId) {
+        if self.sites[site].training.take_if(|running| *running == attempt).is_none() {
+            return;
+        }
+        if self.fails(site) {
+            return self.feed_site(site, Event::TrainingFailed { attempt });
+        }
+        let update = update_of(&self.sites[site].identity.site, task.round, task.base);
+        // What an earlier process left in the outbox is these very bits.
+        let lives = self.site_writes(site, |site| {
+            site.rotten.remove(&attempt);
+            site.outbox.insert(attempt, update);
+        });
+        if lives {
+            self.feed_site(site, Event::Trained { attempt, update, steps: task.steps });
+        }
+    }
+
+    fn mended(&mut self, site: usize, offer: &UpdateOffer) {
+        self.sites[site].mending.take_if(|running| *running == offer.attempt);
+        if !self.sites[site].outbox.contains_key(&offer.attempt) {
+            return;
+        }
+        let again = update_of(&self.sites[site].identity.site, offer.round, offer.base);
+        self.books.check(again == offer.update, || format!("site {site} trained again and got other bits"));
+        self.site_writes(site, |site| {
+            site.rotten.remove(&offer.attempt);
+        });
+    }
+
+    fn evaluated(&mut self, site: usize, model: ModelHash) {
+        self.sites[site].evaluating.take_if(|running| *running == model);
+        if self.fails(site) {
+            return self.feed_site(site, Event::EvaluationFailed { model });
+        }
+        let report = report_of(&self.sites[site].identity.site, model);
+        // The signed report is a file of its own.
+        if self.site_writes(site, |_| {}) {
+            self.feed_site(site, Event::Evaluated { model, report });
+        }
+    }
+
+    /// Whether the scenario wants this piece of work to fail.
+    fn fails(&mut self, site: usize) -> bool {
+        let failing = &mut self.sites[site].failing;
+        let fails = *failing > 0;
+        if fails {
+            *failing -= 1;
+            self.tally.faults += 1;
+        }
+        fails
+    }
+}

@@ -1,0 +1,82 @@
+//! The coordinator's heavy work: aggregating and committing, on a disk that can be slow, full or rotten.
+
+use common::aggregate::weights::site_weights;
+use common::ids::{ArtifactHash, ModelHash, RoundId, SiteId};
+use common::round::{Event, Fault, Term};
+
+use super::{CoordinatorWork, Happening, World};
+use crate::simulation::arithmetic::aggregate;
+use crate::simulation::invariants::MAX_SITE_WEIGHT;
+use crate::simulation::sabotage::Sabotage;
+
+impl World {
+    /// One job at a time; asked for again while it runs, it is not begun again.
+    pub(super) fn work(&mut self, work: CoordinatorWork) {
+        if !self.coordinator.working {
+            self.coordinator.working = true;
+            let delay = self.soon(20_000) + self.disk();
+            let incarnation = self.coordinator.incarnation;
+            self.at(delay, Happening::CoordinatorWork { incarnation, work });
+        }
+    }
+
+    pub(super) fn coordinator_work(&mut self, work: CoordinatorWork) {
+        match work {
+            CoordinatorWork::Aggregate { round, base, terms } => self.aggregate(round, base, &terms),
+            CoordinatorWork::Commit { round, .. } if self.failing_commits > 0 => {
+                self.failing_commits -= 1;
+                self.tally.faults += 1;
+                self.feed(Event::CommitFailed { round, fault: Fault::StorageFull });
+            }
+            CoordinatorWork::Commit { round, model } => self.commit(round, model),
+        }
+    }
+
+    fn aggregate(&mut self, round: RoundId, base: ModelHash, terms: &[Term]) {
+        if let Some(fault) = self.failing_aggregation.take() {
+            self.tally.faults += 1;
+            return self.feed(Event::AggregationFailed { round, fault });
+        }
+        // What is stored is checked again as it is read: a restart or a disk may lie between.
+        let rotten = |term: &Term| self.coordinator.content_of(&term.site, term.update) != Some(term.update);
+        if terms.iter().any(rotten) && self.sabotage != Sabotage::TrustTheDisk {
+            self.tally.corrupt += 1;
+            return self.feed(Event::AggregationFailed { round, fault: Fault::Storage });
+        }
+        let summand = |term: &Term| -> (SiteId, ArtifactHash, f64) {
+            let content = self.coordinator.content_of(&term.site, term.update);
+            (term.site.clone(), content.unwrap_or(term.update), term.share)
+        };
+        let model = aggregate(base, terms.iter().map(summand));
+        // The model's file is durable here; whether it counts is for the commit.
+        if self.coordinator_writes(|_| {}) {
+            self.feed(Event::Aggregated { round, model });
+        }
+    }
+
+    fn commit(&mut self, round: RoundId, model: ModelHash) {
+        if self.sabotage == Sabotage::CommitBeforeDurable {
+            self.feed(Event::Committed { round, model });
+        }
+        let lives = self.coordinator_writes(|world| {
+            world.books.committed(round, model);
+            world.coordinator.artifacts.insert(model);
+        });
+        if lives {
+            self.feed(Event::Committed { round, model });
+        }
+        if self.coordinator.up {
+            self.coordinator_writes(|world| world.coordinator.keep_snapshot());
+        }
+    }
+
+    /// Sabotage: the shares that today's manifests give.
+    pub(super) fn weigh_again(&self, terms: &mut [Term]) {
+        let known = |term: &Term| Some((term.site.clone(), self.registered.get(&term.site)?.clone()));
+        let responders = terms.iter().filter_map(known).collect();
+        let shares = site_weights(self.scenario.weighting, &responders, MAX_SITE_WEIGHT).shares;
+        for term in terms {
+            term.share = shares.get(&term.site).copied().unwrap_or_default();
+        }
+    }
+}
