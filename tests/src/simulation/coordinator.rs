@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::evaluation::{self, EvaluationMachine};
 use common::ids::{ArtifactHash, ModelHash, RoundId, SiteId};
 use common::journal::Entry;
-use common::round::{Event, Gate, Quorum, RoundMachine, RoundPlan, Snapshot, Timer};
+use common::round::{Event, Gate, Late, Quorum, RoundMachine, RoundPlan, Snapshot, Timer};
 use common::time::Timestamp;
 
 use super::arithmetic::{embeddings, initial_model, study};

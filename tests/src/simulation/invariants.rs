@@ -213,6 +213,12 @@ impl Books {
         self.durable.get(&round).copied()
     }
 
+    /// The store lost an update that counted: its receipt is taken back, and the round is made of others.
+    pub(super) fn lost(&mut self, round: RoundId, site: &SiteId) {
+        self.receipts.remove(&(round, site.clone()));
+        self.terms.remove(&round);
+    }
+
     /// A counted update of a site in the last rounds, for a liar to imitate.
     pub(super) fn receipt_of(&self, site: &SiteId) -> Option<(RoundId, AttemptId)> {
         self.receipts.iter().rev().find(|((_, known), _)| known == site).map(|((round, _), at)| (*round, *at))

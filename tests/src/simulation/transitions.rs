@@ -60,6 +60,7 @@ rounds quorum-missing pause paused
 rounds quorum-missing abort aborted
 rounds aggregating aggregated committing
 rounds aggregating aggregation-failed paused
+rounds aggregating update-lost collecting
 rounds aggregating update-stored aggregating
 rounds aggregating site-ready aggregating
 rounds aggregating site-gone aggregating

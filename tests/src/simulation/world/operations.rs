@@ -61,10 +61,6 @@ impl World {
         (self.lose, self.double, self.delay_ms, self.disk_ms) = (0, 0, 200, 0);
         self.cut_off.clear();
         self.failing_aggregation = None;
-        // From a backup: nothing asks a site again for an update that has its receipt.
-        for ((_, update), blob) in &mut self.coordinator.spool {
-            blob.content = *update;
-        }
         let paused = self.coordinator.rounds.status().paused;
         if self.coordinator.up && paused.is_some() {
             self.feed(Event::Resume);

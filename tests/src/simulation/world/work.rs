@@ -38,10 +38,11 @@ impl World {
             return self.feed(Event::AggregationFailed { round, fault });
         }
         // What is stored is checked again as it is read: a restart or a disk may lie between.
-        let rotten = |term: &Term| self.coordinator.content_of(&term.site, term.update) != Some(term.update);
-        if terms.iter().any(rotten) && self.sabotage != Sabotage::TrustTheDisk {
+        let rotten = |term: &&Term| self.coordinator.content_of(&term.site, term.update) != Some(term.update);
+        let rotten: Vec<Term> = terms.iter().filter(rotten).cloned().collect();
+        if !rotten.is_empty() && self.sabotage != Sabotage::TrustTheDisk {
             self.tally.corrupt += 1;
-            return self.feed(Event::AggregationFailed { round, fault: Fault::Storage });
+            return self.miss(round, rotten);
         }
         let summand = |term: &Term| -> (SiteId, ArtifactHash, f64) {
             let content = self.coordinator.content_of(&term.site, term.update);
@@ -51,6 +52,20 @@ impl World {
         // The model's file is durable here; whether it counts is for the commit.
         if self.coordinator_writes(|_| {}) {
             self.feed(Event::Aggregated { round, model });
+        }
+    }
+
+    /// Moves what is rotten away, and has the sites asked again.
+    fn miss(&mut self, round: RoundId, rotten: Vec<Term>) {
+        for Term { site, attempt, update, .. } in rotten {
+            let lives = self.coordinator_writes(|world| {
+                world.coordinator.spool.remove(&(site.clone(), update));
+            });
+            if !lives {
+                return;
+            }
+            self.books.lost(round, &site);
+            self.feed(Event::UpdateLost { site, round, attempt });
         }
     }
 
