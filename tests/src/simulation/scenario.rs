@@ -264,9 +264,9 @@ impl Scenario {
 fn op(rng: &mut ChaCha8Rng, sites: usize) -> Op {
     let site = rng.random_range(0..sites);
     match rng.random_range(0..100) {
-        0..=24 => Op::Advance { ms: rng.random_range(0..300_000) },
+        0..=20 => Op::Advance { ms: rng.random_range(0..300_000) },
         25..=28 => Op::Advance { ms: rng.random_range(0..2_000) },
-        29..=31 => Op::ChangeManifest { site },
+        21..=24 | 29..=31 => Op::ChangeManifest { site },
         32..=41 => Op::Weather {
             lose: rng.random_range(0..40),
             double: rng.random_range(0..40),

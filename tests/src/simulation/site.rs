@@ -29,6 +29,8 @@ pub(super) struct Site {
     pub(super) outbox: BTreeMap<AttemptId, ArtifactHash>,
     /// Attempts whose file in the outbox is not what it was.
     pub(super) rotten: BTreeSet<AttemptId>,
+    /// What its operator decided about the study, if anything.
+    pub(super) approved: Option<bool>,
     // The process: lost in a crash.
     pub(super) up: bool,
     pub(super) incarnation: u32,
@@ -42,7 +44,6 @@ pub(super) struct Site {
     pub(super) dialing: bool,
     // The operator and the faults.
     pub(super) manifest: u32,
-    pub(super) withdrawn: bool,
     pub(super) failing: u32,
     /// How far this site's clock is ahead, milliseconds.
     pub(super) clock: i64,
@@ -77,7 +78,7 @@ impl Site {
             evaluating: None,
             dialing: false,
             manifest: 0,
-            withdrawn: false,
+            approved: None,
             failing: 0,
             clock: 0,
             fuse: None,

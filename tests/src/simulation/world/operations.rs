@@ -47,7 +47,7 @@ impl World {
             Op::Promote => self.promote(),
             Op::ChangeManifest { site } => self.sites[site].manifest += 1,
             Op::Withdraw { site } => {
-                self.sites[site].withdrawn = true;
+                self.sites[site].approved = Some(false);
                 self.feed_site(site, participant::Event::StudyRefused { study: study() });
             }
             Op::Approve { site } => self.approve(site),
@@ -61,12 +61,14 @@ impl World {
         (self.lose, self.double, self.delay_ms, self.disk_ms) = (0, 0, 200, 0);
         self.cut_off.clear();
         self.failing_aggregation = None;
-        let paused = self.coordinator.rounds.status().paused;
-        if self.coordinator.up && paused.is_some() {
+        let status = self.coordinator.rounds.status();
+        // Of a round whose sites all withdrew, too: it asks those that came later.
+        let stuck = status.paused.is_some() || status.phase == "quorum-missing";
+        if self.coordinator.up && stuck {
             self.feed(Event::Resume);
         }
         for site in 0..self.sites.len() {
-            if self.sites[site].up && self.sites[site].withdrawn {
+            if self.sites[site].up && self.sites[site].approved == Some(false) {
                 self.approve(site);
             }
             self.ask_again(site);
@@ -74,8 +76,8 @@ impl World {
         self.at(600_000, Happening::NextOp);
     }
 
-    fn approve(&mut self, site: usize) {
-        self.sites[site].withdrawn = false;
+    pub(super) fn approve(&mut self, site: usize) {
+        self.sites[site].approved = Some(true);
         let needs = [embeddings()].into();
         self.feed_site(site, participant::Event::StudyApproved { study: study(), needs, takes_late: false });
     }

@@ -38,6 +38,7 @@ impl World {
     pub(super) fn site_work(&mut self, site: usize, work: Work) {
         match work {
             Work::Approve { study } => {
+                self.sites[site].approved = Some(true);
                 let needs = [embeddings()].into();
                 self.feed_site(site, Event::StudyApproved { study, needs, takes_late: false });
             }

@@ -4,6 +4,7 @@ use common::participant::{Action, Event};
 use common::time::Timestamp;
 
 use super::{Happening, Request, Work, World};
+use crate::simulation::arithmetic::study;
 use crate::simulation::coverage::{Transition, of_site};
 use crate::simulation::fuse::{Fuse, Moment};
 use crate::simulation::sabotage::Sabotage;
@@ -56,6 +57,12 @@ impl World {
             return self.books.check(false, || broken);
         }
         self.feed_site(site, Event::Restarted);
+        // The driver looks at what was decided meanwhile.
+        match self.sites[site].approved {
+            Some(true) => self.approve(site),
+            Some(false) => self.feed_site(site, Event::StudyRefused { study: study() }),
+            None => {}
+        }
         self.dial_in(site, 10_000);
     }
 
