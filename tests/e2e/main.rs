@@ -1,6 +1,6 @@
 //! The whole as hospitals run it: both programs as processes, over QUIC with mutual TLS, each with its own folder.
 //!
-//! [`survival`] kills them in mid-round, [`refusals`] knocks where it may not come in, [`demo`] watches the demo come to
+//! [`survival`] kills them in mid-round, [`kills`] wherever a seed or a failpoint says, [`refusals`] knocks where it may not come in, [`demo`] watches the demo come to
 //! its end, good or bad, [`hospital`] types what a hospital's people type, [`cross_site`] leaves each site out once,
 //! [`finetune`] trains for other classes, [`storage`] fills disks and changes what is on them, [`tcp`] has no UDP.
 //! Whatever a test waits for is a line that a process says, with a deadline; no process outlives its test.
@@ -10,6 +10,7 @@ mod demo;
 mod finetune;
 mod harness;
 mod hospital;
+mod kills;
 mod refusals;
 mod storage;
 mod survival;

@@ -11,7 +11,7 @@ use coordinator::progress::Line;
 use coordinator::report::ReportData;
 use tempfile::TempDir;
 
-use super::process::{Finished, Process, command, finish};
+use super::process::{FAILPOINT, Finished, Process, command, finish};
 
 /// A coordinator and the folders of its sites.
 pub(crate) struct Consortium {
@@ -38,11 +38,8 @@ impl Consortium {
         let folder = tempfile::tempdir().expect("a folder");
         let init = ["init", "--consortium", name, "--listen", "127.0.0.1:0"];
         finish(coordinator(folder.path(), init)).ok();
-        let mut running = Coordinator::start(folder.path());
-        let address = running.until("its address", |line| match line {
-            Line::Listening { address, .. } => Some(address.clone()),
-            _ => None,
-        });
+        let mut running = Coordinator::start(folder.path(), None);
+        let address = running.until_listening();
         // The sites keep the address: started again, it must listen there.
         let config = folder.path().join("coordinator.toml");
         let text = fs::read_to_string(&config).expect("written by init");
@@ -53,8 +50,14 @@ impl Consortium {
     /// Kills the coordinator where it stands and starts it again; what the killed one said.
     pub(crate) fn crash_coordinator(&mut self) -> Vec<String> {
         let said = self.coordinator.0.kill();
-        self.coordinator = Coordinator::start(self.folder.path());
+        self.coordinator = Coordinator::start(self.folder.path(), None);
         said
+    }
+
+    /// Starts the coordinator again as one that ends itself at `failpoint`.
+    pub(crate) fn arm_coordinator(&mut self, failpoint: &str) {
+        self.coordinator.0.kill();
+        self.coordinator = Coordinator::start(self.folder.path(), Some(failpoint));
     }
 
     /// Runs a command of the operator.
@@ -101,13 +104,23 @@ impl Consortium {
 }
 
 impl Coordinator {
-    fn start(folder: &Path) -> Self {
-        Self(Process::start("coordinator", coordinator(folder, ["run", "--json"])))
+    fn start(folder: &Path, failpoint: Option<&str>) -> Self {
+        let mut run = coordinator(folder, ["run", "--json"]);
+        run.envs(failpoint.map(|failpoint| (FAILPOINT, failpoint)));
+        Self(Process::start("coordinator", run))
     }
 
     /// Waits until something has happened.
     pub(crate) fn until<T>(&mut self, what: &str, find: impl Fn(&Line) -> Option<T>) -> T {
         self.0.until(what, |text| find(&serde_json::from_str(text).ok()?))
+    }
+
+    /// Waits until sites and commands can reach it; where sites do.
+    pub(crate) fn until_listening(&mut self) -> String {
+        self.until("its address", |line| match line {
+            Line::Listening { address } => Some(address.clone()),
+            _ => None,
+        })
     }
 
     /// Waits for a turn in a study, by its short name and part of its words; the words.
@@ -172,6 +185,21 @@ impl Site {
     /// Starts the agent.
     pub(crate) fn run(&self) -> Process {
         Process::start(&self.name, self.command(["run"]))
+    }
+
+    /// Has the agent keep every step of a round.
+    pub(crate) fn keep_every_step(&self) {
+        let path = self.path("site.toml");
+        let text = fs::read_to_string(&path).expect("written at enrolment");
+        fs::write(path, format!("{text}\n[checkpoint]\nevery_steps = 1\n")).expect("the folder is ours");
+    }
+
+    /// Starts the agent as one that also says when it has kept a step, and ends itself at `failpoint`.
+    pub(crate) fn run_to(&self, failpoint: Option<&str>) -> Process {
+        let mut run = self.command(["run"]);
+        run.env("CONSILIUM_LOG", "info,site_agent::client::checkpointing=debug");
+        run.envs(failpoint.map(|failpoint| (FAILPOINT, failpoint)));
+        Process::start(&self.name, run)
     }
 
     /// Steps of each training that came to its end, by the site's own journal.

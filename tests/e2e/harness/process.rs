@@ -1,5 +1,6 @@
 //! A program of ours as a child: its lines are read as they come and waited for; dropped, it is killed.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -12,6 +13,9 @@ use nix::unistd::Pid;
 
 /// How long a test waits for a line. Long, because a few cores may be shared by many tests; nothing waits it out.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Names the point at which a process of a test build ends itself, as `kill -9` would (docs/decisions/0018).
+pub(crate) const FAILPOINT: &str = "CONSILIUM_FAILPOINT";
 
 /// One of our two programs, as the workspace's test build leaves it: beside the folder of the test executables.
 ///
@@ -31,6 +35,7 @@ pub(crate) fn command<A: AsRef<std::ffi::OsStr>>(name: &str, args: impl IntoIter
         .args(args)
         .env(DIE_WITH_PARENT, std::process::id().to_string())
         .env_remove("CONSILIUM_LOG")
+        .env_remove(FAILPOINT)
         .stdin(Stdio::null());
     command
 }
@@ -104,6 +109,26 @@ impl Process {
     /// Waits for a line with these words, and gives it.
     pub(crate) fn until_says(&mut self, words: &str) -> String {
         self.until(words, |line| line.contains(words).then(|| line.to_owned()))
+    }
+
+    /// Waits until it has said so many lines.
+    pub(crate) fn until_line(&mut self, wanted: usize) {
+        let left = Cell::new(wanted);
+        self.until(&format!("its line {wanted}"), |_| {
+            left.set(left.get().saturating_sub(1));
+            (left.get() == 0).then_some(())
+        });
+    }
+
+    /// Waits until it has ended by itself; all that it said.
+    ///
+    /// # Panics
+    /// When it goes on, or ended in order.
+    pub(crate) fn until_dead(&mut self) -> Vec<String> {
+        let said = self.rest();
+        let status = self.child.wait().expect("it is ours");
+        assert!(!status.success(), "{} ended in order: {said:#?}", self.name);
+        said
     }
 
     /// All lines so far that hold these words.
