@@ -2,11 +2,13 @@
 //!
 //! All processes are real: the coordinator is the program that is given out, a site is this program again, with the agent
 //! of the program that is given out and a trainer that only changes the weights ([`site`]). [`rounds`] times rounds,
-//! [`consortium`] sets up what runs them.
+//! [`memory`] looks at the coordinator with many sites ([`load`]), [`consortium`] sets up what runs them.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
 mod consortium;
+mod load;
+mod memory;
 mod model;
 mod peers;
 mod process;
@@ -19,7 +21,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
 use coordinator::demo::process::die_with_parent_if_asked;
 use mimalloc::MiMalloc;
-use site_agent::kernels::memory;
+use site_agent::kernels::memory::keep_blocks;
 use tracing_subscriber::EnvFilter;
 
 /// As in the agent.
@@ -38,6 +40,8 @@ struct Options {
 enum What {
     /// Time rounds of real processes: `tests/bench/rounds`.
     Rounds(rounds::Options),
+    /// Measure the coordinator's memory with many sites: `tests/bench/memory`.
+    Memory(memory::Options),
     /// Be a site.
     #[command(hide = true)]
     Site {
@@ -76,12 +80,13 @@ impl Places {
 }
 
 fn main() -> anyhow::Result<()> {
-    memory::keep_blocks();
+    keep_blocks();
     die_with_parent_if_asked();
     let filter = EnvFilter::try_from_env("CONSILIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     match Options::parse().what {
         What::Rounds(options) => rounds::run(&options),
+        What::Memory(options) => memory::run(&options),
         What::Site { config } => site::run(&config),
     }
 }
