@@ -35,6 +35,16 @@ pub(crate) enum Lane {
     Tcp,
 }
 
+impl Lane {
+    /// As a site's configuration says it; by itself, a site tries QUIC first.
+    pub(crate) const fn to_toml(self) -> &'static str {
+        match self {
+            Self::Quic => "",
+            Self::Tcp => "lane = \"tcp\"\n",
+        }
+    }
+}
+
 /// What a consortium is made for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
@@ -110,13 +120,12 @@ impl Consortium {
         Ok((coordinator, address))
     }
 
-    /// Starts this program as a site, which dials `address` over `lane`.
-    pub(crate) fn start_site(&self, site: &str, address: &str, lane: Lane) -> anyhow::Result<Process> {
+    /// Starts this program as a site, which dials `address`; `settings` are more lines of its configuration.
+    pub(crate) fn start_site(&self, site: &str, address: &str, settings: &str) -> anyhow::Result<Process> {
         let folder = self.site_folder(site);
-        let lane = if lane == Lane::Tcp { "lane = \"tcp\"\n" } else { "" };
         let config = format!(
             "coordinator = \"{address}\"\nidentity = \"identity\"\nstate = \"state\"\npolicy = \"policy.toml\"\n\
-             min_count = 1\n{lane}"
+             min_count = 1\n{settings}"
         );
         fs::write(folder.join("site.toml"), config)?;
         fs::write(folder.join("policy.toml"), POLICY)?;

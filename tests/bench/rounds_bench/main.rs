@@ -2,7 +2,7 @@
 //!
 //! All processes are real: the coordinator is the program that is given out, a site is this program again, with the agent
 //! of the program that is given out and a trainer that only changes the weights ([`site`]). [`rounds`] times rounds,
-//! [`memory`] looks at the coordinator with many sites ([`load`]), [`consortium`] sets up what runs them.
+//! [`memory`] looks at the coordinator with many sites ([`load`]), [`wan`] puts a bad line between, [`consortium`] sets up what runs them.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
@@ -14,6 +14,7 @@ mod peers;
 mod process;
 mod rounds;
 mod site;
+mod wan;
 
 use std::path::PathBuf;
 
@@ -42,6 +43,8 @@ enum What {
     Rounds(rounds::Options),
     /// Measure the coordinator's memory with many sites: `tests/bench/memory`.
     Memory(memory::Options),
+    /// Send over long, lossy and broken lines: `tests/bench/wan`.
+    Wan(wan::Options),
     /// Be a site.
     #[command(hide = true)]
     Site {
@@ -87,6 +90,7 @@ fn main() -> anyhow::Result<()> {
     match Options::parse().what {
         What::Rounds(options) => rounds::run(&options),
         What::Memory(options) => memory::run(&options),
+        What::Wan(options) => wan::run(&options),
         What::Site { config } => site::run(&config),
     }
 }

@@ -113,7 +113,7 @@ fn measure(options: &Options, params: u64, lane: Lane) -> anyhow::Result<Row> {
     let names = consortium.sites();
     let mut running = names
         .iter()
-        .map(|site| consortium.start_site(site, &address, lane))
+        .map(|site| consortium.start_site(site, &address, lane.to_toml()))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let times = watch(&mut coordinator, &mut running, started)?;
 

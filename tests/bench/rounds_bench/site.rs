@@ -11,6 +11,7 @@ use common::report::EvaluationReport;
 use common::rng::{KeyedRng, Rng};
 use common::round::RoundTask;
 use common::study::StudyDocument;
+use coordinator::progress::{Line, Progress};
 use site_agent::client::artifacts::ArtifactFolder;
 use site_agent::client::config::SiteConfig;
 use site_agent::client::driver::Agent;
@@ -25,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 const SCANS: usize = 10;
 /// Classes that it says are annotated in them.
 const CLASSES: [u8; 3] = [1, 6, 11];
+/// Said on standard output, as a turn in the study, when a round is trained.
+pub(crate) const TRAINED: &str = "trained";
 /// Longest step of the weights, relative.
 const STEP: f32 = 1e-3;
 
@@ -90,6 +93,8 @@ impl Work for Perturbation {
         let (round, steps) = (task.round, task.steps);
         let (duration, waited) = (Duration::ZERO, Duration::ZERO);
         progress(StepReport { round, step: steps, steps, loss: 1.0, duration, waited });
+        let (study, detail) = (study.study().name.clone(), format!("round {round}"));
+        Progress::Json.say(&Line::Study { study, what: TRAINED.to_owned(), detail });
         Ok(RoundOutcome { delta: tensors, steps, mean_loss: 1.0 })
     }
 
