@@ -36,10 +36,10 @@ pub(crate) enum Lane {
 }
 
 impl Lane {
-    /// As a site's configuration says it; by itself, a site tries QUIC first.
+    /// As a site's configuration says it: by itself, a site would fall back to the other.
     pub(crate) const fn to_toml(self) -> &'static str {
         match self {
-            Self::Quic => "",
+            Self::Quic => "lane = \"quic\"\n",
             Self::Tcp => "lane = \"tcp\"\n",
         }
     }
