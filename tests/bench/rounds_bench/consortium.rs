@@ -114,7 +114,7 @@ impl Consortium {
         run.args(["run", "--json"]);
         let mut coordinator = Process::start("coordinator", run, &self.path("logs"))?;
         let address = until(&mut coordinator, "its address", &mut [], |heard| match &heard.line {
-            Line::Listening { address } => Some(address.clone()),
+            Line::Listening { address, .. } => Some(address.clone()),
             _ => None,
         })?;
         Ok((coordinator, address))

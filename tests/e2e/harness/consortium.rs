@@ -118,7 +118,7 @@ impl Coordinator {
     /// Waits until sites and commands can reach it; where sites do.
     pub(crate) fn until_listening(&mut self) -> String {
         self.until("its address", |line| match line {
-            Line::Listening { address } => Some(address.clone()),
+            Line::Listening { address, .. } => Some(address.clone()),
             _ => None,
         })
     }
