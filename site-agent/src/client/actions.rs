@@ -62,7 +62,7 @@ impl Agent {
                 files::remove(&self.state.optimizer_after(attempt))?;
             }
             Action::OfferUpdate { offer } => {
-                self.state.promote_optimizer(offer.study, offer.attempt)?;
+                self.state.promote_optimizer(offer.study, offer.round, offer.attempt)?;
                 let outbox = self.outbox.updates().clone();
                 self.begin(Errand::Offer(offer.attempt), move |connection, egress| async move {
                     Some(errands::offer_update(&connection, &egress, &outbox, &offer).await)

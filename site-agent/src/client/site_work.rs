@@ -35,8 +35,8 @@ pub struct SiteWork {
     artifacts: ArtifactFolder,
     prepared: Option<(StudyDigest, PreparedScans)>,
     trainer: Option<(StudyDigest, BurnTrainer)>,
-    /// The attempt with which the trainer's optimiser learnt last.
-    learnt: Option<AttemptId>,
+    /// The attempt with which the trainer's optimiser learnt last, and its round.
+    learnt: Option<(AttemptId, RoundId)>,
 }
 
 impl SiteWork {
@@ -57,23 +57,28 @@ impl SiteWork {
         self.prepared.as_ref().map(|(_, scans)| scans).context("the scans were just prepared")
     }
 
-    /// The trainer of a study, with what its optimiser remembers.
-    fn trainer(&mut self, study: &StudyDocument) -> anyhow::Result<&mut BurnTrainer> {
-        if self.trainer.as_ref().is_none_or(|(digest, _)| *digest != study.digest()) {
-            let trainer = self.new_trainer(study)?;
+    /// The trainer of a study, with what its optimiser knew before `round`.
+    fn trainer(&mut self, study: &StudyDocument, round: RoundId) -> anyhow::Result<&mut BurnTrainer> {
+        let is_of = |(digest, _): &(StudyDigest, BurnTrainer)| *digest == study.digest();
+        // Asked for a round again, it must not know what it learnt in it.
+        let knows_more = self.learnt.is_some_and(|(_, learnt)| learnt >= round);
+        if knows_more || !self.trainer.as_ref().is_some_and(is_of) {
+            let trainer = self.new_trainer(study, round)?;
+            self.learnt = None;
             self.trainer = Some((study.digest(), trainer));
         }
         self.trainer.as_mut().map(|(_, trainer)| trainer).context("the trainer was just made")
     }
 
-    fn new_trainer(&mut self, document: &StudyDocument) -> anyhow::Result<BurnTrainer> {
+    fn new_trainer(&mut self, document: &StudyDocument, round: RoundId) -> anyhow::Result<BurnTrainer> {
         let study = document.study();
         let embeddings = self.artifacts.load(study.embeddings.artifact)?;
         self.prepared(document)?;
         let (_, scans) = self.prepared.as_ref().context("the scans were just prepared")?;
         let mut trainer = scans.trainer(study, &self.config, &self.site, &embeddings)?;
-        let kept = self.state.optimizer(document.digest());
-        if study.training.optimizer_state == BetweenRounds::Keep && kept.exists() {
+        if study.training.optimizer_state == BetweenRounds::Keep
+            && let Some(kept) = self.state.optimizer_before(document.digest(), round)
+        {
             trainer.restore_optimizer(&read_state(&kept)?)?;
         }
         Ok(trainer)
@@ -133,7 +138,7 @@ impl Work for SiteWork {
         let RoundTask { round, base, steps, .. } = *task;
         let key = CheckpointKey { study: study.digest(), round, base, steps };
         let mut kept = RoundFile::new(self.state.checkpoint(), key, self.config.checkpoints);
-        let trainer = self.trainer(study)?;
+        let trainer = self.trainer(study, round)?;
         trainer.load_global(&global)?;
         let plan = RoundPlan { round, steps, learning_rate: study.study().learning_rate(round) };
         let mut busy = Utilisation::default();
@@ -143,12 +148,14 @@ impl Work for SiteWork {
         };
         let outcome = trainer.train_round_kept(&plan, &mut kept, &mut progress, cancel)?;
         busy.tell(round);
-        self.learnt = Some(attempt);
+        self.learnt = Some((attempt, round));
         Ok(outcome)
     }
 
     fn keep_learnt(&mut self, attempt: AttemptId) -> anyhow::Result<()> {
-        let Some((_, trainer)) = self.trainer.as_ref().filter(|_| self.learnt == Some(attempt)) else {
+        let Some((_, trainer)) =
+            self.trainer.as_ref().filter(|_| self.learnt.is_some_and(|(learnt, _)| learnt == attempt))
+        else {
             return Ok(());
         };
         Ok(store_state(&self.state.optimizer_after(attempt), &trainer.optimizer_state())?)
@@ -162,7 +169,7 @@ impl Work for SiteWork {
 
     /// The next round begins with what is on the disk, as it would after a restart.
     fn unlearn(&mut self, attempt: AttemptId) {
-        if self.learnt == Some(attempt) {
+        if self.learnt.is_some_and(|(learnt, _)| learnt == attempt) {
             self.trainer = None;
         }
     }

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use common::ids::{AttemptId, ModelHash, StudyDigest};
+use common::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
 use common::participant::Status;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -159,9 +159,22 @@ impl StateFolder {
         self.0.join("reports").join(format!("{model}.json"))
     }
 
-    /// What the optimiser remembers after the last round that counts.
-    pub fn optimizer(&self, study: StudyDigest) -> PathBuf {
-        self.0.join("optimizer").join(format!("{study}.state"))
+    /// What the optimiser knew before `round`: what it had learnt in the newest round below that was offered. A coordinator whose disk
+    /// lost an update, or that was restored from a backup, asks for a round that was trained before.
+    pub fn optimizer_before(&self, study: StudyDigest, round: RoundId) -> Option<PathBuf> {
+        let newest = self.optimizers(study).into_iter().filter(|(after, _)| *after < round).max();
+        newest.map(|(_, path)| path)
+    }
+
+    /// What the optimiser had learnt after each round that is kept.
+    fn optimizers(&self, study: StudyDigest) -> Vec<(RoundId, PathBuf)> {
+        let listed = std::fs::read_dir(self.0.join("optimizer")).into_iter().flatten().flatten();
+        let after = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?;
+            let round = name.strip_prefix(&format!("{study}-"))?.strip_suffix(".state")?.parse().ok()?;
+            Some((RoundId(round), path))
+        };
+        listed.filter_map(|entry| after(entry.path())).collect()
     }
 
     /// Where the round under way stands.
@@ -174,13 +187,28 @@ impl StateFolder {
         self.0.join("optimizer").join(format!("{attempt}.next"))
     }
 
-    /// Makes what the optimiser learnt in `attempt` its memory; does nothing when that was done before.
+    /// Makes what the optimiser learnt in `attempt` its memory after `round`, and forgets all but that and the round
+    /// before; does nothing when that was done already.
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn promote_optimizer(&self, study: StudyDigest, attempt: AttemptId) -> Result<(), FileError> {
+    pub fn promote_optimizer(
+        &self,
+        study: StudyDigest,
+        round: RoundId,
+        attempt: AttemptId,
+    ) -> Result<(), FileError> {
         let next = self.optimizer_after(attempt);
-        if next.exists() { files::rename(&next, &self.optimizer(study)) } else { Ok(()) }
+        if !next.exists() {
+            return Ok(());
+        }
+        files::rename(&next, &self.0.join("optimizer").join(format!("{study}-{round}.state")))?;
+        let mut earlier = self.optimizers(study);
+        earlier.retain(|(after, _)| *after < round);
+        let before = earlier.iter().max().map(|(after, _)| *after);
+        let is_spent = |after: RoundId| after != round && Some(after) != before;
+        let all = self.optimizers(study).into_iter();
+        all.filter(|(after, _)| is_spent(*after)).try_for_each(|(_, path)| files::remove(&path))
     }
 
     /// Removes what the optimiser would remember of any attempt but `keep`.
@@ -261,5 +289,32 @@ mod tests {
         let left = |part: &str| std::fs::read_dir(folder.path().join(part)).unwrap().count();
         assert_eq!((left("optimizer"), left("checkpoint")), (1, 0));
         assert!(!folder.path().join(half).exists());
+    }
+
+    #[test]
+    fn a_round_that_is_asked_for_again_begins_with_what_the_optimiser_knew_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let study = StudyDigest(common::ids::Digest::of(b"study"));
+        let learn = |round: u32, learnt: &str| {
+            let attempt = AttemptId::from_bytes([1; 16]);
+            std::fs::write(state.optimizer_after(attempt), learnt).unwrap();
+            state.promote_optimizer(study, RoundId(round), attempt).unwrap();
+            // Asked for again after a crash, it changes nothing.
+            state.promote_optimizer(study, RoundId(round), attempt).unwrap();
+        };
+        let before = |round: u32| {
+            state.optimizer_before(study, RoundId(round)).map(|path| std::fs::read_to_string(path).unwrap())
+        };
+        assert_eq!(before(1), None);
+        for (round, learnt) in [(1, "one"), (2, "two"), (3, "three")] {
+            learn(round, learnt);
+        }
+        assert_eq!((before(4).as_deref(), before(3).as_deref()), (Some("three"), Some("two")));
+        assert_eq!(before(2), None, "it is kept no longer");
+        // The round of before, again: what was learnt after it counts no more.
+        learn(2, "two again");
+        assert_eq!((before(4).as_deref(), before(3).as_deref()), (Some("two again"), Some("two again")));
+        assert_eq!(state.optimizer_before(StudyDigest(common::ids::Digest::of(b"other")), RoundId(9)), None);
     }
 }
