@@ -1,7 +1,8 @@
 //! Agreement of the model with the reference in float64: golden cases (a), the paper's width, (c), and the pieces of (d).
 //!
 //! In float64 nothing hides behind rounding: every gradient has to agree to 1e-7. burn's default number format is one
-//! per process and can be set once, hence a test binary of its own.
+//! per process and can be set once, hence a test binary of its own. It is of the processor whatever device is under test: a
+//! graphics card need not have float64.
 
 #![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
 
@@ -21,10 +22,7 @@ use support::{
     golden::Golden,
     hash_fill,
     swin::{assert_pieces_agree, small_swin_gradients},
-    under_test::{
-        BTCV, MSD_LIVER, all_classes, annotated, hash_filled, hash_filled_backbone, scalar, to_device,
-        to_host,
-    },
+    under_test::{BTCV, MSD_LIVER, all_classes, annotated, hash_filled_on, scalar, to_device, to_host},
 };
 
 fn compute_in_float64() {
@@ -34,18 +32,22 @@ fn compute_in_float64() {
     });
 }
 
+fn cpu() -> Device {
+    Device::flex().autodiff()
+}
+
 #[test]
 fn the_small_model_agrees_in_float64() {
     let Some(golden) = Golden::open() else { return };
     let forward = golden.tensors("c_unet_w8_forward.safetensors");
     let expected = golden.tensors("c_unet_w8_grads_volume_dice.safetensors");
     compute_in_float64();
-    let model = hash_filled(8);
+    let model = hash_filled_on(&cpu(), Backbone::Unet, 8);
     let input = hash_fill::unit("case_c.input", &[2, 1, 16, 16, 24]);
     assert_eq!(input, forward["input"]);
-    let logits = model.forward(to_device(&input, &Device::flex()), &all_classes()).unwrap();
+    let logits = model.forward(to_device(&input, &cpu()), &all_classes()).unwrap();
     assert_all_within("logits", &to_host(logits.clone()), forward["logits"].values(), |_| 1e-5);
-    let target = to_device(&forward["target"], &Device::flex());
+    let target = to_device(&forward["target"], &cpu());
     let loss = masked_loss(logits, target, &annotated(&[&BTCV, &MSD_LIVER]), DiceKind::Volume).unwrap();
     let gradients = model.gradients(&loss.total()).export();
     assert!(gradients.keys().eq(expected.names()));
@@ -66,12 +68,12 @@ fn the_full_size_model_agrees_in_float64() {
     let tensors = golden.tensors("a_unet_full.safetensors");
     compute_in_float64();
 
-    let model = hash_filled(32);
+    let model = hash_filled_on(&cpu(), Backbone::Unet, 32);
     let input = hash_fill::unit("case_a.input", &[1, 1, 32, 32, 32]);
     assert_eq!(input, tensors["input"]);
-    let logits = model.forward(to_device(&input, &Device::flex()), &all_classes()).unwrap();
+    let logits = model.forward(to_device(&input, &cpu()), &all_classes()).unwrap();
     assert_all_within("logits", &to_host(logits.clone()), tensors["logits"].values(), |_| 1e-5);
-    let target = to_device(&tensors["target"], &Device::flex());
+    let target = to_device(&tensors["target"], &cpu());
     let loss = masked_loss(logits, target, &annotated(&[&BTCV]), DiceKind::Volume).unwrap();
     assert_within("bce", scalar(&loss.bce), number(&json["loss"]["bce"]), 1e-6);
     assert_within("dice", scalar(&loss.dice), number(&json["loss"]["dice_volume"]), 1e-6);
@@ -83,9 +85,9 @@ fn the_small_swin_unetr_agrees_in_float64() {
     let Some(golden) = Golden::open() else { return };
     let json: Value = golden.json("d_swin_f12.json");
     compute_in_float64();
-    let model = hash_filled_backbone(Backbone::SwinUnetr, 12);
+    let model = hash_filled_on(&cpu(), Backbone::SwinUnetr, 12);
     let input = hash_fill::unit("case_d.input", &[1, 1, 64, 64, 96]);
-    let features = model.features(to_device(&input, &Device::flex())).unwrap();
+    let features = model.features(to_device(&input, &cpu())).unwrap();
     assert_stats_agree("out", &to_host(features.decoder.clone()), &stats(&json["out"]), 1e-6);
     assert_stats_agree("dec4", &to_host(features.bottleneck.clone()), &stats(&json["dec4"]), 1e-6);
     let gradients = small_swin_gradients(&model, features);
@@ -98,5 +100,5 @@ fn the_small_swin_unetr_agrees_in_float64() {
 fn blocks_and_merging_agree_in_float64() {
     let Some(golden) = Golden::open() else { return };
     compute_in_float64();
-    assert_pieces_agree(&golden, 1e-6);
+    assert_pieces_agree(&golden, 1e-6, &cpu());
 }

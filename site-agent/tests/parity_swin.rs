@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use serde_json::Value;
 use site_agent::model::{Backbone, HostTensor};
 use support::{
-    compare::{assert_agrees, assert_stats_agree, number, stats},
+    compare::{assert_agrees, assert_all_within, assert_stats_agree, number, stats},
     golden::Golden,
     hash_fill,
     stages::{self, assert_parts_agree, assert_stage_stats_agree, every_nth},
@@ -44,9 +44,7 @@ fn the_full_size_swin_unetr_agrees_in_every_stage() {
 
     let logits = model.infer(to_device(&input, &device_under_test()), &all_classes()).unwrap();
     let close = |what: &str, got: Tensor<5>, golden: &HostTensor| {
-        for (i, (got, golden)) in to_host(got).iter().zip(golden.values()).enumerate() {
-            assert!((got - golden).abs() <= 5e-3, "{what}[{i}]: {got}, golden {golden}");
-        }
+        assert_all_within(what, &to_host(got), golden.values(), |_| 5e-3);
     };
     close("class 6", logits.clone().narrow(1, 5, 1), &tensors["logits_class6"]);
     close("logits", every_nth(logits.clone(), 2, 1, 4), &tensors["logits_subsampled_4_offset1"]);
@@ -102,5 +100,5 @@ fn the_small_swin_unetr_agrees_in_every_stage_and_gradient() {
 fn blocks_and_merging_agree_by_themselves() {
     let Some(golden) = Golden::open() else { return };
     // Gradients of weights are sums over up to 720 tokens.
-    assert_pieces_agree(&golden, 1e-4);
+    assert_pieces_agree(&golden, 1e-4, &training_device());
 }

@@ -31,11 +31,16 @@ pub(crate) fn hash_filled(width: usize) -> UniversalModel {
 
 /// As [`hash_filled`], over any backbone.
 pub(crate) fn hash_filled_backbone(backbone: Backbone, width: usize) -> UniversalModel {
+    hash_filled_on(&training_device(), backbone, width)
+}
+
+/// As [`hash_filled_backbone`], whatever the device under test is.
+pub(crate) fn hash_filled_on(device: &Device, backbone: Backbone, width: usize) -> UniversalModel {
     let table = hash_fill::weight("organ_embedding", &[CLASSES, 512]);
     let embeddings = ClassEmbeddings::new(EmbeddingKind::Imported, table).unwrap();
     let embedding = EmbeddingConfig { kind: EmbeddingKind::Imported, rows: CLASSES, width: 512 };
     let config = ModelConfig { backbone, ..ModelConfig::unet(width, embedding) };
-    let mut model = UniversalModel::new(&config, Some(&embeddings), 0, &training_device()).unwrap();
+    let mut model = UniversalModel::new(&config, Some(&embeddings), 0, device).unwrap();
     let weights =
         model.export().iter().map(|(name, t)| (name.clone(), hash_fill::weight(name, t.shape()))).collect();
     model.load(&weights).unwrap();
