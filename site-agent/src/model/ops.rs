@@ -21,7 +21,7 @@ use super::loss_parts;
 use crate::kernels::adamw::Coefficients;
 use crate::kernels::norm_relu::{Normalisation, Together};
 use crate::kernels::segmentor::HIDDEN;
-use crate::kernels::windows::{Windows, offset_row};
+use crate::kernels::windows::{SIDE, Windows};
 
 type Dispatched = FloatTensor<Dispatch>;
 
@@ -207,8 +207,7 @@ fn window_attention_by_products(
     let (q, k, v) = (part(0), part(1), part(2));
 
     let scores = q.mul_scalar(((width / heads) as f64).powf(-0.5)).matmul(k.swap_dims(2, 3));
-    let offsets = (0..tokens * tokens).map(|pair| offset_row(pair / tokens, pair % tokens) as i32).collect();
-    let bias = table.select(0, ints(offsets)).reshape([tokens, tokens, heads]).permute([2, 0, 1]);
+    let bias = pair_biases(table).narrow(0, 0, tokens).narrow(1, 0, tokens).permute([2, 0, 1]);
     let scores = scores + bias.unsqueeze_dim(0);
     let scores = match windows.region.is_empty() {
         true => scores,
@@ -223,6 +222,25 @@ fn window_attention_by_products(
     };
     let mixed = softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape([n, count * tokens, width]);
     mixed.select(1, ints(windows.entries().iter().map(|&entry| entry as i32).collect()))
+}
+
+/// The bias of every pair of tokens of a full window, `[343, 343, heads]`, cut out of the table one axis after the other.
+///
+/// Chosen by the number of its row, the gradient of the table would be a sum that burn has one thread walk for each head.
+fn pair_biases(table: Tensor<2>) -> Tensor<3> {
+    let [_, heads] = table.dims();
+    let along = 2 * SIDE - 1;
+    let x = pairs_along_axis(table.reshape([1, along, along * along * heads]));
+    let y = pairs_along_axis(x.reshape([SIDE * SIDE, along, along * heads]));
+    let z = pairs_along_axis(y.reshape([SIDE.pow(4), along, heads]));
+    let axes = z.reshape([SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, heads]).permute([0, 2, 4, 1, 3, 5, 6]);
+    axes.reshape([SIDE.pow(3), SIDE.pow(3), heads])
+}
+
+/// Offsets along one axis, `[before, 13, after]`, to places `i` and `j` there, `[before, 7, 7, after]`: offset i + 6 − j.
+fn pairs_along_axis(table: Tensor<3>) -> Tensor<4> {
+    let of_place = |j: usize| table.clone().narrow(1, SIDE - 1 - j, SIDE).unsqueeze_dim(2);
+    Tensor::cat((0..SIDE).map(of_place).collect(), 2)
 }
 
 /// What is added to the score of two tokens that are not to see each other, as in the reference.
