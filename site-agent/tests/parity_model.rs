@@ -32,7 +32,7 @@ use support::{
     stages::{self, assert_parts_agree, assert_stage_stats_agree},
     under_test::{
         BTCV, CLASSES, MSD_LIVER, all_channels, all_classes, annotated, device_under_test, hash_filled,
-        scalar, to_device, to_host, training_device,
+        rounding, scalar, to_device, to_host, training_device,
     },
 };
 
@@ -70,23 +70,26 @@ fn the_hash_fill_gives_the_worked_values() {
 
 // ---- (a) full size --------------------------------------------------------------------------------------------------
 
-#[test]
-fn the_full_size_model_agrees_in_every_stage_and_gradient() {
-    let Some(golden) = Golden::open() else { return };
-    let json: Value = golden.json("a_unet_full.json");
+/// Model, golden tensors and statistics, and the input of case (a).
+fn full_size_case(golden: &Golden) -> (UniversalModel, GoldenTensors, Value, HostTensor) {
     let tensors = golden.tensors("a_unet_full.safetensors");
-    let model = hash_filled(32);
+    let input = hash_fill::unit("case_a.input", &[1, 1, 32, 32, 32]);
+    assert_eq!(input, tensors["input"]);
+    (hash_filled(32), tensors, golden.json("a_unet_full.json"), input)
+}
+
+#[test]
+fn the_full_size_model_agrees_in_every_stage() {
+    let Some(golden) = Golden::open() else { return };
+    let (model, tensors, json, input) = full_size_case(&golden);
     let numbers: usize = model.export().values().map(|t| t.values().len()).sum();
     assert_eq!(numbers as f64, number(&json["param_count"]));
 
-    let input = hash_fill::unit("case_a.input", &[1, 1, 32, 32, 32]);
-    assert_eq!(input, tensors["input"]);
     let logits = model.forward(to_device(&input, &device_under_test()), &all_classes()).unwrap();
     let got = to_host(logits.clone());
-    for (i, (got, golden)) in got.iter().zip(tensors["logits"].values()).enumerate() {
-        assert!((got - golden).abs() <= 2e-3, "logit {i}: {got}, golden {golden}");
-    }
-    assert_stats_agree("logits", &got, &stats(&json["logits"]), 2e-3);
+    let allowed = 2e-3 * rounding();
+    assert_all_within("logits", &got, tensors["logits"].values(), |_| allowed);
+    assert_stats_agree("logits", &got, &stats(&json["logits"]), allowed);
     assert_full_size_stages_agree(&model, &input, &tensors, &json["acts"]);
 
     let target = to_device(&tensors["target"], &device_under_test());
@@ -96,6 +99,15 @@ fn the_full_size_model_agrees_in_every_stage_and_gradient() {
     let loss = masked_loss(logits, target, &mask, DiceKind::Volume).unwrap();
     assert_within("bce", scalar(&loss.bce), number(&json["loss"]["bce"]), 1e-5);
     assert_within("dice", scalar(&loss.dice), number(&json["loss"]["dice_volume"]), 1e-5);
+}
+
+#[test]
+fn the_full_size_model_agrees_in_every_gradient() {
+    let Some(golden) = Golden::open() else { return };
+    let (model, tensors, json, input) = full_size_case(&golden);
+    let logits = model.forward(to_device(&input, &device_under_test()), &all_classes()).unwrap();
+    let target = to_device(&tensors["target"], &device_under_test());
+    let loss = masked_loss(logits, target, &annotated(&[&BTCV]), DiceKind::Volume).unwrap();
     // In the first unit one maximum of the pooling above it lies, in f32, at another voxel than in float64. That the
     // float64 run agrees there too is shown by `parity_float64`.
     let allowance = |name: &str| if name.starts_with("backbone.down_tr64.ops.0.") { 40.0 } else { 10.0 };
@@ -121,7 +133,7 @@ fn assert_full_size_stages_agree(
         ("act.precls", "precls", 2, 1),
         ("act.out_subsampled_4", "up_tr64", 2, 4),
     ];
-    assert_parts_agree(&stages, golden, &parts, |stage| number(&json[stage]["f32_err"]));
+    assert_parts_agree(&stages, golden, &parts, |stage| rounding() * number(&json[stage]["f32_err"]));
 }
 
 // ---- (c) width 8, complete ------------------------------------------------------------------------------------------

@@ -24,6 +24,13 @@ pub(crate) fn training_device() -> Device {
     device_under_test().autodiff()
 }
 
+/// How much more than on the processor rounding may take away from what the widest layers give: burn's kernels, which every
+/// other device has, add up the products of a convolution, up to 13,824 of them, in another order than ours. On lavapipe the
+/// logits of the full-size U-Net were 5.6 times as far off as on the processor (docs/fidelity.md).
+pub(crate) fn rounding() -> f64 {
+    if device_under_test() == Device::flex() { 1.0 } else { 3.0 }
+}
+
 /// The universal model over a U-Net with the hash fill's weights and a hash-filled embedding table of CLIP's width.
 pub(crate) fn hash_filled(width: usize) -> UniversalModel {
     hash_filled_backbone(Backbone::Unet, width)
