@@ -2,8 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
+#[cfg(feature = "vulkan")]
+use burn::backend::{CubeDevice, WgpuBackend, WgpuDevice, WgpuDeviceKind};
 use burn::tensor::Device;
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
+#[cfg(feature = "cuda")]
 use burn::tensor::DeviceType;
 
 use super::error::ModelError;
@@ -30,11 +32,13 @@ pub fn device(kind: DeviceKind) -> Result<Device, ModelError> {
     match kind {
         DeviceKind::Cpu => Ok(Device::flex()),
         #[cfg(feature = "cuda")]
-        DeviceKind::Cuda(index) => among(DeviceType::Cuda, index, kind),
+        DeviceKind::Cuda(index) => {
+            among(Device::enumerate(DeviceType::Cuda).into_iter().collect(), index, kind)
+        }
         #[cfg(not(feature = "cuda"))]
         DeviceKind::Cuda(_) => Err(ModelError::DeviceNotBuilt { feature: "cuda" }),
         #[cfg(feature = "vulkan")]
-        DeviceKind::Vulkan(index) => among(DeviceType::Vulkan, index, kind),
+        DeviceKind::Vulkan(index) => among(vulkan_devices(), index, kind),
         #[cfg(not(feature = "vulkan"))]
         DeviceKind::Vulkan(_) => Err(ModelError::DeviceNotBuilt { feature: "vulkan" }),
     }
@@ -53,12 +57,33 @@ pub fn training_device(kind: DeviceKind, recompute: bool) -> Result<Device, Mode
 
 /// burn panics on the first use of a device that is not there, so those that are there are asked for first.
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-fn among(lane: DeviceType, index: usize, kind: DeviceKind) -> Result<Device, ModelError> {
-    let mut found: Vec<Device> = Device::enumerate(lane).into_iter().collect();
+fn among(mut found: Vec<Device>, index: usize, kind: DeviceKind) -> Result<Device, ModelError> {
     if index >= found.len() {
         return Err(ModelError::DeviceAbsent { device: kind, found: found.len() });
     }
     Ok(found.swap_remove(index))
+}
+
+/// The devices that Vulkan reaches, graphics cards first. burn lists them itself only together with cubecl's SPIR-V compiler,
+/// whose kernels some drivers cannot read: docs/decisions/0017.
+#[cfg(feature = "vulkan")]
+fn vulkan_devices() -> Vec<Device> {
+    let mut devices = Vec::new();
+    for kind in [
+        WgpuDeviceKind::DiscreteGpu(0),
+        WgpuDeviceKind::IntegratedGpu(0),
+        WgpuDeviceKind::VirtualGpu(0),
+        WgpuDeviceKind::Other(0),
+        WgpuDeviceKind::Cpu,
+    ] {
+        // Enumeration gives every device of this kind and graphics API.
+        let first = CubeDevice::Wgpu(WgpuDevice::new(kind).on(WgpuBackend::Vulkan));
+        let found = CubeDevice::enumerate(first.to_id());
+        devices.extend(found.into_iter().map(|id| Device::from(CubeDevice::from_id(id))));
+    }
+    // Software drivers have no index of their own.
+    devices.dedup();
+    devices
 }
 
 impl FromStr for DeviceKind {
