@@ -60,8 +60,15 @@ impl World {
             Lie::Base => offer.base = artifact("another base"),
             Lie::Steps => offer.steps = STEPS - 1,
             Lie::HugeSteps => offer.steps = u32::MAX,
-            Lie::Content => (offer.round, offer.attempt) = self.books.receipt_of(&id)?,
-            Lie::Second => offer.round = self.books.receipt_of(&id)?.0,
+            // Where a disk has lost the first one meanwhile, these count.
+            Lie::Content => {
+                (offer.round, offer.attempt) = self.books.receipt_of(&id)?;
+                self.books.lied(id);
+            }
+            Lie::Second => {
+                offer.round = self.books.receipt_of(&id)?.0;
+                self.books.lied(id);
+            }
             Lie::Replay => {
                 (offer.round, offer.attempt, offer.base, offer.update) = self.books.first_of(&id)?;
             }
