@@ -11,9 +11,21 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// Threads for work that blocks: enough for the transfers whose turn it is and one aggregation. Each thread may have a heap of
+/// its own, and five hundred, which tokio would allow, cost more memory than all transfers.
+const BLOCKING_THREADS: usize = 8;
+
+fn main() -> ExitCode {
     process::die_with_parent_if_asked();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().max_blocking_threads(BLOCKING_THREADS).enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run()),
+        Err(error) => error_report::report(&error.into()),
+    }
+}
+
+async fn run() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("CONSILIUM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     // Colours are for a person who looks; a log file or a pipe gets plain text.
