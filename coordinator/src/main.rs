@@ -17,8 +17,10 @@ const BLOCKING_THREADS: usize = 8;
 
 fn main() -> ExitCode {
     process::die_with_parent_if_asked();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().max_blocking_threads(BLOCKING_THREADS).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build();
     match runtime {
         Ok(runtime) => runtime.block_on(run()),
         Err(error) => error_report::report(&error.into()),
