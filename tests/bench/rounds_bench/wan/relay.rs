@@ -1,6 +1,6 @@
 //! A path between a site and a coordinator, as a process in the middle: this kernel emulates none.
 //!
-//! The site dials the relay; UDP goes through [`udp`](super::udp), TCP through [`tcp`](super::tcp), both on one port. What the
+//! The site dials the relay; UDP goes through `udp`, TCP through `tcp`, both on one port. What the
 //! path does is switched while it runs, and what a site sends into it is counted, lost or not.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
