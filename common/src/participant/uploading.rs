@@ -8,8 +8,10 @@ use super::phase::Context;
 use super::retry::Retry;
 use crate::round::UpdateOffer;
 
-/// Refusals after which the update is kept and offered again: its round may open yet.
-pub(super) const KEEP_CODES: [&str; 1] = ["round-not-open"];
+/// Refusals after which the update is kept and offered again: its round may open yet, the coordinator forgot the offer or lacks
+/// chunks, or the site waits for a new certificate.
+pub(super) const KEEP_CODES: [&str; 4] =
+    ["round-not-open", "unknown-attempt", "incomplete", "certificate-expired"];
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

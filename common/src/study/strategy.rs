@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::check::positive;
-use super::sections::{Quorum, Weighting};
+use super::sections::{Late, Quorum, Weighting};
 use crate::config::Problems;
 
 /// From updates to the next global model.
@@ -214,6 +214,14 @@ impl Aggregation {
             let allowed = "`quorum.sites` of at least 5 and `quorum.sites_per_class` of at least 3, or another strategy";
             problems.add_allowed("aggregation.strategy", found, allowed);
         }
+        if self.strategy.discards() && quorum.late == Late::NextRound {
+            let found = format!("`{name}` counts every update in full, a late one too");
+            problems.add_allowed(
+                "aggregation.strategy",
+                found,
+                "`quorum.late = \"refuse\"`, or another strategy",
+            );
+        }
     }
 }
 
@@ -284,14 +292,20 @@ mod tests {
             draft.quorum.sites_per_class = sites_per_class;
             let mut problems = Problems::new();
             draft.aggregation.check(&draft.quorum, &mut problems);
-            problems.into_result("study").map_err(|refused| refused.to_string())
+            draft.quorum.late = Late::NextRound;
+            let mut late = Problems::new();
+            draft.aggregation.check(&draft.quorum, &mut late);
+            let late = late.into_result("study").map_err(|refused| refused.to_string());
+            (problems.into_result("study").map_err(|refused| refused.to_string()), late)
         };
         for strategy in [Strategy::TrimmedMean, Strategy::CoordinateMedian] {
-            assert_eq!(problems(strategy, 5, 3), Ok(()));
+            let (refusing, late) = problems(strategy, 5, 3);
+            assert_eq!(refusing, Ok(()));
+            assert!(late.unwrap_err().contains("counts every update in full, a late one too"));
             let name = strategy.name();
             for (sites, each) in [(4, 3), (5, 2), (2, 0)] {
                 assert_eq!(
-                    problems(strategy, sites, each),
+                    problems(strategy, sites, each).0,
                     Err(format!(
                         "study: `aggregation.strategy`: `{name}` with a quorum of {sites} sites and {each} for each class: \
                          with partial labels it would discard the only site that annotates a class\n  allowed: \
@@ -300,7 +314,7 @@ mod tests {
                 );
             }
         }
-        assert_eq!(problems(Strategy::ServerMomentum, 1, 0), Ok(()));
+        assert_eq!(problems(Strategy::ServerMomentum, 1, 0), (Ok(()), Ok(())));
     }
 
     #[test]

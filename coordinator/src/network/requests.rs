@@ -29,6 +29,10 @@ use crate::store::{self, ArtifactFile, LossPoint, StoreError, StoredManifest, St
 /// How long a chunk may take.
 const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long one exchange may move chunks. A turn of the budget is for whoever sends: one that trickles loses it, and offers again what
+/// is missing.
+const TURN: Duration = Duration::from_secs(30 * 60);
+
 /// Answers `request` on its exchange. A refusal comes back as [`LinkError::Refused`], still to be told.
 pub(super) async fn answer(
     session: &Session,
@@ -293,12 +297,17 @@ async fn serve_chunks(
     exchange: &mut Exchange,
 ) -> Result<(), LinkError> {
     let file = open_artifact(session, artifact).await.map_err(LinkError::Refused)?;
+    if !indices.is_sorted_by(|a, b| a < b) {
+        return Err(LinkError::Refused(refusal(
+            RefusalCode::BadRequest,
+            "chunks are asked for once, ascending",
+        )));
+    }
     let _stream = session.sending.join(&session.context.budget, &session.connection).await?;
     let mut source = OnDisk(file.clone());
-    let served =
-        transfer::serve_chunks(&mut exchange.writer, file.manifest(), indices, &mut source, CHUNK_PATIENCE)
-            .await;
-    match served {
+    let serving =
+        transfer::serve_chunks(&mut exchange.writer, file.manifest(), indices, &mut source, CHUNK_PATIENCE);
+    match in_turn("artifact", serving).await {
         Err(LinkError::Chunk(error)) => {
             Err(LinkError::Refused(refusal(RefusalCode::UnknownChunk, error.to_string())))
         }
@@ -336,14 +345,25 @@ async fn take_chunks(
     let upload = upload.ok_or_else(|| {
         LinkError::Refused(refusal(RefusalCode::UnknownAttempt, "no update is offered under this attempt"))
     })?;
+    if position(count) > upload.manifest().chunks().len() {
+        return Err(LinkError::Refused(refusal(RefusalCode::BadRequest, "more chunks than the update has")));
+    }
     let stream = session.receiving.join(&session.context.budget, &session.connection).await?;
     let mut intake = Intake::new(upload);
-    let taken = take_each(&mut intake, count, &stream, exchange).await;
+    let taken = in_turn("update", take_each(&mut intake, count, &stream, exchange)).await;
     // What came whole stays, whatever became of the rest: the site offers again and sends what is missing.
     let settled = intake.settle().await;
     taken?;
     settled.map_err(LinkError::Refused)?;
     Ok(Reply::Stored { chunks: count })
+}
+
+/// Ends a transfer that outlasts its turn.
+async fn in_turn(
+    what: &'static str,
+    transfer: impl Future<Output = Result<(), LinkError>>,
+) -> Result<(), LinkError> {
+    tokio::time::timeout(TURN, transfer).await.unwrap_or(Err(LinkError::TooSlow { what, limit: TURN }))
 }
 
 async fn take_each(

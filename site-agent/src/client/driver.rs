@@ -375,6 +375,11 @@ impl Agent {
         match news {
             News::Done(errand, event) => {
                 self.errands.remove(&errand);
+                // Wanted again while it was being given up, it was not begun anew: the machine asks once more.
+                let event = event.or(match errand {
+                    Errand::Fetch(artifact) => Some(Event::FetchFailed { artifact }),
+                    _ => None,
+                });
                 event.map_or(Ok(()), |event| self.feed(event))
             }
             News::StudyHere(study) => {

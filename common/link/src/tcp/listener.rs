@@ -192,6 +192,14 @@ impl Door {
 }
 
 /// Handshakes under way from each address.
+/// Whom a limit is for: in IPv6 whoever has one address has all of its /64.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
+        four => four,
+    }
+}
+
 struct Callers {
     limit: usize,
     by_address: Mutex<BTreeMap<IpAddr, usize>>,
@@ -210,6 +218,7 @@ impl Callers {
 
     /// One more from this address, unless there are too many.
     fn enter(callers: &Arc<Self>, address: IpAddr) -> Option<Caller> {
+        let address = network_of(address);
         let mut by_address = callers.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         let count = by_address.entry(address).or_insert(0);
         if *count >= callers.limit {
@@ -249,5 +258,13 @@ mod tests {
         assert!(Callers::enter(&callers, crowd).is_some());
         drop(second);
         assert!(callers.by_address.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn who_has_a_whole_network_counts_once() {
+        let network = |address: &str| network_of(address.parse().unwrap());
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), network("2001:db8:1:2::9"));
+        assert_ne!(network("2001:db8:1:2::9"), network("2001:db8:1:3::9"));
+        assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));
     }
 }

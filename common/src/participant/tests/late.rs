@@ -45,7 +45,9 @@ fn training_goes_on_when_its_round_has_closed_and_is_offered_late() {
 
 #[test]
 fn an_update_on_its_way_waits_for_its_answer_whatever_it_is() {
-    for (code, kept) in [("round-not-open", true), ("round-closed", false)] {
+    let kept =
+        ["round-not-open", "unknown-attempt", "incomplete", "certificate-expired"].map(|code| (code, true));
+    for (code, kept) in kept.into_iter().chain([("round-closed", false)]) {
         let mut site = late(Site::uploading()).all([closed(1)]);
         let attempt = site.attempt();
         site.tick(Event::Refused { attempt, code: code.to_owned() });
