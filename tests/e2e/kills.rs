@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use common::ids::ModelHash;
 use common::rng::{KeyedRng, Rng};
 
+use crate::harness::federation::{Federation, ROUNDS};
 use crate::harness::process::Process;
 use crate::harness::study::{NAME, STEPS};
-use crate::survival::{Federation, ROUNDS};
 
 /// Longest time between the drawn line and the kill: several steps.
 const LONGEST_LINGER_US: u64 = 50_000;

@@ -6,61 +6,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::ids::Role;
 use coordinator::progress::Line;
 
-use crate::harness::consortium::{Consortium, Site};
-use crate::harness::study::NAME;
-
-const ROUNDS: u32 = 2;
+use crate::harness::federation::Federation;
 
 /// Says to the test in the namespace that it is there.
 const INSIDE: &str = "CONSILIUM_TEST_INSIDE";
 
-/// A coordinator and two trainers; the study opens when both are ready.
-struct Federation {
-    consortium: Consortium,
-    north: Site,
-    south: Site,
-}
-
 impl Federation {
-    fn set_up() -> Self {
-        let consortium = Consortium::found("keepers");
-        let trainer = |name: &str, hospital: &str| {
-            let site = consortium.enrol(name, Role::Trainer);
-            site.give_phantoms(&consortium.address, hospital);
-            site
-        };
-        let (north, south) = (trainer("north", "site-a"), trainer("south", "site-b"));
-        consortium.add_study(ROUNDS, 2);
-        consortium.start_study();
-        Self { consortium, north, south }
-    }
-
-    /// Waits for the end; the last model.
-    fn finished(&mut self) -> String {
-        let words = self.consortium.coordinator.until_study("finished", "model");
-        words.rsplit(' ').next().expect("ends with the model").to_owned()
-    }
-
-    /// The model that the undisturbed study makes.
-    fn undisturbed() -> String {
-        let mut federation = Self::set_up();
-        let _agents = [federation.north.run(), federation.south.run()];
-        federation.finished()
-    }
-
-    /// Every round was made of the updates of both.
-    fn assert_complete(&self) {
-        let report = self.consortium.report(NAME);
-        assert_eq!((report.study.rounds_committed, report.study.state.as_str()), (ROUNDS, "finished"));
-        for round in &report.rounds {
-            let sites: Vec<_> = round.sites.iter().map(|site| site.as_str()).collect();
-            assert_eq!(sites, ["north", "south"], "round {}", round.round);
-        }
-    }
-
     fn state(&self) -> PathBuf {
         self.consortium.path("state")
     }
@@ -107,7 +60,7 @@ fn an_update_that_the_disk_changed_is_found_by_the_doctor_and_asked_for_again() 
     federation.consortium.coordinator.until_study("update-lost", "north");
     south.resume();
     let model = federation.finished();
-    federation.assert_complete();
+    federation.assert_made_of_both();
     assert_eq!(model, Federation::undisturbed());
 }
 
@@ -128,7 +81,7 @@ fn sites_follow_a_coordinator_that_was_restored_from_an_earlier_round() {
     federation.consortium.operate(["restore", to]).ok();
     federation.consortium.crash_coordinator();
     let model = federation.finished();
-    federation.assert_complete();
+    federation.assert_made_of_both();
     assert_eq!(model, Federation::undisturbed());
 }
 
@@ -173,7 +126,7 @@ fn on_a_small_disk() {
         _ => None,
     });
     let model = federation.finished();
-    federation.assert_complete();
+    federation.assert_made_of_both();
     assert_eq!(model, Federation::undisturbed());
 }
 

@@ -3,64 +3,14 @@
 //! The measure is the model itself. Every draw is keyed and every sum ordered, so a study that was disturbed must end
 //! with the very model, bit for bit, of one that was not.
 
-use common::ids::Role;
 use site_agent::egress::{self, LedgerEvent};
 
-use crate::harness::consortium::{Consortium, Site};
+use crate::harness::consortium::Site;
+use crate::harness::federation::{Federation, ROUNDS};
 use crate::harness::process::Process;
-use crate::harness::study::{NAME, STEPS};
-
-/// Two trainers and a study of two rounds that waits for both in each.
-pub(crate) struct Federation {
-    pub(crate) consortium: Consortium,
-    pub(crate) north: Site,
-    pub(crate) south: Site,
-}
-
-pub(crate) const ROUNDS: u32 = 2;
 
 impl Federation {
-    /// Everything is set up, nothing runs but the coordinator; the study opens when both sites are ready.
-    pub(crate) fn set_up() -> Self {
-        let consortium = Consortium::found("survivors");
-        let trainer = |name: &str, hospital: &str| {
-            let site = consortium.enrol(name, Role::Trainer);
-            site.give_phantoms(&consortium.address, hospital);
-            site
-        };
-        let (north, south) = (trainer("north", "site-a"), trainer("south", "site-b"));
-        consortium.add_study(ROUNDS, 2);
-        consortium.start_study();
-        Self { consortium, north, south }
-    }
-
-    /// Waits for the end; the last model.
-    pub(crate) fn finished(&mut self) -> String {
-        let words = self.consortium.coordinator.until_study("finished", "model");
-        words.rsplit(' ').next().expect("ends with the model").to_owned()
-    }
-
-    /// The model that the undisturbed study makes.
-    fn undisturbed() -> String {
-        let mut federation = Self::set_up();
-        let _agents = [federation.north.run(), federation.south.run()];
-        federation.finished()
-    }
-
-    /// Every round was made of the updates of both, each counted once, and each trained once.
-    pub(crate) fn assert_each_counted_once(&self) {
-        let report = self.consortium.report(NAME);
-        assert_eq!((report.study.rounds_committed, report.study.state.as_str()), (ROUNDS, "finished"));
-        for round in &report.rounds {
-            let sites: Vec<_> = round.sites.iter().map(|site| site.as_str()).collect();
-            assert_eq!(sites, ["north", "south"], "round {}", round.round);
-        }
-        for site in [&self.north, &self.south] {
-            assert_eq!(site.trainings(), [STEPS; ROUNDS as usize], "{}", site.name);
-        }
-    }
-
-    /// The same, and both were told of each.
+    /// Every round was made of both, trained and counted once, and both were told of each.
     fn assert_complete(&self) {
         self.assert_each_counted_once();
         for site in [&self.north, &self.south] {

@@ -2,6 +2,7 @@
 //! train, [`intruder`] a client that does what no program of ours would.
 
 pub(crate) mod consortium;
+pub(crate) mod federation;
 pub(crate) mod intruder;
 pub(crate) mod process;
 pub(crate) mod study;
