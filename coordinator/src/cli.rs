@@ -6,11 +6,13 @@ mod show;
 
 pub(crate) use show::line;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use common::ids::{Role, SiteId};
+use common::study::StudyDocument;
 use tokio_util::sync::CancellationToken;
 
 use self::cross_site::CrossSiteCommand;
@@ -148,6 +150,14 @@ enum Study {
     /// List the studies.
     List {
         /// JSON instead of words.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one study: where it stands, and every setting that decides something.
+    Show {
+        /// Its name or the first digits of its digest.
+        study: String,
+        /// The exact document whose digest sites approve.
         #[arg(long)]
         json: bool,
     },
@@ -294,6 +304,7 @@ async fn steer(config: &Config, study: Study, stop: &CancellationToken) -> anyho
             taxonomy: taxonomy.map(std::path::absolute).transpose()?,
         },
         Study::List { json } => return show_status(config, json, show::studies).await,
+        Study::Show { study, json } => return show_study(config, study, json).await,
         Study::Start { study } => control(study, Order::Start),
         Study::Pause { study, reason: Some(reason) } => Request::Pause { study, reason },
         Study::Pause { study, reason: None } => control(study, Order::Pause),
@@ -321,6 +332,21 @@ async fn show_status(
     Ok(())
 }
 
+async fn show_study(config: &Config, study: String, json: bool) -> anyhow::Result<()> {
+    let (standing, document) = match ask(config, Request::ShowStudy { study }).await? {
+        Reply::Study { line, document } => (line, document),
+        other => return done(other),
+    };
+    if json {
+        // To the byte: whoever hashes what comes out gets the digest.
+        std::io::stdout().lock().write_all(document.as_bytes())?;
+        return Ok(());
+    }
+    let document = StudyDocument::parse(document.into_bytes())?;
+    line(show::settings(&standing, document.study()).trim_end());
+    Ok(())
+}
+
 fn write_invite(reply: Reply, out: &Path) -> anyhow::Result<()> {
     let Reply::Invite { text } = reply else { return done(reply) };
     files::write_new(out, text.as_bytes(), Access::Private).with_context(|| out.display().to_string())?;
@@ -335,7 +361,9 @@ fn done(reply: Reply) -> anyhow::Result<()> {
         Reply::Added { study } => line(&study),
         Reply::Report { page } => line(&page.display().to_string()),
         Reply::Failed { words, hint } => return Err(Refused { words, hint }.into()),
-        Reply::Status(_) | Reply::Invite { .. } => bail!("the coordinator answered another question"),
+        Reply::Status(_) | Reply::Study { .. } | Reply::Invite { .. } => {
+            bail!("the coordinator answered another question")
+        }
     }
     Ok(())
 }

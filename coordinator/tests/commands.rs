@@ -77,6 +77,16 @@ fn a_study_may_have_classes_of_its_own() {
     let added = with_classes(&taxonomy);
     assert_eq!(added.status.code(), Some(0), "{}", text(&added.stderr));
     assert_eq!(text(&added.stdout).trim().len(), 64, "the study's digest: {}", text(&added.stdout));
+    let digest = text(&added.stdout).trim();
+    let shown = coordinator(folder.path(), &["study", "show", &digest[..8]]);
+    let words = text(&shown.stdout);
+    assert_eq!((shown.status.code(), text(&shown.stderr)), (Some(0), ""));
+    for expected in [digest, "not started", "[aggregation]", "fedavg (default)", "refuse (default)"] {
+        assert!(words.contains(expected), "{expected}: {words}");
+    }
+    let json = coordinator(folder.path(), &["study", "show", &digest[..8], "--json"]);
+    let document = common::study::StudyDocument::parse(json.stdout).expect("the exact document");
+    assert_eq!(document.digest().to_string(), digest);
     let missing = with_classes("no-such-file");
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains("no-such-file"), "{}", text(&missing.stderr));

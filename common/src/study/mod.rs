@@ -2,12 +2,14 @@
 //!
 //! The document's digest covers its exact bytes, and a site approves that digest. The operator writes a [`StudyDraft`]
 //! (TOML, `configs/examples/study.toml`); with the taxonomy and the artifacts of initial model and embeddings it becomes a
-//! [`StudyDocument`]. Sections are in [`sections`], their ranges in `check`, aggregation in `strategy`, the learning rate in [`schedule`].
+//! [`StudyDocument`]. Sections are in [`sections`], their ranges in `check`, aggregation in `strategy`, the learning rate in [`schedule`];
+//! `settings` says all of it in words.
 
 mod check;
 mod draft;
 pub mod schedule;
 pub mod sections;
+mod settings;
 mod strategy;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use common::ids::SiteId;
+use common::study::Study;
 
 use crate::operator::{SiteLine, Status, StudyLine};
 use crate::store::pause_name;
@@ -38,6 +39,12 @@ pub(super) fn studies(status: &Status) -> String {
         return "no study; add one with `coordinator study add`\n".to_owned();
     }
     status.studies.iter().map(study).collect()
+}
+
+/// One study: how it stands, and every setting that decides something.
+pub(super) fn settings(standing: &StudyLine, terms: &Study) -> String {
+    let lines = terms.settings_in_words().into_iter().map(|line| line + "\n");
+    study(standing) + "\n" + &lines.collect::<String>()
 }
 
 /// The sites.
@@ -85,6 +92,42 @@ mod tests {
     use common::ids::Role;
 
     use super::*;
+
+    #[test]
+    fn a_study_is_shown_with_all_that_decides_its_rounds() {
+        let document = common::testing::example_study();
+        let shown = settings(
+            &StudyLine {
+                name: "Abdomen, three hospitals".to_owned(),
+                digest: document.digest().to_string(),
+                state: "waiting".to_owned(),
+                started: false,
+                round: 0,
+                rounds: 100,
+                model: "cd".repeat(32),
+                left_out: Vec::new(),
+                ready: Vec::new(),
+                answers: BTreeMap::new(),
+                scored_by: Vec::new(),
+                uncovered: Vec::new(),
+            },
+            document.study(),
+        );
+        assert!(
+            shown.starts_with("Abdomen, three hospitals: waiting, not started, round 0 of 100\n"),
+            "{shown}"
+        );
+        for (key, value) in [
+            ("strategy", "fedavg (default)"),
+            ("clip_median_factor", "3.0 (default)"),
+            ("sites_per_class", "0 (default)"),
+            ("late", "refuse (default)"),
+            ("deadline_s", "7200"),
+            ("min_volumes", "1 (default)"),
+        ] {
+            assert!(shown.contains(&format!("\n  {key:<27}  {value:<24}  ")), "{key}: {shown}");
+        }
+    }
 
     #[test]
     fn a_study_says_whom_it_leaves_out_and_who_has_scored_it() {

@@ -61,6 +61,7 @@ impl Driver {
             Request::AddStudy { file, model, embeddings, taxonomy } => {
                 self.add_study(&file, &model, &embeddings, taxonomy.as_deref()).await
             }
+            Request::ShowStudy { study } => self.show_study(&study).await,
             Request::Control { study, order } => self.control(&study, order).await,
             Request::Pause { study, reason } => self.pause_for(&study, &reason).await,
             Request::Promote { study, round } => self.promote(&study, round.map(RoundId)).await,
@@ -94,6 +95,12 @@ impl Driver {
             sites: self.store.sites().await?.into_iter().map(line).collect(),
             studies,
         })
+    }
+
+    async fn show_study(&self, study: &str) -> Result<Reply, Failure> {
+        let run = self.studies.get(&self.find(study)?).ok_or_else(no_study)?;
+        let document = str::from_utf8(run.document.bytes())?.to_owned();
+        Ok(Reply::Study { line: self.study_line(run).await?, document })
     }
 
     async fn study_line(&self, run: &StudyRun) -> Result<StudyLine, StoreError> {

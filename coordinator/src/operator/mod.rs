@@ -48,6 +48,11 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         taxonomy: Option<PathBuf>,
     },
+    /// One study with its document.
+    ShowStudy {
+        /// Its digest, the first digits of it, or its name.
+        study: String,
+    },
     /// Starts, pauses, resumes or ends a study.
     Control {
         /// Its digest, the first digits of it, or its name.
@@ -112,6 +117,13 @@ pub enum Reply {
     },
     /// To [`Request::Status`].
     Status(Status),
+    /// To [`Request::ShowStudy`].
+    Study {
+        /// How it stands.
+        line: StudyLine,
+        /// Its exact document, JSON.
+        document: String,
+    },
     /// To [`Request::Invite`]: the text of the file.
     Invite {
         /// TOML.

@@ -83,6 +83,8 @@ fn show(args: &ShowArgs) -> Result<(), CliError> {
     }
     describe(&document).into_iter().for_each(line);
     line(decision(&config, &studies, &document)?);
+    line("");
+    document.study().settings_in_words().into_iter().for_each(line);
     Ok(())
 }
 
