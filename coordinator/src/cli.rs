@@ -265,7 +265,12 @@ async fn initialise(path: &Path, init: &Init) -> anyhow::Result<()> {
     if path.exists() {
         let config = Config::read(path)?;
         if config.consortium != init.consortium.as_str() {
-            bail!("{} is of the consortium `{}`", path.display(), config.consortium);
+            bail!(
+                "{} is of the consortium `{}`, not of `{}`: for another one, name another file with --config",
+                path.display(),
+                config.consortium,
+                init.consortium
+            );
         }
     } else {
         let mut text = format!("consortium = \"{}\"\nlisten = \"{}\"\n", init.consortium, init.listen);
@@ -349,7 +354,10 @@ async fn show_study(config: &Config, study: String, json: bool) -> anyhow::Resul
 
 fn write_invite(reply: Reply, out: &Path) -> anyhow::Result<()> {
     let Reply::Invite { text } = reply else { return done(reply) };
-    files::write_new(out, text.as_bytes(), Access::Private).with_context(|| out.display().to_string())?;
+    files::write_new(out, text.as_bytes(), Access::Private).with_context(|| {
+        let out = out.display();
+        format!("{out} cannot be written, and the invite in it counts: make another, which replaces it, with --out")
+    })?;
     line(&format!("{}: hand it over in person or encrypted; it counts once", out.display()));
     Ok(())
 }
@@ -362,7 +370,9 @@ fn done(reply: Reply) -> anyhow::Result<()> {
         Reply::Report { page } => line(&page.display().to_string()),
         Reply::Failed { words, hint } => return Err(Refused { words, hint }.into()),
         Reply::Status(_) | Reply::Study { .. } | Reply::Invite { .. } => {
-            bail!("the coordinator answered another question")
+            bail!(
+                "the coordinator answered another question: use the program of the same version as the server"
+            )
         }
     }
     Ok(())

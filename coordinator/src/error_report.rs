@@ -8,18 +8,26 @@
 //! | 75 | another process has the state folder: try again later |
 //! | 78 | coordinator.toml is missing or has mistakes, all of them listed |
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use common::config::Diagnostics;
 
 use crate::backup::BackupError;
+use crate::import::ImportError;
 use crate::operator::SocketError;
 use crate::operator::client::AskError;
 use crate::pki::PkiError;
 use crate::service::ServiceError;
 use crate::store::{self, StoreError};
 
+/// Of a file that the operator names: the running coordinator may be somebody else.
+pub(crate) const READS_AS_ITS_USER: &str =
+    "the coordinator reads it as its own user: is it there, and may that user read it?";
+
 const FAILED: u8 = 1;
+/// Files and folders of a coordinator are for their owner alone.
+const AS_ITS_USER: &str = "run this as the user that the coordinator runs as";
 const DISK: u8 = 74;
 const IN_USE: u8 = 75;
 const CONFIGURATION: u8 = 78;
@@ -70,7 +78,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+/// What can be done about one of the causes of a failure.
+pub(crate) fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(refused) = cause.downcast_ref::<Refused>() {
         return refused.hint.clone();
     }
@@ -79,6 +88,12 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     }
     if let Some(store) = find_store(cause) {
         return store_hint(store).map(str::to_owned);
+    }
+    if let Some(import) = cause.downcast_ref::<ImportError>() {
+        return import_hint(import).map(str::to_owned);
+    }
+    if let Some(AskError::Exchange(error)) = cause.downcast_ref() {
+        return Some(exchange_hint(error.kind()).to_owned());
     }
     let pki = cause.downcast_ref::<PkiError>().or_else(|| match cause.downcast_ref() {
         Some(ServiceError::Pki(pki)) => Some(pki),
@@ -106,20 +121,50 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     }
 }
 
+/// Errors that are transparent for the store's hide it from the chain of causes.
 fn find_store<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e StoreError> {
-    cause.downcast_ref::<StoreError>().or_else(|| match cause.downcast_ref() {
+    let of_service = || match cause.downcast_ref() {
         Some(ServiceError::Store(store)) => Some(store),
-        _ => match cause.downcast_ref() {
-            Some(AskError::Store(store)) => Some(store),
-            _ => match cause.downcast_ref() {
-                Some(BackupError::Store(store)) => Some(store),
-                _ => None,
-            },
-        },
-    })
+        _ => None,
+    };
+    let of_command = || match cause.downcast_ref() {
+        Some(AskError::Store(store)) => Some(store),
+        _ => None,
+    };
+    let of_backup = || match cause.downcast_ref() {
+        Some(BackupError::Store(store)) => Some(store),
+        _ => None,
+    };
+    let of_import = || match cause.downcast_ref() {
+        Some(ImportError::Store(store)) => Some(store),
+        _ => None,
+    };
+    let itself = cause.downcast_ref::<StoreError>();
+    itself.or_else(of_service).or_else(of_command).or_else(of_backup).or_else(of_import)
+}
+
+fn import_hint(error: &ImportError) -> Option<&'static str> {
+    match error {
+        ImportError::File { .. } => Some(READS_AS_ITS_USER),
+        ImportError::Format { .. } | ImportError::Tensor { .. } | ImportError::Layout { .. } => Some(
+            "`site-agent model init` or `site-agent model import` makes a model, `site-agent embed` the embeddings",
+        ),
+        ImportError::Store(_) => None,
+    }
+}
+
+fn exchange_hint(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::PermissionDenied => AS_ITS_USER,
+        ErrorKind::InvalidData => "use the `coordinator` program of the same version as the server",
+        _ => "it may be stopping: try again, and look at what `coordinator run` said last",
+    }
 }
 
 fn store_hint(error: &StoreError) -> Option<&'static str> {
+    if matches!(error, StoreError::File { source, .. } if source.kind() == ErrorKind::PermissionDenied) {
+        return Some(AS_ITS_USER);
+    }
     match error.code() {
         "store-locked" => {
             Some("another coordinator, or a command of it, is at work here: wait for it or stop it")
@@ -152,6 +197,16 @@ mod tests {
         hint: another coordinator, or a command of it, is at work here: wait for it or stop it
         ");
         assert_eq!(exit_code(&error), IN_USE);
+    }
+
+    #[test]
+    fn a_command_of_another_user_is_told_so() {
+        let told = |kind: ErrorKind| render(&AskError::Exchange(kind.into()).into());
+        assert!(told(ErrorKind::PermissionDenied).ends_with(&format!("\nhint: {AS_ITS_USER}\n")));
+        assert!(told(ErrorKind::InvalidData).contains("of the same version as the server"));
+        let store =
+            StoreError::File { path: "/srv/state".into(), source: ErrorKind::PermissionDenied.into() };
+        assert!(render(&ServiceError::from(store).into()).contains(AS_ITS_USER));
     }
 
     #[test]

@@ -21,29 +21,31 @@ use crate::pki::{Invite, Token};
 use crate::progress::Line;
 use crate::report::ReportData;
 use crate::store::{self, InviteTerms, SiteRecord, StoreError, StoredStudy};
-use crate::{clock, files};
+use crate::{clock, error_report, files};
 
 /// What went wrong, in words for the operator.
 struct Failure {
     words: String,
-    hint: Option<&'static str>,
+    hint: Option<String>,
 }
 
 impl Failure {
     fn new(words: impl Into<String>, hint: &'static str) -> Self {
-        Self { words: words.into(), hint: Some(hint) }
+        Self { words: words.into(), hint: Some(hint.to_owned()) }
     }
 }
 
-impl<E: std::error::Error> From<E> for Failure {
+impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let mut words = error.to_string();
+        let mut hint = error_report::hint(&error);
         let mut source = error.source();
         while let Some(cause) = source {
             words.push_str(&format!("\n  caused by: {cause}"));
+            hint = hint.or_else(|| error_report::hint(cause));
             source = cause.source();
         }
-        Self { words, hint: None }
+        Self { words, hint }
     }
 }
 
@@ -68,7 +70,7 @@ impl Driver {
             Request::Export { study, round, out } => self.export(&study, round.map(RoundId), out).await,
             Request::Report { study, out } => self.report(study.as_deref(), &out).await,
         };
-        done.unwrap_or_else(|Failure { words, hint }| Reply::failed(words, hint))
+        done.unwrap_or_else(|Failure { words, hint }| Reply::failed(words, hint.as_deref()))
     }
 
     async fn status(&mut self) -> Result<Status, Failure> {
@@ -245,7 +247,9 @@ impl Driver {
         match self.try_take(study, happening).await {
             Ok(()) => Ok(()),
             Err(TickError::Store(error)) => Err(error.into()),
-            Err(TickError::Command(error)) => Err(error.into()),
+            Err(TickError::Command(error)) => {
+                Err(Failure::new(error.to_string(), "`coordinator status` shows how the study stands"))
+            }
         }
     }
 
@@ -378,7 +382,7 @@ fn model_of(data: &ReportData, round: RoundId) -> Result<ModelHash, Failure> {
 
 fn read_text(file: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(file)
-        .map_err(|e| Failure { words: format!("{}: {e}", file.display()), hint: None })
+        .map_err(|e| Failure::new(format!("{}: {e}", file.display()), error_report::READS_AS_ITS_USER))
 }
 
 fn no_study() -> Failure {

@@ -7,10 +7,11 @@ use link::LinkError;
 
 use super::printable;
 use crate::client::enroll::EnrollError;
+use crate::client::files::FileError;
 use crate::client::identity::IdentityError;
 use crate::client::state::InUse;
 use crate::data::DataError;
-use crate::egress::{EgressError, PolicyRefusal};
+use crate::egress::{EgressError, LedgerError, PolicyRefusal};
 use crate::infer::InferError;
 use crate::model::ModelError;
 use crate::model::checkpoint::CheckpointError;
@@ -133,6 +134,14 @@ fn hint_of(cause: Cause<'_>) -> Option<&'static str> {
     if let Some(TextError::TooLong { .. }) = cause.downcast_ref() {
         return Some("give a shorter sentence with --template; cutting one would change what it says");
     }
+    if let Some(LedgerError::Broken { .. }) = cause.downcast_ref() {
+        return Some(
+            "keep a copy of the ledger and tell whoever guards this machine: the agent does not go on with it",
+        );
+    }
+    if cause.downcast_ref::<FileError>().is_some_and(FileError::is_denied) {
+        return Some("run this as the agent's own user, such as `sudo -u consilium site-agent …`");
+    }
     if cause.is::<InUse>() {
         return Some("stop the other one, or wait for it; `site-agent status` shows what it does");
     }
@@ -188,6 +197,15 @@ mod tests {
     use common::wire::{Refusal, RefusalCode};
 
     use super::*;
+
+    #[test]
+    fn a_file_of_somebody_else_is_told_with_whose_command_it_is() {
+        let denied = std::io::ErrorKind::PermissionDenied.into();
+        let error = FileError::new("read", std::path::Path::new("/srv/site/state"), denied);
+        let told = CliError::new(error).text();
+        assert!(told.starts_with("error: cannot read /srv/site/state\n"), "{told}");
+        assert!(told.contains("\n\nhint: run this as the agent's own user"), "{told}");
+    }
 
     #[test]
     fn an_error_shows_its_causes_once_and_what_to_do() {

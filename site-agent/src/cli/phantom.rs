@@ -45,7 +45,8 @@ pub(super) fn run(args: &PhantomArgs) -> Result<(), CliError> {
 
 fn hospital(name: &str) -> anyhow::Result<&'static Hospital> {
     let found = HOSPITALS.iter().find(|hospital| hospital.name == name);
-    found.ok_or_else(|| anyhow::anyhow!("there is no phantom hospital `{name}`"))
+    let known = || HOSPITALS.iter().map(|hospital| hospital.name).collect::<Vec<_>>().join(", ");
+    found.ok_or_else(|| anyhow::anyhow!("there is no phantom hospital `{name}`\n  known: {}", known()))
 }
 
 fn spacing_mm(given: &[f64]) -> Result<[f64; 3], CliError> {
