@@ -1,5 +1,6 @@
 //! How errors reach the user: what, caused by what, and what to do; and the exit codes.
 
+use std::io;
 use std::process::ExitCode;
 
 use common::config::Diagnostics;
@@ -7,8 +8,8 @@ use link::LinkError;
 
 use super::printable;
 use crate::client::enroll::EnrollError;
-use crate::client::files::FileError;
 use crate::client::identity::IdentityError;
+use crate::client::journal::JournalError;
 use crate::client::state::InUse;
 use crate::data::DataError;
 use crate::egress::{EgressError, LedgerError, PolicyRefusal};
@@ -139,7 +140,12 @@ fn hint_of(cause: Cause<'_>) -> Option<&'static str> {
             "keep a copy of the ledger and tell whoever guards this machine: the agent does not go on with it",
         );
     }
-    if cause.downcast_ref::<FileError>().is_some_and(FileError::is_denied) {
+    if cause.downcast_ref::<JournalError>().is_some_and(JournalError::is_damage) {
+        return Some(
+            "move the folder `journal` in the state folder away and start again: approvals and ledger stay, and what was not sent is trained anew",
+        );
+    }
+    if cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied) {
         return Some("run this as the agent's own user, such as `sudo -u consilium site-agent …`");
     }
     if cause.is::<InUse>() {
@@ -197,10 +203,24 @@ mod tests {
     use common::wire::{Refusal, RefusalCode};
 
     use super::*;
+    use crate::client::files::FileError;
+
+    #[test]
+    fn a_journal_that_cannot_be_read_is_told_with_the_way_out() {
+        let damaged = |kind: io::ErrorKind| {
+            let path = std::path::Path::new("state/journal/events-3.jsonl");
+            let error = JournalError::from(FileError::new("understand", path, kind.into()));
+            CliError::new(error).text()
+        };
+        let told = damaged(io::ErrorKind::InvalidData);
+        assert!(told.starts_with("error: cannot understand state/journal/events-3.jsonl\n"), "{told}");
+        assert!(told.contains("\n\nhint: move the folder `journal`"), "{told}");
+        assert!(!damaged(io::ErrorKind::StorageFull).contains("hint: move"));
+    }
 
     #[test]
     fn a_file_of_somebody_else_is_told_with_whose_command_it_is() {
-        let denied = std::io::ErrorKind::PermissionDenied.into();
+        let denied = io::ErrorKind::PermissionDenied.into();
         let error = FileError::new("read", std::path::Path::new("/srv/site/state"), denied);
         let told = CliError::new(error).text();
         assert!(told.starts_with("error: cannot read /srv/site/state\n"), "{told}");

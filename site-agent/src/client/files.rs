@@ -34,9 +34,9 @@ impl FileError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
-    /// Whether the file is somebody else's.
-    pub fn is_denied(&self) -> bool {
-        self.source.kind() == io::ErrorKind::PermissionDenied
+    /// Whether the file was read and is not what was written.
+    pub fn is_damage(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
     }
 }
 

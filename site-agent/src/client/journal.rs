@@ -23,8 +23,18 @@ pub enum JournalError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A snapshot that is not this site's, or of another version.
-    #[error("the state folder")]
+    #[error("the journal in the state folder")]
     Restore(#[from] RestoreError),
+}
+
+impl JournalError {
+    /// Whether what lies there is not what this program wrote: the next start will not read it either.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::File(error) => error.is_damage(),
+            Self::Restore(_) => true,
+        }
+    }
 }
 
 /// The open journal.
