@@ -104,6 +104,9 @@ pub(crate) fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> 
     });
     match pki {
         Some(PkiError::Missing { .. }) => return Some("run `coordinator init` first".to_owned()),
+        Some(PkiError::File { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+            return Some(AS_ITS_USER.to_owned());
+        }
         Some(PkiError::Exists { .. }) => {
             return Some("there is nothing to do; for another consortium use another folder".to_owned());
         }
