@@ -207,7 +207,7 @@ fn train_round(
     let share = 1.0 / trainers.len() as f32;
     let (mut next, mut loss) = (global.clone(), 0.0);
     for trainer in trainers {
-        trainer.load_global(global)?;
+        trainer.load_global(global.clone())?;
         let mut outcome = trainer.train_round(&plan, &mut |_| {}, &Cancel::default())?;
         for tensor in outcome.delta.values_mut() {
             tensor.values_mut().iter_mut().for_each(|value| *value *= share);

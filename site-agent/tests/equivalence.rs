@@ -30,8 +30,8 @@ use site_agent::data::sampler::{Sampler, SamplerSettings};
 use site_agent::data::volume::{Grid, Volume};
 use site_agent::data::{augment::Augmentation, batch};
 use site_agent::model::{
-    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors, UniversalModel,
-    training_device,
+    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, LiveTensor, ModelConfig, NamedTensors,
+    UniversalModel, training_device,
 };
 use site_agent::train::burn_trainer::{BurnTrainer, TrainerSettings};
 use site_agent::train::checkpoint::{CheckpointKey, read_checkpoint, store_checkpoint};
@@ -123,7 +123,7 @@ fn train_on(
     steps: u32,
 ) -> RoundOutcome {
     let mut trainer = BurnTrainer::new(model_on(&device, 5), device, source, settings);
-    trainer.load_global(&model(1).export()).unwrap();
+    trainer.load_global(model(1).export()).unwrap();
     let plan = RoundPlan { round: ROUND, steps, learning_rate: 0.1 };
     trainer.train_round(&plan, &mut |_| {}, &Cancel::default()).unwrap()
 }
@@ -375,19 +375,30 @@ fn taking_unlabelled_for_background_trains_something_else() {
 }
 
 #[test]
-fn a_cancelled_round_leaves_the_optimizer_as_it_was() {
-    let (plan, cancel) = (RoundPlan { round: ROUND, steps: 4, learning_rate: 0.01 }, Cancel::default());
+fn after_a_cancelled_round_the_optimizer_is_restored_or_the_next_one_refused() {
+    let plan = RoundPlan { round: ROUND, steps: 4, learning_rate: 0.01 };
     let source = sampler(batch::Unlabelled::Masked);
     let mut trainer = BurnTrainer::new(model(5), device(), source, settings(OptimizerKind::AdamW, 1, 2));
-    let global = model(1).export();
-    trainer.load_global(&global).unwrap();
-    trainer.train_round(&plan, &mut |_| {}, &cancel).unwrap();
-    let before = trainer.optimizer_state();
+    let round = |trainer: &mut BurnTrainer, stops: bool| {
+        let cancel = Cancel::default();
+        let mut told = |_: StepReport| {
+            if stops {
+                cancel.cancel();
+            }
+        };
+        trainer.load_global(model(1).export()).unwrap();
+        trainer.train_round(&plan, &mut told, &cancel)
+    };
+    round(&mut trainer, false).unwrap();
+    let before = trainer.optimizer_state().to_host();
+    let expected = round(&mut trainer, false).unwrap();
 
-    trainer.load_global(&global).unwrap();
-    let stopped = trainer.train_round(&plan, &mut |_| cancel.cancel(), &cancel);
+    trainer.restore_optimizer(before.clone()).unwrap();
+    let stopped = round(&mut trainer, true);
     assert!(matches!(stopped, Err(TrainError::Cancelled { steps: 1 })));
-    assert_eq!(trainer.optimizer_state(), before);
+    assert!(matches!(round(&mut trainer, false), Err(TrainError::OptimizerSpent)));
+    trainer.restore_optimizer(before).unwrap();
+    assert!(bits(&round(&mut trainer, false).unwrap().delta) == bits(&expected.delta));
 }
 
 #[test]
@@ -399,13 +410,13 @@ fn a_restored_trainer_goes_on_as_the_one_that_was_stopped() {
     };
     let global = model(1).export();
     let mut whole = new();
-    whole.load_global(&global).unwrap();
+    whole.load_global(global.clone()).unwrap();
     whole.train_round(&plan(1), &mut |_| {}, &Cancel::default()).unwrap();
     let mut resumed = new();
-    resumed.restore_optimizer(&whole.optimizer_state()).unwrap();
+    resumed.restore_optimizer(whole.optimizer_state().to_host()).unwrap();
 
     let second = |trainer: &mut BurnTrainer| {
-        trainer.load_global(&global).unwrap();
+        trainer.load_global(global.clone()).unwrap();
         trainer.train_round(&plan(2), &mut |_| {}, &Cancel::default()).unwrap()
     };
     assert!(bits(&second(&mut whole).delta) == bits(&second(&mut resumed).delta));
@@ -435,7 +446,7 @@ impl KeepRound for EachThird {
         step.is_multiple_of(3)
     }
 
-    fn keep(&mut self, state: &RoundState) {
+    fn keep(&mut self, state: &RoundState<LiveTensor>) {
         store_checkpoint(&self.0, &Self::key(), state).unwrap();
     }
 }
@@ -446,14 +457,14 @@ fn trainer_after_a_round(between_rounds: OptimizerState, accumulation: u32) -> B
     settings.training.optimizer_state = between_rounds;
     let new = || BurnTrainer::new(model(5), device(), sampler(batch::Unlabelled::Masked), settings.clone());
     let mut before = new();
-    before.load_global(&model(3).export()).unwrap();
+    before.load_global(model(3).export()).unwrap();
     let first = RoundPlan { round: ROUND, steps: 2, learning_rate: 0.01 };
     before.train_round(&first, &mut |_| {}, &Cancel::default()).unwrap();
     let mut trainer = new();
     if between_rounds == OptimizerState::Keep {
-        trainer.restore_optimizer(&before.optimizer_state()).unwrap();
+        trainer.restore_optimizer(before.optimizer_state().to_host()).unwrap();
     }
-    trainer.load_global(&model(1).export()).unwrap();
+    trainer.load_global(model(1).export()).unwrap();
     trainer
 }
 
@@ -499,7 +510,8 @@ fn a_round_killed_in_its_midst_repeats_no_kept_step_and_ends_with_the_same_bits(
         assert_eq!(steps, [4, 5, 6], "{case}");
         assert!(bits(&outcome.delta) == bits(&expected.delta), "{case}");
         assert_eq!(outcome.mean_loss.to_bits(), expected.mean_loss.to_bits(), "{case}");
-        assert!(resumed.optimizer_state() == undisturbed.optimizer_state(), "{case}");
+        let memory = |trainer: &BurnTrainer| trainer.optimizer_state().to_host();
+        assert!(memory(&resumed) == memory(&undisturbed), "{case}");
     }
 }
 
@@ -524,7 +536,7 @@ fn a_checkpoint_of_another_network_is_not_taken_up() {
     let expected = train_six(&mut trainer, &mut kept, |_| {}).0.unwrap();
     let mut left = kept.take_up().unwrap();
     left.weights.pop_first();
-    kept.keep(&left);
+    kept.keep(&left.into_live());
     let mut again = trainer_after_a_round(OptimizerState::Keep, 1);
     let (outcome, steps) = train_six(&mut again, &mut kept, |_| {});
     assert_eq!(steps, [1, 2, 3, 4, 5, 6]);

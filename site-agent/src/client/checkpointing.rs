@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use link::failpoint;
 
+use crate::model::LiveTensor;
 use crate::train::checkpoint::{CheckpointError, CheckpointKey, read_checkpoint, store_checkpoint};
 use crate::train::trainer::{KeepRound, RoundState};
 
@@ -70,7 +71,7 @@ impl KeepRound for RoundFile {
         self.policy.is_due(step, self.last.elapsed())
     }
 
-    fn keep(&mut self, state: &RoundState) {
+    fn keep(&mut self, state: &RoundState<LiveTensor>) {
         let (round, step) = (self.key.round, state.step);
         match store_checkpoint(&self.path, &self.key, state) {
             Ok(()) => {
@@ -128,12 +129,13 @@ mod tests {
         let optimizer = OptimizerState { steps: 2, moments: NamedTensors::new() };
         let state = RoundState { step: 2, loss_sum: 0.5, weights: NamedTensors::new(), optimizer };
         assert_eq!(file(1).take_up(), None);
-        file(1).keep(&state);
+        file(1).keep(&state.clone().into_live());
         assert_eq!(file(2).take_up(), None);
         assert_eq!(file(1).take_up(), Some(state.clone()));
         std::fs::write(&path, b"cut short").unwrap();
         assert_eq!(file(1).take_up(), None);
         // Nowhere to write: said, and nothing else.
-        RoundFile::new(folder.path().join("absent/round.checkpoint"), key(1), policy).keep(&state);
+        RoundFile::new(folder.path().join("absent/round.checkpoint"), key(1), policy)
+            .keep(&state.into_live());
     }
 }

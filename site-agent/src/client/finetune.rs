@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::artifacts::ArtifactFolder;
 use super::files::{self, FileError};
 use super::state::lock_folder;
-use crate::model::{ModelError, NamedTensors};
+use crate::model::{LiveTensor, ModelError, NamedTensors};
 use crate::train::optimizer::OptimizerState;
 use crate::train::state::{read_state, store_state};
 use crate::train::tensors::advance;
@@ -55,7 +55,7 @@ impl Finetune<'_> {
     ) -> anyhow::Result<Ended> {
         let (mut done, mut model) = match self.rounds.last()? {
             Some(Finished { round, model, optimizer }) => {
-                trainer.restore_optimizer(&optimizer)?;
+                trainer.restore_optimizer(optimizer)?;
                 (round, model)
             }
             None => (RoundId(0), initial),
@@ -64,7 +64,7 @@ impl Finetune<'_> {
             let round = done.next();
             let steps = self.study.training.steps_per_round;
             let plan = RoundPlan { round, steps, learning_rate: self.study.learning_rate(round) };
-            trainer.load_global(&model)?;
+            trainer.load_global(model.clone())?;
             let outcome = match trainer.train_round(&plan, progress, cancel) {
                 Err(TrainError::Cancelled { .. }) => return Ok(Ended::Stopped(done)),
                 trained => trained?,
@@ -150,7 +150,12 @@ impl RoundFolder {
     }
 
     /// Keeps a round; durable when it returns. The one before it goes last, so that a crash leaves one of the two whole.
-    fn keep(&self, round: RoundId, model: &NamedTensors, optimizer: &OptimizerState) -> anyhow::Result<()> {
+    fn keep(
+        &self,
+        round: RoundId,
+        model: &NamedTensors,
+        optimizer: &OptimizerState<LiveTensor>,
+    ) -> anyhow::Result<()> {
         let before = self.done()?;
         let model = self.models.store(model)?.hash();
         store_state(&self.optimizer(round), optimizer)?;

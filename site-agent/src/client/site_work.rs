@@ -79,7 +79,7 @@ impl SiteWork {
         if study.training.optimizer_state == BetweenRounds::Keep
             && let Some(kept) = self.state.optimizer_before(document.digest(), round)
         {
-            trainer.restore_optimizer(&read_state(&kept)?)?;
+            trainer.restore_optimizer(read_state(&kept)?)?;
         }
         Ok(trainer)
     }
@@ -139,14 +139,19 @@ impl Work for SiteWork {
         let key = CheckpointKey { study: study.digest(), round, base, steps };
         let mut kept = RoundFile::new(self.state.checkpoint(), key, self.config.checkpoints);
         let trainer = self.trainer(study, round)?;
-        trainer.load_global(&global)?;
+        trainer.load_global(global)?;
         let plan = RoundPlan { round, steps, learning_rate: study.study().learning_rate(round) };
         let mut busy = Utilisation::default();
         let mut progress = |step: StepReport| {
             busy.add(&step);
             progress(step);
         };
-        let outcome = trainer.train_round_kept(&plan, &mut kept, &mut progress, cancel)?;
+        let trained = trainer.train_round_kept(&plan, &mut kept, &mut progress, cancel);
+        if trained.is_err() {
+            // What its optimiser knew went with the round: the next one begins with what is on the disk.
+            self.trainer = None;
+        }
+        let outcome = trained?;
         busy.tell(round);
         self.learnt = Some((attempt, round));
         Ok(outcome)

@@ -20,6 +20,7 @@ pub mod error;
 pub mod head;
 pub mod init;
 mod layers;
+pub mod live;
 mod loss_parts;
 pub(crate) mod ops;
 pub mod parameters;
@@ -28,6 +29,8 @@ pub mod similarity;
 pub mod tensors;
 pub mod text;
 mod window;
+
+use std::collections::BTreeMap;
 
 use burn::{
     module::Module,
@@ -50,6 +53,7 @@ pub use self::{
     device::{DeviceKind, device, training_device},
     embedding::{ClassEmbeddings, EmbeddingKind},
     error::ModelError,
+    live::{LiveTensor, LiveTensors},
     parameters::Gradients,
     tensors::{HostTensor, NamedTensors},
     window::{FeatureLayer, WindowNetwork},
@@ -99,10 +103,20 @@ impl UniversalModel {
 
     /// Names of the trainable tensors, ascending. Buffers, such as fixed class embeddings, are not among them.
     pub fn trainable_names(&self) -> Vec<String> {
-        parameters::shapes(self).into_keys().collect()
+        self.shapes().into_keys().collect()
     }
 
-    /// The trainable tensors.
+    /// Shape of each trainable tensor.
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        parameters::shapes(self)
+    }
+
+    /// The trainable tensors where they are: to be read and let go before the next step.
+    pub fn live(&self) -> LiveTensors {
+        parameters::live(self)
+    }
+
+    /// A copy of the trainable tensors.
     pub fn export(&self) -> NamedTensors {
         parameters::export(self)
     }

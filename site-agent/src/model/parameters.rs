@@ -12,6 +12,7 @@ use burn::{
 
 use super::{
     error::ModelError,
+    live::{LiveTensor, LiveTensors},
     tensors::{HostTensor, NamedTensors, TensorMismatch},
 };
 
@@ -109,6 +110,12 @@ impl Gradients {
 /// Shape of each trainable tensor.
 pub fn shapes<M: Module>(module: &M) -> BTreeMap<String, Vec<usize>> {
     collect(module, None).into_iter().map(|(name, tensor)| (name, tensor.shape)).collect()
+}
+
+/// The trainable tensors where they are, without a copy.
+pub fn live<M: Module>(module: &M) -> LiveTensors {
+    let live = |(name, FlatTensor { shape, values })| (name, LiveTensor::on_device(shape, values));
+    collect(module, None).into_iter().map(live).collect()
 }
 
 /// The trainable tensors on the host.

@@ -1,13 +1,17 @@
 //! Named tensors as safetensors files.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{
+    Dtype, SafeTensors,
+    tensor::{Metadata, TensorInfo, TensorView},
+};
 
 use super::{
     error::ModelError,
-    tensors::{HostTensor, NamedTensors},
+    live::{LiveTensor, PIECE},
+    tensors::{HostTensor, NamedTensors, value_count},
 };
 
 /// Key of the note in a file's metadata.
@@ -55,24 +59,24 @@ pub fn write_safetensors_with_note(tensors: &NamedTensors, note: &str) -> Result
     write(tensors, Some(HashMap::from([(NOTE.to_owned(), note.to_owned())])))
 }
 
-/// As [`write_safetensors_with_note`], straight to where it goes: no second copy of the tensors is in memory.
+/// As [`write_safetensors_with_note`], piece by piece to where it goes: no second copy of the tensors is in memory.
 ///
 /// # Errors
 ///
 /// What the other end says.
 pub fn write_safetensors_to(
     out: &mut dyn Write,
-    tensors: &BTreeMap<String, &HostTensor>,
-    note: &str,
+    tensors: &BTreeMap<String, &LiveTensor>,
+    note: Option<&str>,
 ) -> io::Result<()> {
-    /// Values that are turned into bytes at a time.
-    const PIECE: usize = 1 << 16;
     let mut header = serde_json::Map::new();
-    header.insert("__metadata__".to_owned(), serde_json::json!({ NOTE: note }));
+    if let Some(note) = note {
+        header.insert("__metadata__".to_owned(), serde_json::json!({ NOTE: note }));
+    }
     let mut end = 0;
     for (name, tensor) in tensors {
         let start = end;
-        end += 4 * tensor.values().len();
+        end += 4 * tensor.elements();
         let entry =
             serde_json::json!({ "dtype": "F32", "shape": tensor.shape(), "data_offsets": [start, end] });
         header.insert(name.clone(), entry);
@@ -81,13 +85,60 @@ pub fn write_safetensors_to(
     header.resize(header.len().next_multiple_of(8), b' ');
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
-    let mut bytes = Vec::with_capacity(4 * PIECE);
-    for values in tensors.values().flat_map(|tensor| tensor.values().chunks(PIECE)) {
+    let mut bytes = Vec::new();
+    for values in tensors.values().flat_map(|tensor| tensor.pieces()) {
         bytes.clear();
         bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         out.write_all(&bytes)?;
     }
     Ok(())
+}
+
+/// Tensors and note of a file of `length` bytes that [`write_safetensors_to`] wrote, piece by piece: no second copy of the
+/// tensors is in memory.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::InvalidData`] or [`io::ErrorKind::UnexpectedEof`] for other bytes, or what the other end says.
+pub fn read_safetensors_from(file: &mut dyn Read, length: u64) -> io::Result<(NamedTensors, Option<String>)> {
+    let mut header = [0; 8];
+    file.read_exact(&mut header)?;
+    let header = u64::from_le_bytes(header);
+    let data =
+        length.checked_sub(8).and_then(|rest| rest.checked_sub(header)).ok_or_else(not_written_here)?;
+    let mut header = vec![0; usize::try_from(header).map_err(|_| not_written_here())?];
+    file.read_exact(&mut header)?;
+    let header: Metadata = serde_json::from_slice(&header)?;
+    let note = header.metadata().as_ref().and_then(|metadata| metadata.get(NOTE).cloned());
+
+    let mut infos: Vec<(String, &TensorInfo)> = header.tensors().into_iter().collect();
+    infos.sort_by_key(|(_, info)| info.data_offsets);
+    let (mut tensors, mut at) = (NamedTensors::new(), 0);
+    for (name, TensorInfo { dtype, shape, data_offsets: (start, end) }) in infos {
+        // Compared with the file's length first: no room is made for more numbers than are there.
+        let is_here = *dtype == Dtype::F32 && *start == at && *end as u64 <= data;
+        let numbers =
+            value_count(shape).filter(|numbers| is_here && numbers.checked_mul(4) == end.checked_sub(at));
+        let values = read_values(file, numbers.ok_or_else(not_written_here)?)?;
+        let tensor = HostTensor::new(shape.clone(), values).map_err(|_| not_written_here())?;
+        tensors.insert(name, tensor);
+        at = *end;
+    }
+    if at as u64 == data { Ok((tensors, note)) } else { Err(not_written_here()) }
+}
+
+fn read_values(file: &mut dyn Read, numbers: usize) -> io::Result<Vec<f32>> {
+    let (mut values, mut bytes) = (Vec::with_capacity(numbers), Vec::new());
+    while values.len() < numbers {
+        bytes.resize(4 * PIECE.min(numbers - values.len()), 0);
+        file.read_exact(&mut bytes)?;
+        values.extend(bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)));
+    }
+    Ok(values)
+}
+
+fn not_written_here() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not a safetensors file as it is written here")
 }
 
 /// How the tensors of a file were made, if the file says so. Foreign text: show it with care.
@@ -128,6 +179,7 @@ fn decode_values<const N: usize>(data: &[u8], decode: impl Fn([u8; N]) -> f32) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::LiveTensors;
 
     #[test]
     fn tensors_read_back_as_written() {
@@ -163,15 +215,29 @@ mod tests {
     #[test]
     fn a_file_written_piece_by_piece_reads_back_with_its_note() {
         let tensors = NamedTensors::from([
-            ("a".to_owned(), HostTensor::from_fn(vec![70_000], |i| i as f32 + 0.5)),
+            ("a".to_owned(), HostTensor::from_fn(vec![PIECE + 3], |i| i as f32 + 0.5)),
             ("b".to_owned(), HostTensor::new(vec![0, 3], vec![]).unwrap()),
             ("c.weight".to_owned(), HostTensor::from_fn(vec![2, 2], |i| -(i as f32))),
         ]);
-        let borrowed = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
-        let mut file = Vec::new();
-        write_safetensors_to(&mut file, &borrowed, "{\"step\": 3}").unwrap();
-        assert_eq!(read_safetensors(&file).unwrap(), tensors);
-        assert_eq!(note(&file).as_deref(), Some("{\"step\": 3}"));
+        let live: LiveTensors =
+            tensors.iter().map(|(name, tensor)| (name.clone(), tensor.clone().into())).collect();
+        let borrowed = live.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
+        for said in [Some("{\"step\": 3}"), None] {
+            let mut file = Vec::new();
+            write_safetensors_to(&mut file, &borrowed, said).unwrap();
+            assert_eq!(read_safetensors(&file).unwrap(), tensors);
+            assert_eq!(note(&file).as_deref(), said);
+            let piece_by_piece = read_safetensors_from(&mut file.as_slice(), file.len() as u64).unwrap();
+            assert_eq!(piece_by_piece, (tensors.clone(), said.map(str::to_owned)));
+            for length in [0, 7, 8, 90, file.len() - 1] {
+                let short = read_safetensors_from(&mut &file[..length], length as u64);
+                let kind = short.unwrap_err().kind();
+                assert!(
+                    matches!(kind, io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof),
+                    "{length}"
+                );
+            }
+        }
     }
 
     #[test]

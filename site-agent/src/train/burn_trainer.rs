@@ -11,14 +11,14 @@ use common::study::sections::{
 use super::loss::{DiceKind, masked_loss};
 use super::optimizer::{AdamW, AdamWConfig, OptimizerState, sgd_step};
 use super::proximal::Proximal;
-use super::tensors::delta;
+use super::tensors::into_delta;
 use super::trainer::{
     Cancel, KeepRound, LocalTrainer, RoundOutcome, RoundPlan, RoundState, StepReport, TrainError,
 };
 use crate::data::DataError;
 use crate::data::batch::{Batch, BatchAddress, BatchSource};
 use crate::data::prefetch::with_batches;
-use crate::model::{Gradients, ModelError, NamedTensors, UniversalModel};
+use crate::model::{Gradients, LiveTensor, LiveTensors, ModelError, NamedTensors, UniversalModel};
 
 /// Trains a [`UniversalModel`] by masked back-propagation.
 pub struct BurnTrainer {
@@ -26,6 +26,8 @@ pub struct BurnTrainer {
     device: Device,
     source: Arc<dyn BatchSource>,
     optimizer: Optimizer,
+    /// A round began and did not end: what the optimiser remembers is of neither.
+    is_spent: bool,
     settings: TrainerSettings,
     global: Option<NamedTensors>,
     /// Of the round under way.
@@ -43,7 +45,7 @@ pub struct TrainerSettings {
     pub proximal_mu: f64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Optimizer {
     AdamW(AdamW),
     Sgd,
@@ -70,7 +72,7 @@ impl BurnTrainer {
         settings: TrainerSettings,
     ) -> Self {
         let optimizer = Optimizer::new(&settings.training.optimizer);
-        Self { model, device, source, optimizer, settings, global: None, proximal: None }
+        Self { model, device, source, optimizer, is_spent: false, settings, global: None, proximal: None }
     }
 
     /// The model as the last round left it.
@@ -81,8 +83,9 @@ impl BurnTrainer {
     /// Goes where an earlier process left the round; to its start when there is no such place, or it is of another model.
     fn begin(&mut self, plan: &RoundPlan, left: Option<RoundState>) -> Begun {
         let Some(state) = left.filter(|state| state.step <= plan.steps) else { return Begun::default() };
-        match self.go_to(&state) {
-            Ok(()) => Begun { step: state.step, loss_sum: state.loss_sum },
+        let begun = Begun { step: state.step, loss_sum: state.loss_sum };
+        match self.go_to(state) {
+            Ok(()) => begun,
             Err(error) => {
                 tracing::warn!(
                     "round {}: what was kept of it is of another model, it begins anew: {error}",
@@ -94,14 +97,15 @@ impl BurnTrainer {
     }
 
     /// All of it or nothing.
-    fn go_to(&mut self, state: &RoundState) -> Result<(), ModelError> {
-        let optimizer = self.restored(&state.optimizer)?;
-        self.model.load(&state.weights)?;
+    fn go_to(&mut self, state: RoundState) -> Result<(), ModelError> {
+        let RoundState { weights, optimizer, .. } = state;
+        let optimizer = self.restored(optimizer)?;
+        self.model.load(&weights)?;
         self.optimizer = optimizer;
         Ok(())
     }
 
-    fn restored(&self, state: &OptimizerState) -> Result<Optimizer, ModelError> {
+    fn restored(&self, state: OptimizerState) -> Result<Optimizer, ModelError> {
         Ok(match self.optimizer {
             Optimizer::AdamW(_) => {
                 let config = adamw_config(&self.settings.training.optimizer);
@@ -111,8 +115,8 @@ impl BurnTrainer {
         })
     }
 
-    fn state_after(&self, step: u32, loss_sum: f64) -> RoundState {
-        RoundState { step, loss_sum, weights: self.model.export(), optimizer: self.optimizer_state() }
+    fn state_after(&self, step: u32, loss_sum: f64) -> RoundState<LiveTensor> {
+        RoundState { step, loss_sum, weights: self.model.live(), optimizer: self.optimizer_state() }
     }
 
     fn run(
@@ -211,9 +215,9 @@ fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 impl LocalTrainer for BurnTrainer {
-    fn load_global(&mut self, tensors: &NamedTensors) -> Result<(), TrainError> {
-        self.model.load(tensors)?;
-        self.global = Some(tensors.clone());
+    fn load_global(&mut self, tensors: NamedTensors) -> Result<(), TrainError> {
+        self.model.load(&tensors)?;
+        self.global = Some(tensors);
         Ok(())
     }
 
@@ -225,10 +229,12 @@ impl LocalTrainer for BurnTrainer {
         cancel: &Cancel,
     ) -> Result<RoundOutcome, TrainError> {
         let global = self.global.take().ok_or(TrainError::NoGlobalModel)?;
-        let before = self.optimizer.clone();
         if self.settings.training.optimizer_state == BetweenRounds::Reset {
             self.optimizer = Optimizer::new(&self.settings.training.optimizer);
+        } else if self.is_spent {
+            return Err(TrainError::OptimizerSpent);
         }
+        self.is_spent = true;
         let (source, ahead) = (Arc::clone(&self.source), self.settings.prefetch);
         let micro_batches = self.settings.training.accumulation;
         let begun = self.begin(plan, kept.take_up());
@@ -240,19 +246,22 @@ impl LocalTrainer for BurnTrainer {
             self.run(plan, begun, batches, kept, progress, cancel)
         });
         self.proximal = None;
-        let mean_loss = trained.inspect_err(|_| self.optimizer = before)?;
-        Ok(RoundOutcome { delta: delta(&self.model.export(), &global)?, steps: plan.steps, mean_loss })
+        let mean_loss = trained?;
+        let delta = into_delta(&self.model.live(), global)?;
+        self.is_spent = false;
+        Ok(RoundOutcome { delta, steps: plan.steps, mean_loss })
     }
 
-    fn optimizer_state(&self) -> OptimizerState {
+    fn optimizer_state(&self) -> OptimizerState<LiveTensor> {
         match &self.optimizer {
-            Optimizer::AdamW(adamw) => adamw.export(&self.model),
-            Optimizer::Sgd => OptimizerState { steps: 0, moments: NamedTensors::new() },
+            Optimizer::AdamW(adamw) => adamw.state(&self.model),
+            Optimizer::Sgd => OptimizerState { steps: 0, moments: LiveTensors::new() },
         }
     }
 
-    fn restore_optimizer(&mut self, state: &OptimizerState) -> Result<(), TrainError> {
+    fn restore_optimizer(&mut self, state: OptimizerState) -> Result<(), TrainError> {
         self.optimizer = self.restored(state)?;
+        self.is_spent = false;
         Ok(())
     }
 }

@@ -1,27 +1,24 @@
 //! Where a round stands, as a file: weights, optimiser, step and loss, for the one round that its key names.
 //!
-//! A safetensors file with its key in the metadata and a digest of all that at its end. Durable before it counts, written
-//! a piece at a time; anything but the whole checkpoint of the round asked for is refused.
+//! A sealed file with its key in the note. Durable before it counts, written a piece at a time; anything but the whole
+//! checkpoint of the round asked for is refused.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use common::ids::{ModelHash, RoundId, StudyDigest};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::OptimizerState;
-use super::state::replace;
+use super::sealed::{read_sealed, write_sealed};
 use super::trainer::RoundState;
-use crate::model::record::{note, read_safetensors, write_safetensors_to};
-use crate::model::{HostTensor, NamedTensors};
+use crate::model::{LiveTensor, NamedTensors};
 
 /// What the note says; another form has another number.
 const FORMAT: u32 = 1;
 const WEIGHT: &str = "weight.";
 const MOMENT: &str = "moment.";
-const DIGEST_BYTES: usize = 32;
 
 /// Which round a checkpoint is of. All that training depends on follows from it and from the site's scans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,11 +75,15 @@ struct Note {
 ///
 /// # Errors
 /// The disk's refusal: then what was there before is still there.
-pub fn store_checkpoint(path: &Path, key: &CheckpointKey, state: &RoundState) -> Result<(), CheckpointError> {
+pub fn store_checkpoint(
+    path: &Path,
+    key: &CheckpointKey,
+    state: &RoundState<LiveTensor>,
+) -> Result<(), CheckpointError> {
     let OptimizerState { steps, moments } = &state.optimizer;
     let weights = state.weights.iter().map(|(name, tensor)| (format!("{WEIGHT}{name}"), tensor));
     let moments = moments.iter().map(|(name, tensor)| (format!("{MOMENT}{name}"), tensor));
-    let tensors: BTreeMap<String, &HostTensor> = weights.chain(moments).collect();
+    let tensors: BTreeMap<String, &LiveTensor> = weights.chain(moments).collect();
     let note = Note {
         format: FORMAT,
         of: *key,
@@ -90,14 +91,8 @@ pub fn store_checkpoint(path: &Path, key: &CheckpointKey, state: &RoundState) ->
         loss_sum: state.loss_sum,
         optimizer_steps: *steps,
     };
-    let stored = serde_json::to_string(&note).map_err(io::Error::from).and_then(|note| {
-        replace(path, |file| {
-            let mut hashed = Hashed { file, hasher: blake3::Hasher::new() };
-            write_safetensors_to(&mut hashed, &tensors, &note)?;
-            let digest = hashed.hasher.finalize();
-            hashed.file.write_all(digest.as_bytes())
-        })
-    });
+    let note = serde_json::to_string(&note).map_err(io::Error::from);
+    let stored = note.and_then(|note| write_sealed(path, &tensors, Some(&note)));
     stored.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })
 }
 
@@ -107,29 +102,26 @@ pub fn store_checkpoint(path: &Path, key: &CheckpointKey, state: &RoundState) ->
 /// [`CheckpointError::Damaged`] for anything but what [`store_checkpoint`] wrote, [`CheckpointError::OfAnother`] for another
 /// round, or the disk's refusal.
 pub fn read_checkpoint(path: &Path, key: &CheckpointKey) -> Result<Option<RoundState>, CheckpointError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
+    let sealed = match read_sealed(path) {
+        Ok(sealed) => sealed,
         Err(absent) if absent.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(CheckpointError::Io { path: path.to_owned(), source }),
     };
-    let (found, state) = decode(&bytes).ok_or_else(|| CheckpointError::Damaged { path: path.to_owned() })?;
+    let decoded = sealed.and_then(|(tensors, note)| decode(tensors, &note?));
+    let (found, state) = decoded.ok_or_else(|| CheckpointError::Damaged { path: path.to_owned() })?;
     if found != *key {
         return Err(CheckpointError::OfAnother { path: path.to_owned(), found });
     }
     Ok(Some(state))
 }
 
-fn decode(bytes: &[u8]) -> Option<(CheckpointKey, RoundState)> {
-    let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST_BYTES)?)?;
-    if blake3::hash(content).as_bytes() != digest {
-        return None;
-    }
-    let Note { format, of, step, loss_sum, optimizer_steps } = serde_json::from_str(&note(content)?).ok()?;
+fn decode(tensors: NamedTensors, note: &str) -> Option<(CheckpointKey, RoundState)> {
+    let Note { format, of, step, loss_sum, optimizer_steps } = serde_json::from_str(note).ok()?;
     if format != FORMAT || step > of.steps {
         return None;
     }
     let (mut weights, mut moments) = (NamedTensors::new(), NamedTensors::new());
-    for (name, tensor) in read_safetensors(content).ok()? {
+    for (name, tensor) in tensors {
         match (name.strip_prefix(WEIGHT), name.strip_prefix(MOMENT)) {
             (Some(name), _) => weights.insert(name.to_owned(), tensor),
             (None, Some(name)) => moments.insert(name.to_owned(), tensor),
@@ -140,29 +132,14 @@ fn decode(bytes: &[u8]) -> Option<(CheckpointKey, RoundState)> {
     Some((of, RoundState { step, loss_sum, weights, optimizer }))
 }
 
-/// Hashes what goes into a file.
-struct Hashed<'a> {
-    file: &'a mut File,
-    hasher: blake3::Hasher,
-}
-
-impl Write for Hashed<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use common::ids::{ArtifactHash, Digest};
 
     use super::*;
+    use crate::model::HostTensor;
 
     fn key() -> CheckpointKey {
         let digest = Digest::of(b"checkpoint");
@@ -187,14 +164,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("round.checkpoint");
         assert_eq!(read_checkpoint(&path, &key()).unwrap(), None);
-        store_checkpoint(&path, &key(), &state()).unwrap();
+        store_checkpoint(&path, &key(), &state().into_live()).unwrap();
         let back = read_checkpoint(&path, &key()).unwrap().unwrap();
         assert_eq!(back, state());
         assert_eq!(back.loss_sum.to_bits(), state().loss_sum.to_bits());
 
         // The next one takes its place, and leaves nothing beside it.
         let next = RoundState { step: 8, ..state() };
-        store_checkpoint(&path, &key(), &next).unwrap();
+        store_checkpoint(&path, &key(), &next.into_live()).unwrap();
         assert_eq!(read_checkpoint(&path, &key()).unwrap().unwrap().step, 8);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
@@ -203,7 +180,7 @@ mod tests {
     fn a_checkpoint_of_another_round_is_not_taken_up() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("round.checkpoint");
-        store_checkpoint(&path, &key(), &state()).unwrap();
+        store_checkpoint(&path, &key(), &state().into_live()).unwrap();
         let other = Digest::of(b"another");
         for wanted in [
             CheckpointKey { study: StudyDigest(other), ..key() },
@@ -220,7 +197,7 @@ mod tests {
     fn a_damaged_checkpoint_is_noticed_wherever_it_is_damaged() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("round.checkpoint");
-        store_checkpoint(&path, &key(), &state()).unwrap();
+        store_checkpoint(&path, &key(), &state().into_live()).unwrap();
         let whole = fs::read(&path).unwrap();
         let damaged = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();

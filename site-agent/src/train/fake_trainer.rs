@@ -10,7 +10,7 @@ use super::tensors::delta;
 use super::trainer::{
     Cancel, KeepRound, LocalTrainer, RoundOutcome, RoundPlan, RoundState, StepReport, TrainError,
 };
-use crate::model::{HostTensor, NamedTensors};
+use crate::model::{HostTensor, LiveTensor, LiveTensors, NamedTensors};
 
 /// How often a trainer that waits at its gate looks whether it was cancelled.
 const LOOK: Duration = Duration::from_millis(5);
@@ -66,8 +66,8 @@ impl FakeTrainer {
 }
 
 impl LocalTrainer for FakeTrainer {
-    fn load_global(&mut self, tensors: &NamedTensors) -> Result<(), TrainError> {
-        self.global = Some(tensors.clone());
+    fn load_global(&mut self, tensors: NamedTensors) -> Result<(), TrainError> {
+        self.global = Some(tensors);
         Ok(())
     }
 
@@ -80,11 +80,10 @@ impl LocalTrainer for FakeTrainer {
     ) -> Result<RoundOutcome, TrainError> {
         let global = self.global.take().ok_or(TrainError::NoGlobalModel)?;
         let loss = |step: u32| 1.0 / f64::from(plan.round.0 + step);
-        let state = |step: u32| RoundState {
-            step,
-            loss_sum: (1..=step).map(loss).sum(),
-            weights: global.clone(),
-            optimizer: OptimizerState { steps: u64::from(step), moments: NamedTensors::new() },
+        let state = |step: u32| {
+            let optimizer = OptimizerState { steps: u64::from(step), moments: NamedTensors::new() };
+            let loss_sum = (1..=step).map(loss).sum();
+            RoundState { step, loss_sum, weights: global.clone(), optimizer }.into_live()
         };
         let begun = kept.take_up().map_or(0, |state| state.step);
         for step in begun + 1..=plan.steps {
@@ -116,11 +115,11 @@ impl LocalTrainer for FakeTrainer {
         Ok(RoundOutcome { delta: delta(&local, &global)?, steps: plan.steps, mean_loss })
     }
 
-    fn optimizer_state(&self) -> OptimizerState {
-        OptimizerState { steps: self.steps_remembered, moments: NamedTensors::new() }
+    fn optimizer_state(&self) -> OptimizerState<LiveTensor> {
+        OptimizerState { steps: self.steps_remembered, moments: LiveTensors::new() }
     }
 
-    fn restore_optimizer(&mut self, state: &OptimizerState) -> Result<(), TrainError> {
+    fn restore_optimizer(&mut self, state: OptimizerState) -> Result<(), TrainError> {
         self.steps_remembered = state.steps;
         Ok(())
     }
@@ -139,7 +138,7 @@ mod tests {
 
     fn train(trainer: &mut FakeTrainer, cancel: &Cancel) -> (Result<RoundOutcome, TrainError>, Vec<u32>) {
         let mut steps = Vec::new();
-        trainer.load_global(&global()).unwrap();
+        trainer.load_global(global()).unwrap();
         (trainer.train_round(&PLAN, &mut |report| steps.push(report.step), cancel), steps)
     }
 
@@ -182,8 +181,8 @@ mod tests {
             step.is_multiple_of(2)
         }
 
-        fn keep(&mut self, state: &RoundState) {
-            self.0 = Some(state.clone());
+        fn keep(&mut self, state: &RoundState<LiveTensor>) {
+            self.0 = Some(state.to_host());
         }
     }
 
@@ -198,11 +197,11 @@ mod tests {
                 cancel.suspend();
             }
         };
-        trainer.load_global(&global()).unwrap();
+        trainer.load_global(global()).unwrap();
         let stopped = trainer.train_round_kept(&PLAN, &mut kept, &mut told, &cancel);
         assert!(matches!(stopped, Err(TrainError::Cancelled { steps: 3 })));
         let mut trainer = FakeTrainer::new(1);
-        trainer.load_global(&global()).unwrap();
+        trainer.load_global(global()).unwrap();
         let resumed =
             trainer.train_round_kept(&PLAN, &mut kept, &mut |r| steps.push(r.step), &Cancel::default());
         assert_eq!(resumed.unwrap(), whole);

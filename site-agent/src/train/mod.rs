@@ -2,7 +2,8 @@
 //!
 //! [`trainer`] is the seam: a global model in, the change of one round out. [`burn_trainer`] computes it with [`loss`],
 //! [`optimizer`] and [`schedule`]; [`fake_trainer`] stands in for it wherever the network does not matter. [`tensors`] turns
-//! named tensors into updates and artifacts, [`state`] keeps what the optimiser remembers, [`checkpoint`] where a round stands.
+//! named tensors into updates and artifacts, [`state`] keeps what the optimiser remembers, [`checkpoint`] where a round stands;
+//! both are written from where the tensors are, without a copy of them.
 
 pub mod burn_trainer;
 pub mod checkpoint;
@@ -11,6 +12,7 @@ pub mod loss;
 pub mod optimizer;
 mod proximal;
 pub mod schedule;
+mod sealed;
 pub mod state;
 pub mod tensors;
 pub mod trainer;

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::adamw::Coefficients;
 use crate::model::{
-    Gradients, HostTensor, ModelError, NamedTensors, UniversalModel, ops, tensors::TensorMismatch,
+    Gradients, HostTensor, LiveTensor, LiveTensors, ModelError, UniversalModel, ops, tensors::TensorMismatch,
 };
 
 const FIRST: &str = "first.";
@@ -51,13 +51,29 @@ struct Moments {
     second: Tensor<1>,
 }
 
-/// What an optimiser has to remember, on the host.
+/// What an optimiser has to remember: on the host as it was read, or live to be written from where it is.
 #[derive(Clone, Debug, PartialEq)]
-pub struct OptimizerState {
+pub struct OptimizerState<T = HostTensor> {
     /// Steps done since the moments were zero.
     pub steps: u64,
     /// `first.<name>` and `second.<name>` for each trainable tensor; empty before the first step.
-    pub moments: NamedTensors,
+    pub moments: BTreeMap<String, T>,
+}
+
+impl OptimizerState {
+    /// The same, to be written.
+    pub fn into_live(self) -> OptimizerState<LiveTensor> {
+        let moments = self.moments.into_iter().map(|(name, moment)| (name, moment.into())).collect();
+        OptimizerState { steps: self.steps, moments }
+    }
+}
+
+impl OptimizerState<LiveTensor> {
+    /// A copy on the host.
+    pub fn to_host(&self) -> OptimizerState {
+        let moments = self.moments.iter().map(|(name, moment)| (name.clone(), moment.to_host())).collect();
+        OptimizerState { steps: self.steps, moments }
+    }
 }
 
 impl AdamW {
@@ -89,17 +105,14 @@ impl AdamW {
         });
     }
 
-    /// The state, to be stored.
-    pub fn export(&self, model: &UniversalModel) -> OptimizerState {
-        let mut moments = NamedTensors::new();
-        for (name, tensor) in model.export() {
+    /// The state, to be stored from where it is.
+    pub fn state(&self, model: &UniversalModel) -> OptimizerState<LiveTensor> {
+        let mut moments = LiveTensors::new();
+        for (name, shape) in model.shapes() {
             let Some(Moments { first, second }) = self.moments.get(&name) else { continue };
             for (prefix, moment) in [(FIRST, first), (SECOND, second)] {
-                let values =
-                    moment.to_data_as::<f32>().try_to_vec().expect("invariant: the values were read as f32");
-                let host = HostTensor::new(tensor.shape().to_vec(), values)
-                    .expect("invariant: a moment has as many values as its tensor");
-                moments.insert(format!("{prefix}{name}"), host);
+                let live = LiveTensor::on_device(shape.clone(), moment.clone());
+                moments.insert(format!("{prefix}{name}"), live);
             }
         }
         OptimizerState { steps: self.steps, moments }
@@ -113,27 +126,30 @@ impl AdamW {
     /// is that of an optimiser which never stepped.
     pub fn restore(
         config: AdamWConfig,
-        state: &OptimizerState,
+        state: OptimizerState,
         model: &UniversalModel,
         device: &Device,
     ) -> Result<Self, ModelError> {
         if state.steps == 0 && state.moments.is_empty() {
             return Ok(Self::new(config));
         }
-        let trained = model.export();
-        let expected = trained.iter().flat_map(|(name, tensor)| {
-            [FIRST, SECOND].map(|prefix| (format!("{prefix}{name}"), tensor.shape().to_vec()))
+        let trained = model.shapes();
+        let expected = trained.iter().flat_map(|(name, shape)| {
+            [FIRST, SECOND].map(|prefix| (format!("{prefix}{name}"), shape.clone()))
         });
         TensorMismatch::check(&expected.collect(), &state.moments)?;
         let device = device.clone().without_autodiff();
-        let moment = |prefix: &str, name: &str| {
-            let stored = state.moments.get(&format!("{prefix}{name}"))?;
-            Some(Tensor::from_floats(stored.values(), &device))
+        let OptimizerState { steps, moments: mut stored } = state;
+        let mut moment = |prefix: &str, name: &str| {
+            let (_, values) = stored.remove(&format!("{prefix}{name}"))?.into_parts();
+            let length = values.len();
+            Some(Tensor::<1>::from_data(TensorData::new(values, [length]), &device))
         };
-        let moments = |name: &String| {
-            Some((name.clone(), Moments { first: moment(FIRST, name)?, second: moment(SECOND, name)? }))
+        let moments = |name: String| {
+            let (first, second) = (moment(FIRST, &name)?, moment(SECOND, &name)?);
+            Some((name, Moments { first, second }))
         };
-        Ok(Self { config, steps: state.steps, moments: trained.keys().filter_map(moments).collect() })
+        Ok(Self { config, steps, moments: trained.into_keys().filter_map(moments).collect() })
     }
 }
 
@@ -186,9 +202,9 @@ mod tests {
         let (mut model, mut optimizer) = (new_model(1), AdamW::new(AdamWConfig::default()));
         let first = gradients(&model, 1);
         optimizer.step(&mut model, first, 1e-3);
-        let before = optimizer.export(&model);
+        let before = optimizer.state(&model).to_host();
         model.load(&new_model(2).export()).unwrap();
-        assert_eq!(optimizer.export(&model), before);
+        assert_eq!(optimizer.state(&model).to_host(), before);
         assert_eq!(before.moments.len(), 2 * model.trainable_names().len());
 
         // The next step uses them: a fresh optimiser would go elsewhere.
@@ -205,15 +221,15 @@ mod tests {
         let (mut model, mut optimizer) = (new_model(1), AdamW::new(AdamWConfig::default()));
         let first = gradients(&model, 1);
         optimizer.step(&mut model, first, 1e-3);
-        let state = optimizer.export(&model);
+        let state = optimizer.state(&model).to_host();
         let mut twin = model.clone();
         let mut restored =
-            AdamW::restore(AdamWConfig::default(), &state, &twin, &Device::flex().autodiff()).unwrap();
+            AdamW::restore(AdamWConfig::default(), state, &twin, &Device::flex().autodiff()).unwrap();
         let next = gradients(&model, 2);
         optimizer.step(&mut model, next.clone(), 1e-3);
         restored.step(&mut twin, next, 1e-3);
         assert_eq!(model.export(), twin.export());
-        assert_eq!(optimizer.export(&model), restored.export(&twin));
+        assert_eq!(optimizer.state(&model).to_host(), restored.state(&twin).to_host());
     }
 
     #[test]
@@ -221,9 +237,9 @@ mod tests {
         let (mut model, mut optimizer) = (new_model(1), AdamW::new(AdamWConfig::default()));
         let first = gradients(&model, 1);
         optimizer.step(&mut model, first, 1e-3);
-        let mut state = optimizer.export(&model);
+        let mut state = optimizer.state(&model).to_host();
         state.moments.remove("second.controller.bias");
-        let restored = AdamW::restore(AdamWConfig::default(), &state, &model, &Device::flex());
+        let restored = AdamW::restore(AdamWConfig::default(), state, &model, &Device::flex());
         assert!(matches!(restored, Err(ModelError::Mismatch(_))));
     }
 

@@ -1,18 +1,16 @@
 //! What the optimiser remembers, as a file: by tensor name, durable before it counts, refused when damaged.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::optimizer::OptimizerState;
-use crate::model::record::{read_safetensors, write_safetensors};
-use crate::model::{HostTensor, ModelError};
+pub use super::sealed::UNFINISHED;
+use super::sealed::{read_sealed, write_sealed};
+use crate::model::{HostTensor, LiveTensor};
 
 /// Holds the number of steps: four parts of 16 bits each, which an f32 holds exactly.
 const STEPS: &str = "steps";
-const DIGEST_BYTES: usize = 32;
-/// How the names of files begin that are not whole yet.
-pub const UNFINISHED: &str = ".writing-";
 
 /// An optimiser state that could not be stored or read back.
 #[derive(Debug, thiserror::Error)]
@@ -31,36 +29,19 @@ pub enum StateError {
         /// The file.
         path: PathBuf,
     },
-    /// Tensors that have no safetensors form.
-    #[error(transparent)]
-    Model(#[from] ModelError),
 }
 
 /// Stores a state under `path`, whole or not at all; on return it survives a loss of power.
 ///
 /// # Errors
 /// The disk's refusal.
-pub fn store_state(path: &Path, state: &OptimizerState) -> Result<(), StateError> {
-    let mut tensors = state.moments.clone();
-    let parts = [0, 16, 32, 48].map(|shift| f32::from((state.steps >> shift) as u16));
-    tensors.insert(STEPS.to_owned(), HostTensor::new(vec![4], parts.to_vec())?);
-    let mut bytes = write_safetensors(&tensors)?;
-    let digest = blake3::hash(&bytes);
-    bytes.extend(digest.as_bytes());
-
-    let stored = replace(path, |file| file.write_all(&bytes));
+pub fn store_state(path: &Path, state: &OptimizerState<LiveTensor>) -> Result<(), StateError> {
+    let steps =
+        LiveTensor::from(HostTensor::from_fn(vec![4], |part| f32::from((state.steps >> (16 * part)) as u16)));
+    let moments = state.moments.iter().map(|(name, moment)| (name.clone(), moment));
+    let tensors: BTreeMap<String, &LiveTensor> = moments.chain([(STEPS.to_owned(), &steps)]).collect();
+    let stored = write_sealed(path, &tensors, None);
     stored.map_err(|source| StateError::Io { path: path.to_owned(), source })
-}
-
-/// Replaces a file as a whole: after a crash the old content is there or the new, and what `write` left of a new one has
-/// the name of an unfinished file.
-pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
-    write(file.as_file_mut())?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|refused| refused.error)?;
-    File::open(folder)?.sync_all()
 }
 
 /// Reads a stored state.
@@ -68,23 +49,19 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<(
 /// # Errors
 /// [`StateError::Damaged`] for anything but what [`store_state`] wrote.
 pub fn read_state(path: &Path) -> Result<OptimizerState, StateError> {
-    let bytes = fs::read(path).map_err(|source| StateError::Io { path: path.to_owned(), source })?;
-    decode(&bytes).ok_or_else(|| StateError::Damaged { path: path.to_owned() })
-}
-
-fn decode(bytes: &[u8]) -> Option<OptimizerState> {
-    let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST_BYTES)?)?;
-    if blake3::hash(content).as_bytes() != digest {
-        return None;
-    }
-    let mut moments = read_safetensors(content).ok()?;
-    let (_, parts) = moments.remove(STEPS)?.into_parts();
-    let steps = parts.iter().rev().fold(0, |steps, &part| steps << 16 | part as u64);
-    Some(OptimizerState { steps, moments })
+    let sealed = read_sealed(path).map_err(|source| StateError::Io { path: path.to_owned(), source })?;
+    let state = sealed.and_then(|(mut moments, _)| {
+        let (_, parts) = moments.remove(STEPS)?.into_parts();
+        let steps = parts.iter().rev().fold(0, |steps, &part| steps << 16 | part as u64);
+        Some(OptimizerState { steps, moments })
+    });
+    state.ok_or_else(|| StateError::Damaged { path: path.to_owned() })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::model::NamedTensors;
 
@@ -96,7 +73,7 @@ mod tests {
         let moments = NamedTensors::from([("first.w".to_owned(), tensor)]);
         for steps in [0, 20, 70_000, u64::MAX - 5] {
             let state = OptimizerState { steps, moments: moments.clone() };
-            store_state(&path, &state).unwrap();
+            store_state(&path, &state.clone().into_live()).unwrap();
             assert_eq!(read_state(&path).unwrap(), state);
         }
         let mut bytes = fs::read(&path).unwrap();

@@ -2,7 +2,7 @@
 
 use common::artifact::{ArtifactManifest, Dtype, LayoutError, TensorLayout, TensorSpec};
 
-use crate::model::{HostTensor, ModelError, NamedTensors, tensors::TensorMismatch};
+use crate::model::{HostTensor, LiveTensors, ModelError, NamedTensors, tensors::TensorMismatch};
 
 /// Tensors that are no artifact, or bytes that are no tensors.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,26 @@ pub enum TensorError {
 /// [`ModelError::Mismatch`] unless both have the same names and shapes.
 pub fn delta(local: &NamedTensors, global: &NamedTensors) -> Result<NamedTensors, ModelError> {
     combine(local, global, |local, global| local - global)
+}
+
+/// [`delta`] in the place of `global`, from local tensors where they are: it takes a piece of memory, not two models.
+///
+/// # Errors
+/// As [`delta`].
+pub fn into_delta(local: &LiveTensors, mut global: NamedTensors) -> Result<NamedTensors, ModelError> {
+    let shapes = local.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+    TensorMismatch::check(&shapes, &global)?;
+    // Equal names in equal order, as in `combine`.
+    for (local, global) in local.values().zip(global.values_mut()) {
+        let mut rest = global.values_mut();
+        for piece in local.pieces() {
+            // Equal shapes: so many are left.
+            let (here, after) = rest.split_at_mut(piece.len());
+            here.iter_mut().zip(piece.iter()).for_each(|(global, &local)| *global = local - *global);
+            rest = after;
+        }
+    }
+    Ok(global)
 }
 
 /// `global + delta`, tensor by tensor.
@@ -139,6 +159,23 @@ mod tests {
         let difference = delta(&tensors(2.0), &tensors(0.5)).unwrap();
         assert!(difference.values().flat_map(|t| t.values()).all(|&v| v == 1.5));
         assert_eq!(apply(&tensors(0.5), &difference).unwrap(), tensors(2.0));
+    }
+
+    #[test]
+    fn a_delta_in_the_place_of_the_global_model_is_the_same_to_the_bit() {
+        // More than a piece, and numbers of which few are exact.
+        let ramp = |scale: f32| HostTensor::from_fn(vec![3, 400_000], |i| scale / (i as f32 + 3.0));
+        let model =
+            |scale: f32| NamedTensors::from([("a".to_owned(), ramp(scale)), ("b".to_owned(), ramp(-scale))]);
+        let (local, global) = (model(0.7), model(0.3));
+        let live: LiveTensors = local.iter().map(|(name, t)| (name.clone(), t.clone().into())).collect();
+        let expected = delta(&local, &global).unwrap();
+        let in_place = into_delta(&live, global).unwrap();
+        let bits = |tensors: &NamedTensors| -> Vec<u32> {
+            tensors.values().flat_map(HostTensor::values).map(|value| value.to_bits()).collect()
+        };
+        assert!(bits(&in_place) == bits(&expected));
+        assert!(matches!(into_delta(&live, tensors(0.0)), Err(ModelError::Mismatch(_))));
     }
 
     #[test]

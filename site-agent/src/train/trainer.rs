@@ -4,6 +4,7 @@
 //! network nor protocol. Randomness is keyed by study, site, round and step, so that a round trained twice from the same
 //! state gives the same update.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use common::ids::RoundId;
 use super::loss::LossShapeError;
 use super::optimizer::OptimizerState;
 use crate::data::DataError;
-use crate::model::{ModelError, NamedTensors};
+use crate::model::{HostTensor, LiveTensor, ModelError, NamedTensors};
 
 /// Local work of one round.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,17 +84,36 @@ impl Cancel {
     }
 }
 
-/// Where a round stands after some of its steps: all that the next step needs.
+/// Where a round stands after some of its steps: all that the next step needs. On the host as it was read, or live to be
+/// written from where it is.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RoundState {
+pub struct RoundState<T = HostTensor> {
     /// Optimiser steps done.
     pub step: u32,
     /// Sum of their losses.
     pub loss_sum: f64,
     /// The trainable tensors.
-    pub weights: NamedTensors,
+    pub weights: BTreeMap<String, T>,
     /// What the optimiser remembers.
-    pub optimizer: OptimizerState,
+    pub optimizer: OptimizerState<T>,
+}
+
+impl RoundState {
+    /// The same, to be written.
+    pub fn into_live(self) -> RoundState<LiveTensor> {
+        let Self { step, loss_sum, weights, optimizer } = self;
+        let weights = weights.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+        RoundState { step, loss_sum, weights, optimizer: optimizer.into_live() }
+    }
+}
+
+impl RoundState<LiveTensor> {
+    /// A copy on the host.
+    pub fn to_host(&self) -> RoundState {
+        let Self { step, loss_sum, ref weights, ref optimizer } = *self;
+        let weights = weights.iter().map(|(name, tensor)| (name.clone(), tensor.to_host())).collect();
+        RoundState { step, loss_sum, weights, optimizer: optimizer.to_host() }
+    }
 }
 
 /// Keeps a round while it is trained, so that a process which ends in its midst repeats little of it.
@@ -105,7 +125,7 @@ pub trait KeepRound {
     fn is_due(&mut self, step: u32) -> bool;
 
     /// Keeps a state in the place of the one before. That it could not is for the keeper to say: the round goes on.
-    fn keep(&mut self, state: &RoundState);
+    fn keep(&mut self, state: &RoundState<LiveTensor>);
 }
 
 /// Keeps nothing.
@@ -121,7 +141,7 @@ impl KeepRound for KeepNothing {
         false
     }
 
-    fn keep(&mut self, _state: &RoundState) {}
+    fn keep(&mut self, _state: &RoundState<LiveTensor>) {}
 }
 
 /// Why a round of local work gave nothing.
@@ -136,6 +156,9 @@ pub enum TrainError {
     /// No global model was loaded.
     #[error("no global model is loaded")]
     NoGlobalModel,
+    /// A round before this one failed and took with it what the optimiser remembered.
+    #[error("what the optimiser remembered went with a round that failed: restore it from where it is kept")]
+    OptimizerSpent,
     /// The loss is no number any more.
     #[error("the loss of step {step} is {loss}: the learning rate may be too high")]
     Diverged {
@@ -161,11 +184,12 @@ pub trait LocalTrainer: Send {
     ///
     /// # Errors
     /// [`TrainError::Model`] for tensors of another model.
-    fn load_global(&mut self, tensors: &NamedTensors) -> Result<(), TrainError>;
+    fn load_global(&mut self, tensors: NamedTensors) -> Result<(), TrainError>;
 
     /// Trains one round from the loaded global model, which is used up. Reports every step, and looks at `cancel` before each.
     ///
-    /// After an error the optimiser remembers what it did before the round: the round can be trained again.
+    /// After an error what the optimiser remembered is gone, unless the study begins each round without: a copy of it would
+    /// take two models of memory as long as a round lasts. Restore it before the round is trained again.
     ///
     /// # Errors
     /// Why there is no update.
@@ -191,12 +215,12 @@ pub trait LocalTrainer: Send {
         cancel: &Cancel,
     ) -> Result<RoundOutcome, TrainError>;
 
-    /// What the optimiser remembers after the last round, to be stored with it.
-    fn optimizer_state(&self) -> OptimizerState;
+    /// What the optimiser remembers after the last round, to be stored with it from where it is.
+    fn optimizer_state(&self) -> OptimizerState<LiveTensor>;
 
     /// Goes on from a stored state.
     ///
     /// # Errors
     /// [`TrainError::Model`] for the state of another model.
-    fn restore_optimizer(&mut self, state: &OptimizerState) -> Result<(), TrainError>;
+    fn restore_optimizer(&mut self, state: OptimizerState) -> Result<(), TrainError>;
 }

@@ -41,11 +41,9 @@ pub(crate) fn serve(folder: &Path) -> anyhow::Result<()> {
         UniversalModel::new(&cases::config(file.backbone, file.width), Some(&embeddings), 0, &device)?;
     model.load(&weights)?;
     match file.kind {
-        Kind::Step => steps(
-            &file,
-            BurnTrainer::new(model, device, source(&file, &mut data)?, settings(&file)),
-            &weights,
-        ),
+        Kind::Step => {
+            steps(&file, BurnTrainer::new(model, device, source(&file, &mut data)?, settings(&file)), weights)
+        }
         Kind::Infer | Kind::Block => {
             let network = Network(WindowNetwork::new(model, device, file.channels.len()));
             drop(weights);
@@ -55,7 +53,7 @@ pub(crate) fn serve(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// One long round, of which each step waits to be asked for.
-fn steps(file: &CaseFile, mut trainer: BurnTrainer, weights: &NamedTensors) -> anyhow::Result<()> {
+fn steps(file: &CaseFile, mut trainer: BurnTrainer, weights: NamedTensors) -> anyhow::Result<()> {
     trainer.load_global(weights)?;
     let mut desk = Desk::open()?;
     if !desk.wait()? {
