@@ -15,6 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::error_report::{CliError, Exit};
 use super::run::cancelled_by_signal;
 use super::{ConfigArgs, TaxonomyArg, limit_threads, line, model, runtime, site_name};
+use crate::client::checkpointing::CheckpointPolicy;
 use crate::client::config::SiteConfig;
 use crate::client::files;
 use crate::client::finetune::{Ended, Finetune, RoundFolder};
@@ -68,6 +69,7 @@ struct Prepared {
     trainer: BurnTrainer,
     rounds: RoundFolder,
     done: RoundId,
+    checkpoints: CheckpointPolicy,
 }
 
 impl Prepared {
@@ -92,7 +94,8 @@ impl Prepared {
         let trainer = scans.trainer(study, config, &site_name(config)?, &embeddings)?;
         let rounds = RoundFolder::open(&state.finetune(document.digest()))?;
         let done = rounds.done()?;
-        Ok(Self { initial, scans, annotated, trainer, rounds, done, document })
+        let checkpoints = config.checkpoints;
+        Ok(Self { initial, scans, annotated, trainer, rounds, done, document, checkpoints })
     }
 
     /// What is about to happen, and what is missing.
@@ -121,16 +124,22 @@ impl Prepared {
     fn train(mut self, out: &Path, cancel: &Cancel) -> Result<(), CliError> {
         let study = self.document.study();
         let mut lines = RoundLines::new(study, self.done);
-        let finetune = Finetune { study, annotated: &self.annotated, rounds: &self.rounds };
+        let finetune = Finetune {
+            study,
+            digest: self.document.digest(),
+            annotated: &self.annotated,
+            rounds: &self.rounds,
+            checkpoints: self.checkpoints,
+        };
         let mut progress = |step| lines.take(&step);
         let ended = finetune.run(self.initial, &mut self.trainer, &mut progress, cancel)?;
         lines.bar.finish_and_clear();
         let tuned = match ended {
             Ended::Done(tuned) => tuned,
             Ended::Stopped(round) => {
-                let stopped =
-                    anyhow::anyhow!("stopped: {round} of {} rounds are done and kept", study.rounds);
-                return Err(CliError::new(stopped).hint("the same command goes on from there"));
+                let stopped = anyhow::anyhow!("stopped: {round} of {} rounds are done", study.rounds);
+                let hint = "the same command goes on from there, with the next step of the round under way";
+                return Err(CliError::new(stopped).hint(hint));
             }
         };
         let beside = out.with_extension("study.json");
@@ -168,6 +177,8 @@ fn document(
 struct RoundLines<'a> {
     study: &'a Study,
     bar: ProgressBar,
+    /// Of the steps of this round that this process did.
+    done: u32,
     loss: f64,
     time: Duration,
 }
@@ -183,22 +194,25 @@ impl<'a> RoundLines<'a> {
         }
         bar.set_position(u64::from(done.0) * steps);
         bar.reset_eta();
-        Self { study, bar, loss: 0.0, time: Duration::ZERO }
+        Self { study, bar, done: 0, loss: 0.0, time: Duration::ZERO }
     }
 
     fn take(&mut self, step: &StepReport) {
-        self.bar.inc(1);
+        let rounds_before = u64::from(step.round.0.saturating_sub(1));
+        self.bar.set_position(rounds_before * u64::from(step.steps) + u64::from(step.step));
         self.bar.set_message(format!("loss {:.4}", step.loss));
-        self.loss += step.loss / f64::from(step.steps);
+        self.done += 1;
+        self.loss += step.loss;
         self.time += step.duration;
         if step.step < step.steps {
             return;
         }
         let (rate, seconds) = (self.study.learning_rate(step.round), self.time.as_secs_f64());
         let of_round = format!("round {} of {}", step.round, self.study.rounds);
-        let words = format!("{of_round}: loss {:.4}, learning rate {rate:.1e}, {seconds:.1} s", self.loss);
+        let loss = self.loss / f64::from(self.done);
+        let words = format!("{of_round}: loss {loss:.4}, learning rate {rate:.1e}, {seconds:.1} s");
         self.bar.suspend(|| line(words));
-        (self.loss, self.time) = (0.0, Duration::ZERO);
+        (self.done, self.loss, self.time) = (0, 0.0, Duration::ZERO);
     }
 }
 

@@ -54,7 +54,8 @@ pub(super) fn stop_on_signal() -> std::io::Result<CancellationToken> {
     Ok(stop)
 }
 
-/// The same for work on this thread, which looks now and then; `told` says what is still done. It needs the runtime to live.
+/// The same for work on this thread, which looks now and then and keeps what it can; `told` says what is still done. It needs
+/// the runtime to live.
 pub(super) fn cancelled_by_signal(runtime: &Runtime, told: &'static str) -> Result<Cancel, CliError> {
     let stop = runtime.block_on(async { stop_on_signal() })?;
     let cancel = Cancel::default();
@@ -62,7 +63,7 @@ pub(super) fn cancelled_by_signal(runtime: &Runtime, told: &'static str) -> Resu
     runtime.spawn(async move {
         stop.cancelled().await;
         tracing::info!("{told}");
-        asked.cancel();
+        asked.suspend();
     });
     Ok(cancel)
 }

@@ -1,22 +1,24 @@
 //! Fine-tuning at this site alone: the rounds of a study with one trainer and no coordinator. Nothing leaves.
 //!
 //! The work of a round is that of a federation ([`training`](super::training)), and the next model is what a coordinator
-//! would make of this site's update alone. After each round model and optimiser are on the disk: a run that was stopped goes
-//! on from there and ends with the same bits.
+//! would make of this site's update alone. After each round model and optimiser are on the disk, and within a round where it
+//! stands, as often as in a federation: a run that was stopped goes on from there and ends with the same bits.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use common::ids::{ClassId, ModelHash, RoundId};
+use common::ids::{ClassId, ModelHash, RoundId, StudyDigest};
 use common::study::{CLASS_TABLE_TENSOR, Study};
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::artifacts::ArtifactFolder;
+use super::checkpointing::{CheckpointPolicy, RoundFile};
 use super::files::{self, FileError};
 use super::state::lock_folder;
 use crate::model::{LiveTensor, ModelError, NamedTensors};
+use crate::train::checkpoint::CheckpointKey;
 use crate::train::optimizer::OptimizerState;
 use crate::train::state::{read_state, store_state};
 use crate::train::tensors::advance;
@@ -26,10 +28,14 @@ use crate::train::trainer::{Cancel, LocalTrainer, RoundPlan, StepReport, TrainEr
 pub struct Finetune<'a> {
     /// What is trained. Its quorum, evaluation and weights of sites play no part.
     pub study: &'a Study,
+    /// The digest of its document.
+    pub digest: StudyDigest,
     /// The classes that any training scan annotates.
     pub annotated: &'a BTreeSet<ClassId>,
     /// Where finished rounds are kept.
     pub rounds: &'a RoundFolder,
+    /// When the round under way is kept there too.
+    pub checkpoints: CheckpointPolicy,
 }
 
 /// How fine-tuning ended.
@@ -37,7 +43,8 @@ pub struct Finetune<'a> {
 pub enum Ended {
     /// All rounds are done; the model.
     Done(NamedTensors),
-    /// It was asked to stop after this round, the last that is on the disk.
+    /// It was asked to stop after this round, the last that is done. Suspended, it goes on with the next step; cancelled, from
+    /// where the next round was kept, if it was.
     Stopped(RoundId),
 }
 
@@ -53,24 +60,27 @@ impl Finetune<'_> {
         progress: &mut dyn FnMut(StepReport),
         cancel: &Cancel,
     ) -> anyhow::Result<Ended> {
-        let (mut done, mut model) = match self.rounds.last()? {
-            Some(Finished { round, model, optimizer }) => {
+        let (mut done, mut base, mut model) = match self.rounds.last()? {
+            Some(Finished { round, base, model, optimizer }) => {
                 trainer.restore_optimizer(optimizer)?;
-                (round, model)
+                (round, base, model)
             }
-            None => (RoundId(0), initial),
+            None => (RoundId(0), self.rounds.models.store(&initial)?.hash(), initial),
         };
         while done.0 < self.study.rounds {
             let round = done.next();
             let steps = self.study.training.steps_per_round;
             let plan = RoundPlan { round, steps, learning_rate: self.study.learning_rate(round) };
-            trainer.load_global(model.clone())?;
-            let outcome = match trainer.train_round(&plan, progress, cancel) {
+            let key = CheckpointKey { study: self.digest, round, base, steps };
+            let mut kept = RoundFile::new(self.rounds.checkpoint(), key, self.checkpoints);
+            trainer.load_global(model)?;
+            let outcome = match trainer.train_round_kept(&plan, &mut kept, progress, cancel) {
                 Err(TrainError::Cancelled { .. }) => return Ok(Ended::Stopped(done)),
                 trained => trained?,
             };
-            model = self.next_model(&model, &outcome.delta)?;
-            self.rounds.keep(round, &model, &trainer.optimizer_state())?;
+            // While the round lasts it is on the disk alone.
+            model = self.next_model(&self.rounds.models.load(base)?, &outcome.delta)?;
+            base = self.rounds.keep(round, &model, &trainer.optimizer_state())?;
             done = round;
         }
         Ok(Ended::Done(model))
@@ -93,7 +103,7 @@ impl Finetune<'_> {
     }
 }
 
-/// The last finished round of one study on the disk, locked as long as it is open.
+/// The last finished round of one study on the disk, and where the next one stands; locked as long as it is open.
 #[derive(Debug)]
 pub struct RoundFolder {
     path: PathBuf,
@@ -112,6 +122,8 @@ struct Progress {
 /// A round that is done.
 struct Finished {
     round: RoundId,
+    /// Name of the model.
+    base: ModelHash,
     model: NamedTensors,
     optimizer: OptimizerState,
 }
@@ -146,22 +158,25 @@ impl RoundFolder {
     fn last(&self) -> anyhow::Result<Option<Finished>> {
         let Some(Progress { round, model }) = self.progress()? else { return Ok(None) };
         let optimizer = read_state(&self.optimizer(round))?;
-        Ok(Some(Finished { round, model: self.models.load(model)?, optimizer }))
+        Ok(Some(Finished { round, base: model, model: self.models.load(model)?, optimizer }))
     }
 
-    /// Keeps a round; durable when it returns. The one before it goes last, so that a crash leaves one of the two whole.
+    /// Keeps a round; durable when it returns the model's name. The one before it goes last, and what was kept within this
+    /// one, so that a crash leaves one of the two whole.
     fn keep(
         &self,
         round: RoundId,
         model: &NamedTensors,
         optimizer: &OptimizerState<LiveTensor>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<ModelHash> {
         let before = self.done()?;
         let model = self.models.store(model)?.hash();
         store_state(&self.optimizer(round), optimizer)?;
         files::write_json(&self.progress_path(), &Progress { round, model })?;
         files::remove(&self.optimizer(before))?;
-        Ok(self.models.prune(&BTreeSet::from([model]), 0)?)
+        files::remove(&self.checkpoint())?;
+        self.models.prune(&BTreeSet::from([model]), 0)?;
+        Ok(model)
     }
 
     fn progress(&self) -> Result<Option<Progress>, FileError> {
@@ -170,6 +185,11 @@ impl RoundFolder {
 
     fn progress_path(&self) -> PathBuf {
         self.path.join("progress.json")
+    }
+
+    /// Where the round under way stands.
+    fn checkpoint(&self) -> PathBuf {
+        self.path.join("round.checkpoint")
     }
 
     fn optimizer(&self, after: RoundId) -> PathBuf {

@@ -1,4 +1,6 @@
-use common::ids::{AttemptId, SiteId};
+use std::num::NonZeroU32;
+
+use common::ids::{AttemptId, Digest, SiteId};
 use common::round::RoundTask;
 use common::study::{StudyDocument, StudyDraft};
 use common::taxonomy::Taxonomy;
@@ -37,19 +39,39 @@ fn small_model() -> NamedTensors {
     NamedTensors::from([("w".to_owned(), ramp(&[5])), (CLASS_TABLE_TENSOR.to_owned(), ramp(&[3, 2]))])
 }
 
+/// Keeps rounds alone.
+const NEVER: CheckpointPolicy = CheckpointPolicy { every_steps: None, every: None };
+
+fn digest() -> StudyDigest {
+    StudyDigest(Digest::of(b"study"))
+}
+
 /// Goes on in `folder` until the end, or until step `stop` (counted over all rounds of this run) is done.
 fn fake_run(folder: &Path, trainer: &mut FakeTrainer, stop: Option<u32>) -> Ended {
+    kept_run(folder, trainer, NEVER, stop, Cancel::cancel).0
+}
+
+/// As [`fake_run`], with checkpoints and a way to stop; and rounds and steps that were done.
+fn kept_run(
+    folder: &Path,
+    trainer: &mut FakeTrainer,
+    checkpoints: CheckpointPolicy,
+    stop: Option<u32>,
+    how: fn(&Cancel),
+) -> (Ended, Vec<(u32, u32)>) {
     let (study, annotated) = (fake_study(), BTreeSet::from([class(2)]));
     let rounds = RoundFolder::open(folder).unwrap();
-    let (cancel, mut steps) = (Cancel::default(), 0);
-    let mut progress = |_: StepReport| {
-        steps += 1;
-        if Some(steps) == stop {
-            cancel.cancel();
+    let (cancel, mut steps) = (Cancel::default(), Vec::new());
+    let mut progress = |step: StepReport| {
+        steps.push((step.round.0, step.step));
+        if Some(steps.len()) == stop.map(|stop| stop as usize) {
+            how(&cancel);
         }
     };
-    let finetune = Finetune { study: &study, annotated: &annotated, rounds: &rounds };
-    finetune.run(small_model(), trainer, &mut progress, &cancel).unwrap()
+    let finetune =
+        Finetune { study: &study, digest: digest(), annotated: &annotated, rounds: &rounds, checkpoints };
+    let ended = finetune.run(small_model(), trainer, &mut progress, &cancel).unwrap();
+    (ended, steps)
 }
 
 #[test]
@@ -68,6 +90,31 @@ fn a_run_that_was_stopped_goes_on_and_ends_with_the_same_bits_and_the_same_memor
     assert_eq!(third.optimizer_state().steps, 12, "two rounds of its own, two that it was told of");
     // Done is done: asked again, it has nothing left to train.
     assert_eq!(fake_run(&parts, &mut FakeTrainer::new(8), None), Ended::Done(expected));
+}
+
+#[test]
+fn a_run_killed_in_the_midst_of_a_round_repeats_no_step_that_was_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+    let Ended::Done(expected) = fake_run(&whole, &mut FakeTrainer::new(7), None) else {
+        panic!("nobody stopped it")
+    };
+    let second = CheckpointPolicy { every_steps: NonZeroU32::new(2), every: None };
+    let run =
+        |stop: Option<u32>, how: fn(&Cancel)| kept_run(&parts, &mut FakeTrainer::new(7), second, stop, how);
+
+    // Cancelled for good it keeps nothing more, as if it were killed: here right after the checkpoint of round 2.
+    let (ended, steps) = run(Some(5), Cancel::cancel);
+    assert_eq!((ended, steps), (Ended::Stopped(RoundId(1)), vec![(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]));
+    assert!(parts.join("round.checkpoint").exists());
+    // Suspended after the first step of round 3, which no checkpoint was due for.
+    let (ended, steps) = run(Some(2), Cancel::suspend);
+    assert_eq!((ended, steps), (Ended::Stopped(RoundId(2)), vec![(2, 3), (3, 1)]));
+    let mut last = FakeTrainer::new(7);
+    let (ended, steps) = kept_run(&parts, &mut last, second, None, Cancel::cancel);
+    assert_eq!((ended, steps), (Ended::Done(expected), vec![(3, 2), (3, 3), (4, 1), (4, 2), (4, 3)]));
+    assert_eq!(last.optimizer_state().steps, 12);
+    assert!(!parts.join("round.checkpoint").exists(), "a finished round is not gone on with");
 }
 
 #[test]
@@ -109,7 +156,13 @@ fn damage_is_an_error_and_not_a_fresh_start() {
     fs::write(&optimizer, bytes).unwrap();
     let rounds = RoundFolder::open(folder.path()).unwrap();
     let (study, annotated) = (fake_study(), BTreeSet::new());
-    let finetune = Finetune { study: &study, annotated: &annotated, rounds: &rounds };
+    let finetune = Finetune {
+        study: &study,
+        digest: digest(),
+        annotated: &annotated,
+        rounds: &rounds,
+        checkpoints: NEVER,
+    };
     let run =
         finetune.run(small_model(), &mut FakeTrainer::new(7), &mut |_| panic!("trained"), &Cancel::default());
     assert!(run.unwrap_err().to_string().contains("round-1.optimizer"));
@@ -178,6 +231,11 @@ impl Site {
 
     /// Goes on in a folder of this name, with a process of its own, until the end or until that step of this run is done.
     fn run(&self, folder: &str, stop: Option<usize>) -> (Ended, Vec<f64>) {
+        self.run_until(folder, stop, Cancel::cancel)
+    }
+
+    /// As [`Site::run`], with a way to stop.
+    fn run_until(&self, folder: &str, stop: Option<usize>, how: fn(&Cancel)) -> (Ended, Vec<f64>) {
         let (study, cache) = (self.document.study(), self.folder.path().join("cache"));
         let scans = PreparedScans::open(study, &self.config, &cache).unwrap();
         let mut trainer = scans.trainer(study, &self.config, &Self::name(), &self.embeddings).unwrap();
@@ -187,10 +245,11 @@ impl Site {
         let mut progress = |step: StepReport| {
             losses.push(step.loss);
             if Some(losses.len()) == stop {
-                cancel.cancel();
+                how(&cancel);
             }
         };
-        let finetune = Finetune { study, annotated: &annotated, rounds: &rounds };
+        let digest = self.document.digest();
+        let finetune = Finetune { study, digest, annotated: &annotated, rounds: &rounds, checkpoints: NEVER };
         let ended = finetune.run(self.model.clone(), &mut trainer, &mut progress, &cancel).unwrap();
         (ended, losses)
     }
@@ -213,6 +272,12 @@ fn a_network_that_was_stopped_goes_on_and_ends_with_the_same_bits() {
     assert_eq!((stopped, first.as_slice()), (Ended::Stopped(RoundId(1)), &losses[..3]));
     let (ended, rest) = site.run("parts", None);
     assert_eq!(rest, losses[2..], "the third step was undone, and done again");
+    assert_eq!(ended, Ended::Done(whole.clone()));
+
+    let (stopped, first) = site.run_until("suspended", Some(3), Cancel::suspend);
+    assert_eq!((stopped, first.as_slice()), (Ended::Stopped(RoundId(1)), &losses[..3]));
+    let (ended, rest) = site.run("suspended", None);
+    assert_eq!(rest, losses[3..], "no step is done again");
     assert_eq!(ended, Ended::Done(whole));
 }
 
