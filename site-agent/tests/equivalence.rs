@@ -38,7 +38,7 @@ use site_agent::train::checkpoint::{CheckpointKey, read_checkpoint, store_checkp
 use site_agent::train::loss::{DiceKind, masked_loss};
 use site_agent::train::tensors::{apply, from_artifact, to_artifact};
 use site_agent::train::trainer::{
-    Cancel, KeepRound, LocalTrainer, RoundOutcome, RoundPlan, RoundState, StepReport, TrainError,
+    Cancel, KeepRound, LocalTrainer, RoundOutcome, RoundPlan, RoundState, StepReport, StoredModel, TrainError,
 };
 
 const SIDE: usize = 16;
@@ -420,6 +420,34 @@ fn a_restored_trainer_goes_on_as_the_one_that_was_stopped() {
         trainer.train_round(&plan(2), &mut |_| {}, &Cancel::default()).unwrap()
     };
     assert!(bits(&second(&mut whole).delta) == bits(&second(&mut resumed).delta));
+}
+
+/// A model as a site has it on its disk.
+struct Stored(NamedTensors);
+
+impl StoredModel for Stored {
+    fn read(&self) -> Result<NamedTensors, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.clone())
+    }
+}
+
+#[test]
+fn a_round_from_a_stored_model_is_that_from_one_in_memory_to_the_bit() {
+    let plan = RoundPlan { round: ROUND, steps: 2, learning_rate: 0.01 };
+    for proximal_mu in [0.0, 0.5] {
+        let run = |is_stored: bool| {
+            let settings = TrainerSettings { proximal_mu, ..settings(OptimizerKind::AdamW, 1, 0) };
+            let source = sampler(batch::Unlabelled::Masked);
+            let mut trainer = BurnTrainer::new(model(5), device(), source, settings);
+            let global = model(1).export();
+            match is_stored {
+                true => trainer.load_stored(Box::new(Stored(global))).unwrap(),
+                false => trainer.load_global(global).unwrap(),
+            }
+            bits(&trainer.train_round(&plan, &mut |_| {}, &Cancel::default()).unwrap().delta)
+        };
+        assert!(run(true) == run(false), "{proximal_mu}");
+    }
 }
 
 // ---- checkpoints ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::artifacts::ArtifactFolder;
+use super::base_model::BaseModel;
 use super::checkpointing::{CheckpointPolicy, RoundFile};
 use super::files::{self, FileError};
 use super::state::lock_folder;
@@ -60,30 +61,31 @@ impl Finetune<'_> {
         progress: &mut dyn FnMut(StepReport),
         cancel: &Cancel,
     ) -> anyhow::Result<Ended> {
-        let (mut done, mut base, mut model) = match self.rounds.last()? {
-            Some(Finished { round, base, model, optimizer }) => {
+        let (mut done, mut base) = match self.rounds.last()? {
+            Some(Finished { round, model, optimizer }) => {
                 trainer.restore_optimizer(optimizer)?;
-                (round, base, model)
+                (round, model)
             }
-            None => (RoundId(0), self.rounds.models.store(&initial)?.hash(), initial),
+            None => (RoundId(0), self.rounds.models.store(&initial)?.hash()),
         };
+        // From here on models are read from the disk when they are needed.
+        drop(initial);
         while done.0 < self.study.rounds {
             let round = done.next();
             let steps = self.study.training.steps_per_round;
             let plan = RoundPlan { round, steps, learning_rate: self.study.learning_rate(round) };
             let key = CheckpointKey { study: self.digest, round, base, steps };
             let mut kept = RoundFile::new(self.rounds.checkpoint(), key, self.checkpoints);
-            trainer.load_global(model)?;
+            trainer.load_stored(Box::new(BaseModel::new(&self.rounds.models, base)))?;
             let outcome = match trainer.train_round_kept(&plan, &mut kept, progress, cancel) {
                 Err(TrainError::Cancelled { .. }) => return Ok(Ended::Stopped(done)),
                 trained => trained?,
             };
-            // While the round lasts it is on the disk alone.
-            model = self.next_model(&self.rounds.models.load(base)?, &outcome.delta)?;
+            let model = self.next_model(&self.rounds.models.load(base)?, &outcome.delta)?;
             base = self.rounds.keep(round, &model, &trainer.optimizer_state())?;
             done = round;
         }
-        Ok(Ended::Done(model))
+        Ok(Ended::Done(self.rounds.models.load(base)?))
     }
 
     /// The model after a round. Rows of a class table that nobody annotates stay, as in a federation: there is no decay.
@@ -122,9 +124,7 @@ struct Progress {
 /// A round that is done.
 struct Finished {
     round: RoundId,
-    /// Name of the model.
-    base: ModelHash,
-    model: NamedTensors,
+    model: ModelHash,
     optimizer: OptimizerState,
 }
 
@@ -158,7 +158,7 @@ impl RoundFolder {
     fn last(&self) -> anyhow::Result<Option<Finished>> {
         let Some(Progress { round, model }) = self.progress()? else { return Ok(None) };
         let optimizer = read_state(&self.optimizer(round))?;
-        Ok(Some(Finished { round, base: model, model: self.models.load(model)?, optimizer }))
+        Ok(Some(Finished { round, model, optimizer }))
     }
 
     /// Keeps a round; durable when it returns the model's name. The one before it goes last, and what was kept within this

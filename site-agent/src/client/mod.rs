@@ -8,6 +8,7 @@
 mod actions;
 pub mod address;
 pub mod artifacts;
+mod base_model;
 pub mod checkpointing;
 pub mod config;
 pub mod connection;

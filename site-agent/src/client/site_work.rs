@@ -12,6 +12,7 @@ use common::study::sections::OptimizerState as BetweenRounds;
 use common::study::{Study, StudyDocument};
 
 use super::artifacts::ArtifactFolder;
+use super::base_model::BaseModel;
 use super::checkpointing::RoundFile;
 use super::config::SiteConfig;
 use super::files;
@@ -134,12 +135,12 @@ impl Work for SiteWork {
         progress: &mut dyn FnMut(StepReport),
         cancel: &Cancel,
     ) -> anyhow::Result<RoundOutcome> {
-        let global = self.artifacts.load(task.base)?;
         let RoundTask { round, base, steps, .. } = *task;
+        let global = BaseModel::new(&self.artifacts, base);
         let key = CheckpointKey { study: study.digest(), round, base, steps };
         let mut kept = RoundFile::new(self.state.checkpoint(), key, self.config.checkpoints);
         let trainer = self.trainer(study, round)?;
-        trainer.load_global(global)?;
+        trainer.load_stored(Box::new(global))?;
         let plan = RoundPlan { round, steps, learning_rate: study.study().learning_rate(round) };
         let mut busy = Utilisation::default();
         let mut progress = |step: StepReport| {
@@ -190,6 +191,8 @@ impl Work for SiteWork {
         let weights = self.artifacts.load(model)?;
         let embeddings = self.artifacts.load(study.embeddings.artifact)?;
         let network = StudyNetwork::build(study, &weights, &embeddings, self.config.device, cancel.clone())?;
+        // The network has its own: a copy would lie there as long as scans are scored.
+        drop(weights);
         // What a model said is no truth to score another by.
         let cases =
             annotated_cases(study, &self.config, |case| case.split != Split::Excluded && !case.pseudo)?;

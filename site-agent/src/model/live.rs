@@ -12,8 +12,8 @@ use super::tensors::HostTensor;
 /// Live tensors by name, in ascending order of name.
 pub type LiveTensors = BTreeMap<String, LiveTensor>;
 
-/// Values of a piece: 4 MiB.
-pub(super) const PIECE: usize = 1 << 20;
+/// Values of a piece: 1 MiB.
+pub(super) const PIECE: usize = 1 << 18;
 
 /// One f32 tensor in C order, where it is. On a device it costs nothing; but while there is one, training cannot write the
 /// next values in its place, so hold it no longer than it takes to read.
@@ -58,7 +58,7 @@ impl LiveTensor {
         match &self.values {
             Values::Device(all) => {
                 let piece = all.clone().slice([values]).to_data_as::<f32>();
-                Cow::Owned(piece.try_to_vec().expect("invariant: the values were read as f32"))
+                Cow::Owned(piece.try_to_vec::<f32>().expect("invariant: the values were read as f32"))
             }
             Values::Host(all) => Cow::Borrowed(&all[values]),
         }

@@ -128,7 +128,7 @@ pub fn read_safetensors_from(file: &mut dyn Read, length: u64) -> io::Result<(Na
 }
 
 fn read_values(file: &mut dyn Read, numbers: usize) -> io::Result<Vec<f32>> {
-    let (mut values, mut bytes) = (Vec::with_capacity(numbers), Vec::new());
+    let (mut values, mut bytes) = (Vec::with_capacity(numbers), Vec::<u8>::new());
     while values.len() < numbers {
         bytes.resize(4 * PIECE.min(numbers - values.len()), 0);
         file.read_exact(&mut bytes)?;

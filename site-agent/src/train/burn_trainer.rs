@@ -13,7 +13,7 @@ use super::optimizer::{AdamW, AdamWConfig, OptimizerState, sgd_step};
 use super::proximal::Proximal;
 use super::tensors::into_delta;
 use super::trainer::{
-    Cancel, KeepRound, LocalTrainer, RoundOutcome, RoundPlan, RoundState, StepReport, TrainError,
+    Cancel, KeepRound, LocalTrainer, RoundOutcome, RoundPlan, RoundState, StepReport, StoredModel, TrainError,
 };
 use crate::data::DataError;
 use crate::data::batch::{Batch, BatchAddress, BatchSource};
@@ -29,9 +29,24 @@ pub struct BurnTrainer {
     /// A round began and did not end: what the optimiser remembers is of neither.
     is_spent: bool,
     settings: TrainerSettings,
-    global: Option<NamedTensors>,
+    global: Option<Global>,
     /// Of the round under way.
     proximal: Option<Proximal>,
+}
+
+/// The model that the next round begins from: what it ends with is told as the difference.
+enum Global {
+    Here(NamedTensors),
+    Stored(Box<dyn StoredModel>),
+}
+
+impl Global {
+    fn into_tensors(self) -> Result<NamedTensors, TrainError> {
+        match self {
+            Self::Here(tensors) => Ok(tensors),
+            Self::Stored(model) => model.read().map_err(TrainError::Stored),
+        }
+    }
 }
 
 /// What a study and a site say about local work.
@@ -78,6 +93,21 @@ impl BurnTrainer {
     /// The model as the last round left it.
     pub fn model(&self) -> &UniversalModel {
         &self.model
+    }
+
+    /// FedProx's pull, where the study asks for it.
+    fn proximal_to(&self, global: &Global) -> Result<Option<Proximal>, TrainError> {
+        let mu = self.settings.proximal_mu;
+        if mu == 0.0 {
+            return Ok(None);
+        }
+        let proximal = match global {
+            Global::Here(tensors) => Proximal::new(mu, tensors, &self.device),
+            Global::Stored(model) => {
+                Proximal::new(mu, &model.read().map_err(TrainError::Stored)?, &self.device)
+            }
+        };
+        Ok(Some(proximal))
     }
 
     /// Goes where an earlier process left the round; to its start when there is no such place, or it is of another model.
@@ -217,7 +247,13 @@ fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 impl LocalTrainer for BurnTrainer {
     fn load_global(&mut self, tensors: NamedTensors) -> Result<(), TrainError> {
         self.model.load(&tensors)?;
-        self.global = Some(tensors);
+        self.global = Some(Global::Here(tensors));
+        Ok(())
+    }
+
+    fn load_stored(&mut self, global: Box<dyn StoredModel>) -> Result<(), TrainError> {
+        self.model.load(&global.read().map_err(TrainError::Stored)?)?;
+        self.global = Some(Global::Stored(global));
         Ok(())
     }
 
@@ -238,7 +274,7 @@ impl LocalTrainer for BurnTrainer {
         let (source, ahead) = (Arc::clone(&self.source), self.settings.prefetch);
         let micro_batches = self.settings.training.accumulation;
         let begun = self.begin(plan, kept.take_up());
-        self.proximal = Proximal::new(self.settings.proximal_mu, &global, &self.device);
+        self.proximal = self.proximal_to(&global)?;
         let round = plan.round;
         let addresses = (begun.step..plan.steps)
             .flat_map(move |step| (0..micro_batches).map(move |micro| BatchAddress { round, step, micro }));
@@ -247,7 +283,7 @@ impl LocalTrainer for BurnTrainer {
         });
         self.proximal = None;
         let mean_loss = trained?;
-        let delta = into_delta(&self.model.live(), global)?;
+        let delta = into_delta(&self.model.live(), global.into_tensors()?)?;
         self.is_spent = false;
         Ok(RoundOutcome { delta, steps: plan.steps, mean_loss })
     }

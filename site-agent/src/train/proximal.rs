@@ -15,16 +15,13 @@ pub(super) struct Proximal {
 }
 
 impl Proximal {
-    /// A pull of strength `mu` towards `global`; `None` when it is 0, which costs no memory and changes no bit.
-    pub(super) fn new(mu: f64, global: &NamedTensors, device: &Device) -> Option<Self> {
-        if mu == 0.0 {
-            return None;
-        }
+    /// A pull of strength `mu` towards `global`. Where it is 0, do without: that costs no memory and changes no bit.
+    pub(super) fn new(mu: f64, global: &NamedTensors, device: &Device) -> Self {
         let device = device.clone().without_autodiff();
         let flat = |(name, tensor): (&String, &HostTensor)| {
             (name.clone(), Tensor::from_floats(tensor.values(), &device))
         };
-        Some(Self { mu, global: global.iter().map(flat).collect() })
+        Self { mu, global: global.iter().map(flat).collect() }
     }
 
     /// Adds `μ (w − w_global)` to the gradients at the weights `w` of `model`, which stays as it is.

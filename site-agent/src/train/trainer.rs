@@ -5,6 +5,7 @@
 //! state gives the same update.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -25,6 +26,15 @@ pub struct RoundPlan {
     pub steps: u32,
     /// Learning rate of all of them.
     pub learning_rate: f64,
+}
+
+/// A model where it is kept, so that nobody has to hold it as long as a round lasts.
+pub trait StoredModel: Send + Sync {
+    /// A copy of its tensors.
+    ///
+    /// # Errors
+    /// Why it cannot be read (any more).
+    fn read(&self) -> Result<NamedTensors, Box<dyn Error + Send + Sync>>;
 }
 
 /// What a round of local work gave.
@@ -156,6 +166,9 @@ pub enum TrainError {
     /// No global model was loaded.
     #[error("no global model is loaded")]
     NoGlobalModel,
+    /// The global model could not be read from where it is kept.
+    #[error("the model that the round begins from cannot be read")]
+    Stored(#[source] Box<dyn Error + Send + Sync>),
     /// A round before this one failed and took with it what the optimiser remembered.
     #[error("what the optimiser remembered went with a round that failed: restore it from where it is kept")]
     OptimizerSpent,
@@ -185,6 +198,15 @@ pub trait LocalTrainer: Send {
     /// # Errors
     /// [`TrainError::Model`] for tensors of another model.
     fn load_global(&mut self, tensors: NamedTensors) -> Result<(), TrainError>;
+
+    /// As [`LocalTrainer::load_global`], of a model that can be read once more at the end of the round: a trainer that has no
+    /// need of it in between does not hold it.
+    ///
+    /// # Errors
+    /// As [`LocalTrainer::load_global`], and [`TrainError::Stored`].
+    fn load_stored(&mut self, global: Box<dyn StoredModel>) -> Result<(), TrainError> {
+        self.load_global(global.read().map_err(TrainError::Stored)?)
+    }
 
     /// Trains one round from the loaded global model, which is used up. Reports every step, and looks at `cancel` before each.
     ///
