@@ -103,7 +103,7 @@ impl Default for RawLimits {
 
 impl Default for RawTransport {
     fn default() -> Self {
-        Self { congestion: RawCongestion::Bbr, stream_window_mib: 4 }
+        Self { congestion: RawCongestion::Bbr, stream_window_mib: 16 }
     }
 }
 

@@ -223,6 +223,15 @@ impl Exchange {
         }
     }
 
+    /// Waits until the other side has what was written and finished, or takes no more of it: then none of it is in our memory.
+    /// Over TCP the kernel has it, and this does not wait.
+    pub async fn delivered(&self) {
+        if let Sending::Quic(stream) = &self.writer.stream().0 {
+            // An error is the connection's end, which frees it too.
+            let _ = stream.stopped().await;
+        }
+    }
+
     /// Coordinator: waits until the other side of this exchange has gone, when nothing is read from it any more. Over
     /// QUIC that is known of the connection as a whole ([`Connection::closed`]), and this waits for ever.
     pub async fn hung_up(&self) {

@@ -5,12 +5,16 @@
 //! by the budget, however many sites there are. A site that waits is not failing: its bytes wait for flow control, and
 //! keep-alive goes on.
 //!
+//! A turn has a window of 4 MiB, and up to 16 if nobody waits when it begins and one more turn has room beside it.
+//!
 //! ```text
 //! 50 sites ─► 5 turns of 12 MiB (window 4 MiB, and two chunks for each of four streams) = 60 MiB
 //!             50 × (256 + 256) KiB of small windows                                  = 25 MiB
+//!  2 sites ─► 2 turns of 24 MiB (window 16 MiB)                                      = 48 MiB
 //! ```
 //! Flow control cannot take credit back: a window is lowered by giving none for what is read next. So it is lowered when
-//! no more is to come than the connection has credit for: the transfer loses nothing, and its last bytes pay the debt.
+//! no more is to come than the connection has credit for: the transfer loses nothing, and its last bytes pay the debt. Where a
+//! transfer is broken off with a large debt, its connection keeps what it took of the budget beyond a turn's share.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -20,30 +24,70 @@ use link::quic::{Connection, QuicSettings};
 use link::transfer::MAX_STREAMS;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
+/// The window of a turn when others wait: 640 Mbit/s over 50 ms where nothing is lost.
+const SHARED_WINDOW: u32 = 4 << 20;
+/// What the budget is counted in.
+const UNIT: u32 = 1 << 20;
+
 /// Memory for transfers under way; clones share it.
 #[derive(Clone, Debug)]
 pub struct Budget {
-    /// First come, first served.
-    turns: Arc<Semaphore>,
-    receive: Window,
-    send: Window,
+    /// Units that nobody has. First come, first served.
+    free: Arc<Semaphore>,
+    /// Held while a turn takes more than its share.
+    widening: Arc<Mutex<()>>,
+    /// Units of every turn: its window when others wait, and its buffers.
+    share: u32,
+    /// Units beyond it that make a window as wide as it may be.
+    more: u32,
+    idle_receive: u32,
+    idle_send: u32,
+    least: u32,
 }
 
 impl Budget {
     /// So many bytes; one transfer is always possible.
     pub fn new(bytes: u64, settings: &QuicSettings) -> Self {
+        let least = SHARED_WINDOW.min(settings.granted_window);
         let buffers = 2 * CHUNK_BYTES * MAX_STREAMS as u64;
-        let turns = (bytes / (u64::from(settings.granted_window) + buffers)).clamp(1, 1 << 16);
+        // Some MiB: they fit.
+        let share = u32::try_from((u64::from(least) + buffers).div_ceil(UNIT.into())).unwrap_or(u32::MAX);
+        let units = u32::try_from(bytes / u64::from(UNIT)).unwrap_or(u32::MAX).clamp(share, 1 << 20);
         Self {
-            turns: Arc::new(Semaphore::new(usize::try_from(turns).unwrap_or(1))),
-            receive: Window::new(Direction::Receive, settings.receive_window, settings.granted_window),
-            send: Window::new(Direction::Send, settings.send_window, settings.granted_window),
+            free: Arc::new(Semaphore::new(units as usize)),
+            widening: Arc::default(),
+            share,
+            more: (settings.granted_window - least) / UNIT,
+            idle_receive: settings.receive_window,
+            idle_send: settings.send_window,
+            least,
         }
     }
 
     async fn turn(&self) -> OwnedSemaphorePermit {
         // Invariant: the semaphore lives as long as this and nobody closes it.
-        self.turns.clone().acquire_owned().await.expect("never closed")
+        self.free.clone().acquire_many_owned(self.share).await.expect("never closed")
+    }
+
+    /// What a turn may have beyond its share. Who waits has taken what was free, so nobody is passed over; and one more turn
+    /// has room beside it, so what a connection keeps never stops all others.
+    fn more(&self) -> Option<OwnedSemaphorePermit> {
+        // It guards the order of two calls alone.
+        let _alone = self.widening.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = u32::try_from(self.free.available_permits()).unwrap_or(u32::MAX);
+        let more = free.saturating_sub(self.share).min(self.more);
+        if more == 0 {
+            return None;
+        }
+        self.free.clone().try_acquire_many_owned(more).ok()
+    }
+
+    fn window(&self, direction: Direction) -> Window {
+        let idle = match direction {
+            Direction::Receive => self.idle_receive,
+            Direction::Send => self.idle_send,
+        };
+        Window::new(direction, idle, self.least)
     }
 }
 
@@ -55,26 +99,41 @@ pub(super) enum Direction {
 }
 
 /// The window of one connection in one direction. What the other side has credit for is `now + debt`, never more than
-/// `granted`.
-#[derive(Clone, Copy, Debug)]
+/// is granted.
+#[derive(Debug)]
 struct Window {
     direction: Direction,
     idle: u32,
-    granted: u32,
+    /// Granted in every turn.
+    least: u32,
+    /// What of the budget grants more.
+    more: Option<OwnedSemaphorePermit>,
     now: u32,
     /// Credit given beyond the window, until so many bytes more were read.
     debt: u32,
 }
 
 impl Window {
-    fn new(direction: Direction, idle: u32, granted: u32) -> Self {
-        let granted = granted.max(idle);
-        Self { direction, idle, granted, now: idle, debt: 0 }
+    fn new(direction: Direction, idle: u32, least: u32) -> Self {
+        Self { direction, idle, least: least.max(idle), more: None, now: idle, debt: 0 }
     }
 
-    /// As much as is granted, but for the debt.
-    fn raise(&mut self) {
-        self.now = (self.granted - self.debt.min(self.granted)).max(self.idle);
+    fn granted(&self) -> u32 {
+        let more = self.more.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        self.least.saturating_add(u32::try_from(more).unwrap_or(u32::MAX).saturating_mul(UNIT))
+    }
+
+    /// A turn begins. What a broken transfer kept is its own.
+    fn widen(&mut self, budget: &Budget) {
+        if self.more.is_none() {
+            self.more = budget.more();
+        }
+    }
+
+    /// As much as is granted, but for the debt, and no more than is to come.
+    fn raise(&mut self, left: u64) {
+        let wanted = u32::try_from(left).unwrap_or(u32::MAX).min(self.granted());
+        self.now = wanted.saturating_sub(self.debt).max(self.now);
     }
 
     fn lower(&mut self) {
@@ -84,9 +143,18 @@ impl Window {
         self.now = self.idle;
     }
 
-    /// So many bytes were read.
-    fn read(&mut self, bytes: u64) {
+    /// So many bytes were read, and so many are still to come.
+    fn read(&mut self, bytes: u64, left: u64) {
         self.debt = self.debt.saturating_sub(u32::try_from(bytes).unwrap_or(u32::MAX));
+        if left > u64::from(self.granted()) { self.raise(left) } else { self.lower() }
+    }
+
+    /// The turn ends.
+    fn close(&mut self) {
+        self.lower();
+        if self.idle.saturating_add(self.debt) <= self.least {
+            self.more = None;
+        }
     }
 }
 
@@ -99,18 +167,15 @@ pub(super) struct Bulk {
 
 impl Bulk {
     pub(super) fn new(direction: Direction, budget: &Budget) -> Self {
-        let window = match direction {
-            Direction::Receive => budget.receive,
-            Direction::Send => budget.send,
-        };
         Self {
             turn: tokio::sync::Mutex::default(),
-            window: Arc::new(Mutex::new(window)),
+            window: Arc::new(Mutex::new(budget.window(direction))),
             streams: Semaphore::new(MAX_STREAMS),
         }
     }
 
-    /// Waits for the connection's turn, or joins it when it has one already; then the window is open.
+    /// Waits for the connection's turn, or joins it when it has one already; then the window is open for the `left` bytes that
+    /// are to come at most.
     ///
     /// # Errors
     /// Why the connection ended meanwhile: who is gone does not wait.
@@ -118,14 +183,15 @@ impl Bulk {
         &self,
         budget: &Budget,
         connection: &Connection,
+        left: u64,
     ) -> Result<Stream<'_>, LinkError> {
         tokio::select! {
-            stream = self.wait(budget, connection) => Ok(stream),
+            stream = self.wait(budget, connection, left) => Ok(stream),
             error = connection.closed() => Err(error),
         }
     }
 
-    async fn wait(&self, budget: &Budget, connection: &Connection) -> Stream<'_> {
+    async fn wait(&self, budget: &Budget, connection: &Connection, left: u64) -> Stream<'_> {
         // Invariant: as in `Budget::turn`.
         let place = self.streams.acquire().await.expect("never closed");
         let mut held = self.turn.lock().await;
@@ -133,14 +199,15 @@ impl Bulk {
             Some(turn) => turn,
             None => {
                 // The lock is held meanwhile: other streams of this connection wait for the same turn, not for another.
-                let permit = budget.turn().await;
+                let share = budget.turn().await;
                 let (connection, window) = (connection.clone(), self.window.clone());
-                let turn = Arc::new(Turn { connection, window, _permit: permit });
+                let turn = Arc::new(Turn { connection, window, _share: share });
+                turn.change(|window| window.widen(budget));
                 *held = Arc::downgrade(&turn);
                 turn
             }
         };
-        turn.change(Window::raise);
+        turn.change(|window| window.raise(left));
         Stream { turn, _place: place }
     }
 }
@@ -154,10 +221,7 @@ pub(super) struct Stream<'a> {
 impl Stream<'_> {
     /// Says that so many bytes came, and how many are still to come on all streams of the transfer.
     pub(super) fn came(&self, bytes: u64, left: u64) {
-        self.turn.change(|window| {
-            window.read(bytes);
-            if left > u64::from(window.granted) { window.raise() } else { window.lower() }
-        });
+        self.turn.change(|window| window.read(bytes, left));
     }
 }
 
@@ -165,7 +229,7 @@ impl Stream<'_> {
 struct Turn {
     connection: Connection,
     window: Arc<Mutex<Window>>,
-    _permit: OwnedSemaphorePermit,
+    _share: OwnedSemaphorePermit,
 }
 
 impl Turn {
@@ -186,7 +250,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.change(Window::lower);
+        self.change(Window::close);
     }
 }
 
@@ -210,7 +274,12 @@ mod tests {
     #[test]
     fn the_budget_says_how_many_transfers_are_under_way() {
         for (mib, turns) in [(0, 1), (12, 1), (23, 1), (24, 2), (64, 5), (1200, 100)] {
-            assert_eq!(budget(mib).turns.available_permits(), turns, "{mib} MiB");
+            let budget = budget(mib);
+            let held = std::iter::from_fn(|| match poll(pin!(budget.turn())) {
+                Poll::Ready(turn) => Some(turn),
+                Poll::Pending => None,
+            });
+            assert_eq!(held.collect::<Vec<_>>().len(), turns, "{mib} MiB");
         }
         // 50 sites: the budget, and the small windows of all.
         let settings = QuicSettings::coordinator();
@@ -248,6 +317,91 @@ mod tests {
         assert!(poll(third.as_mut()).is_ready());
     }
 
+    fn begin(budget: &Budget, window: &mut Window) -> OwnedSemaphorePermit {
+        let Poll::Ready(share) = poll(pin!(budget.turn())) else { panic!("a turn is free") };
+        window.widen(budget);
+        share
+    }
+
+    fn free(budget: &Budget) -> usize {
+        budget.free.available_permits()
+    }
+
+    #[test]
+    fn a_turn_is_wider_while_nobody_waits_and_another_has_room() {
+        let budget = budget(64);
+        let mut windows = [0; 3].map(|_| budget.window(Direction::Receive));
+        let mut shares = Vec::new();
+        for (window, wide) in windows.iter_mut().zip([16, 16, 4]) {
+            shares.push(begin(&budget, window));
+            assert_eq!(u64::from(window.granted()), wide * MIB);
+        }
+        assert_eq!(free(&budget), 4);
+        let mut waits = pin!(budget.turn());
+        assert!(poll(waits.as_mut()).is_pending());
+        // The first is over: its place goes to who waits, and the rest is not free before that one has all.
+        windows[0].close();
+        drop(shares.remove(0));
+        let Poll::Ready(_share) = poll(waits.as_mut()) else { panic!("its turn") };
+        let mut window = budget.window(Direction::Receive);
+        window.widen(&budget);
+        assert_eq!((u64::from(window.granted()), free(&budget)), (8 * MIB, 12), "one more turn has room");
+    }
+
+    #[test]
+    fn while_somebody_waits_no_turn_is_wider() {
+        let budget = budget(30);
+        let (mut one, mut other) = (budget.window(Direction::Send), budget.window(Direction::Send));
+        let first = begin(&budget, &mut one);
+        assert_eq!(u64::from(one.granted()), 10 * MIB, "another turn has room");
+        let _second = begin(&budget, &mut other);
+        let mut third = pin!(budget.turn());
+        assert!(poll(third.as_mut()).is_pending());
+        one.close();
+        assert_eq!(free(&budget), 0, "it goes to who waits");
+        other.widen(&budget);
+        assert_eq!(u64::from(other.granted()), 4 * MIB);
+        drop(first);
+        assert!(poll(third.as_mut()).is_ready());
+    }
+
+    #[test]
+    fn what_a_broken_transfer_was_given_stays_taken_until_it_is_paid() {
+        let budget = budget(64);
+        let mut window = budget.window(Direction::Receive);
+        let share = begin(&budget, &mut window);
+        window.raise(u64::MAX);
+        window.close();
+        drop(share);
+        assert_eq!(free(&budget), 52, "the other side may still send 16 MiB");
+        let share = begin(&budget, &mut window);
+        window.raise(u64::MAX);
+        assert_eq!(window.now, window.idle, "it has the rest already");
+        window.read(16 * MIB, 0);
+        window.close();
+        drop(share);
+        assert_eq!(free(&budget), 64);
+
+        let mut window = budget.window(Direction::Send);
+        let share = begin(&budget, &mut window);
+        window.raise(u64::MAX);
+        window.close();
+        drop(share);
+        assert_eq!(free(&budget), 64, "what we send ahead is for us to say");
+    }
+
+    #[test]
+    fn broken_transfers_leave_room_for_one_turn_however_many() {
+        let budget = budget(64);
+        let mut windows: Vec<_> = (0..50).map(|_| budget.window(Direction::Receive)).collect();
+        for window in &mut windows {
+            let _share = begin(&budget, window);
+            window.raise(u64::MAX);
+            window.close();
+        }
+        let Poll::Ready(_turn) = poll(pin!(budget.turn())) else { panic!("one is always possible") };
+    }
+
     /// What the other side may send ahead of our reading, as QUIC counts it: a lowered window takes nothing back.
     struct Peer {
         window: Window,
@@ -279,41 +433,37 @@ mod tests {
             let window = Window::new(Direction::Receive, idle, granted);
             let mut peer = Peer { window, credit: i64::from(idle), debt: 0 };
             for _ in 0..50 {
-                peer.change(Window::raise);
+                peer.change(|window| window.raise(chunks * MIB));
                 for left in (0..chunks).rev().map(|left| left * MIB) {
                     peer.send(MIB as i64);
-                    peer.change(|window| {
-                        window.read(MIB);
-                        if left > u64::from(window.granted) { window.raise() } else { window.lower() }
-                    });
+                    peer.change(|window| window.read(MIB, left));
                     assert!(peer.credit <= i64::from(granted), "{chunks} chunks: {}", peer.credit);
                 }
-                peer.change(Window::lower);
+                peer.change(Window::close);
                 assert_eq!(peer.window.now, idle);
                 assert_eq!(peer.debt, i64::from(peer.window.debt));
                 assert_eq!(peer.credit, i64::from(idle) + peer.debt);
             }
-            // After a long transfer little is left over.
-            assert!(chunks < 40 || peer.debt <= MIB as i64, "{}", peer.debt);
+            // After a whole transfer little is left over.
+            assert!(peer.debt <= MIB as i64, "{chunks} chunks: {}", peer.debt);
         }
     }
 
     #[test]
     fn a_long_transfer_has_the_whole_window_though_a_short_one_left_a_debt() {
         let mut window = Window::new(Direction::Receive, 256 << 10, 4 << 20);
-        window.raise();
+        window.raise(u64::MAX);
         window.lower();
-        window.raise();
-        assert!(window.now < window.granted, "the other side has the rest already");
+        window.raise(u64::MAX);
+        assert!(window.now < window.granted(), "the other side has the rest already");
         for _ in 0..4 {
-            window.read(MIB);
-            window.raise();
+            window.read(MIB, u64::MAX);
         }
-        assert_eq!(window.now, window.granted);
+        assert_eq!(window.now, window.granted());
         let mut window = Window::new(Direction::Send, 256 << 10, 4 << 20);
-        window.raise();
+        window.raise(u64::MAX);
         window.lower();
-        window.raise();
-        assert_eq!(window.now, window.granted, "what we send ahead is for us to say");
+        window.raise(u64::MAX);
+        assert_eq!(window.now, window.granted(), "what we send ahead is for us to say");
     }
 }

@@ -303,10 +303,16 @@ async fn serve_chunks(
             "chunks are asked for once, ascending",
         )));
     }
-    let _stream = session.sending.join(&session.context.budget, &session.connection).await?;
+    let bytes = file.manifest().layout().bytes();
+    let _stream = session.sending.join(&session.context.budget, &session.connection, bytes).await?;
     let mut source = OnDisk(file.clone());
-    let serving =
-        transfer::serve_chunks(&mut exchange.writer, file.manifest(), indices, &mut source, CHUNK_PATIENCE);
+    let serving = async {
+        let writer = &mut exchange.writer;
+        transfer::serve_chunks(writer, file.manifest(), indices, &mut source, CHUNK_PATIENCE).await?;
+        // What was not acknowledged is still in our memory: it counts as under way.
+        exchange.delivered().await;
+        Ok::<(), LinkError>(())
+    };
     match in_turn("artifact", serving).await {
         Err(LinkError::Chunk(error)) => {
             Err(LinkError::Refused(refusal(RefusalCode::UnknownChunk, error.to_string())))
@@ -348,7 +354,8 @@ async fn take_chunks(
     if position(count) > upload.manifest().chunks().len() {
         return Err(LinkError::Refused(refusal(RefusalCode::BadRequest, "more chunks than the update has")));
     }
-    let stream = session.receiving.join(&session.context.budget, &session.connection).await?;
+    let left = upload.left();
+    let stream = session.receiving.join(&session.context.budget, &session.connection, left).await?;
     let mut intake = Intake::new(upload);
     let taken = in_turn("update", take_each(&mut intake, count, &stream, exchange)).await;
     // What came whole stays, whatever became of the rest: the site offers again and sends what is missing.

@@ -92,6 +92,11 @@ impl Upload {
         self.verifier.lock().unwrap_or_else(PoisonError::into_inner).missing()
     }
 
+    /// Bytes still to come, on all streams, about.
+    pub(super) fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
+    }
+
     /// Says that so many bytes came; how many are still to come, on all streams.
     pub(super) fn came(&self, bytes: u64) -> u64 {
         let less = |left: u64| Some(left.saturating_sub(bytes));
