@@ -23,10 +23,14 @@ use crate::progress::Line;
 use crate::store::{Receipt, RoundRecord, Store, StoreError};
 
 impl Driver {
-    /// Does `deeds`, and what follows from them.
+    /// Does `deeds`, and what follows from them; then what a closed round leaves to do, as the next one is announced by then.
     pub(super) async fn execute(&mut self, study: StudyDigest, deeds: Vec<Deed>) {
         let mut queue = VecDeque::from(deeds);
+        let mut closed = None;
         while let Some(deed) = queue.pop_front() {
+            if let Deed::Round(round::Action::CloseRound { round, .. }) = &deed {
+                closed = Some(*round);
+            }
             let follows = match deed {
                 Deed::Round(action) => self.do_round(study, action).await,
                 Deed::Evaluation(action) => self.do_evaluation(study, action).await,
@@ -42,7 +46,11 @@ impl Driver {
                 Err(TickError::Command(error)) => tracing::warn!(%study, %error, "a command changed nothing"),
             }
         }
-        self.shorten_journal(study, false).await;
+        self.shorten_journal(study, closed.is_some()).await;
+        if let Some(round) = closed {
+            self.remove_spent(study, round);
+            self.count_traffic_beside();
+        }
     }
 
     async fn do_round(&mut self, study: StudyDigest, action: round::Action) -> Option<Happening> {
@@ -228,13 +236,18 @@ impl Driver {
             self.note(kept);
         }
         self.peers.tell_all(&Notice::RoundClosed { study, round, model, outcome: plan::outcome(outcome) });
-        self.shorten_journal(study, true).await;
-        self.remove_spent(study, round);
-        // The state of this round's model stays, and that of the model before.
-        let before = RoundId(round.0.saturating_sub(1));
-        let forgotten = self.store.server_states().forget_before(&study, before);
-        self.note(forgotten);
-        self.count_traffic().await;
+    }
+
+    /// Adds what was moved since the last time to the store, a commit for each site, while the next round goes on.
+    fn count_traffic_beside(&mut self) {
+        let (store, moved) = (self.store.clone(), self.peers.take_traffic());
+        self.work.spawn(async move {
+            for (site, traffic) in moved {
+                if let Err(error) = store.add_traffic(&site, traffic.received, traffic.sent).await {
+                    tracing::error!(%site, error = &error as &dyn std::error::Error, "traffic is not counted");
+                }
+            }
+        });
     }
 
     fn round_record(

@@ -39,6 +39,7 @@ use self::peers::Peers;
 pub(crate) use self::peers::{NOTICES, Peer};
 pub(crate) use self::plan::decline;
 pub(crate) use self::rehearse::{Rehearsal, rehearse};
+use self::spent::Spent;
 use self::study_run::{Happening, StudyRun, TickError};
 use crate::clock::SteadyClock;
 use crate::pki::Authority;
@@ -84,6 +85,8 @@ pub struct Driver {
     /// What deadlines go by.
     clock: SteadyClock,
     work: TaskTracker,
+    /// Files that can go.
+    spent: Spent,
     /// Whether a server runs on this.
     serving: bool,
 }
@@ -117,6 +120,7 @@ impl Driver {
             try_at: Timestamp::default(),
             clock: SteadyClock::starting_after(last),
             work: TaskTracker::new(),
+            spent: Spent::default(),
             serving: false,
         })
     }
