@@ -1,8 +1,10 @@
-//! Has the disk write what came while more arrives, so that the sync at the end of a transfer is short.
+//! Has the disk write what came while more arrives, so that the sync at the end is short: of a transfer ([`WriteBack`]), or
+//! of a file that a thread writes ([`BlockingWriteBack`]).
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::thread;
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -49,6 +51,43 @@ impl WriteBack {
     }
 }
 
+/// As [`WriteBack`], for a file that is written where blocking is allowed: a thread syncs while the caller writes on.
+#[derive(Debug, Default)]
+pub struct BlockingWriteBack {
+    unsynced: u64,
+    under_way: Option<thread::JoinHandle<io::Result<()>>>,
+}
+
+impl BlockingWriteBack {
+    /// Notes that so many bytes were written to `data`; begins a sync when it is time and none is under way.
+    ///
+    /// # Errors
+    /// What the sync before said, or that there is no thread for one.
+    pub fn wrote(&mut self, bytes: u64, data: &Arc<File>) -> io::Result<()> {
+        self.unsynced += bytes;
+        let busy = self.under_way.as_ref().is_some_and(|under_way| !under_way.is_finished());
+        if self.unsynced < EVERY || busy {
+            return Ok(());
+        }
+        self.settle()?;
+        self.unsynced = 0;
+        let data = data.clone();
+        self.under_way = Some(thread::Builder::new().spawn(move || data.sync_data())?);
+        Ok(())
+    }
+
+    /// Waits for the sync under way.
+    ///
+    /// # Errors
+    /// What it said: then the file must not be believed.
+    pub fn settle(&mut self) -> io::Result<()> {
+        match self.under_way.take() {
+            Some(under_way) => under_way.join().unwrap_or_else(|_| Err(io::Error::other("a sync panicked"))),
+            None => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::OwnedFd;
@@ -68,11 +107,30 @@ mod tests {
         assert!(write_back.under_way.is_none(), "counted anew");
     }
 
+    #[test]
+    fn a_thread_that_writes_has_another_that_syncs() {
+        let data = Arc::new(tempfile::tempfile().unwrap());
+        let mut write_back = BlockingWriteBack::default();
+        write_back.wrote(EVERY - 1, &data).unwrap();
+        assert!(write_back.under_way.is_none());
+        write_back.wrote(1, &data).unwrap();
+        assert!(write_back.under_way.is_some());
+        write_back.settle().unwrap();
+        write_back.wrote(1, &data).unwrap();
+        assert!(write_back.under_way.is_none(), "counted anew");
+        write_back.wrote(EVERY, &no_disk()).unwrap();
+        assert!(write_back.settle().is_err());
+    }
+
+    /// A pipe cannot be synced.
+    fn no_disk() -> Arc<File> {
+        let (_reader, writer) = io::pipe().unwrap();
+        Arc::new(File::from(OwnedFd::from(writer)))
+    }
+
     #[tokio::test]
     async fn what_a_sync_said_is_not_lost() {
-        // A pipe cannot be synced.
-        let (_reader, writer) = io::pipe().unwrap();
-        let data = Arc::new(File::from(OwnedFd::from(writer)));
+        let data = no_disk();
         let mut write_back = WriteBack::default();
         write_back.wrote(EVERY, &data).await.unwrap();
         assert!(write_back.settle().await.is_err());

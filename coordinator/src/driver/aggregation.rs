@@ -2,8 +2,9 @@
 //!
 //! Updates were verified when they came, and what was found lies beside them: here each chunk is read once, compared with its
 //! manifest, and summed. A chunk that a disk has changed ends it before anything is published. Blocks: runs on its own
-//! threads, a few chunks side by side. Memory: for each of them one chunk of the sums, of an update, of the model and of each moment,
-//! whatever the number of sites; a rule that sorts holds a chunk of every site, and takes one at a time.
+//! threads, a few chunks side by side, while those before are written. Memory: for each of them one chunk of the sums, of an update,
+//! and two of the model and of each moment, whatever the number of sites; a rule that sorts holds a chunk of every site, and takes
+//! one at a time.
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,7 @@ use common::round::{Fault, Term};
 use common::study::CLASS_TABLE_TENSOR;
 use common::update::{Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate};
 
-use crate::store::{ArtifactFile, ServerState, Store, StoreError};
+use crate::store::{ArtifactFile, ArtifactWriter, ServerState, ServerStateWriter, Store, StoreError};
 
 /// Most chunks in the making at once: hashing and reading keep a few cores busy, and each costs some MiB.
 const MOST_THREADS: usize = 4;
@@ -163,13 +164,39 @@ struct Sources {
     state: Option<ServerState>,
 }
 
-/// Room for one chunk in the making.
+/// What a chunk is made with.
 #[derive(Default)]
-struct Buffers {
+struct Scratch {
     workspace: Workspace,
     input: Vec<u8>,
+}
+
+/// What came of a chunk, until it is written.
+#[derive(Default)]
+struct Made {
     moments: Vec<Vec<u8>>,
     new: Vec<u8>,
+}
+
+/// Where the chunks go, in order.
+struct Output {
+    writer: ArtifactWriter,
+    state: Option<ServerStateWriter>,
+    chunks: Vec<AggregatedChunk>,
+}
+
+impl Output {
+    fn keep(&mut self, chunks: Vec<AggregatedChunk>, made: &[Made]) -> Result<(), JobError> {
+        for (chunk, made) in chunks.into_iter().zip(made) {
+            self.writer.push_hashed(&made.new, chunk.hash())?;
+            link::failpoint::pass("coordinator.mid-aggregation");
+            if let Some(state) = &mut self.state {
+                state.push_chunk(&made.moments)?;
+            }
+            self.chunks.push(chunk);
+        }
+        Ok(())
+    }
 }
 
 fn write_model(
@@ -179,28 +206,14 @@ fn write_model(
     sources: &Sources,
 ) -> Result<ModelHash, JobError> {
     let layout = sources.base.manifest().layout();
-    let moments = job.method.rule.moments();
-    let mut writer = store.artifacts().write(layout.clone())?;
-    let mut state = match moments {
+    let writer = store.artifacts().write(layout.clone())?;
+    let state = match job.method.rule.moments() {
         [] => None,
         names => Some(store.server_states().write(job.study, layout, names)?),
     };
-    let mut buffers: Vec<Buffers> = Vec::new();
-    buffers.resize_with(side_by_side(job.method), Buffers::default);
-    let indices: Vec<u32> = (0u32..).take(aggregator.chunks()).collect();
-    let mut chunks = Vec::with_capacity(indices.len());
-    for indices in indices.chunks(buffers.len()) {
-        let made = make_chunks(aggregator, sources, indices, &mut buffers);
-        for (chunk, buffers) in made.into_iter().zip(&buffers) {
-            let chunk = chunk?;
-            writer.push_hashed(&buffers.new, chunk.hash())?;
-            link::failpoint::pass("coordinator.mid-aggregation");
-            if let Some(state) = &mut state {
-                state.push_chunk(&buffers.moments)?;
-            }
-            chunks.push(chunk);
-        }
-    }
+    let mut output = Output { writer, state, chunks: Vec::with_capacity(aggregator.chunks()) };
+    make_all(aggregator, sources, side_by_side(job.method), &mut output)?;
+    let Output { writer, state, chunks } = output;
     let model = aggregator.seal(chunks)?.hash();
     let written = writer.finish()?;
     link::failpoint::pass("coordinator.after-model-rename");
@@ -211,6 +224,30 @@ fn write_model(
     Ok(model)
 }
 
+/// Makes all chunks, so many side by side; each lot is written while the next is made.
+fn make_all(
+    aggregator: &Aggregator,
+    sources: &Sources,
+    side_by_side: usize,
+    output: &mut Output,
+) -> Result<(), JobError> {
+    let (mut scratch, mut making, mut made) = (Vec::new(), Vec::new(), Vec::new());
+    scratch.resize_with(side_by_side, Scratch::default);
+    making.resize_with(side_by_side, Made::default);
+    made.resize_with(side_by_side, Made::default);
+    let mut chunks = Vec::new();
+    let indices: Vec<u32> = (0u32..).take(aggregator.chunks()).collect();
+    for lot in indices.chunks(side_by_side) {
+        let before = std::mem::take(&mut chunks);
+        let write = || output.keep(before, &made);
+        let (next, written) = make_chunks(aggregator, sources, lot, &mut scratch, &mut making, write);
+        written?;
+        chunks = next.into_iter().collect::<Result<_, _>>()?;
+        std::mem::swap(&mut making, &mut made);
+    }
+    output.keep(chunks, &made)
+}
+
 /// How many chunks to make at once.
 fn side_by_side(method: Method) -> usize {
     if method.rule.sorts() {
@@ -219,25 +256,31 @@ fn side_by_side(method: Method) -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_THREADS))
 }
 
-/// Makes these chunks, each on its own thread in its own buffers.
-fn make_chunks(
+/// Makes these chunks, each on its own thread in its own buffers; and what came of `meanwhile`.
+fn make_chunks<T>(
     aggregator: &Aggregator,
     sources: &Sources,
     indices: &[u32],
-    buffers: &mut [Buffers],
-) -> Vec<Result<AggregatedChunk, JobError>> {
+    scratch: &mut [Scratch],
+    made: &mut [Made],
+    meanwhile: impl FnOnce() -> T,
+) -> (Vec<Result<AggregatedChunk, JobError>>, T) {
     std::thread::scope(|scope| {
         let running: Vec<_> = indices
             .iter()
-            .zip(buffers)
-            .map(|(&index, buffers)| scope.spawn(move || make_chunk(aggregator, sources, index, buffers)))
+            .zip(scratch)
+            .zip(made)
+            .map(|((&index, scratch), made)| {
+                scope.spawn(move || make_chunk(aggregator, sources, index, scratch, made))
+            })
             .collect();
-        let made = running.into_iter().map(|thread| match thread.join() {
-            Ok(made) => made,
+        let met = meanwhile();
+        let chunks = running.into_iter().map(|thread| match thread.join() {
+            Ok(chunk) => chunk,
             // It goes on in whoever asked for the aggregate.
             Err(panic) => std::panic::resume_unwind(panic),
         });
-        made.collect()
+        (chunks.collect(), met)
     })
 }
 
@@ -245,9 +288,11 @@ fn make_chunk(
     aggregator: &Aggregator,
     sources: &Sources,
     index: u32,
-    buffers: &mut Buffers,
+    scratch: &mut Scratch,
+    made: &mut Made,
 ) -> Result<AggregatedChunk, JobError> {
-    let Buffers { workspace, input, moments, new } = buffers;
+    let Scratch { workspace, input } = scratch;
+    let Made { moments, new } = made;
     let mut sum = aggregator.chunk(index, workspace)?;
     for update in &sources.updates {
         update.read_unchecked(position(index), input)?;

@@ -8,10 +8,12 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::artifact::{ArtifactManifest, TensorLayout, TensorSpec};
 use common::ids::{ArtifactHash, ChunkHash, Digest};
+use link::write_back::BlockingWriteBack;
 use serde::{Deserialize, Serialize};
 
 use super::{Health, StoreError, scrub};
@@ -93,7 +95,8 @@ impl Artifacts {
         Ok(ArtifactWriter {
             artifacts: self.clone(),
             folder,
-            data,
+            data: Arc::new(data),
+            write_back: BlockingWriteBack::default(),
             layout,
             chunks: Vec::new(),
             finished: false,
@@ -116,12 +119,14 @@ impl Artifacts {
     }
 }
 
-/// Takes the chunks of a new artifact, in order. Dropped before [`ArtifactWriter::finish`], it leaves nothing.
+/// Takes the chunks of a new artifact, in order, and has them synced meanwhile. Dropped before [`ArtifactWriter::finish`], it
+/// leaves nothing.
 #[derive(Debug)]
 pub struct ArtifactWriter {
     artifacts: Artifacts,
     folder: PathBuf,
-    data: File,
+    data: Arc<File>,
+    write_back: BlockingWriteBack,
     layout: TensorLayout,
     chunks: Vec<ChunkHash>,
     finished: bool,
@@ -147,10 +152,16 @@ impl ArtifactWriter {
                 format!("chunk {} of {} bytes does not fit the layout", self.chunks.len(), bytes.len());
             return Err(StoreError::corrupt("artifact", reason));
         }
-        let written = self.data.write_all(bytes).map_err(StoreError::file(&self.folder));
+        let written = self.append(bytes).map_err(StoreError::file(&self.folder));
         self.artifacts.health.note(written)?;
         self.chunks.push(hash);
         Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut data: &File = &self.data;
+        data.write_all(bytes)?;
+        self.write_back.wrote(bytes.len() as u64, &self.data)
     }
 
     /// Makes the artifact durable under its name, which is returned. One that is there already is kept, if it is whole.
@@ -171,6 +182,8 @@ impl ArtifactWriter {
             self.artifacts.make_room(&hash)?;
         }
         if !to.is_dir() {
+            // A disk tells of a failed write once, to whoever syncs first.
+            self.write_back.settle().map_err(StoreError::file(&self.folder))?;
             self.data.sync_all().map_err(StoreError::file(&self.folder))?;
             write_manifest(&self.folder, &manifest)?;
             fs::rename(&self.folder, &to).map_err(StoreError::file(&to))?;
