@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use quinn::{ClientConfig, Endpoint, EndpointConfig, TokioRuntime, VarInt};
 
-use super::settings::{QuicSettings, SocketBuffers};
+use super::settings::{QuicSettings, SocketBuffers, with_large_packets};
 use crate::close::CloseCode;
 use crate::connection::Connection;
 use crate::error::LinkError;
@@ -33,7 +33,8 @@ impl Dialer {
         let mut config = ClientConfig::new(tls::quic_client(tls)?);
         config.transport_config(settings.transport()?);
         let (socket, buffers) = settings.bind(local)?;
-        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))?;
+        let taken = with_large_packets(EndpointConfig::default())?;
+        let endpoint = Endpoint::new(taken, None, socket, Arc::new(TokioRuntime))?;
         Ok(Self { endpoint, config, settings, buffers })
     }
 

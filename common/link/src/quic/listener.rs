@@ -9,7 +9,7 @@ use quinn::{Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime, VarI
 use rustls_pki_types::CertificateDer;
 
 use super::reset::ResetKey;
-use super::settings::{QuicSettings, SocketBuffers};
+use super::settings::{QuicSettings, SocketBuffers, with_large_packets};
 use crate::close::CloseCode;
 use crate::connection::{Admitted, Connection};
 use crate::error::{Alert, LinkError};
@@ -78,6 +78,7 @@ impl Listener {
         settings: QuicSettings,
         endpoint: EndpointConfig,
     ) -> Result<Self, LinkError> {
+        let endpoint = with_large_packets(endpoint)?;
         let mut config = ServerConfig::with_crypto(tls::quic_server(tls)?);
         config.transport_config(settings.transport()?);
         let (socket, buffers) = settings.bind(local)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::udp::{UdpSockRef, UdpSocketState};
-use quinn::{IdleTimeout, TransportConfig, VarInt};
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::error::LinkError;
 
@@ -52,6 +52,26 @@ pub struct QuicSettings {
 
 const MIB: u32 = 1 << 20;
 
+/// Largest UDP payload that we take and probe paths for; an Ethernet carries 1472. Where jumbo frames or the loopback carry more,
+/// the same bytes are fewer packets, and most of the work is by the packet. Nothing begins above what every path carries, a
+/// probe that is too large is lost without counting as congestion, and a path that shrinks is noticed (RFC 8899).
+///
+/// Not larger: quinn hands the kernel up to [`SEGMENTS`] packets at once and does not look at their sum, and beyond
+/// [`LARGEST_SEND`] the kernel refuses them, which quinn takes for a probe that was too large. All would be lost.
+const LARGEST_PACKET: u16 = 6500;
+/// Packets that quinn 0.11 hands over at once (`MAX_TRANSMIT_SEGMENTS`).
+const SEGMENTS: usize = 10;
+/// UDP payload of the largest IPv4 packet.
+const LARGEST_SEND: usize = 65_507;
+const _: () = assert!(SEGMENTS * LARGEST_PACKET as usize <= LARGEST_SEND);
+
+/// `config`, taking packets as large as we send.
+pub(super) fn with_large_packets(mut config: EndpointConfig) -> Result<EndpointConfig, LinkError> {
+    let taken = config.max_udp_payload_size(LARGEST_PACKET);
+    taken.map_err(|_| LinkError::Setting { name: "max_udp_payload_size" })?;
+    Ok(config)
+}
+
 impl QuicSettings {
     /// For a site: one connection, windows for 1 Gbit/s over 50 ms and more.
     pub const fn site() -> Self {
@@ -90,8 +110,13 @@ impl QuicSettings {
         if self.keep_alive >= self.idle_timeout {
             return Err(LinkError::Setting { name: "keep_alive" });
         }
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(LARGEST_PACKET);
+        // As they are: segmentation offload is on; streams take turns packet by packet, so that a notice does not wait for a
+        // model; and the other side acknowledges what it read together at once, so that asking for fewer gains nothing.
         let mut transport = TransportConfig::default();
         transport
+            .mtu_discovery_config(Some(discovery))
             .stream_receive_window(VarInt::from_u32(self.stream_window))
             .receive_window(VarInt::from_u32(self.receive_window))
             .send_window(u64::from(self.send_window))

@@ -15,6 +15,8 @@ use super::relay::Switches;
 
 /// What the kernel may join into one read.
 const BUFFER: usize = 1 << 16;
+/// Most bytes of a packet: what an Ethernet carries. Larger ones, which probe the path, are lost.
+const LARGEST: usize = 1472;
 /// Most bytes and packets of one call that sends.
 const MOST_BYTES: usize = 60_000;
 const MOST_PACKETS: usize = 64;
@@ -149,6 +151,9 @@ impl Way {
     }
 
     fn take(&mut self, packet: &[u8]) {
+        if packet.len() > LARGEST {
+            return;
+        }
         if let Some(due) = self.line.carry(Instant::now(), packet.len()) {
             self.held.push_back(Held { due, bytes: packet.to_vec() });
         }
