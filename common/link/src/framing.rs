@@ -14,6 +14,10 @@ use crate::error::LinkError;
 /// Bytes read at most before memory for them is taken: what a peer only announces costs nothing here.
 const READ_STEP: usize = 64 << 10;
 
+/// Bytes written at a time. QUIC keeps a copy of each write until it is acknowledged: pieces of one size, which also fit where
+/// packets were, leave fewer holes in memory than whole chunks.
+const WRITE_STEP: usize = 64 << 10;
+
 /// Reads frames.
 #[derive(Debug)]
 pub struct FrameReader<R> {
@@ -138,7 +142,9 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
 
     /// TLS over TCP keeps what the socket does not take at once; the other side waits for it.
     async fn send(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
-        self.stream.write_all(bytes).await?;
+        for piece in bytes.chunks(WRITE_STEP) {
+            self.stream.write_all(piece).await?;
+        }
         Ok(self.stream.flush().await?)
     }
 

@@ -8,6 +8,7 @@
 //! What fails is a [`LinkError`], with a stable code and words for the operator. Who may do what is not decided here:
 //! the coordinator looks at the [`PeerIdentity`] of each request.
 
+pub mod buffers;
 mod close;
 mod connection;
 mod error;

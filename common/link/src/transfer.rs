@@ -16,6 +16,7 @@ use common::ids::{ArtifactHash, AttemptId};
 use common::wire::{ChunkError, ChunkHeader, Message, Reply, Request, chunk};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::buffers::ChunkBuffer;
 use crate::error::LinkError;
 use crate::framing::{FrameReader, FrameWriter, within};
 
@@ -259,7 +260,7 @@ where
     M: Message,
 {
     let mut indices = indices.iter().copied();
-    let (mut bytes, mut spare) = (Vec::new(), Vec::new());
+    let (mut bytes, mut spare) = (ChunkBuffer::take(), ChunkBuffer::take());
     let mut header = read_next(source, manifest, indices.next(), &mut bytes).await?;
     while let Some(announced) = header {
         let send = async {

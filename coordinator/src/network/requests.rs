@@ -14,6 +14,7 @@ use common::study::StudyDocument;
 use common::update::UpdateOffer;
 use common::wire::{Manifest, OfferedUpdate, Receipt, Refusal, RefusalCode, Reply, Request, SignedBytes};
 use link::LinkError;
+use link::buffers::ChunkBuffer;
 use link::quic::Exchange;
 use link::transfer::{self, ChunkSource};
 
@@ -379,7 +380,7 @@ async fn take_each(
     stream: &Stream<'_>,
     exchange: &mut Exchange,
 ) -> Result<(), LinkError> {
-    let mut buffer = Vec::new();
+    let mut buffer = ChunkBuffer::take();
     for _ in 0..count {
         let manifest = intake.upload().manifest();
         let received =
@@ -390,7 +391,7 @@ async fn take_each(
         })?;
         let bytes = buffer.len() as u64;
         stream.came(bytes, intake.upload().came(bytes));
-        buffer = intake.take(index, std::mem::take(&mut buffer)).await.map_err(LinkError::Refused)?;
+        buffer = intake.take(index, buffer).await.map_err(LinkError::Refused)?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use common::update::{
     CheckedChunk, Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate, ZeroChunks,
 };
 use common::wire::{Refusal, RefusalCode};
+use link::buffers::ChunkBuffer;
 use link::write_back::WriteBack;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
@@ -170,7 +171,7 @@ pub(super) struct Intake {
 
 /// A chunk that was looked at, and its buffer.
 struct Taken {
-    bytes: Vec<u8>,
+    bytes: ChunkBuffer,
     result: Result<(), Refusal>,
 }
 
@@ -186,7 +187,7 @@ impl Intake {
     }
 
     /// Takes a chunk once the one before is kept; gives the buffer of that one back.
-    pub(super) async fn take(&mut self, index: u32, bytes: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+    pub(super) async fn take(&mut self, index: u32, bytes: ChunkBuffer) -> Result<ChunkBuffer, Refusal> {
         let spare = self.settle().await?;
         let upload = self.upload.clone();
         self.under_way = Some(spawn_blocking(move || {
@@ -197,8 +198,8 @@ impl Intake {
     }
 
     /// Waits until the last chunk taken is kept; its buffer.
-    pub(super) async fn settle(&mut self) -> Result<Vec<u8>, Refusal> {
-        let Some(under_way) = self.under_way.take() else { return Ok(Vec::new()) };
+    pub(super) async fn settle(&mut self) -> Result<ChunkBuffer, Refusal> {
+        let Some(under_way) = self.under_way.take() else { return Ok(ChunkBuffer::take()) };
         let Taken { bytes, result } = under_way.await.map_err(|error| failed(&error))?;
         result?;
         let spooled = &self.upload.spooled;
@@ -268,9 +269,11 @@ mod tests {
             Upload::begin(&self.store, site, self.offer(data), self.base, None).await.unwrap()
         }
 
-        fn chunk(&self, data: &[u8], index: u32) -> Vec<u8> {
+        fn chunk(&self, data: &[u8], index: u32) -> ChunkBuffer {
             let span = self.layout.spans()[index as usize];
-            data[span.offset as usize..][..span.len as usize].to_vec()
+            let mut chunk = ChunkBuffer::take();
+            chunk.extend_from_slice(&data[span.offset as usize..][..span.len as usize]);
+            chunk
         }
     }
 
@@ -304,7 +307,7 @@ mod tests {
         let kept = folder.store.spool().read(&study, round, verified.site(), &verified.hash());
         let kept = kept.unwrap().unwrap();
         for index in 0..4 {
-            assert_eq!(kept.read_chunk(index as usize).unwrap(), folder.chunk(&data, index));
+            assert_eq!(kept.read_chunk(index as usize).unwrap(), *folder.chunk(&data, index));
         }
     }
 
