@@ -25,14 +25,14 @@ pub struct LiveTensor {
 
 #[derive(Clone, Debug)]
 enum Values {
-    Device(Tensor<1>),
+    Device(Box<Tensor<1>>),
     Host(Vec<f32>),
 }
 
 impl LiveTensor {
     /// A tensor of this shape with values on a device, flat and without autodiff; as many as the shape has.
     pub(crate) fn on_device(shape: Vec<usize>, values: Tensor<1>) -> Self {
-        Self { shape, values: Values::Device(values) }
+        Self { shape, values: Values::Device(Box::new(values)) }
     }
 
     /// Length of each axis, outermost first.
@@ -57,7 +57,7 @@ impl LiveTensor {
     fn piece(&self, values: Range<usize>) -> Cow<'_, [f32]> {
         match &self.values {
             Values::Device(all) => {
-                let piece = all.clone().slice([values]).to_data_as::<f32>();
+                let piece = Tensor::clone(all).slice([values]).to_data_as::<f32>();
                 Cow::Owned(piece.try_to_vec::<f32>().expect("invariant: the values were read as f32"))
             }
             Values::Host(all) => Cow::Borrowed(&all[values]),
