@@ -2,8 +2,9 @@
 //!
 //! `spool/<study>-<round>/` holds `<site>.part` while an update arrives and `<site>.<hash>` once it is whole, checked
 //! and synced. Each site has one unfinished update a round: a new attempt replaces the one before. After a crash the
-//! chunks on disk are hashed again: those that are right need not be sent twice. What was found of a whole update lies beside it
-//! (`verification`), so that aggregation need not read it twice. All calls block.
+//! chunks on disk are hashed again: those that are right need not be sent twice. Of one that was kept, and never counted because we
+//! were killed in between, nothing is sent again. What was found of a whole update lies beside it (`verification`), so that
+//! aggregation need not read it twice. All calls block.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +18,8 @@ use common::ids::{ArtifactHash, ChunkHash, Digest, RoundId, SiteId, StudyDigest}
 use common::update::{CheckedChunk, Verification};
 
 use super::artifacts::{ArtifactFile, chunk, create_data, open_data, read_manifest, write_manifest};
-use super::{Health, StoreError};
+use super::{Health, StoreError, scrub};
+use crate::clock;
 use crate::files::{self, Access};
 
 const VERIFICATION: &str = "verification";
@@ -47,7 +49,7 @@ impl Spool {
         Self { dir: dir.to_owned(), health }
     }
 
-    /// Begins or resumes the update that `manifest` describes.
+    /// Begins or resumes the update that `manifest` describes; one that is here already has nothing missing.
     ///
     /// # Errors
     /// The disk.
@@ -68,7 +70,14 @@ impl Spool {
         site: &SiteId,
         manifest: ArtifactManifest,
     ) -> Result<SpooledUpdate, StoreError> {
+        let (site, health) = (site.clone(), self.health.clone());
         let round_folder = self.round_folder(study, round);
+        let kept = kept(&round_folder, &site, &manifest.hash());
+        if is_whole(&kept, &manifest.hash()) {
+            let data = Arc::new(open_data(&kept)?);
+            let present = manifest.chunks().iter().map(|_| AtomicBool::new(true)).collect();
+            return Ok(SpooledUpdate { folder: kept, round_folder, site, data, manifest, present, health });
+        }
         let folder = round_folder.join(format!("{site}{ARRIVING}"));
         let resumable = folder.is_dir() && read_manifest(&folder).is_ok_and(|found| found == manifest);
         if !resumable {
@@ -80,7 +89,6 @@ impl Spool {
         }
         let data = Arc::new(open_data(&folder)?);
         let present = rehash(&data, &manifest, resumable);
-        let (site, health) = (site.clone(), self.health.clone());
         Ok(SpooledUpdate { folder, round_folder, site, data, manifest, present, health })
     }
 
@@ -233,13 +241,32 @@ impl SpooledUpdate {
         self.data.sync_all().map_err(StoreError::file(&self.folder))?;
         files::sync_dir(&self.folder).map_err(StoreError::file(&self.folder))?;
         let to = kept(&self.round_folder, &self.site, &hash);
-        remove_if_there(&to)?;
-        fs::rename(&self.folder, &to).map_err(StoreError::file(&to))?;
+        if self.folder != to {
+            self.take_name(&to, &hash)?;
+        }
         for folder in [self.round_folder.as_path(), files::parent(&self.round_folder)] {
             files::sync_dir(folder).map_err(StoreError::file(folder))?;
         }
         Ok(hash)
     }
+
+    /// Takes the name of what is whole. What lies under it is not removed: if it is whole too, it may count already.
+    fn take_name(&self, to: &Path, hash: &ArtifactHash) -> Result<(), StoreError> {
+        if is_whole(to, hash) {
+            return remove_if_there(&self.folder);
+        }
+        if to.exists() {
+            let spool = files::parent(&self.round_folder);
+            let moved = scrub::quarantine(files::parent(spool), to, clock::now())?;
+            tracing::warn!(site = %self.site, %hash, moved = %moved.display(), "a corrupt update is replaced");
+        }
+        fs::rename(&self.folder, to).map_err(StoreError::file(to))
+    }
+}
+
+/// Whether the update called `hash` lies in `folder`, every byte of it.
+fn is_whole(folder: &Path, hash: &ArtifactHash) -> bool {
+    folder.is_dir() && ArtifactFile::open(folder, hash).and_then(|file| file.verify(|_| {})).is_ok()
 }
 
 fn kept(round_folder: &Path, site: &SiteId, update: &ArtifactHash) -> PathBuf {

@@ -259,6 +259,61 @@ async fn an_update_resumes_with_the_chunks_that_are_right() {
     assert!(store.spool().read(&study, RoundId(1), &site("a"), &hash).unwrap().is_none());
 }
 
+/// Receives what is missing of an update of site `a`, and keeps it.
+fn keep(store: &Store, study: &StudyDigest, manifest: &ArtifactManifest, data: &[u8]) -> Vec<usize> {
+    let spooled = store.spool().receive(study, RoundId(1), &site("a"), manifest.clone()).unwrap();
+    let missing: Vec<usize> = spooled.missing().collect();
+    for index in &missing {
+        spooled.write_checked(&checked(manifest, data, u32::try_from(*index).unwrap())).unwrap();
+    }
+    assert_eq!(spooled.keep().unwrap(), manifest.hash());
+    missing
+}
+
+#[tokio::test]
+async fn an_update_that_was_kept_and_never_counted_is_not_sent_again() {
+    let (dir, store) = store().await;
+    let study = study(&store).await;
+    let (manifest, data) = update(9);
+    assert_eq!(keep(&store, &study, &manifest, &data), [0, 1, 2]);
+    store.close().await; // killed before the journal had it
+
+    let store = Store::open(dir.path()).await.unwrap();
+    assert_eq!(keep(&store, &study, &manifest, &data), [0usize; 0]);
+    let kept = store.spool().read(&study, RoundId(1), &site("a"), &manifest.hash()).unwrap().unwrap();
+    kept.verify(|_| {}).unwrap();
+    assert_eq!(store.spool().entries().unwrap().len(), 1, "and nothing is begun beside it");
+}
+
+#[tokio::test]
+async fn a_kept_update_is_replaced_only_when_it_is_corrupt() {
+    let (dir, store) = store().await;
+    let study = study(&store).await;
+    let (manifest, data) = update(9);
+    keep(&store, &study, &manifest, &data);
+    let folder = store.spool().folder(&study, RoundId(1), &site("a"), &manifest.hash());
+    let quarantined = || std::fs::read_dir(dir.path().join(QUARANTINE)).map_or(0, Iterator::count);
+
+    // Found corrupt when it was offered again, and whole (another attempt was faster) when this one was.
+    change_a_byte(&folder);
+    let spooled = store.spool().receive(&study, RoundId(1), &site("a"), manifest.clone()).unwrap();
+    for index in 0..3 {
+        spooled.write_checked(&checked(&manifest, &data, index)).unwrap();
+    }
+    change_a_byte(&folder);
+    std::fs::write(folder.join("mark"), b"of the first").unwrap();
+    spooled.keep().unwrap();
+    assert!(folder.join("mark").exists(), "it may count: it is left where it lies");
+    assert_eq!((quarantined(), store.spool().entries().unwrap().len()), (0, 1));
+
+    change_a_byte(&folder);
+    assert_eq!(keep(&store, &study, &manifest, &data), [0, 1, 2]);
+    let kept = store.spool().read(&study, RoundId(1), &site("a"), &manifest.hash()).unwrap().unwrap();
+    kept.verify(|_| {}).unwrap();
+    assert!(!folder.join("mark").exists());
+    assert_eq!(quarantined(), 1);
+}
+
 #[tokio::test]
 async fn an_incomplete_update_is_not_kept_and_a_new_attempt_replaces_it() {
     let (_dir, store) = store().await;
