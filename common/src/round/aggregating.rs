@@ -1,5 +1,6 @@
 //! Aggregating, then committing: the new model is computed from the counted updates, then made durable. Both take no further
-//! update. A failure pauses the study with its reason; the same action is asked again when it resumes.
+//! update. A failure pauses the study with its reason; the same action is asked again when it resumes. What is under way while the
+//! operator pauses the study goes on, and is not begun a second time.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,9 @@ use crate::ids::ModelHash;
 #[serde(deny_unknown_fields)]
 pub(super) struct Aggregating {
     pub(super) opened: OpenedRound,
+    /// Nobody computes it: that failed, or the coordinator was started again while the study was paused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) idle: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,11 +24,14 @@ pub(super) struct Committing {
     pub(super) opened: OpenedRound,
     /// The aggregated model, not durable yet.
     pub(super) model: ModelHash,
+    /// As [`Aggregating::idle`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) idle: bool,
 }
 
 impl Aggregating {
     pub(super) fn begin(opened: OpenedRound, cx: &mut Context<'_>) -> Self {
-        let phase = Self { opened };
+        let phase = Self { opened, idle: false };
         let weights = phase.opened.weights(cx.plan);
         for site in weights.capped {
             cx.report(Fact::ShareCapped { site, max_site_weight: cx.plan.max_site_weight });
@@ -48,7 +55,7 @@ impl Aggregating {
 
 impl Committing {
     pub(super) fn begin(opened: OpenedRound, model: ModelHash, cx: &mut Context<'_>) -> Self {
-        let phase = Self { opened, model };
+        let phase = Self { opened, model, idle: false };
         phase.ask(cx);
         phase
     }

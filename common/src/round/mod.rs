@@ -351,6 +351,9 @@ impl RoundMachine {
     fn apply(&mut self, event: Event, now: Timestamp, actions: &mut Vec<Action>) -> Result<(), CommandError> {
         if let Event::Restarted = event {
             self.state.roster.ready.clear();
+            // What was under way ended with the process; in a pause it is not asked for again before that ends.
+            let paused = self.state.pause.is_some();
+            self.state.phase.idle_mut().into_iter().for_each(|idle| *idle = paused);
             actions.extend(self.outstanding(now));
             return Ok(());
         }

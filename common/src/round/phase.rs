@@ -118,7 +118,7 @@ impl Phase {
         match self {
             Self::Distributing(Distributing { opened, .. })
             | Self::Collecting(Collecting { opened, .. })
-            | Self::Aggregating(Aggregating { opened })
+            | Self::Aggregating(Aggregating { opened, .. })
             | Self::Committing(Committing { opened, .. }) => Some(opened),
             Self::Waiting(_) | Self::Committed(_) | Self::Finished(_) | Self::Aborted(_) => None,
         }
@@ -141,13 +141,22 @@ impl Phase {
         }
     }
 
+    /// Whether nobody is at work on the model that this phase asked for; `None` where it asks for none.
+    pub(super) const fn idle_mut(&mut self) -> Option<&mut bool> {
+        match self {
+            Self::Aggregating(phase) => Some(&mut phase.idle),
+            Self::Committing(phase) => Some(&mut phase.idle),
+            _ => None,
+        }
+    }
+
     /// The round that the study is at.
     pub(super) const fn round(&self) -> RoundId {
         match self {
             Self::Waiting(phase) => phase.round,
             Self::Distributing(Distributing { opened, .. })
             | Self::Collecting(Collecting { opened, .. })
-            | Self::Aggregating(Aggregating { opened })
+            | Self::Aggregating(Aggregating { opened, .. })
             | Self::Committing(Committing { opened, .. }) => opened.round,
             Self::Committed(phase) => phase.round,
             Self::Finished(over) | Self::Aborted(over) => over.round,
@@ -160,7 +169,7 @@ impl Phase {
             Self::Waiting(phase) => (before(phase.round), phase.base),
             Self::Distributing(Distributing { opened, .. })
             | Self::Collecting(Collecting { opened, .. })
-            | Self::Aggregating(Aggregating { opened })
+            | Self::Aggregating(Aggregating { opened, .. })
             | Self::Committing(Committing { opened, .. }) => (before(opened.round), opened.base),
             Self::Committed(phase) => (phase.round, phase.model),
             Self::Finished(over) | Self::Aborted(over) => (over.round, over.model),

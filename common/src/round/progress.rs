@@ -183,7 +183,10 @@ impl Progress<'_> {
         let Some(pause) = self.pause.take() else { return };
         self.phase.postpone(cx.now.since(pause.since));
         cx.report(Fact::Resumed);
-        self.ask(cx);
+        // A model in the making went on all the while.
+        if self.phase.idle_mut().is_none_or(std::mem::take) {
+            self.ask(cx);
+        }
     }
 
     fn start(&mut self) -> Result<(), CommandError> {
@@ -240,6 +243,7 @@ impl Progress<'_> {
 
     fn fail(&mut self, reason: PauseReason, cx: &mut Context<'_>) -> bool {
         *self.failures = self.failures.saturating_add(1);
+        self.phase.idle_mut().into_iter().for_each(|idle| *idle = true);
         match self.pause {
             // The operator paused it while it was under way: his pause stands, and resuming tries again.
             Some(Pause { reason: PauseReason::Operator, .. }) => {}

@@ -298,6 +298,45 @@ fn numbers_that_do_not_aggregate_wait_for_the_operator() {
     assert!(actions.iter().any(|action| matches!(action, Action::Aggregate { .. })), "{actions:?}");
 }
 
+/// Whether a model is asked for, to be computed or to be committed.
+fn asks_for_a_model(actions: &[Action]) -> bool {
+    actions.iter().any(|action| matches!(action, Action::Aggregate { .. } | Action::Commit { .. }))
+}
+
+#[test]
+fn a_model_in_the_making_goes_on_through_a_pause_and_is_not_made_twice() {
+    for mut study in [Study::aggregating(), Study::committing()] {
+        study.tick(Event::Pause);
+        let actions = study.tick(Event::Resume);
+        assert!(!asks_for_a_model(&actions), "{actions:?}");
+        // What comes of it counts, also in the middle of another pause.
+        study = study.all([Event::Pause, Event::Aggregated { round: RoundId(1), model: hash("one") }]);
+        study = study.all([Event::Committed { round: RoundId(1), model: hash("one") }]);
+        assert_eq!(study.phase(), "committed");
+    }
+}
+
+#[test]
+fn a_model_that_failed_or_was_dropped_in_a_pause_is_made_when_it_ends() {
+    let (round, fault) = (RoundId(1), Fault::Storage);
+    let failed = [Event::AggregationFailed { round, fault }, Event::CommitFailed { round, fault }];
+    for (build, failed) in [Study::aggregating, Study::committing].into_iter().zip(failed) {
+        for ended in [failed, Event::Restarted] {
+            let mut study = build().all([Event::Pause, ended]);
+            let actions = study.tick(Event::Resume);
+            assert!(asks_for_a_model(&actions), "{actions:?}");
+            // Once.
+            study.tick(Event::Pause);
+            assert!(!asks_for_a_model(&study.tick(Event::Resume)));
+        }
+        // Started again without a pause, it is under way at once.
+        let mut study = build();
+        assert!(asks_for_a_model(&study.tick(Event::Restarted)));
+        study.tick(Event::Pause);
+        assert!(!asks_for_a_model(&study.tick(Event::Resume)));
+    }
+}
+
 #[test]
 fn a_lost_update_is_taken_back_and_its_site_asked_again() {
     let mut study = Study::aggregating();
