@@ -2,7 +2,8 @@
 //!
 //! `server-state/<study>/<round>-<model>/` holds `state.json`, which names the moments, and each of them as an artifact. The
 //! round is in the name because two rounds may end with the same model and other moments. A folder appears under its name only when
-//! it is whole and synced. The state of the round before stays until a round is committed, so a round that is aggregated again
+//! it is whole and synced; where one is made anew, its moments are laid beside those that are there, and `state.json` is replaced at
+//! once, so a crash at any instant leaves the old state or the new. The state of the round before stays until a round is committed, so a round that is aggregated again
 //! after a crash starts from the same numbers. All calls block.
 
 use std::fs;
@@ -14,7 +15,8 @@ use common::ids::{ArtifactHash, ModelHash, RoundId, StudyDigest};
 use serde::{Deserialize, Serialize};
 
 use super::artifacts::{ArtifactFile, ArtifactWriter, Artifacts};
-use super::{Health, StoreError};
+use super::{Health, StoreError, scrub};
+use crate::clock;
 use crate::files::{self, Access};
 
 const STATE: &str = "state.json";
@@ -203,8 +205,7 @@ impl ServerStateWriter {
         Ok(())
     }
 
-    /// Makes the moments durable beside the model that `round` made. What an earlier try left there is replaced: it is the
-    /// same to the bit.
+    /// Makes the moments durable beside the model that `round` made, in the place of what an earlier try left there.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when chunks are missing; the disk.
@@ -214,18 +215,48 @@ impl ServerStateWriter {
             file.moments.push(Moment { name: name.to_owned(), artifact: moment.finish()? });
         }
         let json = serde_json::to_vec(&file).map_err(|e| StoreError::corrupt("server state", e))?;
-        let path = self.folder.join(STATE);
-        files::write_atomic(&path, &json, Access::Private).map_err(StoreError::file(&path))?;
         let to = self.states.folder(&self.study, round, model);
         if to.is_dir() {
-            fs::remove_dir_all(&to).map_err(StoreError::file(&to))?;
+            return self.replace(&to, &file, &json);
         }
+        let path = self.folder.join(STATE);
+        files::write_atomic(&path, &json, Access::Private).map_err(StoreError::file(&path))?;
         fs::rename(&self.folder, &to).map_err(StoreError::file(&to))?;
         self.finished = true;
         for folder in [files::parent(&to), self.states.dir.as_path()] {
             files::sync_dir(folder).map_err(StoreError::file(folder))?;
         }
         Ok(())
+    }
+
+    /// Makes the state in `to` the new one, which `json` describes.
+    fn replace(&self, to: &Path, file: &StateFile, json: &[u8]) -> Result<(), StoreError> {
+        for Moment { artifact, .. } in &file.moments {
+            self.bring(artifact, &to.join(artifact.to_string()))?;
+        }
+        files::sync_dir(to).map_err(StoreError::file(to))?;
+        let path = to.join(STATE);
+        files::write_atomic(&path, json, Access::Private).map_err(StoreError::file(&path))?;
+        for (folder, name) in named_folders(to)? {
+            if !file.moments.iter().any(|moment| moment.artifact.to_string() == name) {
+                fs::remove_dir_all(&folder).map_err(StoreError::file(&folder))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays a moment where its state is. One that is there stays, if it is whole.
+    fn bring(&self, artifact: &ArtifactHash, to: &Path) -> Result<(), StoreError> {
+        let from = self.folder.join(artifact.to_string());
+        // Two moments of the same numbers are one artifact: the second finds it brought.
+        if ArtifactFile::open(to, artifact).and_then(|moment| moment.verify(|_| {})).is_ok() {
+            return Ok(());
+        }
+        if to.exists() {
+            let moved = scrub::quarantine(files::parent(&self.states.dir), to, clock::now())?;
+            tracing::warn!(%artifact, moved = %moved.display(), "a corrupt moment is replaced");
+        }
+        fs::rename(&from, to).map_err(StoreError::file(to))
     }
 }
 
@@ -328,6 +359,34 @@ mod tests {
         assert!(words(1, &model(0), &["m", "v"]).contains("has changed"));
         fs::write(folder.join(STATE), b"{").unwrap();
         assert!(words(1, &model(0), &["m", "v"]).contains(STATE));
+    }
+
+    #[test]
+    fn a_state_is_replaced_so_that_a_crash_leaves_the_old_or_the_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = ServerStates::open(&dir.path().join("server-state"), Health::new()).unwrap();
+        write(&states, 1, &model(0), 10);
+        let folder = states.folder(&StudyDigest(Digest::of(b"study")), RoundId(1), &model(0));
+        // What cannot be written stops the new one in the middle: the old one is there as it was.
+        let state = fs::read(folder.join(STATE)).unwrap();
+        fs::remove_file(folder.join(STATE)).unwrap();
+        fs::create_dir(folder.join(STATE)).unwrap();
+        let study = StudyDigest(Digest::of(b"study"));
+        let mut writer = states.write(study, &layout(), &["m", "v"]).unwrap();
+        writer.push_chunk(&[vec![20; 8], vec![21; 8]]).unwrap();
+        assert!(writer.finish(RoundId(1), &model(0)).is_err());
+        fs::remove_dir(folder.join(STATE)).unwrap();
+        fs::write(folder.join(STATE), state).unwrap();
+        let states = ServerStates::open(&states.dir, Health::new()).unwrap();
+        assert_eq!(read(&states, 1, &model(0), &["m", "v"]).unwrap(), [[10; 8], [11; 8]]);
+
+        // Half of it is there already, and half of that has changed.
+        let moment = folder.join(ArtifactManifest::of(layout(), &[20; 8]).hash().to_string());
+        fs::write(moment.join("data"), [9u8; 8]).unwrap();
+        write(&states, 1, &model(0), 20);
+        assert_eq!(read(&states, 1, &model(0), &["m", "v"]).unwrap(), [[20; 8], [21; 8]]);
+        assert_eq!(named_folders(&folder).unwrap().len(), 2, "the old moments are gone");
+        assert_eq!(fs::read_dir(dir.path().join(scrub::QUARANTINE)).unwrap().count(), 1);
     }
 
     #[test]
