@@ -19,10 +19,15 @@ use crate::store::{self, Failing, Store, StoreError};
 pub(super) const RETRY: Duration = Duration::from_secs(5);
 
 impl Driver {
-    /// Notes that the store fails, and tells the operator what is new in it.
+    /// Notes that the store fails, and tells the operator what is new in it. What is known is not logged for each try of each
+    /// site: the log may lie on the same disk.
     pub(super) fn note_fault(&mut self, error: &StoreError) {
         let code = self.store.name_failure(error);
-        tracing::error!(code, error = error as &dyn std::error::Error, "the store fails");
+        let error_chain = error as &dyn std::error::Error;
+        match self.trouble.as_ref().is_some_and(|known| known.code == code) {
+            true => tracing::debug!(code, error = error_chain, "the store still fails"),
+            false => tracing::error!(code, error = error_chain, "the store fails"),
+        }
         self.begin_trouble(Failing { code, words: store::causes(error) });
     }
 

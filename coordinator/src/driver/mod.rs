@@ -14,10 +14,11 @@ mod operate;
 mod peers;
 mod plan;
 mod rehearse;
+mod retries;
 mod spent;
 mod study_run;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::aggregate::weights::SiteCounts;
@@ -39,6 +40,7 @@ use self::peers::Peers;
 pub(crate) use self::peers::{NOTICES, Peer};
 pub(crate) use self::plan::decline;
 pub(crate) use self::rehearse::{Rehearsal, rehearse};
+use self::retries::Retries;
 use self::spent::Spent;
 use self::study_run::{Happening, StudyRun, TickError};
 use crate::clock::SteadyClock;
@@ -77,7 +79,7 @@ pub struct Driver {
     /// Sites that wait for a receipt.
     claims: BTreeMap<Claim, Claimant>,
     /// Our own results that the store did not take yet.
-    retries: VecDeque<(StudyDigest, Happening)>,
+    retries: Retries,
     /// How the store fails; `None` while it works.
     trouble: Option<Failing>,
     /// When the disk is tried again, while it fails.
@@ -115,7 +117,7 @@ impl Driver {
             handle,
             inbox,
             claims: BTreeMap::new(),
-            retries: VecDeque::new(),
+            retries: Retries::default(),
             trouble: None,
             try_at: Timestamp::default(),
             clock: SteadyClock::starting_after(last),

@@ -20,7 +20,7 @@ use crate::store::{JournalEntry, Store, StoreError, StoredStudy};
 const SNAPSHOT_EVERY: u32 = 500;
 
 /// An event as the journal keeps it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Happening {
     Round(round::Event),
