@@ -146,7 +146,7 @@ fn scrub(
 }
 
 /// Moves what is corrupt to the quarantine, if that is wanted; where it is now.
-fn move_away(
+pub(super) fn move_away(
     store: &Store,
     path: &Path,
     error: &StoreError,
@@ -172,13 +172,13 @@ fn move_away(
     }
 }
 
-fn corrupt(error: &StoreError, moved: Option<String>) -> String {
+pub(super) fn corrupt(error: &StoreError, moved: Option<String>) -> String {
     let words = causes(error);
     moved.map_or(words.clone(), |to| format!("{words}; moved to {to}"))
 }
 
-/// Says what lies there that is neither.
-fn stray(entry: &Entry, examination: &mut Examination<'_>) {
+/// Says what lies there that is none of what it should be.
+pub(super) fn stray(entry: &Entry, examination: &mut Examination<'_>) {
     match entry.kind {
         Kind::Stranger => {
             examination.find(

@@ -3,11 +3,12 @@
 //!
 //! Without `--repair` it only reads, also beside a running coordinator. With it, it takes the store's lock, moves what is
 //! corrupt to the quarantine and narrows permissions; it deletes nothing. What moved is fetched again by other means: an
-//! update by the round machine, which asks its site; an initial model by `study add`; any other model from a backup.
+//! update by the round machine, which asks its site; an initial model by `study add`; any other model, and moments, from a backup.
 //! `place` looks at disk, permissions and certificates, `records` at database, studies and journals, `files` at every byte
-//! of models and updates.
+//! of models and updates, `moments` at what strategies keep between rounds.
 
 mod files;
+mod moments;
 mod place;
 mod records;
 #[cfg(test)]
@@ -134,6 +135,7 @@ async fn examine_store(
     let known = records::studies(store, examination).await?;
     files::artifacts(store, &known, examination)?;
     files::updates(store, &known, examination)?;
+    moments::examine(store, &known, examination)?;
     place::room(store, &known, examination).await
 }
 

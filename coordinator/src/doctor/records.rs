@@ -3,15 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use common::aggregate::Method;
 use common::ids::{ArtifactHash, ModelHash, RoundId, SiteId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::report::EvaluationReport;
 use common::signed::SignedDocument;
 use common::study::StudyDocument;
 
+use super::moments::Needed;
 use super::{Examination, Level};
 use crate::driver::{Rehearsal, rehearse};
-use crate::store::{RoundRecord, Store, StoreError, StoredStudy, UpdateName, causes, pause_name};
+use crate::store::{
+    MomentsName, RoundRecord, Store, StoreError, StoredStudy, UpdateName, causes, pause_name,
+};
 
 const RESTORE: &str =
     "restore the state folder: `coordinator restore BACKUP` into an empty one, beside this one";
@@ -23,6 +27,8 @@ pub(super) struct Known {
     pub(super) artifacts: BTreeMap<ArtifactHash, Use>,
     /// The updates that open rounds count.
     pub(super) counted: BTreeSet<UpdateName>,
+    /// The moments that rounds to come start from.
+    pub(super) moments: BTreeMap<MomentsName, Needed>,
     /// Rounds that have ended.
     pub(super) ended: BTreeSet<(StudyDigest, RoundId)>,
 }
@@ -154,7 +160,7 @@ async fn rebuilt(store: &Store, stored: &StoredStudy) -> Result<(Rehearsal, Vec<
 }
 
 impl Known {
-    fn add(&mut self, stored: &StoredStudy, study: &Rehearsal, rounds: Vec<RoundRecord>) {
+    pub(super) fn add(&mut self, stored: &StoredStudy, study: &Rehearsal, rounds: Vec<RoundRecord>) {
         let (settings, status) = (study.document.study(), &study.status);
         let name = || stored.name.clone();
         self.needs(settings.initial_model, Use::Initial { study: name() });
@@ -172,10 +178,17 @@ impl Known {
             let (site, update) = (site.clone(), counted.update);
             self.counted.insert(UpdateName { study: stored.digest, round: status.round, site, update });
         }
+        let goes_on = !matches!(status.phase, "finished" | "aborted");
+        let names = Method::of(&settings.aggregation).rule.moments();
+        // The first round starts from zeros; after the last there is none.
+        if goes_on && !names.is_empty() && (1..status.rounds).contains(&status.model_round.0) {
+            let (study, round, model) = (stored.digest, status.model_round, status.model);
+            self.moments.insert(MomentsName { study, round, model }, Needed { study: name(), names });
+        }
         self.studies.push(KnownStudy {
             model: status.model,
             leaves_out: settings.participants.leave_out.clone(),
-            goes_on: !matches!(status.phase, "finished" | "aborted"),
+            goes_on,
         });
     }
 

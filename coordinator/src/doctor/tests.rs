@@ -2,6 +2,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use common::ids::RoundId;
+use common::study::sections::Strategy;
+use common::testing::example_study_with;
 use common::time::Timestamp;
 
 use super::*;
@@ -160,6 +162,82 @@ async fn an_update_of_a_round_that_has_ended_is_no_loss() {
     store.close().await;
     let (found, summary) = examined(&fixture, false).await;
     assert_eq!((summary.bad, found[0].level), (0, Level::Warn));
+}
+
+/// Moments of zeros, beside the fixture's initial model as if `round` had made it; their folder.
+fn write_moments(fixture: &Fixture, store: &Store, round: u32) -> std::path::PathBuf {
+    let model = fixture.study.study().initial_model;
+    let base = store.artifacts().read(&model).unwrap().unwrap();
+    let layout = base.manifest().layout();
+    let mut writer = store.server_states().write(fixture.digest(), layout, &["velocity"]).unwrap();
+    for span in layout.spans() {
+        writer.push_chunk(&[vec![0; span.len as usize]]).unwrap();
+    }
+    writer.finish(RoundId(round), &model).unwrap();
+    store.server_states().folder(&fixture.digest(), RoundId(round), &model)
+}
+
+/// Changes a byte of the one moment in `folder`.
+fn change_a_moment(folder: &Path) {
+    let moment = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir());
+    change_a_byte(&moment.unwrap());
+}
+
+#[tokio::test]
+async fn moments_that_no_round_starts_from_are_read_and_moved_away_when_corrupt() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store().await;
+    let folder = write_moments(&fixture, &store, 1);
+    store.close().await;
+    assert_eq!(examined(&fixture, false).await.0, []);
+    change_a_moment(&folder);
+    let (found, summary) = examined(&fixture, false).await;
+    assert_eq!((summary.bad, found[0].level), (0, Level::Warn), "{found:#?}");
+    assert_eq!(found[0].subject, folder.display().to_string());
+    let (found, _) = examined(&fixture, true).await;
+    assert_eq!(found[0].level, Level::Repaired, "{found:#?}");
+    assert_eq!((folder.exists(), quarantined(&fixture)), (false, 1));
+}
+
+#[tokio::test]
+async fn moments_that_the_next_round_starts_from_are_missed_and_it_is_said_what_happens() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store().await;
+    let stored = store.studies().await.unwrap().remove(0);
+    let mut study = crate::driver::rehearse(&store, stored.clone()).await.unwrap();
+    study.document = example_study_with(|draft| draft.aggregation.strategy = Strategy::ServerMomentum);
+    let moments_known = |study: &crate::driver::Rehearsal| {
+        let mut known = records::Known::default();
+        known.add(&stored, study, Vec::new());
+        known
+    };
+    assert_eq!(moments_known(&study).moments.len(), 0, "the first round starts from zeros");
+    study.status.model_round = RoundId(1);
+    let known = moments_known(&study);
+    let look = |repair| {
+        let mut found = Vec::new();
+        let mut tell = |told: Told<'_>| {
+            if let Told::Finding(finding) = told {
+                found.push(finding.clone());
+            }
+        };
+        let (summary, stop) = (Summary::default(), CancellationToken::new());
+        let mut examination = Examination { tell: &mut tell, summary, repair, running: false, stop: &stop };
+        moments::examine(&store, &known, &mut examination).unwrap();
+        found.retain(|finding| finding.level != Level::Ok);
+        found
+    };
+    let found = look(false);
+    assert_eq!((found.len(), found[0].level), (1, Level::Bad));
+    assert!(found[0].detail.starts_with("is not there"), "{}", found[0]);
+
+    let folder = write_moments(&fixture, &store, 1);
+    assert_eq!(look(false), []);
+    change_a_moment(&folder);
+    let found = look(true);
+    assert_eq!((found.len(), found[0].level, folder.exists()), (1, Level::Bad, false));
+    let remedy = found[0].remedy.as_ref().unwrap();
+    assert!(remedy.contains("pauses the study") && remedy.contains("study resume"), "{}", found[0]);
 }
 
 #[test]

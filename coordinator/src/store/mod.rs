@@ -25,7 +25,7 @@ pub use artifacts::{ArtifactFile, ArtifactWriter, Artifacts};
 pub use health::{Failing, Health};
 pub use lock::StoreLock;
 pub use results::{LossPoint, Receipt, RoundRecord, StoredReport, Traffic};
-pub use scrub::{Entry, Kind, QUARANTINE, UpdateName};
+pub use scrub::{Entry, Kind, MomentsName, QUARANTINE, UpdateName};
 pub use server_state::{ServerState, ServerStateWriter, ServerStates};
 pub use sites::{CertificateRecord, InviteRefusal, InviteTerms, SiteRecord, SiteStatus};
 pub use spool::{Spool, SpooledUpdate};

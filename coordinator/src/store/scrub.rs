@@ -6,11 +6,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use common::ids::{ArtifactHash, RoundId, SiteId, StudyDigest};
+use common::ids::{ArtifactHash, ModelHash, RoundId, SiteId, StudyDigest};
 use common::time::Timestamp;
 use sqlx::Row;
 
 use super::artifacts::{ArtifactFile, Artifacts, UNFINISHED};
+use super::server_state::{self, ServerStates};
 use super::spool::{ARRIVING, Spool};
 use super::{DATABASE, Store, StoreError, schema};
 use crate::{clock, files};
@@ -18,7 +19,7 @@ use crate::{clock, files};
 /// Where what is corrupt is moved to.
 pub const QUARANTINE: &str = "quarantine";
 
-/// Something in the folders of artifacts and updates.
+/// Something in the folders of artifacts, updates and moments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Where.
@@ -34,6 +35,8 @@ pub enum Kind {
     Artifact(ArtifactHash),
     /// A whole update.
     Update(UpdateName),
+    /// What a strategy keeps beside a model.
+    Moments(MomentsName),
     /// Being written, or left over from that.
     Unfinished,
     /// Nothing that we make.
@@ -51,6 +54,17 @@ pub struct UpdateName {
     pub site: SiteId,
     /// The digest of its manifest.
     pub update: ArtifactHash,
+}
+
+/// Which moments a folder of server states holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MomentsName {
+    /// Of this study.
+    pub study: StudyDigest,
+    /// The round that made them.
+    pub round: RoundId,
+    /// The model that they lie beside.
+    pub model: ModelHash,
 }
 
 impl Artifacts {
@@ -101,6 +115,35 @@ impl Spool {
     pub fn rounds(&self) -> Result<Vec<(StudyDigest, RoundId)>, StoreError> {
         let folders = list(&self.dir, |_| Kind::Stranger)?;
         Ok(folders.iter().filter_map(|folder| round_of(&folder.path)).collect())
+    }
+}
+
+impl ServerStates {
+    /// Everything in the folder, by name.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn entries(&self) -> Result<Vec<Entry>, StoreError> {
+        let mut entries = Vec::new();
+        let studies = match list(&self.dir, |_| Kind::Stranger) {
+            // That of a store from before strategies had any.
+            Err(StoreError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
+            listed => listed?,
+        };
+        for study in studies {
+            let name = study.path.file_name().and_then(|name| name.to_str());
+            let Some(digest) = name.and_then(|name| name.parse().ok()) else {
+                entries.push(study);
+                continue;
+            };
+            let kind = |name: &str| match moments_name(digest, name) {
+                Some(moments) => Kind::Moments(moments),
+                None if name.starts_with(server_state::UNFINISHED) => Kind::Unfinished,
+                None => Kind::Stranger,
+            };
+            entries.extend(list(&study.path, kind)?);
+        }
+        Ok(entries)
     }
 }
 
@@ -204,4 +247,9 @@ fn round_of(folder: &Path) -> Option<(StudyDigest, RoundId)> {
 fn update_name(study: StudyDigest, round: RoundId, name: &str) -> Option<UpdateName> {
     let (site, update) = name.rsplit_once('.')?;
     Some(UpdateName { study, round, site: site.parse().ok()?, update: update.parse().ok()? })
+}
+
+fn moments_name(study: StudyDigest, name: &str) -> Option<MomentsName> {
+    let (round, model) = name.split_once('-')?;
+    Some(MomentsName { study, round: RoundId(round.parse().ok()?), model: model.parse().ok()? })
 }

@@ -15,18 +15,18 @@ use common::ids::{ArtifactHash, ModelHash, RoundId, StudyDigest};
 use serde::{Deserialize, Serialize};
 
 use super::artifacts::{ArtifactFile, ArtifactWriter, Artifacts};
-use super::{Health, StoreError, scrub};
+use super::{Health, Kind, StoreError, scrub};
 use crate::clock;
 use crate::files::{self, Access};
 
 const STATE: &str = "state.json";
 /// Prefix of folders that are being written.
-const UNFINISHED: &str = "new-";
+pub(super) const UNFINISHED: &str = "new-";
 
 /// The folder of all server states. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ServerStates {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     health: Health,
 }
 
@@ -94,6 +94,25 @@ impl ServerStates {
         model: &ModelHash,
         names: &[&str],
     ) -> Result<ServerState, StoreError> {
+        let moments = self.moments(study, round, model)?;
+        if !moments.iter().map(|(name, _)| name.as_str()).eq(names.iter().copied()) {
+            let path = self.folder(study, round, model).join(STATE);
+            let reason = format!("{}: its moments are not {}", path.display(), names.join(", "));
+            return Err(StoreError::corrupt("server state", reason));
+        }
+        Ok(ServerState { moments: moments.into_iter().map(|(_, moment)| moment).collect() })
+    }
+
+    /// The moments beside the model that `round` made, whatever they are, with their names.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when they are not here, or not what they were; the disk.
+    pub fn moments(
+        &self,
+        study: &StudyDigest,
+        round: RoundId,
+        model: &ModelHash,
+    ) -> Result<Vec<(String, ArtifactFile)>, StoreError> {
         let folder = self.folder(study, round, model);
         if !folder.is_dir() {
             let reason = format!("that of round {round}, beside model {}, is missing", model.short());
@@ -104,12 +123,11 @@ impl ServerStates {
             |reason: String| StoreError::corrupt("server state", format!("{}: {reason}", path.display()));
         let bytes = fs::read(&path).map_err(StoreError::file(&path))?;
         let file: StateFile = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
-        if !file.moments.iter().map(|moment| moment.name.as_str()).eq(names.iter().copied()) {
-            return Err(corrupt(format!("its moments are not {}", names.join(", "))));
-        }
-        let open =
-            |moment: &Moment| ArtifactFile::open(&folder.join(moment.artifact.to_string()), &moment.artifact);
-        Ok(ServerState { moments: file.moments.iter().map(open).collect::<Result<_, _>>()? })
+        let open = |Moment { name, artifact }: Moment| {
+            let opened = ArtifactFile::open(&folder.join(artifact.to_string()), &artifact);
+            opened.map(|moment| (name, moment))
+        };
+        file.moments.into_iter().map(open).collect()
     }
 
     /// Starts new moments called `names`, each of the model's layout.
@@ -154,17 +172,13 @@ impl ServerStates {
     /// The disk.
     pub fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
         let mut files = Vec::new();
-        for study in folders(&self.dir)? {
-            for (state, name) in named_folders(&study)? {
-                if name.starts_with(UNFINISHED) {
-                    continue;
-                }
-                files.push(state.join(STATE));
-                for moment in folders(&state)? {
-                    let entries = fs::read_dir(&moment).map_err(StoreError::file(&moment))?;
-                    for entry in entries {
-                        files.push(entry.map_err(StoreError::file(&moment))?.path());
-                    }
+        let states = self.entries()?.into_iter().filter(|entry| matches!(entry.kind, Kind::Moments(_)));
+        for state in states.map(|entry| entry.path) {
+            files.push(state.join(STATE));
+            for moment in folders(&state)? {
+                let entries = fs::read_dir(&moment).map_err(StoreError::file(&moment))?;
+                for entry in entries {
+                    files.push(entry.map_err(StoreError::file(&moment))?.path());
                 }
             }
         }
@@ -175,7 +189,8 @@ impl ServerStates {
         self.dir.join(study.to_string())
     }
 
-    fn folder(&self, study: &StudyDigest, round: RoundId, model: &ModelHash) -> PathBuf {
+    /// Where the state lies, or would.
+    pub fn folder(&self, study: &StudyDigest, round: RoundId, model: &ModelHash) -> PathBuf {
         self.study_folder(study).join(format!("{round}-{model}"))
     }
 }
