@@ -285,12 +285,14 @@ impl RoundMachine {
         !over && self.state.previous.as_ref().is_some_and(|previous| previous.round == round)
     }
 
-    /// The updates that the open round's model is still to be made of: until it is, they must be in the store.
-    pub fn counted(&self) -> BTreeMap<SiteId, Counted> {
-        match &self.state.phase {
+    /// The updates that the open round's model is still to be made of, each with the round that it was trained for: the one before,
+    /// if it came late. Until the model is made, they must be in the store.
+    pub fn counted(&self) -> BTreeMap<SiteId, (RoundId, Counted)> {
+        let summands = match &self.state.phase {
             Phase::Committing(_) => BTreeMap::new(),
-            phase => phase.opened().map(OpenedRound::counted).unwrap_or_default(),
-        }
+            phase => phase.opened().map(OpenedRound::summands).unwrap_or_default(),
+        };
+        summands.into_iter().map(|(site, (round, _, counted))| (site, (round, counted))).collect()
     }
 
     /// The study's plan.

@@ -136,7 +136,7 @@ impl OpenedRound {
         self.participants.values().any(|participant| participant.answer == *answer)
     }
 
-    /// The update of each site that has one.
+    /// The update of this round of each site that has one: what a quorum is made of.
     pub(super) fn counted(&self) -> BTreeMap<SiteId, Counted> {
         let counted = |(site, participant): (&SiteId, &Participant)| match participant.answer {
             Answer::Updated(counted) => Some((site.clone(), counted)),
@@ -245,13 +245,17 @@ impl OpenedRound {
     /// The summands of the aggregate, ascending by site.
     pub(super) fn terms(&self, plan: &RoundPlan) -> Vec<Term> {
         let shares = self.weights(plan).shares;
-        let own = self.counted().into_iter().map(|(site, counted)| (site, (self.round, self.base, counted)));
-        let late = self.late().map(|(site, late)| (site.clone(), (late.round, late.base, late.counted)));
-        let summands: BTreeMap<SiteId, (RoundId, ModelHash, Counted)> = own.chain(late).collect();
         let term = |(site, (round, base, counted)): (SiteId, (RoundId, ModelHash, Counted))| {
             let share = shares.get(&site).copied()?;
             Some(Term { site, round, base, attempt: counted.attempt, update: counted.update, share })
         };
-        summands.into_iter().filter_map(term).collect()
+        self.summands().into_iter().filter_map(term).collect()
+    }
+
+    /// Whatever is summed of each site, late updates too: the round that it was trained for, its base, and which it is.
+    pub(super) fn summands(&self) -> BTreeMap<SiteId, (RoundId, ModelHash, Counted)> {
+        let own = self.counted().into_iter().map(|(site, counted)| (site, (self.round, self.base, counted)));
+        let late = self.late().map(|(site, late)| (site.clone(), (late.round, late.base, late.counted)));
+        own.chain(late).collect()
     }
 }

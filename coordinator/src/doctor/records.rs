@@ -174,9 +174,9 @@ impl Known {
                 self.ended.insert((stored.digest, record.round));
             }
         }
-        for (site, counted) in &study.counted {
-            let (site, update) = (site.clone(), counted.update);
-            self.counted.insert(UpdateName { study: stored.digest, round: status.round, site, update });
+        for (site, (round, counted)) in &study.counted {
+            let (round, site, update) = (*round, site.clone(), counted.update);
+            self.counted.insert(UpdateName { study: stored.digest, round, site, update });
         }
         let goes_on = !matches!(status.phase, "finished" | "aborted");
         let names = Method::of(&settings.aggregation).rule.moments();

@@ -184,6 +184,19 @@ fn change_a_moment(folder: &Path) {
 }
 
 #[tokio::test]
+async fn a_late_update_that_counts_is_known_by_the_round_that_it_was_trained_for() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store().await;
+    let stored = store.studies().await.unwrap().remove(0);
+    let mut study = crate::driver::rehearse(&store, stored.clone()).await.unwrap();
+    study.status.round = RoundId(2);
+    let mut known = records::Known::default();
+    known.add(&stored, &study, Vec::new());
+    let rounds: Vec<_> = known.counted.iter().map(|name| (name.round, name.update)).collect();
+    assert_eq!(rounds, [(RoundId(1), fixture.update)]);
+}
+
+#[tokio::test]
 async fn moments_that_no_round_starts_from_are_read_and_moved_away_when_corrupt() {
     let fixture = Fixture::new().await;
     let store = fixture.store().await;

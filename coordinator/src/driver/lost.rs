@@ -10,7 +10,7 @@ use common::ids::{ArtifactHash, AttemptId, RoundId, SiteId, StudyDigest};
 use common::round;
 
 use super::Driver;
-use super::study_run::Happening;
+use super::study_run::{Happening, StudyRun};
 use crate::clock;
 use crate::store::{Store, StoreError};
 
@@ -45,8 +45,7 @@ impl Driver {
     pub(super) async fn miss_updates(&mut self) {
         let mut wanted = Vec::new();
         for (study, run) in &self.studies {
-            let round = run.rounds.status().round;
-            for (site, counted) in run.rounds.counted() {
+            for (site, (round, counted)) in run.rounds.counted() {
                 let (study, attempt, update) = (*study, counted.attempt, counted.update);
                 wanted.push(Wanted { study, round, site, attempt, update });
             }
@@ -73,8 +72,8 @@ impl Driver {
             let ended = |record: &crate::store::RoundRecord| {
                 record.round == round && record.closed_at.is_some() && record.model.is_none_or(kept)
             };
-            let counts = self.studies.get(&study).is_some_and(|run| run.rounds.status().round == round)
-                && self.studies.get(&study).is_some_and(|run| !run.rounds.counted().is_empty());
+            let of_round = |run: &StudyRun| run.rounds.counted().values().any(|(of, _)| *of == round);
+            let counts = self.studies.get(&study).is_some_and(of_round);
             // One that came late may still count in the round after.
             let late = self.studies.get(&study).is_some_and(|run| run.rounds.takes_late(round));
             if !counts && !late && records.iter().any(ended) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use common::ids::SiteId;
+use common::ids::{RoundId, SiteId};
 use common::round::{Counted, Status};
 use common::study::StudyDocument;
 
@@ -14,8 +14,8 @@ use crate::store::{Store, StoreError, StoredStudy};
 pub(crate) struct Rehearsal {
     pub(crate) document: StudyDocument,
     pub(crate) status: Status,
-    /// The updates that its open round counts.
-    pub(crate) counted: BTreeMap<SiteId, Counted>,
+    /// The updates that its open round counts, each with the round that it was trained for.
+    pub(crate) counted: BTreeMap<SiteId, (RoundId, Counted)>,
 }
 
 /// Rebuilds a study from what is stored of it.

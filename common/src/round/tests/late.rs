@@ -69,6 +69,24 @@ fn a_late_update_counts_in_the_next_round_for_less() {
 }
 
 #[test]
+fn a_late_update_is_listed_among_those_that_must_be_in_the_store() {
+    let mut study = second_round(takes_late()).all([stored_late(), stored("a", 2, model(1), 4)]);
+    let listed = |study: &Study| {
+        let counted = study.machine.counted().into_iter();
+        counted.map(|(site, (round, counted))| (site, round, counted.update)).collect::<Vec<_>>()
+    };
+    let update = |attempt: u8| hash(&format!("update {attempt}"));
+    let own = (site("a"), RoundId(2), update(4));
+    assert_eq!(listed(&study), [own.clone(), (site("c"), RoundId(1), late().update)]);
+    study.tick(stored("c", 2, model(1), 6));
+    assert_eq!(
+        listed(&study),
+        [own, (site("c"), RoundId(2), update(6))],
+        "its newer one counts in its place"
+    );
+}
+
+#[test]
 fn a_late_update_that_is_lost_counts_no_more_and_the_round_goes_on() {
     let mut study = second_round(takes_late()).all([stored_late(), accepted("a", 2), accepted("b", 2)]);
     study = study.all([stored("a", 2, model(1), 4), stored("b", 2, model(1), 5)]);
