@@ -11,6 +11,7 @@ mod ending;
 mod farewell;
 mod line;
 mod listener;
+mod noise;
 mod proxy;
 mod registry;
 mod session;
@@ -18,6 +19,7 @@ mod settings;
 
 pub use dialer::{Dialer, Route};
 pub use listener::{Knock, Listener};
+pub use noise::is_noise;
 pub use proxy::{ParseProxyError, Proxy, ProxyError};
 pub use settings::TcpSettings;
 

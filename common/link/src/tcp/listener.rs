@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dialer::handshake_error;
 use super::line::Tls;
+use super::noise::{Noise, is_noise};
 use super::registry::Registry;
 use super::settings::TcpSettings;
 use crate::close::CloseCode;
@@ -41,6 +42,7 @@ struct Door {
     acceptor: TlsAcceptor,
     settings: TcpSettings,
     registry: Registry,
+    noise: Noise,
 }
 
 impl fmt::Debug for Listener {
@@ -79,7 +81,12 @@ impl Listener {
         let handshakes = Arc::new(Semaphore::new(settings.handshakes));
         let callers = Arc::new(Callers::new(settings.handshakes_per_address));
         let registry = Registry::new(settings.max_exchanges);
-        let door = Arc::new(Door { acceptor: TlsAcceptor::from(Arc::new(tls)), settings, registry });
+        let door = Arc::new(Door {
+            acceptor: TlsAcceptor::from(Arc::new(tls)),
+            settings,
+            registry,
+            noise: Noise::default(),
+        });
         let (socket, closed) = (TcpListener::from_std(socket)?, CancellationToken::new());
         Ok(Self { socket, door, handshakes, callers, closed })
     }
@@ -107,7 +114,8 @@ impl Listener {
                         let door = self.door.clone();
                         return Knock { stream, remote, door, _handshake: handshake, _caller: caller };
                     }
-                    tracing::warn!(%remote, "too many handshakes from this address: refused");
+                    let words = "too many handshakes from this address".into();
+                    self.door.noise.heard(remote, &LinkError::Closed { code: CloseCode::TooBusy, words });
                 }
                 Err(error) => {
                     tracing::warn!("cannot accept a TCP connection: {error}");
@@ -131,19 +139,29 @@ impl Knock {
         self.remote
     }
 
-    /// Completes the handshake, and closes what may not come in. A refusal is logged here, with its reason.
+    /// Completes the handshake, and closes what may not come in. A refusal is logged here, with its reason; of callers that are no
+    /// sites there is a line a minute.
     ///
     /// # Errors
     /// [`LinkError::RefusedPeer`] when the certificate is not of this consortium or out of date,
-    /// [`LinkError::Closed`] when there is none where one is required, [`LinkError::Identity`] when it names no site.
+    /// [`LinkError::Closed`] when there is none where one is required, [`LinkError::Identity`] when it names no site,
+    /// [`LinkError::ClosedHere`] when the listener has closed meanwhile.
     pub async fn admit(self) -> Result<Admitted, LinkError> {
         let Self { stream, remote, door, _handshake, _caller } = self;
-        let admitted = match door.handshake(stream).await {
-            Ok(tls) => door.sort(tls, remote),
-            Err(error) => Err(error),
+        let tls = match door.handshake(stream).await {
+            Err(error) if is_noise(&error) => {
+                door.noise.heard(remote, &error);
+                return Err(error);
+            }
+            shaken => shaken,
         };
-        if let Err(error) = &admitted {
-            tracing::warn!(%remote, code = error.code(), "refused a connection over TCP: {error}");
+        let admitted = tls.and_then(|tls| door.sort(tls, remote));
+        match &admitted {
+            Ok(_) => {}
+            Err(LinkError::ClosedHere) => tracing::debug!(%remote, "came as the listener closed"),
+            Err(error) => {
+                tracing::warn!(%remote, code = error.code(), "refused a connection over TCP: {error}")
+            }
         }
         admitted
     }
@@ -170,7 +188,7 @@ impl Door {
         let protocol = state.alpn_protocol().map(<[u8]>::to_vec);
         let certificate = state.peer_certificates().and_then(<[_]>::first).cloned();
         match protocol.as_deref() {
-            Some(wire::ALPN_ENROLL) => Ok(self.registry.stranger(tls, remote)),
+            Some(wire::ALPN_ENROLL) => self.registry.stranger(tls, remote),
             Some(wire::ALPN) => {
                 let Some(certificate) = certificate else {
                     let code = CloseCode::NoCertificate;
@@ -178,7 +196,7 @@ impl Door {
                     return Err(LinkError::Closed { code, words: Default::default() });
                 };
                 match PeerIdentity::from_certificate(&certificate) {
-                    Ok(identity) => Ok(self.registry.join(identity, tls, remote)),
+                    Ok(identity) => self.registry.join(identity, tls, remote),
                     Err(error) => {
                         self.registry.turn_away(tls, CloseCode::BadIdentity, &error.to_string());
                         Err(error.into())
@@ -191,7 +209,6 @@ impl Door {
     }
 }
 
-/// Handshakes under way from each address.
 /// Whom a limit is for: in IPv6 whoever has one address has all of its /64.
 fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -200,6 +217,7 @@ fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
+/// Handshakes under way from each address.
 struct Callers {
     limit: usize,
     by_address: Mutex<BTreeMap<IpAddr, usize>>,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use common::ids::SiteId;
 use tokio::net::TcpStream;
@@ -13,15 +13,23 @@ use super::line::Tls;
 use super::session::{self, Session};
 use crate::close::CloseCode;
 use crate::connection::{Admitted, Connection};
+use crate::error::LinkError;
 use crate::identity::PeerIdentity;
 
 /// Site and serial number of its certificate.
 type Key = (SiteId, String);
 
 pub(super) struct Registry {
-    sessions: Mutex<BTreeMap<Key, Weak<Session>>>,
+    sessions: Mutex<Sessions>,
     max_exchanges: usize,
     partings: TaskTracker,
+}
+
+#[derive(Default)]
+struct Sessions {
+    open: BTreeMap<Key, Weak<Session>>,
+    /// Why all were closed. A handshake that was under way then comes to nothing.
+    closed: Option<CloseCode>,
 }
 
 impl Registry {
@@ -30,32 +38,53 @@ impl Registry {
     }
 
     /// An exchange of a site: one more of its connection, or the first of a new one.
-    pub(super) fn join(&self, identity: PeerIdentity, tls: Tls, remote: SocketAddr) -> Admitted {
+    ///
+    /// # Errors
+    /// [`LinkError::ClosedHere`] after [`Registry::close_all`]: the site is told so.
+    pub(super) fn join(
+        &self,
+        identity: PeerIdentity,
+        tls: Tls,
+        remote: SocketAddr,
+    ) -> Result<Admitted, LinkError> {
         let key = (identity.site.clone(), identity.serial.clone());
-        // Each change below the lock is one step.
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.retain(|_, session| session.strong_count() > 0);
-        let tls = match sessions.get(&key).and_then(Weak::upgrade) {
+        let mut sessions = self.lock();
+        if let Some(code) = sessions.closed {
+            self.see_off(tls, Farewell::Refusal, code, code.words());
+            return Err(LinkError::ClosedHere);
+        }
+        sessions.open.retain(|_, session| session.strong_count() > 0);
+        let tls = match sessions.open.get(&key).and_then(Weak::upgrade) {
             None => tls,
             Some(session) => match session.join(tls) {
-                None => return Admitted::Joined,
+                None => return Ok(Admitted::Joined),
                 Some(tls) => tls,
             },
         };
         let session = self.session(tls, remote, Farewell::Refusal);
-        sessions.insert(key, Arc::downgrade(&session));
-        Admitted::Site(Connection::tcp(session), identity)
+        sessions.open.insert(key, Arc::downgrade(&session));
+        Ok(Admitted::Site(Connection::tcp(session), identity))
     }
 
     /// An exchange of somebody who wants to enrol.
-    pub(super) fn stranger(&self, tls: Tls, remote: SocketAddr) -> Admitted {
-        Admitted::Stranger(Connection::tcp(self.session(tls, remote, Farewell::Enrolment)))
+    ///
+    /// # Errors
+    /// As [`Registry::join`].
+    pub(super) fn stranger(&self, tls: Tls, remote: SocketAddr) -> Result<Admitted, LinkError> {
+        if let Some(code) = self.lock().closed {
+            self.see_off(tls, Farewell::Enrolment, code, code.words());
+            return Err(LinkError::ClosedHere);
+        }
+        Ok(Admitted::Stranger(Connection::tcp(self.session(tls, remote, Farewell::Enrolment))))
     }
 
     /// Tells a site why it does not come in.
     pub(super) fn turn_away(&self, tls: Tls, code: CloseCode, words: &str) {
-        let told = Farewell::Refusal.frame(code, &words.into());
-        session::see_off(&self.partings, tls, told, true);
+        self.see_off(tls, Farewell::Refusal, code, words);
+    }
+
+    fn see_off(&self, tls: Tls, farewell: Farewell, code: CloseCode, words: &str) {
+        session::see_off(&self.partings, tls, farewell.frame(code, &words.into()), true);
     }
 
     /// Lets the other side read TLS's alert.
@@ -63,10 +92,14 @@ impl Registry {
         session::see_off_unknown(&self.partings, stream);
     }
 
-    /// Ends all connections.
+    /// Ends all connections, and lets no further ones begin.
     pub(super) fn close_all(&self, code: CloseCode) {
-        let sessions = std::mem::take(&mut *self.sessions.lock().unwrap_or_else(PoisonError::into_inner));
-        for session in sessions.values().filter_map(Weak::upgrade) {
+        let open = {
+            let mut sessions = self.lock();
+            sessions.closed = Some(code);
+            std::mem::take(&mut sessions.open)
+        };
+        for session in open.values().filter_map(Weak::upgrade) {
             session.close(code, &code.words().into());
         }
     }
@@ -75,6 +108,11 @@ impl Registry {
     pub(super) async fn all_gone(&self) {
         self.partings.close();
         self.partings.wait().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sessions> {
+        // Each change below the lock is one step.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn session(&self, tls: Tls, remote: SocketAddr, farewell: Farewell) -> Arc<Session> {

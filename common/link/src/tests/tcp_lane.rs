@@ -229,6 +229,48 @@ async fn a_listener_that_closes_says_so_to_those_who_watch() {
     assert!(pair.listener.next().await.is_none());
 }
 
+#[tokio::test]
+async fn a_handshake_that_ends_after_the_listener_closed_comes_to_nothing() {
+    let pki = Pki::new();
+    let site = tls::site_config(pki.site("north"), &pki.root()).unwrap();
+    let stranger = tls::enroll_config(RootFingerprint::of(&pki.root())).unwrap();
+    for config in [site, stranger] {
+        let (listener, address) = listen_over_tcp(&pki, TcpSettings::coordinator());
+        let dialer = tcp_dialer(config);
+        let late = async {
+            // It has knocked, and shakes hands when all others are gone.
+            let knock = listener.next().await.unwrap();
+            listener.close(CloseCode::Stopping).await;
+            knock.admit().await
+        };
+        let (_dialled, admitted) = tokio::join!(dial(&dialer, address), late);
+        assert!(matches!(admitted, Err(LinkError::ClosedHere)), "{admitted:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_speaks_no_tls_is_refused_with_a_code_that_is_no_sites() {
+    use tokio::io::AsyncWriteExt;
+    let (listener, address) = listen_over_tcp(&Pki::new(), TcpSettings::coordinator());
+    for said in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[0x5a; 64]] {
+        let call = async {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(said).await.unwrap();
+            stream.shutdown().await.unwrap();
+            stream
+        };
+        let (_stream, admitted) = tokio::join!(call, admit_over_tcp(&listener));
+        let error = admitted.unwrap_err();
+        assert!(crate::tcp::is_noise(&error), "{error:?}");
+    }
+    let pki = Pki::new();
+    let visit = visit_as(&pki, Pki::named("other").site("north")).await;
+    assert!(
+        !crate::tcp::is_noise(&visit.admitted.unwrap_err()),
+        "a site with a certificate of another consortium"
+    );
+}
+
 /// What both sides have of a visit with these credentials.
 async fn visit_over_tcp(pki: &Pki, config: rustls::ClientConfig) -> Visit {
     let (listener, address) = listen_over_tcp(pki, TcpSettings::coordinator());
