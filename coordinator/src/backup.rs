@@ -4,7 +4,9 @@
 //! file. It is made beside a running coordinator too: files are named by their content and never change, and SQLite
 //! copies the database as of one instant. Files are copied before the database and those that are new after it, so that
 //! whatever the database speaks of is there. A backup appears under its name only when it is whole and synced, and is
-//! restored only when every byte of it is what it was, into a state folder that is empty.
+//! restored only when every byte of it is what it was, into a state folder that is empty (`landing`).
+
+mod landing;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -15,6 +17,7 @@ use std::path::{Component, Path, PathBuf};
 use common::ids::Digest;
 use serde::{Deserialize, Serialize};
 
+use self::landing::Landing;
 use crate::clock;
 use crate::config::Config;
 use crate::files::{self, Access};
@@ -82,7 +85,8 @@ impl BackupError {
                 "name a folder that does not exist: a backup is never written over another"
             }
             Self::NotEmpty { .. } => {
-                "move the folder away and keep it: a backup is restored into an empty one"
+                "move the folder away and keep it, or, if it is a mount point, what lies in it: a backup is restored into an \
+                 empty one"
             }
             Self::Differs { .. } => "move the file away: it is not the one that the backup was made with",
             Self::Damaged { .. } => "nothing was changed; take another backup, or copy this one again",
@@ -280,17 +284,14 @@ pub fn restore(settings: &Path, from: &Path) -> Result<Summary, BackupError> {
     refuse_what_is_in_the_way(&config, from, &manifest)?;
 
     on_disk(&config.certs, files::create_private_dir(&config.certs))?;
-    let unfinished = beside(&config.state);
-    let placed = manifest.files.iter().try_for_each(|file| place(from, file, &config, &unfinished));
+    let landing = on_disk(&config.state, Landing::at(&config.state))?;
+    let placed = manifest.files.iter().try_for_each(|file| place(from, file, &config, landing.folder()));
     let placed = placed.and_then(|()| {
-        on_disk(&unfinished, sync_folders(&unfinished))?;
-        // Onto an empty folder, or nothing.
-        let moved = fs::rename(&unfinished, &config.state);
-        on_disk(&config.state, moved.and_then(|()| files::sync_dir(files::parent(&config.state))))
+        on_disk(landing.folder(), sync_folders(landing.folder()))?;
+        on_disk(&config.state, landing.land())
     });
     if placed.is_err() {
-        // Best effort: it is beside the state folder, which is as it was.
-        let _ = fs::remove_dir_all(&unfinished);
+        landing.clear();
     }
     placed?;
     if !settings.exists() {
@@ -352,14 +353,8 @@ fn settings_of(settings: &Path, from: &Path, manifest: &Manifest) -> Result<Conf
 }
 
 fn refuse_what_is_in_the_way(config: &Config, from: &Path, manifest: &Manifest) -> Result<(), BackupError> {
-    match fs::read_dir(&config.state) {
-        Ok(mut entries) => {
-            if entries.next().is_some() {
-                return Err(BackupError::NotEmpty { path: config.state.clone() });
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return on_disk(&config.state, Err(error)),
+    if !on_disk(&config.state, landing::is_free(&config.state))? {
+        return Err(BackupError::NotEmpty { path: config.state.clone() });
     }
     for file in &manifest.files {
         let Ok(inside) = Path::new(&file.path).strip_prefix(CERTS) else { continue };

@@ -117,6 +117,34 @@ async fn nothing_is_written_over() {
 }
 
 #[tokio::test]
+async fn a_folder_that_is_there_is_filled_and_not_replaced_as_it_may_be_a_mount_point() {
+    use std::os::unix::fs::MetadataExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, study) = consortium(dir.path()).await;
+    let to = dir.path().join("backup");
+    back_up(&settings, &to).await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let state = other.path().join(STATE);
+    // As a fresh file system has it, and a restore that was interrupted.
+    fs::create_dir_all(state.join("lost+found")).unwrap();
+    fs::create_dir_all(state.join("restoring/artifacts")).unwrap();
+    fs::write(state.join("restoring/coordinator.db"), "half").unwrap();
+    let inode = || fs::metadata(&state).unwrap().ino();
+    let before = inode();
+    restore(&other.path().join(SETTINGS), &to).unwrap();
+    assert_eq!(inode(), before);
+    assert!(!state.join("restoring").exists());
+    let beside: Vec<_> =
+        fs::read_dir(other.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(beside.len(), 3, "settings, certificates and state: {beside:?}");
+    let store = Store::open(&state).await.unwrap();
+    assert!(store.studies().await.unwrap().iter().any(|stored| stored.digest == study));
+    assert_eq!(store.artifacts().entries().unwrap().len(), 1);
+    assert_eq!(store.spool().entries().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_backup_of_a_newer_program_or_another_consortium_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, _) = consortium(dir.path()).await;
