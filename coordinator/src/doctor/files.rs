@@ -153,14 +153,7 @@ pub(super) fn move_away(
     examination: &mut Examination<'_>,
 ) -> Option<String> {
     // What cannot be read for now may be whole.
-    let damaged = match error {
-        StoreError::Corrupt { .. } => true,
-        StoreError::File { source, .. } => {
-            matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::UnexpectedEof)
-        }
-        _ => false,
-    };
-    if !examination.repair || !damaged {
+    if !examination.repair || !error.is_damage() {
         return None;
     }
     match store.quarantine(path, clock::now()) {

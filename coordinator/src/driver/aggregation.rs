@@ -10,7 +10,6 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
 
 use common::aggregate::{
     AggregateError, AggregatedChunk, Aggregator, Clipped, Method, WeightedUpdate, Workspace,
@@ -20,7 +19,7 @@ use common::round::{Fault, Term};
 use common::study::CLASS_TABLE_TENSOR;
 use common::update::{Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate};
 
-use crate::store::{ArtifactFile, ArtifactWriter, ServerState, ServerStateWriter, Store, StoreError};
+use crate::store::{ArtifactFile, ArtifactWriter, ServerState, ServerStateWriter, Store, StoreError, causes};
 
 /// Most chunks in the making at once: hashing and reading keep a few cores busy, and each costs some MiB.
 const MOST_THREADS: usize = 4;
@@ -73,17 +72,7 @@ impl JobError {
 
     /// For the operator: with what led to it.
     pub(super) fn words(&self) -> String {
-        let mut words = self.to_string();
-        let mut source = self.source();
-        while let Some(cause) = source {
-            let cause_words = cause.to_string();
-            // Some say their cause themselves.
-            if !words.ends_with(&cause_words) {
-                words = format!("{words}: {cause_words}");
-            }
-            source = cause.source();
-        }
-        words
+        causes(self)
     }
 }
 

@@ -4,15 +4,13 @@
 //! machine asks the site again. Looked for at the start, by name and size, and after an aggregation that failed, by every
 //! byte.
 
-use std::io;
-
 use common::ids::{ArtifactHash, AttemptId, RoundId, SiteId, StudyDigest};
 use common::round;
 
 use super::Driver;
 use super::study_run::{Happening, StudyRun};
 use crate::clock;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 
 /// An update that a round counts.
 #[derive(Clone, Debug)]
@@ -98,7 +96,7 @@ fn is_lost(store: &Store, wanted: &Wanted, look: Look) -> bool {
         Err(error) => Err(error),
     };
     match looked {
-        Err(error) if is_damage(&error) => {
+        Err(error) if error.is_damage() => {
             let folder = store.spool().folder(study, *round, site, update);
             let moved = store.quarantine(&folder, clock::now());
             tracing::error!(%site, %round, %error, ?moved, "a counted update is corrupt");
@@ -110,17 +108,6 @@ fn is_lost(store: &Store, wanted: &Wanted, look: Look) -> bool {
             false
         }
         Ok(()) => false,
-    }
-}
-
-/// Whether the bytes are gone or changed, and not only out of reach for now.
-fn is_damage(error: &StoreError) -> bool {
-    match error {
-        StoreError::Corrupt { .. } => true,
-        StoreError::File { source, .. } => {
-            matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
-        }
-        _ => false,
     }
 }
 

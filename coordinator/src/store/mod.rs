@@ -98,6 +98,17 @@ impl StoreError {
         }
     }
 
+    /// Whether the bytes are gone or changed, and not only out of reach for now.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Corrupt { .. } => true,
+            Self::File { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+            }
+            _ => false,
+        }
+    }
+
     /// What a site may know of it: nothing of ours, but whether it is worth waiting for.
     pub fn words_for_sites(&self) -> &'static str {
         words_for_sites(self.code())

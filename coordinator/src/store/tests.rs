@@ -337,6 +337,15 @@ fn a_full_disk_has_its_own_name() {
 }
 
 #[test]
+fn what_is_gone_or_changed_is_damage_and_what_is_out_of_reach_is_not() {
+    let of = |kind| StoreError::file(Path::new("x"))(io::Error::from(kind)).is_damage();
+    assert!(of(io::ErrorKind::NotFound) && of(io::ErrorKind::UnexpectedEof));
+    assert!(!of(io::ErrorKind::PermissionDenied) && !of(io::ErrorKind::StorageFull));
+    assert!(StoreError::corrupt("artifact", "chunk 0 has changed").is_damage());
+    assert!(!StoreError::Locked { path: "x".into() }.is_damage());
+}
+
+#[test]
 fn sqlite_says_in_numbers_what_is_wrong_with_the_disk() {
     let names =
         [Some(13), Some(10 | (19 << 8)), Some(8), Some(8 | (6 << 8)), Some(11), Some(26), Some(10), None];
