@@ -268,8 +268,10 @@ where
             writer.write_raw(&bytes).await
         };
         let read = read_next(source, manifest, indices.next(), &mut spare);
-        let ((), next) = tokio::try_join!(within(patience, "room for a chunk", send), read)?;
-        header = next;
+        // A chunk that cannot be read does not cut the one before: a refusal may follow that.
+        let (sent, next) = tokio::join!(within(patience, "room for a chunk", send), read);
+        sent?;
+        header = next?;
         std::mem::swap(&mut bytes, &mut spare);
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! How the rest of the process talks to the driver: typed questions over one bounded channel.
 
 use common::evaluation::{self, ReportExpectation};
-use common::ids::{AttemptId, Digest, ModelHash, SiteId, StudyDigest};
+use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, SiteId, StudyDigest};
 use common::round::{self, UpdateExpectation, UpdateOffer};
 use common::wire::{Refusal, RefusalCode};
 use tokio::sync::{mpsc, oneshot};
@@ -64,6 +64,15 @@ pub(super) enum Command {
     Operate {
         request: operator::Request,
         reply: oneshot::Sender<operator::Reply>,
+    },
+    /// A published artifact cannot be served.
+    ArtifactDamaged {
+        artifact: ArtifactHash,
+        words: String,
+    },
+    /// One that could not be was.
+    ArtifactWhole {
+        artifact: ArtifactHash,
     },
     Say(Line),
 }
@@ -152,6 +161,16 @@ impl DriverHandle {
             Ok(reply) => reply,
             Err(_) => operator::Reply::failed("the coordinator is stopping", None),
         }
+    }
+
+    /// A published artifact is corrupt on the disk.
+    pub(crate) async fn artifact_damaged(&self, artifact: ArtifactHash, words: String) {
+        self.tell(Command::ArtifactDamaged { artifact, words }).await;
+    }
+
+    /// It was served whole.
+    pub(crate) async fn artifact_whole(&self, artifact: ArtifactHash) {
+        self.tell(Command::ArtifactWhole { artifact }).await;
     }
 
     /// Shows the operator something.

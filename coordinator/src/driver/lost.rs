@@ -112,4 +112,4 @@ fn is_lost(store: &Store, wanted: &Wanted, look: Look) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -5,6 +5,7 @@
 //! store does not take did not happen: a site is told to try again, and the coordinator's own results wait in a queue.
 
 mod aggregation;
+mod damage;
 mod deeds;
 mod disk;
 mod facts;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use common::aggregate::weights::SiteCounts;
 use common::evaluation::{self, EvaluatorKind};
-use common::ids::{Role, SiteId, StudyDigest};
+use common::ids::{ArtifactHash, Role, SiteId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::round;
 use common::signed::SignedDocument;
@@ -80,6 +81,8 @@ pub struct Driver {
     claims: BTreeMap<Claim, Claimant>,
     /// Our own results that the store did not take yet.
     retries: Retries,
+    /// Artifacts that cannot be served, in words.
+    damaged: BTreeMap<ArtifactHash, String>,
     /// How the store fails; `None` while it works.
     trouble: Option<Failing>,
     /// When the disk is tried again, while it fails.
@@ -118,6 +121,7 @@ impl Driver {
             inbox,
             claims: BTreeMap::new(),
             retries: Retries::default(),
+            damaged: BTreeMap::new(),
             trouble: None,
             try_at: Timestamp::default(),
             clock: SteadyClock::starting_after(last),
@@ -266,6 +270,8 @@ impl Driver {
                 let answer = self.operate(request).await;
                 let _ = reply.send(answer);
             }
+            Command::ArtifactDamaged { artifact, words } => self.note_damage(artifact, &words),
+            Command::ArtifactWhole { artifact } => self.note_whole(&artifact),
             Command::Say(line) if self.is_echo(&line) => tracing::debug!(%line, "said before"),
             Command::Say(line) => self.progress.say(&line),
         }

@@ -88,12 +88,13 @@ impl Driver {
                 studies.push(self.study_line(run).await?);
             }
         }
+        let (fault, fault_detail) = self.fault().unzip();
         Ok(Status {
             consortium: self.authority.consortium().to_owned(),
             running: self.serving,
             address: self.address.clone(),
-            fault: self.trouble.as_ref().map(|trouble| trouble.code.to_owned()),
-            fault_detail: self.trouble_in_words(),
+            fault: fault.map(str::to_owned),
+            fault_detail: fault_detail.flatten(),
             sites: self.store.sites().await?.into_iter().map(line).collect(),
             studies,
         })

@@ -2,12 +2,14 @@
 //!
 //! `doors` are what is listened with, `enrolment` speaks with strangers who hold an invite, `session` with one connected site, `requests` answers
 //! each exchange, `upload` takes updates in, `shelf` keeps open what is fetched,
+//! `rotten` says of what cannot be,
 //! `credit` says whose turn it is. No decision about rounds is made here: that is asked of the driver.
 
 mod credit;
 mod doors;
 mod enrolment;
 mod requests;
+mod rotten;
 mod session;
 mod shelf;
 mod upload;

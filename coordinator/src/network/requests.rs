@@ -19,6 +19,7 @@ use link::quic::Exchange;
 use link::transfer::{self, ChunkSource};
 
 use super::credit::Stream;
+use super::rotten;
 use super::session::Session;
 use super::upload::{Intake, Upload};
 use crate::admission::check_part;
@@ -287,7 +288,10 @@ async fn open_artifact(session: &Session, artifact: ModelHash) -> Result<Arc<Art
     let context = session.context.clone();
     let read = move || context.shelf.read(context.store.artifacts(), &artifact);
     let opened = tokio::task::spawn_blocking(read).await;
-    let opened = opened.map_err(|e| internal(StoreError::corrupt("artifact", e)))?.map_err(internal)?;
+    let opened = match opened.map_err(|e| internal(StoreError::corrupt("artifact", e)))? {
+        Ok(opened) => opened,
+        Err(error) => return Err(rotten::refuse(session, artifact, None, &error).await),
+    };
     opened.ok_or_else(|| refusal(RefusalCode::UnknownArtifact, "the coordinator has no such artifact"))
 }
 
@@ -306,7 +310,7 @@ async fn serve_chunks(
     }
     let bytes = file.manifest().layout().bytes();
     let _stream = session.sending.join(&session.context.budget, &session.connection, bytes).await?;
-    let mut source = OnDisk(file.clone());
+    let mut source = OnDisk { file: file.clone(), failed: None };
     let serving = async {
         let writer = &mut exchange.writer;
         transfer::serve_chunks(writer, file.manifest(), indices, &mut source, CHUNK_PATIENCE).await?;
@@ -314,30 +318,48 @@ async fn serve_chunks(
         exchange.delivered().await;
         Ok::<(), LinkError>(())
     };
-    match in_turn("artifact", serving).await {
+    let result = in_turn("artifact", serving).await;
+    match result {
+        Ok(()) => {
+            rotten::served(session, artifact, indices).await;
+            Ok(())
+        }
         Err(LinkError::Chunk(error)) => {
             Err(LinkError::Refused(refusal(RefusalCode::UnknownChunk, error.to_string())))
         }
-        Err(LinkError::Io(error)) if error.get_ref().is_some_and(|error| error.is::<StoreError>()) => {
-            tracing::error!(%artifact, "cannot be served: {error}");
+        Err(LinkError::Io(error)) => match error.get_ref().and_then(|e| e.downcast_ref::<StoreError>()) {
+            Some(found) => {
+                Err(LinkError::Refused(rotten::refuse(session, artifact, source.failed, found).await))
+            }
+            None => Err(LinkError::Io(error)),
+        },
+        Err(other) => {
+            // It may have hung up because a chunk was wrong that was right when it was read first: all are looked at anew.
             session.context.shelf.forget(&artifact);
-            Err(LinkError::Io(error))
+            Err(other)
         }
-        other => other,
     }
 }
 
 /// An artifact's chunks, read off the async threads.
-struct OnDisk(Arc<ArtifactFile>);
+struct OnDisk {
+    file: Arc<ArtifactFile>,
+    /// The chunk that could not be read.
+    failed: Option<u32>,
+}
 
 impl ChunkSource for OnDisk {
     async fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
-        let (file, mut bytes) = (self.0.clone(), std::mem::take(buffer));
+        let (file, mut bytes) = (self.file.clone(), std::mem::take(buffer));
         let read = tokio::task::spawn_blocking(move || {
             let read = file.read_into(position(index), &mut bytes);
             read.map(|()| bytes)
         });
-        *buffer = read.await?.map_err(io::Error::other)?;
+        let read = read.await?;
+        if read.is_err() {
+            self.failed = Some(index);
+        }
+        *buffer = read.map_err(io::Error::other)?;
         Ok(())
     }
 }

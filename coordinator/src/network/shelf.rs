@@ -1,6 +1,6 @@
 //! Artifacts that sites fetch now, kept open: a round's model is opened once for all of them, and hashed once.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use common::ids::ArtifactHash;
@@ -11,6 +11,8 @@ use crate::store::{ArtifactFile, Artifacts, StoreError};
 #[derive(Default)]
 pub struct Shelf {
     open: Mutex<VecDeque<(ArtifactHash, Arc<ArtifactFile>)>>,
+    /// Those that were not what they should be, each with the chunk where that was seen, if it was one.
+    damaged: Mutex<BTreeMap<ArtifactHash, Option<u32>>>,
 }
 
 /// Models of the rounds under way, and their embeddings.
@@ -39,6 +41,22 @@ impl Shelf {
     /// Has a file opened anew at the next need: it was not what it should be.
     pub(super) fn forget(&self, hash: &ArtifactHash) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, _)| other != hash);
+    }
+
+    /// Notes that an artifact is damaged, in this chunk or altogether. Whether that is news.
+    pub(super) fn damage(&self, hash: &ArtifactHash, chunk: Option<u32>) -> bool {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(*hash, chunk).is_none()
+    }
+
+    /// Whether it was damaged and is no more, now that these chunks of it were served, ascending.
+    pub(super) fn recovers(&self, hash: &ArtifactHash, served: &[u32]) -> bool {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_served = |chunk: &Option<u32>| chunk.is_none_or(|chunk| served.binary_search(&chunk).is_ok());
+        let whole = damaged.get(hash).is_some_and(was_served);
+        if whole {
+            damaged.remove(hash);
+        }
+        whole
     }
 
     fn find(&self, hash: &ArtifactHash) -> Option<Arc<ArtifactFile>> {
@@ -85,5 +103,17 @@ mod tests {
         assert!(
             shelf.read(store.artifacts(), &ArtifactHash(common::ids::Digest::of(b"x"))).unwrap().is_none()
         );
+    }
+
+    #[test]
+    fn damage_is_news_once_and_over_when_that_chunk_is_served() {
+        let (shelf, hash) = (Shelf::default(), ArtifactHash(common::ids::Digest::of(b"x")));
+        assert!(!shelf.recovers(&hash, &[0, 1]), "it never was damaged");
+        assert!(shelf.damage(&hash, Some(3)));
+        assert!(!shelf.damage(&hash, Some(3)), "told already");
+        assert!(!shelf.recovers(&hash, &[0, 1, 2, 4]), "others say nothing of it");
+        assert!(shelf.recovers(&hash, &[2, 3]));
+        assert!(!shelf.recovers(&hash, &[2, 3]));
+        assert!(shelf.damage(&hash, None) && shelf.recovers(&hash, &[0]));
     }
 }

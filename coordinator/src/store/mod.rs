@@ -130,7 +130,8 @@ pub const DISK_FULL: &str = "disk-full";
 pub const DISK_READ_ONLY: &str = "disk-read-only";
 /// The disk fails otherwise.
 const DISK_ERROR: &str = "disk-error";
-const CORRUPT: &str = "store-corrupt";
+/// What is stored is not what was stored.
+pub const CORRUPT: &str = "store-corrupt";
 
 /// The state in which a coordinator with this failure waits, and which passes by itself: `paused: disk full`.
 pub fn pause_name(code: &str) -> Option<&'static str> {

@@ -57,7 +57,8 @@ impl Store {
 impl ChunkSource for Store {
     async fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
         buffer.clear();
-        buffer.extend_from_slice(self.chunks[index as usize].as_ref().unwrap());
+        let chunk = self.chunks[index as usize].as_ref();
+        buffer.extend_from_slice(chunk.ok_or_else(|| io::Error::other("rotten"))?);
         Ok(())
     }
 }
@@ -108,6 +109,30 @@ async fn an_artifact_is_fetched_whole() {
     assert_eq!((asked.len(), fetched.unwrap()), (5, 5));
     assert_eq!(sink.chunks, source.chunks);
     assert!(pair.site.traffic().received > source.manifest.layout().bytes());
+}
+
+#[tokio::test]
+async fn a_chunk_that_cannot_be_read_is_refused_after_the_ones_before_it() {
+    let pair = pair().await;
+    let mut source = Store::full();
+    let mut sink = Store::empty(&source.manifest);
+    source.chunks[2] = None;
+    let refuse = async {
+        let (mut exchange, _) = next_request(&pair).await;
+        let (manifest, indices) = (source.manifest.clone(), [0, 1, 2, 3, 4]);
+        let served = serve_chunks(&mut exchange.writer, &manifest, &indices, &mut source, PATIENCE).await;
+        assert!(matches!(served, Err(LinkError::Io(_))), "{served:?}");
+        let refusal = Refusal::new(RefusalCode::Internal, "corrupt");
+        exchange.writer.write(&Reply::Refused(refusal)).await.unwrap();
+        exchange.writer.finish().await.unwrap();
+    };
+    let ((), fetched) = tokio::join!(refuse, fetch(&pair, &mut sink));
+    let refused = fetched.unwrap_err();
+    assert!(
+        matches!(&refused, LinkError::Refused(refusal) if refusal.code == RefusalCode::Internal),
+        "{refused:?}"
+    );
+    assert_eq!(sink.missing(), [2, 3, 4]);
 }
 
 #[tokio::test]

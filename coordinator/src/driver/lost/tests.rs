@@ -8,7 +8,8 @@ use crate::pki::Authority;
 use crate::progress::Progress;
 use crate::store::{QUARANTINE, RoundRecord};
 
-async fn driver(fixture: &Fixture, store: Store) -> Driver {
+/// A driver that does not run.
+pub(in crate::driver) async fn driver(fixture: &Fixture, store: Store) -> Driver {
     let authority = Authority::open(&fixture.config.certs, "thorax").unwrap();
     let parts = Parts {
         store,
