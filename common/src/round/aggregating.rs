@@ -4,7 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::event::{Action, Fact};
+use super::event::Action;
+use super::fact::Fact;
 use super::opened::OpenedRound;
 use super::phase::Context;
 use crate::ids::ModelHash;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::aggregating::Aggregating;
-use super::event::{Fact, Timer};
+use super::event::Timer;
+use super::fact::Fact;
 use super::opened::{Answer, OpenedRound};
 use super::phase::{Context, Phase};
 use crate::time::Timestamp;

@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::event::{Action, Fact, RoundOutcome};
+use super::event::{Action, RoundOutcome};
+use super::fact::Fact;
 use super::phase::{Context, Phase};
 use super::plan::RoundPlan;
 use super::waiting::Waiting;

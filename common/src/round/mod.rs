@@ -38,6 +38,7 @@ mod coverage;
 mod distributing;
 mod event;
 mod exclusion;
+mod fact;
 mod late;
 mod opened;
 mod paused;
@@ -66,9 +67,10 @@ use crate::time::Timestamp;
 
 pub use coverage::ClassShortage;
 pub use event::{
-    Action, DeclineReason, Event, Fact, Fault, PauseReason, RoundOutcome, RoundTask, Term, Timer, UpdateOffer,
+    Action, DeclineReason, Event, Fault, PauseReason, RoundOutcome, RoundTask, Term, Timer, UpdateOffer,
 };
 pub use exclusion::Exclusion;
+pub use fact::Fact;
 pub use opened::{Answer, Counted};
 pub use plan::{Gate, Late, Quorum, RoundPlan};
 pub use rejection::{Rejection, UpdateExpectation};
