@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use common::ids::StudyDigest;
-
 use super::files::{corrupt, move_away, stray};
 use super::records::Known;
 use super::{Examination, Level, Told};
@@ -74,7 +72,7 @@ pub(super) fn examine(
         }
     }
     for (name, needed) in known.moments.iter().filter(|(name, _)| !there.contains(*name)) {
-        if examination.running && is_past(&there, &name.study, name) {
+        if examination.running && is_past(&there, name) {
             continue;
         }
         let path = store.server_states().folder(&name.study, name.round, &name.model);
@@ -86,8 +84,8 @@ pub(super) fn examine(
 }
 
 /// Whether a running coordinator has made a later state since the records were read: it had this one then.
-fn is_past(there: &BTreeSet<MomentsName>, study: &StudyDigest, name: &MomentsName) -> bool {
-    there.iter().any(|other| other.study == *study && other.round > name.round)
+fn is_past(there: &BTreeSet<MomentsName>, name: &MomentsName) -> bool {
+    there.iter().any(|other| other.study == name.study && other.round > name.round)
 }
 
 /// Reads all moments beside a model; their size.

@@ -252,13 +252,18 @@ impl SpooledUpdate {
 
     /// Takes the name of what is whole. What lies under it is not removed: if it is whole too, it may count already.
     fn take_name(&self, to: &Path, hash: &ArtifactHash) -> Result<(), StoreError> {
-        if is_whole(to, hash) {
-            return remove_if_there(&self.folder);
-        }
         if to.exists() {
-            let spool = files::parent(&self.round_folder);
-            let moved = scrub::quarantine(files::parent(spool), to, clock::now())?;
-            tracing::warn!(site = %self.site, %hash, moved = %moved.display(), "a corrupt update is replaced");
+            match ArtifactFile::open(to, hash).and_then(|file| file.verify(|_| {})) {
+                Ok(()) => return remove_if_there(&self.folder),
+                // Out of reach for now, it may be whole.
+                Err(error) if !error.is_damage() => return Err(error),
+                Err(error) => {
+                    let spool = files::parent(&self.round_folder);
+                    let moved = scrub::quarantine(files::parent(spool), to, clock::now())?;
+                    let (site, moved) = (&self.site, moved.display());
+                    tracing::warn!(%site, %error, %moved, "a corrupt update is replaced");
+                }
+            }
         }
         fs::rename(&self.folder, to).map_err(StoreError::file(to))
     }

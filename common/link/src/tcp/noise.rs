@@ -1,5 +1,6 @@
-//! Callers that show nothing of who they are: whoever looks which ports are open, and load balancers that ask whether we live. An open port meets
-//! them all day, so each is a line at debug alone, and all of a minute are one at warn: it may be a site behind a broken middlebox.
+//! Callers that show nothing of who they are: whoever looks which ports are open, and load balancers that ask whether we live.
+//! An open port meets them all day, so each is a line at debug alone, and all of a minute are one at warn: it may be a site
+//! behind a broken middlebox.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -54,6 +55,7 @@ pub fn is_noise(error: &LinkError) -> bool {
             | LinkError::Transport(_)
             | LinkError::Io(_)
             | LinkError::Reset
+            | LinkError::TimedOut
     )
 }
 
