@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::*;
+use crate::ids::{ArtifactHash, AttemptId, Digest};
+use crate::round::DeclineReason;
 
 const T0: Timestamp = Timestamp(1_000_000);
 

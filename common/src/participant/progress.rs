@@ -1,0 +1,354 @@
+//! How each event changes a site's part: what of [`super::ParticipantMachine`] is the same in several phases.
+
+use super::downloading::{Downloading, Fetch};
+use super::evaluating::Request;
+use super::event::{Action, DropReason, Event, Fact, Timer};
+use super::idle::Standing;
+use super::phase::{Context, Phase};
+use super::training::Training;
+use super::uploading::{self, Uploading};
+use super::{Identity, State};
+use crate::ids::{ArtifactHash, AttemptId, Digest, Role, RoundId, StudyDigest};
+use crate::round::{DeclineReason, RoundTask, UpdateOffer};
+use crate::time::Timestamp;
+
+impl State {
+    /// Takes an event.
+    pub(super) fn apply(&mut self, event: Event, now: Timestamp, actions: &mut Vec<Action>) {
+        let name = event.name();
+        // The connection's own events change what the context says.
+        match event {
+            Event::Connected => self.connected = true,
+            Event::Disconnected | Event::Restarted => self.connected = false,
+            _ => {}
+        }
+        let mut cx = Context { connected: self.connected, now, actions };
+        if !self.handle(event, &mut cx) {
+            cx.report(Fact::EventIgnored { event: name, phase: self.phase.name() });
+        }
+        self.evaluations.begin_next(&self.studies, &mut cx);
+    }
+
+    /// False when the event changes nothing here.
+    fn handle(&mut self, event: Event, cx: &mut Context<'_>) -> bool {
+        match event {
+            Event::Restarted => {
+                self.disconnected();
+                self.ask(cx.now, cx.actions);
+                true
+            }
+            Event::Connected => {
+                self.unconfirmed = self.phase.work().is_some();
+                self.phase.connected(cx);
+                self.evaluations.connected(cx);
+                true
+            }
+            Event::Disconnected => {
+                self.disconnected();
+                true
+            }
+            Event::StudyOffered { study } => self.offered(study, cx),
+            Event::StudyApproved { study, needs, takes_late } => {
+                self.approved(study, Standing::Approved { needs, takes_late }, cx)
+            }
+            Event::StudyRefused { study } => self.refused_study(study, cx),
+            Event::DataUnusable { study, reason } => {
+                cx.report(Fact::DataUnusable { study, reason });
+                // Without a connection it is counted again at the next: the coordinator offers the study anew.
+                if cx.connected {
+                    cx.act(Action::DeclineRound { study, round: RoundId(0), reason });
+                }
+                true
+            }
+            Event::RoundOpened { task } => self.opened(task, cx),
+            Event::RoundClosed { study, round } => self.closed(study, round, cx),
+            Event::EvaluationRequested { study, round, model } => {
+                let wanted = self.identity.role == Role::Evaluator && self.studies.needs(study).is_some();
+                wanted && self.evaluations.request(Request { round, model, study }, cx)
+            }
+            Event::StudyPaused { .. } => {
+                cx.report(Fact::StudyPaused);
+                true
+            }
+            Event::StudyFinished { study } => self.finished(study, cx),
+            Event::ModelStored { artifact } => {
+                let downloaded = self.stored(artifact, cx);
+                self.evaluations.stored(artifact, cx) || downloaded
+            }
+            Event::FetchFailed { artifact } => {
+                let round = match &mut self.phase {
+                    Phase::Downloading(phase) => phase.fetch.failed(artifact, cx),
+                    _ => false,
+                };
+                self.evaluations.fetch_failed(artifact, cx) || round
+            }
+            Event::Trained { attempt, update, steps } => self.trained(attempt, update, steps, cx),
+            Event::TrainingFailed { attempt } => self.training_failed(attempt, cx),
+            Event::Receipt { attempt } => self.uploaded(attempt, DropReason::Counted, cx),
+            Event::Refused { attempt, code } => self.refused_update(attempt, code, cx),
+            Event::UploadFailed { attempt } => self.upload_failed(attempt, cx),
+            Event::Evaluated { model, report } => self.evaluations.evaluated(model, report, cx),
+            Event::EvaluationFailed { model } => self.evaluations.evaluation_failed(model, cx),
+            Event::ReportReceipt { model } => self.evaluations.answered(model, None, cx),
+            Event::ReportRefused { model, code } => self.evaluations.answered(model, Some(&code), cx),
+            Event::ReportFailed { model } => self.evaluations.report_failed(model, cx),
+            Event::TimerFired(Timer::Round) => {
+                let due = self.phase.take_due(cx.now);
+                if due {
+                    self.phase.ask(cx);
+                }
+                due
+            }
+            Event::TimerFired(Timer::Evaluation) => {
+                let due = self.evaluations.take_due(cx.now);
+                if due {
+                    self.evaluations.ask(cx);
+                }
+                due
+            }
+        }
+    }
+
+    fn disconnected(&mut self) {
+        self.next = None;
+        self.phase.disconnected();
+        self.evaluations.disconnected();
+    }
+
+    /// Asks for what is under way and does not wait for a timer.
+    pub(super) fn ask(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        let mut cx = Context { connected: self.connected, now, actions };
+        cx.act(Action::PruneOutbox { keep: self.phase.attempt() });
+        if self.phase.retry_at().is_none() {
+            self.phase.ask(&mut cx);
+        }
+        if self.evaluations.retry_at().is_none() {
+            self.evaluations.ask(&mut cx);
+        }
+    }
+
+    fn offered(&mut self, study: StudyDigest, cx: &mut Context<'_>) -> bool {
+        match self.studies.standing(study) {
+            Some(Standing::Approved { .. }) => cx.act(Action::RegisterManifest { study }),
+            Some(Standing::Refused) => return false,
+            Some(Standing::Asked) => cx.act(Action::AskApproval { study }),
+            None => {
+                self.studies.set(study, Standing::Asked);
+                cx.report(Fact::ApprovalNeeded { study });
+                cx.act(Action::AskApproval { study });
+            }
+        }
+        true
+    }
+
+    fn approved(&mut self, study: StudyDigest, standing: Standing, cx: &mut Context<'_>) -> bool {
+        let news = self.studies.standing(study) != Some(&standing);
+        self.studies.set(study, standing);
+        // Also when it is no news: registering is idempotent, and the coordinator may have missed it.
+        if cx.connected {
+            cx.act(Action::RegisterManifest { study });
+        }
+        news
+    }
+
+    fn refused_study(&mut self, study: StudyDigest, cx: &mut Context<'_>) -> bool {
+        let news = self.studies.standing(study) != Some(&Standing::Refused);
+        self.studies.set(study, Standing::Refused);
+        if let Some((working, round, _)) = self.phase.work()
+            && working == study
+        {
+            decline(study, round, DeclineReason::Policy, cx);
+        }
+        self.leave_study(study, cx);
+        self.evaluations.leave(study, cx);
+        news
+    }
+
+    /// The study is past, but an evaluator that approved it may still owe the report on its last model.
+    fn finished(&mut self, study: StudyDigest, cx: &mut Context<'_>) -> bool {
+        let owes = self.identity.role == Role::Evaluator && self.studies.needs(study).is_some();
+        let known = owes || self.studies.forget(study);
+        if known {
+            cx.report(Fact::StudyFinished);
+            self.leave_study(study, cx);
+        }
+        known
+    }
+
+    fn leave_study(&mut self, study: StudyDigest, cx: &mut Context<'_>) {
+        self.next.take_if(|next| next.study == study);
+        if self.phase.work().is_some_and(|(working, ..)| working == study) {
+            self.phase.leave(DropReason::StudyOver, cx);
+        }
+    }
+
+    fn opened(&mut self, task: RoundTask, cx: &mut Context<'_>) -> bool {
+        if self.identity.role != Role::Trainer {
+            decline(task.study, task.round, DeclineReason::Evaluator, cx);
+            return true;
+        }
+        let Some(needs) = self.studies.needs(task.study) else {
+            decline(task.study, task.round, DeclineReason::NotApproved, cx);
+            return true;
+        };
+        match self.phase.work() {
+            Some(work) if work == (task.study, task.round, task.base) => {
+                self.unconfirmed = false;
+                cx.act(Action::AcceptRound { task });
+                self.phase.reopened(cx);
+                return true;
+            }
+            // A notice that was overtaken. On a connection that never named the later round it is none: the coordinator
+            // was restored from a backup, and asks for what it does not remember.
+            Some((study, round, _)) if study == task.study && round > task.round && !self.unconfirmed => {
+                return false;
+            }
+            Some((study, round, _))
+                if study == task.study && round.next() == task.round && self.ends_late() =>
+            {
+                self.wait_with(task, cx);
+                return true;
+            }
+            Some(_) => self.phase.leave(DropReason::RoundClosed, cx),
+            None => {}
+        }
+        (self.next, self.unconfirmed) = (None, false);
+        let missing = needs.iter().copied().chain([task.base]).collect();
+        cx.report(Fact::RoundStarted { round: task.round });
+        cx.act(Action::AcceptRound { task: task.clone() });
+        let fetch = Fetch::begin(missing, cx);
+        self.phase = Phase::Downloading(Downloading { task, fetch });
+        true
+    }
+
+    /// Whether the work under way, whose round is over, is worth its end: the study takes its update into the next round.
+    fn ends_late(&self) -> bool {
+        let begun = matches!(self.phase, Phase::Training(_) | Phase::Uploading(_));
+        begun && self.phase.work().is_some_and(|(study, ..)| self.studies.takes_late(study))
+    }
+
+    /// Keeps the open round until the update of the one before has its answer, and says that nobody need wait.
+    fn wait_with(&mut self, task: RoundTask, cx: &mut Context<'_>) {
+        if self.next.as_ref().is_none_or(|next| next.round != task.round) {
+            decline(task.study, task.round, DeclineReason::Busy, cx);
+        }
+        self.next = Some(task);
+        // What the coordinator would not take between two rounds is welcome now.
+        self.phase.reopened(cx);
+    }
+
+    /// Begins the round that waited, if one did.
+    fn take_next(&mut self, cx: &mut Context<'_>) {
+        if let Some(task) = self.next.take() {
+            self.opened(task, cx);
+        }
+    }
+
+    fn closed(&mut self, study: StudyDigest, round: RoundId, cx: &mut Context<'_>) -> bool {
+        self.next.take_if(|next| next.study == study && next.round <= round);
+        match self.phase.work() {
+            Some((working, at, _)) if working == study && at == round && self.ends_late() => {
+                cx.report(Fact::RoundMissed { round });
+            }
+            Some((working, at, _)) if working == study && at <= round => {
+                self.phase.leave(DropReason::RoundClosed, cx);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn stored(&mut self, artifact: ArtifactHash, cx: &mut Context<'_>) -> bool {
+        let Phase::Downloading(phase) = &mut self.phase else { return false };
+        let ours = phase.fetch.stored(artifact);
+        if phase.fetch.complete() {
+            let task = phase.task.clone();
+            self.trainings = self.trainings.saturating_add(1);
+            let attempt = self.identity.attempt(&task, self.trainings);
+            self.phase = Phase::Training(Training::begin(task, attempt, cx));
+        }
+        ours
+    }
+
+    fn trained(
+        &mut self,
+        attempt: AttemptId,
+        update: ArtifactHash,
+        steps: u32,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let phase = match &self.phase {
+            Phase::Training(phase) if phase.attempt == attempt => phase,
+            Phase::Uploading(phase) if phase.offer.attempt == attempt => return false,
+            // It ended while it was being cancelled.
+            _ => {
+                cx.act(Action::DropUpdate { attempt, reason: DropReason::RoundClosed });
+                return false;
+            }
+        };
+        let RoundTask { study, round, base, .. } = phase.task;
+        cx.report(Fact::UpdateReady { round, attempt });
+        let offer = UpdateOffer { study, round, base, attempt, steps, update };
+        self.phase = Phase::Uploading(Uploading::begin(offer, cx));
+        true
+    }
+
+    fn training_failed(&mut self, attempt: AttemptId, cx: &mut Context<'_>) -> bool {
+        let Phase::Training(phase) = &mut self.phase else { return false };
+        if phase.attempt != attempt {
+            return false;
+        }
+        if !phase.failed(cx) {
+            decline(phase.task.study, phase.task.round, DeclineReason::TrainingFailed, cx);
+            cx.act(Action::CancelTraining { attempt });
+            self.phase = Phase::Idle;
+            self.take_next(cx);
+        }
+        true
+    }
+
+    fn uploading(&mut self, attempt: AttemptId) -> Option<&mut Uploading> {
+        match &mut self.phase {
+            Phase::Uploading(phase) if phase.offer.attempt == attempt => Some(phase),
+            _ => None,
+        }
+    }
+
+    /// The coordinator's last word on the update.
+    fn uploaded(&mut self, attempt: AttemptId, reason: DropReason, cx: &mut Context<'_>) -> bool {
+        let Some(phase) = self.uploading(attempt).cloned() else { return false };
+        self.phase = Phase::Idle;
+        phase.drop_update(reason, cx);
+        self.take_next(cx);
+        true
+    }
+
+    fn refused_update(&mut self, attempt: AttemptId, code: String, cx: &mut Context<'_>) -> bool {
+        if uploading::KEEP_CODES.contains(&code.as_str()) {
+            return self.upload_failed(attempt, cx);
+        }
+        self.uploaded(attempt, DropReason::Refused(code), cx)
+    }
+
+    fn upload_failed(&mut self, attempt: AttemptId, cx: &mut Context<'_>) -> bool {
+        let phase = self.uploading(attempt).filter(|phase| phase.offered);
+        phase.map(|phase| phase.failed(cx)).is_some()
+    }
+}
+
+impl Identity {
+    /// The id of the `number`th training here. Random to everybody else, and the same again when the journal is replayed.
+    fn attempt(&self, task: &RoundTask, number: u64) -> AttemptId {
+        let text = format!("{} {} {} {} {number}", self.site, task.study, task.round, task.base);
+        let digest =
+            Digest::of(&[b"consilium attempt 1\0".as_slice(), &self.installation, text.as_bytes()].concat());
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest.as_bytes()[..16]);
+        AttemptId::from_bytes(id)
+    }
+}
+
+fn decline(study: StudyDigest, round: RoundId, reason: DeclineReason, cx: &mut Context<'_>) {
+    cx.report(Fact::RoundDeclined { round, reason });
+    cx.act(Action::DeclineRound { study, round, reason });
+}
