@@ -111,8 +111,8 @@ async fn answer_tcp_knock(
             };
             Some(place)
         }
-        // Counted at the door: the operator is not told of each look at an open port.
-        Err(error) if link::tcp::is_noise(error) => return,
+        // Counted at the door: the operator is not told of each look at an open port. Nor of who came as we closed.
+        Err(error) if link::tcp::is_noise(error) || matches!(error, LinkError::ClosedHere) => return,
         Ok(Admitted::Joined) | Err(_) => None,
     };
     answer(admitted, remote, context, strangers).await;
