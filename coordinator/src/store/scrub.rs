@@ -132,7 +132,7 @@ impl ServerStates {
         };
         for study in studies {
             let name = study.path.file_name().and_then(|name| name.to_str());
-            let Some(digest) = name.and_then(|name| name.parse().ok()) else {
+            let Some(digest) = name.and_then(|name| name.parse::<StudyDigest>().ok()) else {
                 entries.push(study);
                 continue;
             };
