@@ -4,14 +4,20 @@
 //! order of name and, tensor by tensor, the hashes of their chunks; the artifact's name is the digest of its manifest.
 //! The data of an artifact is the concatenation of its tensors, little-endian, C order: chunk `i` has one fixed span in
 //! it, so a partly received artifact is a file with holes and nothing else.
+//!
+//! A full chunk has so many numbers, in whatever format ([`CHUNK_NUMBERS`]): chunk `i` of an update is about the same numbers as
+//! chunk `i` of its model, though it may have half the bytes.
 
 use serde::{Deserialize, Serialize};
 
+use crate::bfloat16;
 use crate::ids::{ArtifactHash, ChunkHash, Digest};
 
-/// Size of a full chunk in bytes. The last chunk of each tensor may be shorter; a chunk never spans two tensors, so
-/// that an unchanged tensor keeps all its chunks.
+/// Size of a full chunk of f32 in bytes: no chunk is larger. The last chunk of each tensor may be shorter; a chunk never spans
+/// two tensors, so that an unchanged tensor keeps all its chunks.
 pub const CHUNK_BYTES: u64 = 1 << 20;
+/// Numbers of a full chunk, in whatever format.
+pub const CHUNK_NUMBERS: u64 = CHUNK_BYTES / 4;
 
 /// Most tensors that an artifact may have.
 pub const MAX_TENSORS: usize = 4096;
@@ -23,11 +29,16 @@ pub const MAX_AXES: usize = 6;
 pub const MAX_ARTIFACT_BYTES: u64 = 8 << 30;
 
 /// Number format of a tensor. Append-only: the order is part of the wire format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, bincode::Encode, bincode::Decode,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// IEEE 754 single precision.
+    #[default]
     F32,
+    /// The upper half of that: of updates, in studies that say so.
+    BF16,
 }
 
 impl Dtype {
@@ -35,6 +46,28 @@ impl Dtype {
     pub const fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
+            Self::BF16 => 2,
+        }
+    }
+
+    /// As a study has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::BF16 => "bf16",
+        }
+    }
+
+    /// Whether it is single precision.
+    pub fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+
+    /// Appends the numbers that `bytes` hold, little-endian: exact from either format.
+    pub fn read(self, bytes: &[u8], numbers: &mut Vec<f32>) {
+        match self {
+            Self::F32 => numbers.extend(bytes.as_chunks::<4>().0.iter().map(|&le| f32::from_le_bytes(le))),
+            Self::BF16 => numbers.extend(bytes.as_chunks::<2>().0.iter().map(|&le| bfloat16::widen(le))),
         }
     }
 }
@@ -142,12 +175,27 @@ impl TensorLayout {
             let end = bytes.and_then(|b| total.checked_add(b)).filter(|&end| end <= MAX_ARTIFACT_BYTES);
             let end = end.ok_or(LayoutError::Shape { index })?;
             while total < end {
-                let len = CHUNK_BYTES.min(end - total);
+                let len = (CHUNK_NUMBERS * tensor.dtype.bytes()).min(end - total);
                 spans.push(ChunkSpan { tensor: index, offset: total, len: len as u32 });
                 total += len;
             }
         }
         Ok(Self { tensors, spans })
+    }
+
+    /// The same tensors in another number format; chunk `i` is about the same numbers.
+    #[must_use]
+    pub fn in_dtype(&self, dtype: Dtype) -> Self {
+        let tensors = self.tensors.iter().map(|tensor| TensorSpec { dtype, ..tensor.clone() }).collect();
+        let mut end = 0;
+        let spans = self.spans.iter().map(|span| {
+            let numbers = u64::from(span.len) / self.tensors[span.tensor].dtype.bytes();
+            let (offset, len) = (end, numbers * dtype.bytes());
+            end += len;
+            // At most CHUNK_NUMBERS of them.
+            ChunkSpan { tensor: span.tensor, offset, len: len as u32 }
+        });
+        Self { tensors, spans: spans.collect() }
     }
 
     /// The tensors, ascending by name.
@@ -220,6 +268,7 @@ impl ArtifactManifest {
             hasher.update(tensor.name.as_bytes());
             hasher.update(&[match tensor.dtype {
                 Dtype::F32 => 0,
+                Dtype::BF16 => 1,
             }]);
             hasher.update(&(tensor.shape.len() as u64).to_le_bytes());
             for axis in &tensor.shape {
@@ -254,6 +303,34 @@ mod tests {
     }
 
     #[test]
+    fn in_bfloat16_every_chunk_has_the_same_numbers_in_half_the_bytes() {
+        let wide = TensorLayout::new(vec![spec("a", &[3]), spec("b", &[300, 2000]), spec("c", &[])]).unwrap();
+        let narrow = wide.in_dtype(Dtype::BF16);
+        assert_eq!(narrow.spans().len(), wide.spans().len());
+        for (narrow, wide) in narrow.spans().iter().zip(wide.spans()) {
+            assert_eq!(
+                (narrow.tensor, 2 * narrow.offset, 2 * narrow.len),
+                (wide.tensor, wide.offset, wide.len)
+            );
+        }
+        assert_eq!((narrow.bytes(), wide.bytes()), (1_200_008, 2_400_016));
+        assert_eq!(
+            TensorLayout::new(narrow.tensors().to_vec()),
+            Ok(narrow.clone()),
+            "as anybody would cut it"
+        );
+        assert_eq!(narrow.in_dtype(Dtype::F32), wide);
+    }
+
+    #[test]
+    fn numbers_are_read_in_either_format() {
+        let mut numbers = Vec::new();
+        Dtype::F32.read(&[0, 0, 0xc0, 0x3f], &mut numbers);
+        Dtype::BF16.read(&[0xc0, 0x3f, 0x20, 0xc0], &mut numbers);
+        assert_eq!(numbers, [1.5, 1.5, -2.5]);
+    }
+
+    #[test]
     fn sizes_that_would_overflow_are_refused() {
         let huge = spec("a", &[u32::MAX; 3]);
         assert_eq!(TensorLayout::new(vec![huge]), Err(LayoutError::Shape { index: 0 }));
@@ -276,5 +353,9 @@ mod tests {
         assert_ne!(base, hash("b", &[2, 1], &[0; 8]));
         assert_ne!(base, hash("a", &[1, 2], &[0; 8]));
         assert_ne!(base, hash("a", &[2, 1], &[0, 0, 0, 0, 0, 0, 0, 1]));
+        // Four numbers of two bytes, and two of four: the same bytes are not the same tensor.
+        let narrow = TensorSpec { dtype: Dtype::BF16, ..spec("a", &[4]) };
+        let narrow = ArtifactManifest::of(TensorLayout::new(vec![narrow]).unwrap(), &[0; 8]);
+        assert_ne!(hash("a", &[2], &[0; 8]), narrow.hash());
     }
 }

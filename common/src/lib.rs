@@ -5,6 +5,7 @@
 
 pub mod aggregate;
 pub mod artifact;
+pub mod bfloat16;
 pub mod config;
 pub mod coverage;
 pub mod csv;

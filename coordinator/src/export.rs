@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
+use common::artifact::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::files;
@@ -38,7 +39,10 @@ fn write(artifact: &ArtifactFile, note: &str, file: &mut File, path: &Path) -> R
         let size = tensor.bytes().and_then(|bytes| usize::try_from(bytes).ok());
         let size = size.ok_or_else(|| StoreError::corrupt("artifact", "a tensor of no size"))?;
         let info = TensorInfo {
-            dtype: safetensors::Dtype::F32,
+            dtype: match tensor.dtype {
+                Dtype::F32 => safetensors::Dtype::F32,
+                Dtype::BF16 => safetensors::Dtype::BF16,
+            },
             shape: tensor.shape.iter().map(|&axis| axis as usize).collect(),
             data_offsets: (offset, offset + size),
         };
@@ -66,7 +70,7 @@ fn header(metadata: &Metadata) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use common::artifact::{Dtype, TensorLayout, TensorSpec};
+    use common::artifact::{TensorLayout, TensorSpec};
 
     use super::*;
     use crate::import::import_safetensors;

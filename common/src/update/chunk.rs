@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::Rejection;
-use crate::artifact::{ArtifactManifest, CHUNK_BYTES};
+use crate::artifact::{ArtifactManifest, CHUNK_BYTES, Dtype};
+use crate::bfloat16;
 use crate::ids::{ChunkHash, Digest};
 use crate::wire::{ChunkError, chunk};
 
@@ -76,28 +77,44 @@ impl ZeroChunks {
     }
 }
 
+/// Sum of the squares of a chunk's numbers.
 fn sum_squares(manifest: &ArtifactManifest, index: u32, bytes: &[u8]) -> Result<f64, Rejection> {
-    let (numbers, _) = bytes.as_chunks::<4>();
+    let summed = match dtype(manifest, index) {
+        Dtype::F32 => sum_of(bytes.as_chunks::<4>().0, f32::from_le_bytes),
+        Dtype::BF16 => sum_of(bytes.as_chunks::<2>().0, bfloat16::widen),
+    };
+    summed.map_err(|element| not_finite(manifest, index, element))
+}
+
+/// The same of any format, or the first of them that is not finite.
+fn sum_of<const N: usize>(numbers: &[[u8; N]], read: impl Fn([u8; N]) -> f32) -> Result<f64, u64> {
     // Lanes of their own, in a fixed order: one chain of additions would take its whole latency for each number.
     let (blocks, rest) = numbers.as_chunks::<LANES>();
     let mut lanes = [0.0; LANES];
     for block in blocks {
         for (lane, &le) in lanes.iter_mut().zip(block) {
-            *lane += f64::from(f32::from_le_bytes(le)).powi(2);
+            *lane += f64::from(read(le)).powi(2);
         }
     }
-    let rest = rest.iter().map(|&le| f64::from(f32::from_le_bytes(le)).powi(2));
+    let rest = rest.iter().map(|&le| f64::from(read(le)).powi(2));
     let square = lanes.iter().sum::<f64>() + rest.sum::<f64>();
     // A sum of squares of f32 numbers cannot overflow f64: it is finite exactly when every number is.
     if square.is_finite() {
         return Ok(square);
     }
-    let bad = numbers.iter().position(|&le| !f32::from_le_bytes(le).is_finite());
-    Err(not_finite(manifest, index, bad.unwrap_or_default() as u64))
+    let bad = numbers.iter().position(|&le| !read(le).is_finite());
+    Err(bad.unwrap_or_default() as u64)
 }
 
 /// Sums that run beside each other.
 const LANES: usize = 16;
+
+/// The number format of a chunk.
+fn dtype(manifest: &ArtifactManifest, index: u32) -> Dtype {
+    let layout = manifest.layout();
+    let span = usize::try_from(index).ok().and_then(|i| layout.spans().get(i));
+    span.and_then(|span| layout.tensors().get(span.tensor)).map_or(Dtype::F32, |tensor| tensor.dtype)
+}
 
 fn not_finite(manifest: &ArtifactManifest, index: u32, element_of_chunk: u64) -> Rejection {
     let layout = manifest.layout();
@@ -107,6 +124,7 @@ fn not_finite(manifest: &ArtifactManifest, index: u32, element_of_chunk: u64) ->
         let start = layout.spans().iter().find(|other| other.tensor == span.tensor);
         span.offset - start.map_or(span.offset, |start| start.offset)
     });
+    let before = before / dtype(manifest, index).bytes();
     let tensor = tensor.map_or(String::new(), |tensor| tensor.name.clone());
-    Rejection::NotFinite { tensor, element: before / 4 + element_of_chunk }
+    Rejection::NotFinite { tensor, element: before + element_of_chunk }
 }

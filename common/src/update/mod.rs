@@ -1,4 +1,5 @@
-//! An update: the f32 delta of the trainable tensors from one global model, offered, checked and believed.
+//! An update: the delta of the trainable tensors from one global model, offered, checked and believed. Its numbers are f32, or
+//! bfloat16 where the study says so; norm and finiteness are those of the numbers as f32.
 //!
 //! [`UpdateOffer`] is what a site says it has. Bytes that came become a [`CheckedChunk`], the proof that they were looked
 //! at: what writes them and what counts them take the proof, so each chunk is hashed once. [`UpdateVerifier`] sees every

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::artifact::{ArtifactManifest, CHUNK_BYTES, Dtype, TensorLayout, TensorSpec};
+use crate::bfloat16;
 use crate::ids::{ArtifactHash, AttemptId, Digest, RoundId, StudyDigest};
 use crate::wire::{ChunkError, OfferedUpdate};
 
@@ -167,6 +168,59 @@ fn an_offer_of_something_else_is_rejected_before_any_byte() {
         let manifest = ArtifactManifest::of(layout.clone(), &vec![0; layout.bytes() as usize]);
         assert_eq!(code(UpdateOffer { manifest, ..good.clone() }), "wrong-layout");
     }
+}
+
+/// The layout with each tensor in bfloat16, and data of it.
+fn narrow(layout: &TensorLayout, numbers: &[f32]) -> (TensorLayout, Vec<u8>) {
+    (layout.in_dtype(Dtype::BF16), numbers.iter().flat_map(|&number| bfloat16::round(number)).collect())
+}
+
+fn verify_narrow(layout: &TensorLayout, data: &[u8]) -> Result<VerifiedUpdate, Rejection> {
+    let mut verifier = UpdateVerifier::new(expectation(layout), offer(layout, data))?;
+    for index in verifier.missing() {
+        verifier.push_chunk(index, chunk(layout, data, index))?;
+    }
+    verifier.finish()
+}
+
+#[test]
+fn an_update_has_the_format_that_the_study_names_and_no_other() {
+    let wide = layout(&[("a", 2)]);
+    let (half, data) = narrow(&wide, &[3.0, -4.0]);
+    let offered = UpdateVerifier::new(expectation(&wide), offer(&half, &data)).unwrap_err();
+    let words = "the update's tensors differ from the model's: a: in bf16, the study's updates are in f32";
+    assert_eq!((offered.code(), offered.to_string().as_str()), ("wrong-layout", words));
+    let offered = UpdateVerifier::new(expectation(&half), offer(&wide, &[0; 8])).unwrap_err();
+    let words = "the update's tensors differ from the model's: a: in f32, the study's updates are in bf16";
+    assert_eq!((offered.code(), offered.to_string().as_str()), ("wrong-layout", words));
+    assert_eq!(verify_narrow(&half, &data).unwrap().norm(), 5.0);
+}
+
+#[test]
+fn an_update_in_bfloat16_has_the_norm_of_the_same_numbers_in_f32() {
+    let layout = layout(&[("a", CHUNK + 5), ("b", 3)]);
+    let numbers: Vec<f32> =
+        (0..CHUNK + 8).map(|k| bfloat16::widen(bfloat16::round(k as f32 / 7.0))).collect();
+    let (half, data) = narrow(&layout, &numbers);
+    let (narrow, wide) =
+        (verify_narrow(&half, &data).unwrap(), verify(&layout, &numbers, &[0, 1, 2], None).unwrap());
+    assert_eq!(narrow.norm().to_bits(), wide.norm().to_bits());
+}
+
+#[test]
+fn a_bfloat16_that_is_not_finite_is_named() {
+    let tensors = layout(&[("a", 3), ("b", CHUNK + 4)]);
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut numbers = vec![0.0; 3 + CHUNK + 4];
+        numbers[3 + CHUNK + 2] = bad;
+        let (half, data) = narrow(&tensors, &numbers);
+        let expected = Rejection::NotFinite { tensor: "b".to_owned(), element: CHUNK as u64 + 2 };
+        assert_eq!(verify_narrow(&half, &data).unwrap_err(), expected);
+    }
+    // What a site rounds is at most the largest number; what it would have been otherwise is refused.
+    let (half, data) = narrow(&layout(&[("a", 1)]), &[f32::MAX]);
+    assert!(verify_narrow(&half, &data).is_ok());
+    assert_eq!(verify_narrow(&half, &[0x80, 0x7f]).unwrap_err().code(), "not-finite");
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub struct UpdateExpectation {
     pub round: RoundId,
     /// The round's global model.
     pub base: ModelHash,
-    /// The model's trainable tensors: the layout of the global model's artifact.
+    /// The model's trainable tensors: the layout of the global model's artifact, in the format that the study's updates have.
     pub layout: TensorLayout,
     /// Largest Euclidean norm of the whole delta, if the study limits it.
     pub max_norm: Option<f64>,
@@ -126,6 +126,9 @@ fn check_layout(expected: &TensorLayout, got: &TensorLayout) -> Result<(), Rejec
     }
     let (ours, theirs) = (expected.tensors(), got.tensors());
     let difference = match ours.iter().zip(theirs).find(|(a, b)| a != b) {
+        Some((a, b)) if a.name == b.name && a.dtype != b.dtype => {
+            format!("{}: in {}, the study's updates are in {}", a.name, b.dtype.name(), a.dtype.name())
+        }
         Some((a, b)) if a.name == b.name => {
             format!("{}: shape {:?}, expected {:?}", a.name, b.shape, a.shape)
         }

@@ -130,6 +130,22 @@ fn enrolments() -> (EnrollRequest, Vec<EnrollReply>) {
     (request, vec![EnrollReply::Enrolled(enrolled), EnrollReply::Refused(refused)])
 }
 
+#[test]
+fn a_tensor_in_bfloat16_is_told_from_one_in_f32_by_one_byte() {
+    let reply = |dtype| {
+        let tensor = TensorSpec { name: "a".to_owned(), dtype, shape: vec![2] };
+        Reply::Artifact {
+            manifest: Manifest { tensors: vec![tensor], chunks: vec![ChunkHash(digest(0xd4))] },
+        }
+    };
+    let (wide, narrow) = (reply(Dtype::F32), reply(Dtype::BF16));
+    let (wide, bytes) = (codec::encode(&wide).unwrap(), codec::encode(&narrow).unwrap());
+    assert_eq!(wide.len(), bytes.len());
+    let differ: Vec<_> = wide.iter().zip(&bytes).filter(|(a, b)| a != b).collect();
+    assert_eq!(differ, [(&0, &1)]);
+    assert_eq!(codec::decode::<Reply>(&bytes).unwrap(), narrow);
+}
+
 /// One line a message: its encoding in hexadecimal, runs of the same byte as `xx*n`.
 fn golden<M: Message + std::fmt::Debug + PartialEq>(messages: &[M]) -> String {
     let line = |message: &M| {

@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::artifact::{ArtifactManifest, ChunkSpan, Dtype, TensorLayout, TensorSpec};
+use common::artifact::{ArtifactManifest, CHUNK_NUMBERS, ChunkSpan, TensorLayout, TensorSpec};
 use common::ids::{ArtifactHash, ChunkHash, Digest};
 use common::wire::chunk::check_chunk;
 use link::transfer::{ChunkSink, ChunkSource};
@@ -257,13 +257,12 @@ impl ArtifactFolder {
 }
 
 /// Numbers of a full chunk.
-const NUMBERS_OF_A_CHUNK: usize = (common::artifact::CHUNK_BYTES / 4) as usize;
+const NUMBERS_OF_A_CHUNK: usize = CHUNK_NUMBERS as usize;
 
 /// The numbers of each tensor; `None` when a chunk is not what the manifest names.
 fn read_tensors(file: &File, manifest: &ArtifactManifest) -> io::Result<Option<Vec<Vec<f32>>>> {
     let layout = manifest.layout();
     let room = |spec: &TensorSpec| {
-        let Dtype::F32 = spec.dtype;
         // Whole files alone are read: so many numbers are there.
         Vec::with_capacity(usize::try_from(spec.elements().unwrap_or(0)).unwrap_or(0))
     };
@@ -275,8 +274,9 @@ fn read_tensors(file: &File, manifest: &ArtifactManifest) -> io::Result<Option<V
         if check_chunk(manifest, index, &buffer).is_err() {
             return Ok(None);
         }
-        if let Some(tensor) = tensors.get_mut(span.tensor) {
-            tensor.extend(buffer.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)));
+        if let (Some(numbers), Some(spec)) = (tensors.get_mut(span.tensor), layout.tensors().get(span.tensor))
+        {
+            spec.dtype.read(&buffer, numbers);
         }
     }
     Ok(Some(tensors))

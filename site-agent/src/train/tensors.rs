@@ -126,11 +126,15 @@ pub fn from_artifact(layout: &TensorLayout, data: &[u8]) -> Result<NamedTensors,
     if expected != got {
         return Err(TensorError::Bytes { expected, got });
     }
-    let mut numbers = data.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
+    let mut rest = data;
     let tensor = |spec: &TensorSpec| {
-        let Dtype::F32 = spec.dtype;
         let shape: Vec<usize> = spec.shape.iter().map(|&axis| axis as usize).collect();
-        let values = numbers.by_ref().take(shape.iter().product()).collect();
+        let length = shape.iter().product::<usize>() * spec.dtype.bytes() as usize;
+        // Never beyond the end: `data` fills the layout.
+        let (bytes, after) = rest.split_at(length.min(rest.len()));
+        rest = after;
+        let mut values = Vec::new();
+        spec.dtype.read(bytes, &mut values);
         Ok((spec.name.clone(), HostTensor::new(shape, values)?))
     };
     layout.tensors().iter().map(tensor).collect()
