@@ -9,7 +9,8 @@ use super::class_rows::ClassRows;
 use super::coordinate_median::median;
 use super::trimmed_mean::trimmed_mean;
 use super::{AggregateError, AggregatedChunk, Aggregator, Rule, WeightedUpdate, fedavg, server_momentum};
-use crate::artifact::ChunkSpan;
+use crate::artifact::{ChunkSpan, Dtype};
+use crate::bfloat16;
 use crate::ids::{ChunkHash, Digest};
 use crate::wire::{ChunkError, chunk};
 
@@ -20,6 +21,8 @@ pub struct Workspace {
     sums: Vec<f64>,
     /// The chunk of each update, where values are sorted.
     sorted: Vec<Vec<u8>>,
+    /// A chunk that came in bfloat16, as f32.
+    widened: Vec<u8>,
 }
 
 /// One chunk in the making.
@@ -75,18 +78,30 @@ impl<'a> ChunkSum<'a> {
             next.ok_or(AggregateError::Sites { index: self.index, expected, got: expected + 1 })?;
         chunk::check_chunk(update.manifest(), self.index, bytes)
             .map_err(|source| AggregateError::Chunk { of: format!("site {}", update.site()), source })?;
-        if self.aggregator.method.rule.sorts() {
-            self.hold(bytes);
-        } else {
-            let deltas = bytes.as_chunks::<4>().0;
-            for Run { elements, row } in &self.runs {
-                let weight = self.aggregator.scale(self.added) * self.aggregator.weight(self.added, *row);
-                let sums = &mut self.workspace.sums[elements.clone()];
-                fedavg::add(sums, &deltas[elements.clone()], weight);
+        match self.aggregator.method.update_dtype {
+            Dtype::F32 => self.add_numbers(bytes),
+            Dtype::BF16 => {
+                let mut widened = std::mem::take(&mut self.workspace.widened);
+                bfloat16::widen_all(bytes, &mut widened);
+                self.add_numbers(&widened);
+                self.workspace.widened = widened;
             }
         }
         self.added += 1;
         Ok(())
+    }
+
+    /// Adds the next update's numbers, which are f32 here whatever they came as.
+    fn add_numbers(&mut self, bytes: &[u8]) {
+        if self.aggregator.method.rule.sorts() {
+            return self.hold(bytes);
+        }
+        let deltas = bytes.as_chunks::<4>().0;
+        for Run { elements, row } in &self.runs {
+            let weight = self.aggregator.scale(self.added) * self.aggregator.weight(self.added, *row);
+            let sums = &mut self.workspace.sums[elements.clone()];
+            fedavg::add(sums, &deltas[elements.clone()], weight);
+        }
     }
 
     /// Keeps the chunk until those of all sites are here.

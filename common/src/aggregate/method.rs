@@ -2,6 +2,7 @@
 
 use super::clipping::Clipping;
 use super::fedadam::FedAdam;
+use crate::artifact::Dtype;
 use crate::study::sections::{Aggregation, Strategy};
 
 /// How the updates of a round become the next model.
@@ -13,6 +14,8 @@ pub struct Method {
     pub server_lr: f64,
     /// How long an update may be and still count in full.
     pub clipping: Clipping,
+    /// Number format of updates. The model, its moments and all sums know nothing of it.
+    pub update_dtype: Dtype,
 }
 
 /// The rules, each in a file of its own.
@@ -37,9 +40,9 @@ pub enum Rule {
 }
 
 impl Method {
-    /// The weighted mean, every update in full.
+    /// The weighted mean of updates in f32, every one in full.
     pub const fn fedavg(server_lr: f64) -> Self {
-        Self { rule: Rule::FedAvg, server_lr, clipping: Clipping::Off }
+        Self { rule: Rule::FedAvg, server_lr, clipping: Clipping::Off, update_dtype: Dtype::F32 }
     }
 
     /// What the study says.
@@ -55,7 +58,8 @@ impl Method {
             Strategy::TrimmedMean => Rule::TrimmedMean { trim: aggregation.trim() },
             Strategy::CoordinateMedian => Rule::CoordinateMedian,
         };
-        Self { rule, server_lr: aggregation.server_lr, clipping: Clipping::of(aggregation) }
+        let Aggregation { server_lr, update_dtype, .. } = *aggregation;
+        Self { rule, server_lr, clipping: Clipping::of(aggregation), update_dtype }
     }
 }
 

@@ -5,7 +5,8 @@
 //! result is the same to the bit. One site's chunk is held at a time, so memory does not grow with sites; only rules
 //! that sort ([`Rule::sorts`]) hold a chunk of each, 1 MiB at most. The rows of a trainable class table average over the
 //! sites that annotate the row's class alone ([`Aggregator::with_class_rows`]). An update and a global model hold the
-//! trainable tensors alone: there are no running statistics to average. Weights are made elsewhere; I/O is the driver's,
+//! trainable tensors alone: there are no running statistics to average. Updates in bfloat16 ([`Method::update_dtype`]) are widened as
+//! they come in, which is exact; no rule knows of it. Weights are made elsewhere; I/O is the driver's,
 //! and every chunk it hands in is compared with its manifest, because disks err too.
 //!
 //! ```text
@@ -30,7 +31,7 @@ pub mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::artifact::{ArtifactManifest, LayoutError};
+use crate::artifact::{ArtifactManifest, LayoutError, TensorLayout};
 use crate::ids::{ChunkHash, ClassId, ModelHash, RoundId, SiteId, StudyDigest};
 use crate::update::VerifiedUpdate;
 use crate::wire::ChunkError;
@@ -186,7 +187,7 @@ impl Aggregator {
                 *weight = 1.0;
             }
         }
-        check_together(&base, &updates, late)?;
+        check_together(&base, &updates, late, &base.layout().in_dtype(method.update_dtype))?;
         let total: f64 = updates.iter().map(|update| update.weight).sum();
         if total <= 0.0 {
             return Err(AggregateError::NoWeight);
@@ -356,6 +357,7 @@ fn check_together(
     base: &ArtifactManifest,
     updates: &[WeightedUpdate],
     late: &BTreeSet<SiteId>,
+    layout: &TensorLayout,
 ) -> Result<(), AggregateError> {
     let hash = base.hash();
     let in_time = |update: &VerifiedUpdate| !late.contains(update.site());
@@ -366,7 +368,7 @@ fn check_together(
             true => update.round() == first.round() && update.base() == hash,
             false => update.round() < first.round(),
         };
-        if !fits || update.study() != first.study() || update.manifest().layout() != base.layout() {
+        if !fits || update.study() != first.study() || update.manifest().layout() != layout {
             return Err(AggregateError::Foreign { site: update.site().clone() });
         }
     }

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::artifact::{Dtype, TensorLayout, TensorSpec};
+use crate::artifact::{Dtype, TensorSpec};
+use crate::bfloat16;
 use crate::ids::{AttemptId, Digest};
 use crate::update::{UpdateExpectation, UpdateOffer, UpdateVerifier};
 
@@ -24,10 +25,29 @@ fn numbers(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|&le| f32::from_le_bytes(le)).collect()
 }
 
+/// The bytes of a delta in this format.
+fn bytes_in(dtype: Dtype, numbers: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => bytes(numbers),
+        Dtype::BF16 => numbers.iter().flat_map(|&number| bfloat16::round(number)).collect(),
+    }
+}
+
 fn verified(site: &str, base: &ArtifactManifest, delta: &[f32], round: u32) -> VerifiedUpdate {
+    verified_in(Dtype::F32, site, base, delta, round)
+}
+
+fn verified_in(
+    dtype: Dtype,
+    site: &str,
+    base: &ArtifactManifest,
+    delta: &[f32],
+    round: u32,
+) -> VerifiedUpdate {
     let (study, round) = (StudyDigest(Digest::of(b"study")), RoundId(round));
-    let data = bytes(delta);
-    let manifest = ArtifactManifest::of(base.layout().clone(), &data);
+    let data = bytes_in(dtype, delta);
+    let layout = base.layout().in_dtype(dtype);
+    let manifest = ArtifactManifest::of(layout.clone(), &data);
     let attempt = AttemptId::from_bytes([1; 16]);
     let offer = UpdateOffer { study, round, base: base.hash(), attempt, steps: 1, manifest };
     let expectation = UpdateExpectation {
@@ -35,11 +55,11 @@ fn verified(site: &str, base: &ArtifactManifest, delta: &[f32], round: u32) -> V
         study,
         round,
         base: base.hash(),
-        layout: base.layout().clone(),
+        layout: layout.clone(),
         max_norm: None,
     };
     let mut verifier = UpdateVerifier::new(expectation, offer).unwrap();
-    for (index, span) in (0..).zip(base.layout().spans()) {
+    for (index, span) in (0..).zip(layout.spans()) {
         let start = span.offset as usize;
         verifier.push_chunk(index, &data[start..start + span.len as usize]).unwrap();
     }
@@ -111,8 +131,9 @@ impl Rounds {
         self.round += 1;
         let model = bytes(&self.model);
         let base = ArtifactManifest::of(layout(&[("w", &[self.model.len() as u32])]), &model);
+        let dtype = self.method.update_dtype;
         let update = |&(site, weight, delta): &(&str, f64, &[f32])| WeightedUpdate {
-            update: verified(site, &base, delta, self.round),
+            update: verified_in(dtype, site, &base, delta, self.round),
             weight,
         };
         let updates = sites.iter().map(update).collect();
@@ -122,7 +143,7 @@ impl Rounds {
         for update in aggregator.updates() {
             let site = update.update.site().as_str();
             let (_, _, delta) = sites.iter().find(|(name, ..)| *name == site).unwrap();
-            sum.add(&bytes(delta)).unwrap();
+            sum.add(&bytes_in(dtype, delta)).unwrap();
         }
         sum.finish(&model, &mut self.moments, &mut out).unwrap();
         self.model = numbers(&out);
@@ -149,7 +170,7 @@ fn any_method() -> impl Strategy<Value = Method> {
     ];
     let clipping =
         prop_oneof![Just(Clipping::Off), Just(Clipping::Norm(100.0)), Just(Clipping::MedianFactor(1.5))];
-    (rule, clipping).prop_map(|(rule, clipping)| Method { rule, server_lr: 0.5, clipping })
+    (rule, clipping).prop_map(|(rule, clipping)| Method { rule, clipping, ..Method::fedavg(0.5) })
 }
 
 /// Some sites with deltas over two small tensors.
@@ -195,6 +216,27 @@ proptest! {
         prop_assert_eq!(&first, &run(&sites));
         sites.reverse();
         prop_assert_eq!(&first, &run(&sites));
+    }
+
+    #[test]
+    fn by_every_rule_updates_in_bfloat16_give_the_bits_of_the_same_numbers_in_f32(
+        method in any_method(),
+        sites in proptest::collection::vec((0.01f64..50.0, proptest::collection::vec(-1e3f32..1e3, 3)), 1..7),
+    ) {
+        // What bfloat16 holds, in f32.
+        let round = |numbers: &Vec<f32>| -> Vec<f32> {
+            numbers.iter().map(|&number| bfloat16::widen(bfloat16::round(number))).collect()
+        };
+        let rounded: Vec<_> = sites.iter().map(|(weight, delta)| (*weight, round(delta))).collect();
+        let names = ["a", "b", "c", "d", "e", "f"];
+        let sites: Vec<(&str, f64, &[f32])> =
+            names.iter().zip(&rounded).map(|(&name, (weight, delta))| (name, *weight, &delta[..])).collect();
+        let run = |update_dtype| {
+            let mut rounds = Rounds::new(Method { update_dtype, ..method }, &[0.5, -0.25, 0.0]);
+            let clipped = [rounds.run(&sites), rounds.run(&sites)];
+            (bytes(&rounds.model), rounds.moments, clipped)
+        };
+        prop_assert_eq!(run(Dtype::F32), run(Dtype::BF16));
     }
 
     #[test]
@@ -299,6 +341,52 @@ fn moments_that_are_not_the_rules_are_an_error() {
         let got = moments.len();
         let error = sum.finish(&base, &mut moments, &mut Vec::new()).unwrap_err();
         assert_eq!(error, AggregateError::Moments { index: 0, expected, got });
+    }
+}
+
+#[test]
+fn rows_of_a_class_table_are_the_same_rows_in_bfloat16() {
+    // 3 rows of 200,000 numbers: rows and chunks do not coincide. Every number here is a bfloat16.
+    let row = 200_000;
+    let base = ArtifactManifest::of(layout(&[("table", &[3, row as u32])]), &vec![0; 12 * row]);
+    let class = |id| ClassId::new(id).unwrap();
+    let annotating =
+        BTreeMap::from([(class(1), set(&["a"])), (class(2), set(&["b"])), (class(3), set(&["a", "b"]))]);
+    let run = |update_dtype| {
+        let deltas = [1.0, 3.0].map(|value| vec![value; 3 * row]);
+        let update = |(site, delta): (&str, &Vec<f32>)| WeightedUpdate {
+            update: verified_in(update_dtype, site, &base, delta, 1),
+            weight: 1.0,
+        };
+        let updates = ["a", "b"].into_iter().zip(&deltas).map(update).collect();
+        let method = Method { update_dtype, ..Method::fedavg(1.0) };
+        let aggregator = Aggregator::by_method(base.clone(), updates, &BTreeSet::new(), method).unwrap();
+        let aggregator = aggregator.with_class_rows("table", &annotating).unwrap();
+        let narrow = base.layout().in_dtype(update_dtype);
+        let (mut new, mut out) = (Vec::new(), Vec::new());
+        for ((index, span), ours) in (0..).zip(base.layout().spans()).zip(narrow.spans()) {
+            let of = |delta: &Vec<f32>| {
+                bytes_in(update_dtype, delta)[ours.offset as usize..][..ours.len as usize].to_vec()
+            };
+            let deltas: Vec<Vec<u8>> = deltas.iter().map(of).collect();
+            let deltas: Vec<&[u8]> = deltas.iter().map(Vec::as_slice).collect();
+            aggregator.aggregate_chunk(index, &vec![0; span.len as usize], &deltas, &mut out).unwrap();
+            new.extend(numbers(&out));
+        }
+        new
+    };
+    let expected = [vec![1.0; row], vec![3.0; row], vec![2.0; row]].concat();
+    assert!(run(Dtype::BF16) == expected && run(Dtype::F32) == expected);
+}
+
+#[test]
+fn an_update_in_another_format_than_the_studys_is_foreign() {
+    let base = ArtifactManifest::of(layout(&[("w", &[2])]), &[0; 8]);
+    for (has, wants) in [(Dtype::F32, Dtype::BF16), (Dtype::BF16, Dtype::F32)] {
+        let update = WeightedUpdate { update: verified_in(has, "a", &base, &[1.0, 2.0], 1), weight: 1.0 };
+        let method = Method { update_dtype: wants, ..Method::fedavg(1.0) };
+        let refused = Aggregator::by_method(base.clone(), vec![update], &BTreeSet::new(), method);
+        assert!(matches!(refused, Err(AggregateError::Foreign { .. })));
     }
 }
 

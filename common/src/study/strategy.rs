@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::positive;
 use super::sections::{Late, Quorum, Weighting};
+use crate::artifact::Dtype;
 use crate::config::Problems;
 
 /// From updates to the next global model.
@@ -53,6 +54,10 @@ pub struct Aggregation {
     /// Share that `trimmed-mean` leaves out at each end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trim: Option<f64>,
+    /// Number format of updates. In bfloat16 they have half the bytes, and each site keeps back what rounding took of one and adds
+    /// it to its next. Not written where it is `f32`: such a study keeps the digest that it always had.
+    #[serde(default, skip_serializing_if = "Dtype::is_f32")]
+    pub update_dtype: Dtype,
 }
 
 /// The aggregation rules.
@@ -244,7 +249,7 @@ fn is_clip_median_factor(factor: &f64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::study::StudyDraft;
+    use crate::study::{StudyDocument, StudyDraft};
     use crate::taxonomy::Taxonomy;
     use crate::testing::{EXAMPLE_STUDY, example_study, example_study_with};
 
@@ -364,6 +369,26 @@ mod tests {
         assert_eq!(aggregation.proximal_mu(), 0.01);
         aggregation.proximal_mu = Some(0.3);
         assert_eq!(aggregation.proximal_mu(), 0.3);
+    }
+
+    #[test]
+    fn updates_are_in_f32_unless_the_study_says_bf16() {
+        let text = |document: &StudyDocument| String::from_utf8(document.bytes().to_vec()).unwrap();
+        let (wide, narrow) =
+            (example_study(), example_study_with(|draft| draft.aggregation.update_dtype = Dtype::BF16));
+        assert_eq!(wide.study().aggregation.update_dtype, Dtype::F32);
+        assert!(!text(&wide).contains("update_dtype"), "its bytes are those of older studies");
+        assert!(text(&narrow).contains("\"update_dtype\": \"bf16\""));
+        assert_ne!(wide.digest(), narrow.digest());
+        let again = StudyDocument::parse(narrow.bytes().to_vec()).unwrap();
+        assert_eq!(again.study().aggregation.update_dtype, Dtype::BF16);
+        assert_eq!(refused("update_dtype = \"bf16\"\n"), "nothing");
+        assert_eq!(refused("update_dtype = \"f32\"\n"), "nothing");
+        let words = refused("update_dtype = \"f16\"\n");
+        assert_eq!(
+            words,
+            "study.toml:52: `aggregation.update_dtype`: unknown variant `f16`, expected `f32` or `bf16`"
+        );
     }
 
     #[test]

@@ -69,13 +69,13 @@ fn every_mistake_is_reported_at_once() {
     error: study.toml:37: `training.warmup_rounds`: 5 is out of range
       allowed: 0 to 0
     error: study.toml:45: `training.optimizer.weight_decay`: belongs to `adamw`; `sgd` has none
-    error: study.toml:69: `quorum.accept_s`: 8000 is out of range
+    error: study.toml:70: `quorum.accept_s`: 8000 is out of range
       allowed: 1 to 7200
-    error: study.toml:72: `evaluation.every_rounds`: 5 is out of range
+    error: study.toml:73: `evaluation.every_rounds`: 5 is out of range
       allowed: 0 to 0
-    error: study.toml:81: `evaluation.nsd_tolerance_mm.classes[2].mm`: -4 is out of range
+    error: study.toml:82: `evaluation.nsd_tolerance_mm.classes[2].mm`: -4 is out of range
       allowed: 0 to 100
-    error: study.toml:81: `evaluation.nsd_tolerance_mm.classes[2].class`: the taxonomy has no class 77
+    error: study.toml:82: `evaluation.nsd_tolerance_mm.classes[2].class`: the taxonomy has no class 77
     "#);
 }
 
@@ -89,7 +89,7 @@ fn unknown_keys_and_wrong_words_are_reported_at_once() {
     insta::assert_snapshot!(refused, @r#"
     study.toml:9: `model.backbone`: unknown variant `vnet`, expected `unet` or `swin_unetr`
     error: study.toml:14: `embeddings.kind`: embedding kind `imported:`: expected `one-hot`, `few-hot` or `imported:NAME`
-    error: study.toml:54: `aggregation.weight`: unknown field `weight`, expected one of `strategy`, `server_lr`, `weights`, `max_site_weight`, `max_update_norm`, `clip_median_factor`, `clip_norm`, `proximal_mu`, `momentum`, `beta_1`, `beta_2`, `tau`, `trim`
+    error: study.toml:54: `aggregation.weight`: unknown field `weight`, expected one of `strategy`, `server_lr`, `weights`, `max_site_weight`, `max_update_norm`, `clip_median_factor`, `clip_norm`, `proximal_mu`, `momentum`, `beta_1`, `beta_2`, `tau`, `trim`, `update_dtype`
     "#);
 }
 

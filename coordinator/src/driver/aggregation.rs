@@ -116,7 +116,7 @@ fn recall(
         study,
         round,
         base: term.base,
-        layout: base.manifest().layout().clone(),
+        layout: base.manifest().layout().in_dtype(job.method.update_dtype),
         // Its norm was checked when it was taken; a receipt is given for it, so it counts.
         max_norm: None,
     };

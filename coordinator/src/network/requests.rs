@@ -11,6 +11,7 @@ use common::report::{EvaluationReport, METRIC_VERSION};
 use common::round::{self, Exclusion, UpdateExpectation};
 use common::signed::{Signed, SignedDocument, SignedError, VerifyingKey};
 use common::study::StudyDocument;
+use common::study::sections::Aggregation;
 use common::update::UpdateOffer;
 use common::wire::{Manifest, OfferedUpdate, Receipt, Refusal, RefusalCode, Reply, Request, SignedBytes};
 use link::LinkError;
@@ -190,12 +191,13 @@ impl Session {
             UpdateExpectation::AlreadyCounted => return Ok(Reply::Receipt(receipt)),
             UpdateExpectation::Wanted { base } => base,
         };
-        let max_norm = self.study(offer.study).await?.study().aggregation.max_update_norm;
+        let document = self.study(offer.study).await?;
+        let Aggregation { max_update_norm: max_norm, update_dtype: dtype, .. } = document.study().aggregation;
         // Let go before a new one is begun. A stream of before a cut may write one more chunk of it: the right bytes, or
         // into a file that has no name any more.
         let mut slot = self.upload.lock().await;
         *slot = None;
-        let upload = Upload::begin(&self.context.store, site, offer, base, max_norm).await?;
+        let upload = Upload::begin(&self.context.store, site, offer, base, dtype, max_norm).await?;
         let missing = upload.missing();
         *slot = Some(Arc::new(upload));
         Ok(Reply::UpdateWanted { missing })

@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::artifact::ArtifactManifest;
+use common::artifact::{ArtifactManifest, Dtype};
 use common::ids::{AttemptId, ModelHash, SiteId};
 use common::update::{
     CheckedChunk, Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate, ZeroChunks,
@@ -72,10 +72,11 @@ impl Upload {
         site: SiteId,
         offer: UpdateOffer,
         base: ModelHash,
+        dtype: Dtype,
         max_norm: Option<f64>,
     ) -> Result<Self, Refusal> {
         let store = store.clone();
-        off_thread(move || begin(&store, site, offer, base, max_norm)).await
+        off_thread(move || begin(&store, site, offer, base, dtype, max_norm)).await
     }
 
     /// The site's key for it.
@@ -137,10 +138,11 @@ fn begin(
     site: SiteId,
     offer: UpdateOffer,
     base: ModelHash,
+    dtype: Dtype,
     max_norm: Option<f64>,
 ) -> Result<Upload, Fault> {
     let missing = || StoreError::corrupt("artifact", format!("model {base} is not here"));
-    let layout = store.artifacts().read(&base)?.ok_or_else(missing)?.manifest().layout().clone();
+    let layout = store.artifacts().read(&base)?.ok_or_else(missing)?.manifest().layout().in_dtype(dtype);
     let (study, round, attempt, manifest) = (offer.study, offer.round, offer.attempt, offer.manifest.clone());
     let expectation = UpdateExpectation { site: site.clone(), study, round, base, layout, max_norm };
     let mut verifier = UpdateVerifier::new(expectation, offer)?;
@@ -222,7 +224,7 @@ fn failed(error: &JoinError) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use common::artifact::{CHUNK_BYTES, Dtype, TensorLayout, TensorSpec};
+    use common::artifact::{CHUNK_BYTES, TensorLayout, TensorSpec};
     use common::ids::{Digest, RoundId, StudyDigest};
 
     use super::*;
@@ -266,7 +268,7 @@ mod tests {
 
         async fn begin(&self, data: &[u8]) -> Upload {
             let site = "north".parse().unwrap();
-            Upload::begin(&self.store, site, self.offer(data), self.base, None).await.unwrap()
+            Upload::begin(&self.store, site, self.offer(data), self.base, Dtype::F32, None).await.unwrap()
         }
 
         fn chunk(&self, data: &[u8], index: u32) -> ChunkBuffer {
