@@ -2,6 +2,7 @@
 
 use common::aggregate::{Clipping, Rule};
 use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
+use common::bfloat16;
 use common::ids::{AttemptId, Digest};
 use common::update::CheckedChunk;
 
@@ -17,8 +18,8 @@ fn bytes_of(value: f32) -> Vec<u8> {
     value.to_le_bytes().repeat(300_003)
 }
 
-fn chunks(data: &[u8]) -> Vec<&[u8]> {
-    layout().spans().iter().map(|span| &data[span.offset as usize..][..span.len as usize]).collect()
+fn chunks<'a>(layout: &TensorLayout, data: &'a [u8]) -> Vec<&'a [u8]> {
+    layout.spans().iter().map(|span| &data[span.offset as usize..][..span.len as usize]).collect()
 }
 
 /// A study of one store, all of whose tensors hold one number.
@@ -38,23 +39,33 @@ impl Study {
 
     fn put_model(&self, value: f32) -> ModelHash {
         let mut writer = self.store.artifacts().write(layout()).unwrap();
-        chunks(&bytes_of(value)).iter().for_each(|chunk| writer.push_chunk(chunk).unwrap());
+        chunks(&layout(), &bytes_of(value)).iter().for_each(|chunk| writer.push_chunk(chunk).unwrap());
         writer.finish().unwrap()
     }
 
     /// An update as the network leaves it.
     fn put_update(&self, round: u32, base: ModelHash, site: &str, value: f32) -> Term {
         let (round, attempt, site) = (RoundId(round), AttemptId::from_bytes([1; 16]), site.parse().unwrap());
-        let data = bytes_of(value);
-        let manifest = ArtifactManifest::of(layout(), &data);
-        let expectation =
-            UpdateExpectation { site, study: self.digest, round, base, layout: layout(), max_norm: None };
+        let layout = layout().in_dtype(self.method.update_dtype);
+        let data = match self.method.update_dtype {
+            Dtype::F32 => bytes_of(value),
+            Dtype::BF16 => bfloat16::round(value).repeat(300_003),
+        };
+        let manifest = ArtifactManifest::of(layout.clone(), &data);
+        let expectation = UpdateExpectation {
+            site,
+            study: self.digest,
+            round,
+            base,
+            layout: layout.clone(),
+            max_norm: None,
+        };
         let (study, steps) = (self.digest, 1);
         let offer = UpdateOffer { study, round, base, attempt, steps, manifest: manifest.clone() };
         let site = expectation.site.clone();
         let mut verifier = UpdateVerifier::new(expectation, offer).unwrap();
         let spooled = self.store.spool().receive(&study, round, &site, manifest).unwrap();
-        for (index, chunk) in (0u32..).zip(chunks(&data)) {
+        for (index, chunk) in (0u32..).zip(chunks(&layout, &data)) {
             let checked = CheckedChunk::check(spooled.manifest(), index, chunk).unwrap();
             verifier.count(&checked).unwrap();
             spooled.write_checked(&checked).unwrap();
@@ -156,4 +167,18 @@ async fn an_update_whose_verification_is_lost_is_read_again_and_counts_the_same(
     std::fs::write(study.update_file(1, &terms[2], "verification"), b"torn").unwrap();
     let again = study.aggregate(1, base, &terms).unwrap();
     assert_eq!((again.model, again.clipped), (known.model, known.clipped));
+}
+
+#[tokio::test]
+async fn updates_in_bfloat16_are_read_beside_a_model_in_f32() {
+    let study = Study::new(Method { update_dtype: Dtype::BF16, ..momentum() }).await;
+    let base = study.put_model(1.0);
+    let terms = [study.put_update(1, base, "a", 1.0), study.put_update(1, base, "b", 3.0)];
+    assert_eq!(std::fs::metadata(study.update_file(1, &terms[0], "data")).unwrap().len(), 2 * 300_003);
+    let first = study.aggregate(1, base, &terms).unwrap().model;
+    assert_eq!(study.value(first), 3.0);
+    // By a study in f32 they are not what it asked for.
+    let other = Study { method: momentum(), ..study };
+    let error = other.aggregate(1, base, &terms).unwrap_err();
+    assert!(error.words().contains("in bf16, the study's updates are in f32"), "{}", error.words());
 }
