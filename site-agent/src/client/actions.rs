@@ -60,9 +60,11 @@ impl Agent {
                 self.worker.submit(Job::Unlearn(attempt));
                 self.outbox.remove(attempt)?;
                 files::remove(&self.state.optimizer_after(attempt))?;
+                self.residuals.not_counted(attempt)?;
             }
             Action::OfferUpdate { offer } => {
                 self.state.promote_optimizer(offer.study, offer.round, offer.attempt)?;
+                self.residuals.offered(offer.study, offer.round, offer.attempt)?;
                 let outbox = self.outbox.updates().clone();
                 self.begin(Errand::Offer(offer.attempt), move |connection, egress| async move {
                     Some(errands::offer_update(&connection, &egress, &outbox, &offer).await)
@@ -72,6 +74,11 @@ impl Agent {
                 self.cancel(Errand::Offer(attempt));
                 files::remove(&self.state.optimizer_after(attempt))?;
                 self.outbox.remove(attempt)?;
+                match reason {
+                    DropReason::Counted => {}
+                    DropReason::Refused(_) => self.residuals.not_counted(attempt)?,
+                    DropReason::RoundClosed | DropReason::StudyOver => self.residuals.unanswered(attempt)?,
+                }
                 if reason != DropReason::Counted {
                     self.worker.submit(Job::Unlearn(attempt));
                 }
@@ -79,6 +86,7 @@ impl Agent {
             }
             Action::PruneOutbox { keep } => {
                 self.state.prune_optimizer(keep)?;
+                self.residuals.prune(keep)?;
                 self.outbox.prune(keep)?;
                 if keep.is_none() {
                     files::remove(&self.state.checkpoint())?;

@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::artifact::{ArtifactManifest, CHUNK_NUMBERS, ChunkSpan, TensorLayout, TensorSpec};
+use common::artifact::{ArtifactManifest, CHUNK_NUMBERS, ChunkSpan, Dtype, TensorLayout, TensorSpec};
 use common::ids::{ArtifactHash, ChunkHash, Digest};
 use common::wire::chunk::check_chunk;
 use link::transfer::{ChunkSink, ChunkSource};
@@ -147,15 +147,32 @@ impl ArtifactFolder {
     /// # Errors
     /// [`ArtifactError`].
     pub fn store(&self, tensors: &NamedTensors) -> Result<ArtifactManifest, ArtifactError> {
-        let layout = layout_of(tensors)?;
+        self.store_in(Dtype::F32, tensors, |values, bytes| {
+            bytes.resize(values.len() * 4, 0);
+            for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                *bytes = value.to_le_bytes();
+            }
+            Ok(())
+        })
+    }
+
+    /// Keeps tensors as an artifact in this format, into which `encode` brings the numbers of one chunk after the other: durable when
+    /// it returns.
+    ///
+    /// # Errors
+    /// [`ArtifactError`].
+    pub fn store_in(
+        &self,
+        dtype: Dtype,
+        tensors: &NamedTensors,
+        mut encode: impl FnMut(&[f32], &mut Vec<u8>) -> Result<(), FileError>,
+    ) -> Result<ArtifactManifest, ArtifactError> {
+        let layout = layout_of(tensors)?.in_dtype(dtype);
         let mut file = files::Unnamed::begin(&self.0)?;
         let (mut chunks, mut buffer) = (Vec::with_capacity(layout.spans().len()), Vec::<u8>::new());
         for tensor in tensors.values() {
             for values in tensor.values().chunks(NUMBERS_OF_A_CHUNK) {
-                buffer.resize(values.len() * 4, 0);
-                for (bytes, value) in buffer.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-                    *bytes = value.to_le_bytes();
-                }
+                encode(values, &mut buffer)?;
                 chunks.push(ChunkHash(Digest::of(&buffer)));
                 file.write(&buffer)?;
             }

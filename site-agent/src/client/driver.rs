@@ -27,6 +27,7 @@ use super::files;
 use super::identity::Identity;
 use super::journal::Journal;
 use super::outbox::Outbox;
+use super::residual::Residuals;
 use super::state::{AgentStatus, StateFolder};
 use super::studies::StudyFolder;
 use super::translate::event_of;
@@ -82,6 +83,7 @@ pub struct Agent {
     pub(super) studies: StudyFolder,
     pub(super) artifacts: ArtifactFolder,
     pub(super) outbox: Outbox,
+    pub(super) residuals: Residuals,
     pub(super) egress: Arc<Egress>,
     pub(super) worker: Worker,
     pub(super) connection: Option<Connection>,
@@ -128,15 +130,16 @@ impl Agent {
         let (journal, machine) = Journal::open(&state.journal(), &who)?;
         let (news, inbox) = mpsc::channel(64);
         let (out, outcomes) = mpsc::channel(64);
-        let outbox = state.outbox()?;
+        let (outbox, residuals) = (state.outbox()?, state.residuals()?);
         Ok(Self {
             site,
             role,
             signing: identity.signing.clone(),
             studies: state.studies()?,
             artifacts: state.artifacts()?,
-            worker: Worker::start(work, outbox.clone(), out)?,
+            worker: Worker::start(work, outbox.clone(), residuals.clone(), out)?,
             outbox,
+            residuals,
             egress: Arc::new(egress),
             connection: None,
             timers: BTreeMap::new(),
@@ -274,6 +277,10 @@ impl Agent {
     fn take(&mut self, event: &Event) -> anyhow::Result<()> {
         let now = now();
         before_journal(event);
+        // First: once the journal has the receipt, nobody asks again whether the update counts.
+        if let Event::Receipt { attempt } = event {
+            self.residuals.counted(*attempt)?;
+        }
         self.journal.record(event, now)?;
         after_journal(event);
         let actions = self.machine.tick(event.clone(), now);

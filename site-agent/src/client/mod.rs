@@ -22,6 +22,7 @@ pub mod identity;
 pub mod journal;
 pub mod lane;
 pub mod outbox;
+pub mod residual;
 pub mod site_work;
 pub mod state;
 pub mod studies;

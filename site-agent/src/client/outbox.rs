@@ -6,12 +6,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use common::artifact::Dtype;
 use common::ids::{ArtifactHash, AttemptId};
 use link::failpoint;
 use serde::{Deserialize, Serialize};
 
 use super::artifacts::{ArtifactError, ArtifactFolder};
 use super::files::{self, FileError};
+use super::residual::Rounding;
 use crate::train::trainer::RoundOutcome;
 
 /// How the name of an attempt's file ends.
@@ -55,6 +57,33 @@ impl Outbox {
     pub fn keep(&self, attempt: AttemptId, outcome: &RoundOutcome) -> Result<Finished, ArtifactError> {
         failpoint::pass("site.before-outbox-rename");
         let update = self.updates.store(&outcome.delta)?.hash();
+        self.finish(attempt, update, outcome)
+    }
+
+    /// As [`Outbox::keep`], in bfloat16. What remains of it is durable before the attempt has ended.
+    ///
+    /// # Errors
+    /// [`ArtifactError`].
+    pub fn keep_rounded(
+        &self,
+        attempt: AttemptId,
+        outcome: &RoundOutcome,
+        mut rounding: Rounding,
+    ) -> Result<Finished, ArtifactError> {
+        failpoint::pass("site.before-outbox-rename");
+        let update = self
+            .updates
+            .store_in(Dtype::BF16, &outcome.delta, |deltas, sent| rounding.round(deltas, sent))?;
+        rounding.finish()?;
+        self.finish(attempt, update.hash(), outcome)
+    }
+
+    fn finish(
+        &self,
+        attempt: AttemptId,
+        update: ArtifactHash,
+        outcome: &RoundOutcome,
+    ) -> Result<Finished, ArtifactError> {
         let finished = Finished { update, steps: outcome.steps };
         files::write_json(&self.trained(attempt), &finished)?;
         failpoint::pass("site.after-outbox");
@@ -127,7 +156,10 @@ fn read(path: &Path) -> Option<Finished> {
 
 #[cfg(test)]
 mod tests {
+    use common::ids::{RoundId, StudyDigest};
+
     use super::*;
+    use crate::client::residual::Residuals;
     use crate::model::{HostTensor, NamedTensors};
 
     const ONE: AttemptId = AttemptId::from_bytes([1; 16]);
@@ -148,6 +180,31 @@ mod tests {
         let again = Outbox::open(folder.path()).unwrap();
         assert_eq!((again.find(ONE), again.find(TWO)), (Some(finished), None));
         assert_eq!(again.updates().load(finished.update).unwrap(), outcome(1.0).delta);
+    }
+
+    #[test]
+    fn an_update_in_bfloat16_has_half_the_bytes_and_is_found_as_it_will_be_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(&folder.path().join("outbox")).unwrap();
+        let residuals = Residuals::open(&folder.path().join("residual")).unwrap();
+        let study = StudyDigest(common::ids::Digest::of(b"study"));
+        let keep = |attempt, value| {
+            let rounding = residuals.begin(study, RoundId(1), attempt, 2).unwrap();
+            outbox.keep_rounded(attempt, &outcome(value), rounding).unwrap()
+        };
+        // Half-way between 1 and the next bfloat16.
+        let finished = keep(ONE, 1.003_906_25);
+        assert_eq!(outbox.find(ONE), Some(finished));
+        assert_eq!(outbox.updates().load(finished.update).unwrap(), outcome(1.0).delta);
+        let (manifest, _) = outbox.updates().source(finished.update).unwrap();
+        assert_eq!((manifest.layout().bytes(), manifest.layout().tensors()[0].dtype), (4, Dtype::BF16));
+        // What was not counted is added to nothing.
+        assert_eq!(keep(TWO, 1.003_906_25).update, finished.update);
+        assert_ne!(
+            outbox.keep(TWO, &outcome(1.0)).unwrap().update,
+            finished.update,
+            "the same numbers in f32"
+        );
     }
 
     #[test]

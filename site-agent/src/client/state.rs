@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::artifacts::ArtifactFolder;
 use super::files::{self, FileError};
 use super::outbox::Outbox;
+use super::residual::Residuals;
 use super::studies::StudyFolder;
 use crate::train::state::UNFINISHED;
 
@@ -110,6 +111,14 @@ impl StateFolder {
         Outbox::open(&self.0.join("outbox"))
     }
 
+    /// What rounding took from updates.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn residuals(&self) -> Result<Residuals, FileError> {
+        Residuals::open(&self.0.join("residual"))
+    }
+
     /// Removes what a crash left of files that were being written: they can be as large as a model. For the agent alone,
     /// which holds the lock.
     ///
@@ -117,7 +126,7 @@ impl StateFolder {
     /// [`FileError`].
     pub fn remove_unfinished(&self) -> Result<(), FileError> {
         // Not `studies` and `finetune`: other commands write there meanwhile.
-        for part in ["", "artifacts", "outbox", "optimizer", "checkpoint", "reports", "journal"] {
+        for part in ["", "artifacts", "outbox", "optimizer", "residual", "checkpoint", "reports", "journal"] {
             let listed = std::fs::read_dir(self.0.join(part)).into_iter().flatten().flatten();
             for entry in listed.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
                 files::remove(&entry.path())?;

@@ -6,6 +6,7 @@ use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use common::artifact::Dtype;
 use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId};
 use common::manifest::LabelManifest;
 use common::report::EvaluationReport;
@@ -13,8 +14,10 @@ use common::round::RoundTask;
 use common::study::StudyDocument;
 use tokio::sync::mpsc;
 
+use super::artifacts::ArtifactError;
 use super::files;
 use super::outbox::{Finished, Outbox};
+use super::residual::Residuals;
 use crate::train::trainer::{Cancel, RoundOutcome, StepReport, TrainError};
 
 /// How long a full disk is left alone.
@@ -104,14 +107,19 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread; updates go to `outbox`, outcomes to `out`.
+    /// Starts the thread; updates go to `outbox`, what rounding takes from them to `residuals`, outcomes to `out`.
     ///
     /// # Errors
     /// What the system says about a new thread.
-    pub fn start(work: Box<dyn Work>, outbox: Outbox, out: mpsc::Sender<Outcome>) -> std::io::Result<Self> {
+    pub fn start(
+        work: Box<dyn Work>,
+        outbox: Outbox,
+        residuals: Residuals,
+        out: mpsc::Sender<Outcome>,
+    ) -> std::io::Result<Self> {
         let (jobs, queue) = std_mpsc::channel();
         let thread = std::thread::Builder::new().name("work".to_owned());
-        let thread = thread.spawn(move || run(work, &outbox, &queue, &out))?;
+        let thread = thread.spawn(move || run(work, &outbox, &residuals, &queue, &out))?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
@@ -133,6 +141,7 @@ impl Worker {
 fn run(
     mut work: Box<dyn Work>,
     outbox: &Outbox,
+    residuals: &Residuals,
     queue: &std_mpsc::Receiver<Job>,
     out: &mpsc::Sender<Outcome>,
 ) {
@@ -143,7 +152,7 @@ fn run(
                 Outcome::Counted(study, counted)
             }
             Job::Train(study, task, attempt, cancel) => {
-                let mut shift = Shift { work: work.as_mut(), outbox, out };
+                let mut shift = Shift { work: work.as_mut(), outbox, residuals, out };
                 let trained = shift.train(&study, &task, attempt, &cancel);
                 Outcome::Trained(attempt, trained.map(|Finished { update, steps }| (update, steps)))
             }
@@ -166,6 +175,7 @@ fn run(
 struct Shift<'a> {
     work: &'a mut dyn Work,
     outbox: &'a Outbox,
+    residuals: &'a Residuals,
     out: &'a mpsc::Sender<Outcome>,
 }
 
@@ -193,7 +203,7 @@ impl Shift<'_> {
         if trained.as_ref().is_err_and(was_left) {
             self.work.leave_round();
         }
-        let kept = self.keep(task.round, attempt, &trained?, cancel);
+        let kept = self.keep(study, task.round, attempt, &trained?, cancel);
         match &kept {
             Ok(_) => self.work.leave_round(),
             Err(_) => self.work.unlearn(attempt),
@@ -204,6 +214,7 @@ impl Shift<'_> {
     /// Keeps what was trained. Where the disk is full it waits for room: hours of work are in memory.
     fn keep(
         &mut self,
+        study: &StudyDocument,
         round: RoundId,
         attempt: AttemptId,
         outcome: &RoundOutcome,
@@ -212,12 +223,12 @@ impl Shift<'_> {
         let mut is_waiting = false;
         loop {
             let learnt = self.work.keep_learnt(attempt);
-            let kept = learnt.and_then(|()| Ok(self.outbox.keep(attempt, outcome)?));
+            let kept = learnt.and_then(|()| Ok(self.put(study, round, attempt, outcome)?));
             match &kept {
                 Err(error) if files::is_disk_full(error) && !cancel.is_cancelled() => {
-                    // The update, and two moments of each number in it.
-                    let bytes: usize = outcome.delta.values().map(|tensor| 4 * tensor.values().len()).sum();
-                    let need = (3 * bytes).div_ceil(1 << 20);
+                    // The update, and two moments of each number in it; where it is rounded, what remains too.
+                    let each = if study.study().aggregation.update_dtype.is_f32() { 12 } else { 14 };
+                    let need = (each * numbers_of(outcome)).div_ceil(1 << 20);
                     let why = format!(
                         "disk full: {error:#}; {need} MiB are needed to keep the update of round {round}"
                     );
@@ -233,6 +244,27 @@ impl Shift<'_> {
             }
         }
     }
+
+    /// Puts an update into the outbox, in the study's format.
+    fn put(
+        &self,
+        study: &StudyDocument,
+        round: RoundId,
+        attempt: AttemptId,
+        outcome: &RoundOutcome,
+    ) -> Result<Finished, ArtifactError> {
+        match study.study().aggregation.update_dtype {
+            Dtype::F32 => self.outbox.keep(attempt, outcome),
+            Dtype::BF16 => {
+                let rounding = self.residuals.begin(study.digest(), round, attempt, numbers_of(outcome))?;
+                self.outbox.keep_rounded(attempt, outcome, rounding)
+            }
+        }
+    }
+}
+
+fn numbers_of(outcome: &RoundOutcome) -> usize {
+    outcome.delta.values().map(|tensor| tensor.values().len()).sum()
 }
 
 /// Lets some time pass, or as much of it as the job has.
