@@ -297,6 +297,12 @@ impl RoundMachine {
         summands.into_iter().map(|(site, (round, _, counted))| (site, (round, counted))).collect()
     }
 
+    /// Which sites of the open round's aggregate annotate each class, by the manifests that it opened with: one that comes while it
+    /// is under way speaks for the next.
+    pub fn annotating(&self) -> BTreeMap<ClassId, BTreeSet<SiteId>> {
+        self.state.phase.opened().map(OpenedRound::annotating).unwrap_or_default()
+    }
+
     /// The study's plan.
     pub const fn plan(&self) -> &RoundPlan {
         &self.plan

@@ -242,6 +242,22 @@ impl OpenedRound {
         discounted_weights(plan.weighting, &responders, &discounts, plan.max_site_weight)
     }
 
+    /// The sites of the aggregate that annotate each class, from the counts fixed when they were asked.
+    pub(super) fn annotating(&self) -> BTreeMap<ClassId, BTreeSet<SiteId>> {
+        let counted =
+            |(_, participant): &(&SiteId, &Participant)| matches!(participant.answer, Answer::Updated(_));
+        let own = self.participants.iter().filter(counted);
+        let own = own.map(|(site, participant)| (site, &participant.counts));
+        let late = self.late().map(|(site, late)| (site, &late.counts));
+        let mut annotating: BTreeMap<ClassId, BTreeSet<SiteId>> = BTreeMap::new();
+        for (site, counts) in own.chain(late) {
+            for (&class, _) in counts.annotated.iter().filter(|&(_, &volumes)| volumes > 0) {
+                annotating.entry(class).or_default().insert(site.clone());
+            }
+        }
+        annotating
+    }
+
     /// The summands of the aggregate, ascending by site.
     pub(super) fn terms(&self, plan: &RoundPlan) -> Vec<Term> {
         let shares = self.weights(plan).shares;

@@ -1,11 +1,11 @@
 //! Doing what the machines ask for. Each deed is idempotent: after a restart the same may be asked again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use common::aggregate::Method;
 use common::coverage::Coverage;
 use common::evaluation;
-use common::ids::{ClassId, ModelHash, RoundId, SiteId, StudyDigest};
+use common::ids::{ModelHash, RoundId, SiteId, StudyDigest};
 use common::report::EvaluationReport;
 use common::round::{self, RoundOutcome, Term};
 use common::signed::SignedDocument;
@@ -80,7 +80,7 @@ impl Driver {
                 self.settle(&Claim::Update(site, attempt), Err(refuse_update(&rejection)));
             }
             Action::Aggregate { round, base, terms, server_lr } => {
-                self.begin_aggregation(study, round, base, terms, server_lr).await;
+                self.begin_aggregation(study, round, base, terms, server_lr);
             }
             // The model was made durable where it was computed; committing it is recording that it counts.
             Action::Commit { round, model } => return Some(self.commit(study, round, model).await),
@@ -141,7 +141,7 @@ impl Driver {
         };
     }
 
-    async fn begin_aggregation(
+    fn begin_aggregation(
         &mut self,
         study: StudyDigest,
         round: RoundId,
@@ -149,16 +149,9 @@ impl Driver {
         terms: Vec<Term>,
         server_lr: f64,
     ) {
-        let class_rows = match self.class_rows(study, &terms).await {
-            Ok(rows) => rows,
-            Err(error) => {
-                let fault = disk::fault(&self.store, &error);
-                self.note_fault(&error);
-                let event = round::Event::AggregationFailed { round, fault };
-                return self.retries.push_back((study, Happening::Round(event)));
-            }
-        };
         let Some(run) = self.studies.get(&study) else { return };
+        let trainable = run.document.study().embeddings.trainable;
+        let class_rows = trainable.then(|| run.rounds.annotating());
         let steps = run.rounds.plan().steps;
         let method = Method { server_lr, ..Method::of(&run.document.study().aggregation) };
         let job = Job { study, round, base, terms, method, steps, class_rows };
@@ -183,27 +176,6 @@ impl Driver {
                 handle.round_event(study, event).await;
             }
         });
-    }
-
-    /// Which sites of `terms` annotate each class, when the study trains its class table.
-    async fn class_rows(
-        &self,
-        study: StudyDigest,
-        terms: &[Term],
-    ) -> Result<Option<BTreeMap<ClassId, BTreeSet<SiteId>>>, StoreError> {
-        let trainable = self.studies.get(&study).is_some_and(|run| run.document.study().embeddings.trainable);
-        if !trainable {
-            return Ok(None);
-        }
-        let mut rows: BTreeMap<ClassId, BTreeSet<SiteId>> = BTreeMap::new();
-        for manifest in self.manifests(&study).await? {
-            if terms.iter().any(|term| term.site == manifest.site) {
-                manifest.classes.iter().for_each(|count| {
-                    rows.entry(count.class).or_default().insert(manifest.site.clone());
-                });
-            }
-        }
-        Ok(Some(rows))
     }
 
     async fn commit(&mut self, study: StudyDigest, round: RoundId, model: ModelHash) -> Happening {

@@ -112,3 +112,17 @@ fn a_class_that_nobody_in_the_round_annotates_is_not_waited_for() {
     study = study.all([stored("a", 1, hash("initial"), 1), stored("b", 1, hash("initial"), 2)]);
     assert_eq!(study.phase(), "aggregating");
 }
+
+#[test]
+fn what_a_site_annotates_is_fixed_when_it_is_asked() {
+    let both = [annotates("a", &[LIVER]), annotates("b", &[LIVER, PANCREAS]), Event::Start];
+    let mut study = Study::new(plan()).all(both).all([accepted("a", 1), accepted("b", 1)]);
+    // A new manifest while the round is under way.
+    study = study.all([annotates("a", &[PANCREAS]), stored("a", 1, hash("initial"), 1)]);
+    assert_eq!(study.machine.annotating(), BTreeMap::from([(class(LIVER), BTreeSet::from([site("a")]))]));
+    study.tick(stored("b", 1, hash("initial"), 2));
+    assert_eq!(study.phase(), "aggregating");
+    let expected =
+        [(class(LIVER), ["a", "b"].map(site).into()), (class(PANCREAS), BTreeSet::from([site("b")]))];
+    assert_eq!(study.machine.annotating(), BTreeMap::from(expected));
+}
