@@ -130,6 +130,12 @@ impl Consortium {
         self.add_study_written(&study(1, 1, 1).replace(section, &bounded));
     }
 
+    /// Adds a small study of one step a round for one site, whose updates are in bfloat16.
+    pub(crate) fn add_study_in_bf16(&self, rounds: u32) {
+        let (section, rounded) = ("[aggregation]\n", "[aggregation]\nupdate_dtype = \"bf16\"\n");
+        self.add_study_written(&study(rounds, 1, 1).replace(section, rounded));
+    }
+
     /// Adds small studies of one round and one step that leave one of these sites out each; what the operator is told.
     pub(crate) fn add_studies_without(&self, sites: &str) -> String {
         self.add(&["cross-site", "add", "--sites", sites], &study(1, 1, 2))
