@@ -184,7 +184,7 @@ impl<'a> ChunkSum<'a> {
 
     /// Sets each element of the run to the `middle` of what the sites that speak for it say.
     fn sort(&mut self, run: &Run, middle: impl Fn(&mut [f64]) -> f64) {
-        let Workspace { sums, sorted } = &mut *self.workspace;
+        let Workspace { sums, sorted, .. } = &mut *self.workspace;
         let sorted = &*sorted;
         let speaks = |site: &usize| self.aggregator.weight(*site, run.row) > 0.0;
         let of_site = |site: usize| {

@@ -338,7 +338,7 @@ impl State {
 
 impl Identity {
     /// The id of the `number`th training here. Random to everybody else, and the same again when the journal is replayed.
-    fn attempt(&self, task: &RoundTask, number: u64) -> AttemptId {
+    pub(super) fn attempt(&self, task: &RoundTask, number: u64) -> AttemptId {
         let text = format!("{} {} {} {} {number}", self.site, task.study, task.round, task.base);
         let digest =
             Digest::of(&[b"consilium attempt 1\0".as_slice(), &self.installation, text.as_bytes()].concat());

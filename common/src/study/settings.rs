@@ -161,6 +161,7 @@ fn averaging(list: &mut Settings, aggregation: &Aggregation) {
         beta_2,
         tau,
         trim,
+        update_dtype,
     } = &aggregation;
     list.section("aggregation");
     let usual = unstated::<Aggregation>(json!({})).strategy;
@@ -196,6 +197,8 @@ fn averaging(list: &mut Settings, aggregation: &Aggregation) {
         let meaning = "an update so many times as long as the round's median is scaled down; 0: never";
         list.optional("clip_median_factor", clip_median_factor, &default.clip_median_factor, meaning);
     }
+    let meaning = "numbers that an update travels in";
+    list.optional("update_dtype", update_dtype, &default.update_dtype, meaning);
 }
 
 fn round_end(list: &mut Settings, quorum: &Quorum) {

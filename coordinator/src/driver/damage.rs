@@ -56,7 +56,6 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::driver::lost::tests::driver;
     use crate::fixture::Fixture;
 

@@ -193,13 +193,13 @@ mod tests {
             outbox.keep_rounded(attempt, &outcome(value), rounding).unwrap()
         };
         // Half-way between 1 and the next bfloat16.
-        let finished = keep(ONE, 1.003_906_25);
+        let finished = keep(ONE, 1.0 + 1.0 / 256.0);
         assert_eq!(outbox.find(ONE), Some(finished));
         assert_eq!(outbox.updates().load(finished.update).unwrap(), outcome(1.0).delta);
         let (manifest, _) = outbox.updates().source(finished.update).unwrap();
         assert_eq!((manifest.layout().bytes(), manifest.layout().tensors()[0].dtype), (4, Dtype::BF16));
         // What was not counted is added to nothing.
-        assert_eq!(keep(TWO, 1.003_906_25).update, finished.update);
+        assert_eq!(keep(TWO, 1.0 + 1.0 / 256.0).update, finished.update);
         assert_ne!(
             outbox.keep(TWO, &outcome(1.0)).unwrap().update,
             finished.update,

@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     /// Between 1 and the next bfloat16: rounding takes 2⁻⁸ of it.
-    const TIE: f32 = 1.003_906_25;
+    const TIE: f32 = 1.0 + 1.0 / 256.0;
 
     struct Site {
         residuals: Residuals,

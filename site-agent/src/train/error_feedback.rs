@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     /// Between 1 and the next bfloat16, 1.0078125.
-    const TIE: f32 = 1.003_906_25;
+    const TIE: f32 = 1.0 + 1.0 / 256.0;
 
     fn rounds(deltas: &[f32]) -> (Vec<f32>, f32) {
         let (mut residual, mut sent) = ([0; 4], Vec::new());
