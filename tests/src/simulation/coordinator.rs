@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::evaluation::{self, EvaluationMachine};
 use common::ids::{ArtifactHash, ModelHash, RoundId, SiteId};
-use common::journal::Entry;
 use common::round::{Event, Gate, Late, Quorum, RoundMachine, RoundPlan, Snapshot, Timer};
 use common::time::Timestamp;
 
 use super::arithmetic::{embeddings, initial_model, study};
 use super::fuse::Fuse;
 use super::invariants::MAX_SITE_WEIGHT;
+use super::log::Log;
 use super::sabotage::Sabotage;
 use super::scenario::Scenario;
 
@@ -56,8 +56,8 @@ pub(super) struct Coordinator {
     pub(super) evaluation: EvaluationMachine,
     // The disk.
     snapshot: Option<String>,
-    journal: Vec<String>,
-    evaluation_journal: Vec<String>,
+    journal: Log,
+    evaluation_journal: Log,
     pub(super) artifacts: BTreeSet<ArtifactHash>,
     pub(super) spool: BTreeMap<(SiteId, ArtifactHash), Blob>,
     // The process: lost in a crash.
@@ -83,8 +83,8 @@ impl Coordinator {
             rounds,
             evaluation: EvaluationMachine::new(study(), plan.gate.clone()),
             snapshot: None,
-            journal: vec![],
-            evaluation_journal: vec![],
+            journal: Log::default(),
+            evaluation_journal: Log::default(),
             artifacts: [plan.initial_model, embeddings()].into(),
             spool: BTreeMap::new(),
             up: true,
@@ -103,16 +103,23 @@ impl Coordinator {
 
     /// Writes an event of the rounds to the journal.
     pub(super) fn write(&mut self, event: &Event, at: Timestamp) {
-        let line = serde_json::to_string(&Entry { at, event: event.clone() }).expect("an event is JSON");
-        let read: Entry<Event> = serde_json::from_str(&line).expect("a journal line is an event");
+        let read = self.journal.append(event, at);
         let _ = self.shadow.tick(read.event, read.at);
-        self.journal.push(line);
+    }
+
+    /// Writes a part of its line.
+    pub(super) fn tear(&mut self, event: &Event, at: Timestamp, cut: usize) {
+        self.journal.tear(event, at, cut);
     }
 
     /// Writes an event of the evaluations to the journal.
     pub(super) fn write_evaluation(&mut self, event: &evaluation::Event, at: Timestamp) {
-        let line = serde_json::to_string(&Entry { at, event: event.clone() }).expect("an event is JSON");
-        self.evaluation_journal.push(line);
+        self.evaluation_journal.append(event, at);
+    }
+
+    /// Writes a part of its line.
+    pub(super) fn tear_evaluation(&mut self, event: &evaluation::Event, at: Timestamp, cut: usize) {
+        self.evaluation_journal.tear(event, at, cut);
     }
 
     /// Puts a snapshot in the place of the events, in one transaction.
@@ -135,17 +142,19 @@ impl Coordinator {
     }
 
     /// A new process on the old disk; whether it is what died.
-    pub(super) fn revive(&mut self) -> bool {
+    pub(super) fn revive(&mut self, keeps_torn_line: bool) -> bool {
+        if !keeps_torn_line {
+            self.journal.recover();
+            self.evaluation_journal.recover();
+        }
         let snapshot: Option<Snapshot> =
             self.snapshot.as_ref().map(|text| serde_json::from_str(text).expect("a snapshot reads back"));
-        let read = |line: &String| serde_json::from_str::<Entry<Event>>(line).expect("a line reads back");
-        let entries: Vec<_> = self.journal.iter().map(read).collect();
-        let rounds = RoundMachine::replay(self.plan.clone(), snapshot, entries).expect("its own snapshot");
-        let read = |line: &String| {
-            serde_json::from_str::<Entry<evaluation::Event>>(line).expect("a line reads back")
+        let (rounds, evaluations) = (self.journal.read::<Event>(), self.evaluation_journal.read());
+        let (Ok(entries), Ok(evaluations)) = (rounds, evaluations) else {
+            return false;
         };
-        let entries: Vec<_> = self.evaluation_journal.iter().map(read).collect();
-        let evaluation = EvaluationMachine::replay(study(), self.plan.gate.clone(), None, entries)
+        let rounds = RoundMachine::replay(self.plan.clone(), snapshot, entries).expect("its own snapshot");
+        let evaluation = EvaluationMachine::replay(study(), self.plan.gate.clone(), None, evaluations)
             .expect("there is no snapshot to be of another study");
         let same = rounds == self.rounds && evaluation == self.evaluation;
         (self.shadow, self.rounds, self.evaluation) = (rounds.clone(), rounds, evaluation);

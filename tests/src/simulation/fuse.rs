@@ -5,8 +5,8 @@
 pub enum Moment {
     /// Nothing of it is on the disk.
     Before,
-    /// Half of it is. A file that is renamed into its place, or a transaction, is then not there at all; a line of the
-    /// site's journal is there in part, and is cut off at the next start.
+    /// A part of it is. A file that is renamed into its place is then not there at all; a line of a journal is there up to
+    /// some byte, and is cut off at the next start.
     Torn,
     /// All of it is, and nothing was done about it.
     After,

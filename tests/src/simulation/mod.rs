@@ -19,6 +19,7 @@ mod coordinator;
 mod coverage;
 mod fuse;
 mod invariants;
+mod log;
 mod sabotage;
 mod scenario;
 mod site;

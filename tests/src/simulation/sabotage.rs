@@ -27,13 +27,15 @@ pub enum Sabotage {
     TrustTheDisk,
     /// A site's driver keeps the half line that a crash left in its journal.
     KeepTornLine,
+    /// The driver keeps what a crash left of the last record in its own.
+    KeepTornRecord,
     /// The driver says that a model is durable before it is.
     CommitBeforeDurable,
 }
 
 impl Sabotage {
     /// All that is broken.
-    pub const BROKEN: [Self; 12] = [
+    pub const BROKEN: [Self; 13] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
@@ -45,6 +47,7 @@ impl Sabotage {
         Self::KeepTraining,
         Self::TrustTheDisk,
         Self::KeepTornLine,
+        Self::KeepTornRecord,
         Self::CommitBeforeDurable,
     ];
 }

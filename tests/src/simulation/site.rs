@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, Role};
-use common::journal::Entry;
 use common::participant::{Event, Identity, ParticipantMachine, Snapshot, Timer};
 use common::time::Timestamp;
 
 use super::fuse::Fuse;
+use super::log::Log;
 use super::scenario::site_id;
 
 /// Events after which a snapshot is worth its writing; a real site waits for more.
@@ -22,8 +22,7 @@ pub(super) struct Site {
     shadow: ParticipantMachine,
     // The disk.
     snapshot: Option<String>,
-    /// Lines, as in the site's file: a crash can leave half a line at the end.
-    journal: String,
+    journal: Log,
     events: usize,
     pub(super) artifacts: BTreeSet<ArtifactHash>,
     pub(super) outbox: BTreeMap<AttemptId, ArtifactHash>,
@@ -64,7 +63,7 @@ impl Site {
             shadow: machine.clone(),
             machine,
             snapshot: None,
-            journal: String::new(),
+            journal: Log::default(),
             events: 0,
             artifacts: BTreeSet::new(),
             outbox: BTreeMap::new(),
@@ -92,18 +91,14 @@ impl Site {
 
     /// Writes the event to the journal.
     pub(super) fn write(&mut self, event: &Event, at: Timestamp) {
-        let line = line_of(event, at);
-        let read: Entry<Event> = serde_json::from_str(&line).expect("a journal line is an event");
+        let read = self.journal.append(event, at);
         self.shadow.tick(read.event, read.at);
-        self.journal.push_str(&line);
-        self.journal.push('\n');
         self.events += 1;
     }
 
-    /// Writes half of the event's line, and is killed.
-    pub(super) fn tear(&mut self, event: &Event, at: Timestamp) {
-        let line = line_of(event, at);
-        self.journal.extend(line.chars().take(line.len() / 2));
+    /// Writes a part of the event's line, and is killed.
+    pub(super) fn tear(&mut self, event: &Event, at: Timestamp, cut: usize) {
+        self.journal.tear(event, at, cut);
     }
 
     pub(super) fn wants_snapshot(&self) -> bool {
@@ -137,12 +132,11 @@ impl Site {
     pub(super) fn revive(&mut self, keeps_torn_line: bool) -> Result<(), String> {
         let name = &self.identity.site;
         if !keeps_torn_line {
-            let whole = self.journal.rfind('\n').map_or(0, |at| at + 1);
-            self.journal.truncate(whole);
+            self.journal.recover();
         }
         let snapshot: Option<Snapshot> =
             self.snapshot.as_ref().map(|text| serde_json::from_str(text).expect("a snapshot reads back"));
-        let entries: Result<Vec<Entry<Event>>, _> = self.journal.lines().map(serde_json::from_str).collect();
+        let entries = self.journal.read::<Event>();
         let entries = entries.map_err(|error| format!("the journal of {name} cannot be read: {error}"))?;
         let replayed = ParticipantMachine::replay(&self.identity, snapshot, entries);
         let machine = replayed.map_err(|error| format!("{name} cannot go on: {error}"))?;
@@ -161,8 +155,4 @@ impl Site {
             && status.evaluation == "idle"
             && self.outbox.is_empty()
     }
-}
-
-fn line_of(event: &Event, at: Timestamp) -> String {
-    serde_json::to_string(&Entry { at, event: event.clone() }).expect("an event is JSON")
 }

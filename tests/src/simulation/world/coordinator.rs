@@ -3,6 +3,7 @@
 use common::evaluation;
 use common::ids::{ModelHash, RoundId, SiteId};
 use common::participant;
+use common::rng::Rng;
 use common::round::{Action, Event, Fact};
 
 use super::{CoordinatorWork, Happening, Reply, World};
@@ -25,6 +26,19 @@ impl World {
             }
             None => false,
         }
+    }
+
+    /// Where the line of the journal that is written next is cut, if the process dies within it.
+    pub(super) fn coordinator_tears(&mut self) -> Option<usize> {
+        let fuse = self.coordinator.write_fuse?;
+        let tears = fuse.writes == 0 && fuse.moment == Moment::Torn;
+        tears.then(|| self.cut_of_line())
+    }
+
+    /// Anywhere.
+    pub(super) fn cut_of_line(&mut self) -> usize {
+        self.tally.torn += 1;
+        self.rng.random_range(0..1_000_000)
     }
 
     /// One durable write, by a rename or in a transaction: whether it took place and the process lives on. A process that
@@ -52,7 +66,7 @@ impl World {
     }
 
     pub(super) fn revive_coordinator(&mut self) {
-        let same = self.coordinator.revive();
+        let same = self.coordinator.revive(self.sabotage == Sabotage::KeepTornRecord);
         self.books.check(same, || "the coordinator that came back is not the one that died".to_owned());
         self.feed_evaluation(evaluation::Event::Restarted);
         self.feed(Event::Restarted);
@@ -61,6 +75,9 @@ impl World {
     pub(super) fn feed(&mut self, event: Event) {
         if !self.coordinator.up || self.coordinator_burns() {
             return;
+        }
+        if let Some(cut) = self.coordinator_tears() {
+            self.coordinator.tear(&event, self.now, cut);
         }
         let mut actions = Vec::new();
         if !self.coordinator_writes(|world| actions = world.tick(event)) {

@@ -13,6 +13,9 @@ impl World {
         if !self.coordinator.up || self.coordinator_burns() {
             return;
         }
+        if let Some(cut) = self.coordinator_tears() {
+            self.coordinator.tear_evaluation(&event, self.now, cut);
+        }
         let mut actions = Vec::new();
         if !self.coordinator_writes(|world| actions = world.tick_evaluation(event)) {
             return;

@@ -81,8 +81,8 @@ impl World {
         let actions = match dies {
             Some(Moment::Before) => vec![],
             Some(Moment::Torn) => {
-                self.tally.torn += 1;
-                self.sites[site].tear(&event, now);
+                let cut = self.cut_of_line();
+                self.sites[site].tear(&event, now, cut);
                 vec![]
             }
             Some(Moment::After) | None => self.tick_site(site, event, now),
