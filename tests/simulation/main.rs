@@ -7,6 +7,8 @@ use std::thread;
 use tests::simulation::{Moment, Op, Outcome, Sabotage, Scenario, run, run_seeds, shrink};
 
 const SEEDS: std::ops::Range<u64> = 0..1_000;
+/// Federations in which a broken driver must be caught.
+const MOST_TO_CATCH: usize = 100;
 
 fn assert_holds(scenario: &Scenario, name: &str) -> Outcome {
     run(scenario, Sabotage::None).unwrap_or_else(|violation| {
@@ -25,7 +27,7 @@ fn every_federation_finishes_and_keeps_its_promises() {
     assert!(tally.crashes > 2_000 && tally.at_writes > 500 && tally.torn > 50, "{tally:?}");
     assert!(tally.lost > 3_000 && tally.duplicated > 3_000 && tally.partitioned > 500, "{tally:?}");
     assert!(tally.refused > 300 && tally.answered_again > 200 && tally.lies > 500, "{tally:?}");
-    assert!(tally.faults > 500 && tally.corrupt > 20, "{tally:?}");
+    assert!(tally.faults > 500 && tally.corrupt > 20 && tally.late > 50, "{tally:?}");
 }
 
 #[test]
@@ -59,8 +61,8 @@ fn a_federation_that_lost_no_participant_ends_with_the_model_of_an_undisturbed_o
 #[test]
 fn a_broken_federation_is_caught() {
     for sabotage in Sabotage::BROKEN {
-        let caught = SEEDS.take(40).any(|seed| run(&Scenario::from_seed(seed), sabotage).is_err());
-        assert!(caught, "{sabotage:?} went unnoticed in 40 federations");
+        let caught = SEEDS.take(MOST_TO_CATCH).any(|seed| run(&Scenario::from_seed(seed), sabotage).is_err());
+        assert!(caught, "{sabotage:?} went unnoticed in {MOST_TO_CATCH} federations");
     }
 }
 
@@ -68,6 +70,20 @@ fn a_broken_federation_is_caught() {
 fn a_calm_federation_needs_no_second_try() {
     let Outcome { tally, .. } = assert_holds(&Scenario::calm(3, 1, 4), "calm");
     assert_eq!((tally.rounds, tally.refused, tally.answered_again), (4, 0, 0), "{tally:?}");
+}
+
+/// Round 1 closes at its deadline without site 0; round 2 then waits for site 1 long enough for its update.
+#[test]
+fn a_slow_sites_update_counts_in_the_next_round_where_the_study_says_so() {
+    let mut scenario = Scenario::calm(3, 1, 3);
+    scenario.ops.extend([
+        Op::SlowSite { site: 0, ms: 620_000 },
+        Op::SlowSite { site: 1, ms: 300_000 },
+        Op::Advance { ms: 2_000_000 },
+    ]);
+    assert_eq!(assert_holds(&scenario, "late updates refused").tally.late, 0);
+    let Outcome { tally, .. } = assert_holds(&scenario.taking_late(0.5), "late updates taken");
+    assert!(tally.late >= 1, "{tally:?}");
 }
 
 #[test]

@@ -17,14 +17,15 @@ use super::scenario::Scenario;
 /// What a simulated study says of its rounds. The one place that makes a plan.
 pub(super) fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
     let sites = if sabotage == Sabotage::IgnoreQuorum { 1 } else { scenario.quorum };
+    let sites_per_class = if sabotage == Sabotage::IgnoreClasses { 0 } else { scenario.sites_per_class };
     let evaluators = scenario.evaluator_ids().collect();
     RoundPlan {
         study: study(),
         initial_model: initial_model(),
         rounds: scenario.rounds,
         steps: STEPS,
-        quorum: Quorum { sites, sites_per_class: 0, deadline_s: scenario.deadline_s, accept_s: 30 },
-        late: Late::Refuse,
+        quorum: Quorum { sites, sites_per_class, deadline_s: scenario.deadline_s, accept_s: 30 },
+        late: scenario.late.map_or(Late::Refuse, |weight| Late::NextRound { weight }),
         weighting: scenario.weighting,
         max_site_weight: MAX_SITE_WEIGHT,
         server_lr: 1.0,
@@ -60,13 +61,14 @@ pub(super) struct Coordinator {
     evaluation_journal: Log,
     pub(super) artifacts: BTreeSet<ArtifactHash>,
     pub(super) spool: BTreeMap<(SiteId, ArtifactHash), Blob>,
+    /// Stored updates that were found rotten and moved away.
+    pub(super) quarantine: BTreeSet<(SiteId, ArtifactHash)>,
     // The process: lost in a crash.
     pub(super) up: bool,
     pub(super) incarnation: u32,
     pub(super) links: BTreeMap<usize, u32>,
     pub(super) timers: BTreeMap<Timer, Timestamp>,
     pub(super) gate_timer: Option<Timestamp>,
-    pub(super) working: bool,
     // For the table of transitions.
     pub(super) gate_closed: bool,
     pub(super) asked: Option<ModelHash>,
@@ -87,12 +89,12 @@ impl Coordinator {
             evaluation_journal: Log::default(),
             artifacts: [plan.initial_model, embeddings()].into(),
             spool: BTreeMap::new(),
+            quarantine: BTreeSet::new(),
             up: true,
             incarnation: 0,
             links: BTreeMap::new(),
             timers: BTreeMap::new(),
             gate_timer: None,
-            working: false,
             gate_closed: false,
             asked: None,
             fuse: None,
@@ -134,7 +136,7 @@ impl Coordinator {
 
     /// The process is gone; the disk stays.
     pub(super) fn die(&mut self) -> BTreeMap<usize, u32> {
-        (self.up, self.gate_timer, self.working) = (false, None, false);
+        (self.up, self.gate_timer) = (false, None);
         (self.fuse, self.write_fuse) = (None, None);
         self.incarnation += 1;
         self.timers.clear();
@@ -149,7 +151,8 @@ impl Coordinator {
         }
         let snapshot: Option<Snapshot> =
             self.snapshot.as_ref().map(|text| serde_json::from_str(text).expect("a snapshot reads back"));
-        let (rounds, evaluations) = (self.journal.read::<Event>(), self.evaluation_journal.read());
+        let (rounds, evaluations) =
+            (self.journal.read::<Event>(), self.evaluation_journal.read::<evaluation::Event>());
         let (Ok(entries), Ok(evaluations)) = (rounds, evaluations) else {
             return false;
         };

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use common::aggregate::weights::{SiteCounts, Weighting, site_weights};
-use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId};
+use common::aggregate::weights::{SiteCounts, Weighting, discounted_weights, site_weights};
+use common::ids::{ArtifactHash, AttemptId, ClassId, ModelHash, RoundId, SiteId};
 use common::round::{Term, UpdateOffer};
 
 use super::arithmetic::{aggregate, update_of};
+use super::scenario::Scenario;
 
 /// Cap of a site's share in every simulated study.
 pub(super) const MAX_SITE_WEIGHT: f64 = 0.5;
@@ -26,6 +27,10 @@ impl fmt::Display for Violation {
 #[derive(Debug)]
 pub(super) struct Books {
     quorum: usize,
+    sites_per_class: usize,
+    rounds: u32,
+    /// What a late update weighs, where the study takes it.
+    late: Option<f64>,
     weighting: Weighting,
     /// Durable models by round; round 0 is the initial one.
     durable: BTreeMap<RoundId, ModelHash>,
@@ -35,26 +40,33 @@ pub(super) struct Books {
     origins: BTreeSet<(AttemptId, ArtifactHash, RoundId, ModelHash)>,
     /// Manifests as they were when each round asked its sites.
     fixed: BTreeMap<RoundId, BTreeMap<SiteId, SiteCounts>>,
+    /// Sites that the operator let each round do without, though they annotate classes.
+    given_up: BTreeMap<RoundId, BTreeSet<SiteId>>,
     /// What each round was aggregated from, as asked for last.
     terms: BTreeMap<RoundId, Vec<Term>>,
-    /// Receipts given, by round and site.
+    /// Receipts given, by the round that was trained for, and site.
     receipts: BTreeMap<(RoundId, SiteId), AttemptId>,
     /// Attempts that went into a durable model.
-    counted: BTreeSet<AttemptId>,
+    counted: BTreeSet<(SiteId, AttemptId)>,
     /// Sites that sent an update which is not of their own training, where a round could take it.
     liars: BTreeSet<SiteId>,
     pub(super) violation: Option<String>,
 }
 
 impl Books {
-    pub(super) fn new(quorum: u32, weighting: Weighting, initial: ModelHash) -> Self {
+    pub(super) fn new(scenario: &Scenario, initial: ModelHash) -> Self {
+        let small = |number: u32| usize::try_from(number).expect("small");
         Self {
-            quorum: usize::try_from(quorum).expect("small"),
-            weighting,
+            quorum: small(scenario.quorum),
+            sites_per_class: small(scenario.sites_per_class),
+            rounds: scenario.rounds,
+            late: scenario.late,
+            weighting: scenario.weighting,
             durable: [(RoundId(0), initial)].into(),
             stored: BTreeSet::new(),
             origins: BTreeSet::new(),
             fixed: BTreeMap::new(),
+            given_up: BTreeMap::new(),
             terms: BTreeMap::new(),
             receipts: BTreeMap::new(),
             counted: BTreeSet::new(),
@@ -75,6 +87,11 @@ impl Books {
         for (site, counts) in manifests {
             fixed.entry(site.clone()).or_insert_with(|| counts.clone());
         }
+    }
+
+    /// The operator had a round go on without these.
+    pub(super) fn gave_up(&mut self, round: RoundId, sites: BTreeSet<SiteId>) {
+        self.given_up.insert(round, sites);
     }
 
     pub(super) fn stored(&mut self, site: SiteId, offer: &UpdateOffer) {
@@ -98,17 +115,29 @@ impl Books {
     ) {
         let durable = self.stored.contains(&(site.clone(), attempt, update));
         self.check(durable, || format!("{site} got a receipt for an update that is not durable"));
-        let late = self.durable.contains_key(&round);
-        let counts = self.terms.get(&round).into_iter().flatten().any(|term| term.attempt == attempt);
-        self.check(!late || counts, || {
+        let over = self.durable.contains_key(&round);
+        let counts = has(self.terms_of(round), site, attempt) || self.counts_late(site, round, attempt);
+        self.check(!over || counts, || {
             format!("{site} got a receipt of round {round}, committed without it")
         });
         let first = *self.receipts.entry((round, site.clone())).or_insert(attempt);
         self.check(first == attempt, || format!("{site} got receipts for two updates of round {round}"));
     }
 
-    /// Asked to aggregate: the summands are a quorum, of distinct sites, durable, with everything that has a receipt, and
-    /// weighted by the manifests fixed when the round opened.
+    fn terms_of(&self, round: RoundId) -> &[Term] {
+        self.terms.get(&round).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Whether an update of a round that closed without it counts in the next, may yet, or made way for a newer one there.
+    fn counts_late(&self, site: &SiteId, round: RoundId, attempt: AttemptId) -> bool {
+        let next = round.next();
+        let terms = self.terms_of(next);
+        let counts = terms.is_empty() || has(terms, site, attempt) || has_newer(terms, site, next);
+        self.late.is_some() && next.0 <= self.rounds && counts
+    }
+
+    /// Asked to aggregate: the summands are a quorum of the round's own and of its classes, of distinct sites, durable, with
+    /// everything that has a receipt, and weighted by the manifests fixed when their round opened.
     pub(super) fn aggregating(&mut self, round: RoundId, base: ModelHash, terms: &[Term]) {
         let before = self.durable.get(&RoundId(round.0 - 1)).copied();
         self.check(before == Some(base), || {
@@ -116,20 +145,25 @@ impl Books {
         });
         let sites: BTreeSet<&SiteId> = terms.iter().map(|term| &term.site).collect();
         self.check(sites.len() == terms.len(), || format!("round {round} counts a site twice"));
-        let quorum = self.quorum;
-        self.check(terms.len() >= quorum, || format!("round {round} aggregates {} of {quorum}", terms.len()));
+        let (own, quorum) = (terms.iter().filter(|term| term.round == round).count(), self.quorum);
+        self.check(own >= quorum, || format!("round {round} aggregates {own} of {quorum}"));
+        self.check_classes(round, terms);
         for term in terms {
             let durable = self.stored.contains(&(term.site.clone(), term.attempt, term.update));
             self.check(durable, || format!("round {round} aggregates an update that is not durable"));
-            let ours = self.origins.contains(&(term.attempt, term.update, round, base));
+            let known = self.origins.contains(&(term.attempt, term.update, term.round, term.base));
+            let ours = known && self.fits(round, base, term);
             self.check(ours, || format!("round {round} aggregates an update of another round or base"));
-            let fresh = !self.counted.contains(&term.attempt);
+            let fresh = !self.counted.contains(&(term.site.clone(), term.attempt));
             self.check(fresh, || format!("attempt {} counts in two rounds", term.attempt));
         }
+        let before = RoundId(round.0 - 1);
         let receipts: Vec<_> =
-            self.receipts.range((round, first_site())..).map(|(k, v)| (k.clone(), *v)).collect();
-        for ((at, site), attempt) in receipts.into_iter().filter(|((at, _), _)| *at == round) {
-            let there = terms.iter().any(|term| term.site == site && term.attempt == attempt);
+            self.receipts.range((before, first_site())..).map(|(k, v)| (k.clone(), *v)).collect();
+        for ((at, site), attempt) in receipts {
+            let newer =
+                at == before && (has(self.terms_of(at), &site, attempt) || has_newer(terms, &site, round));
+            let there = newer || has(terms, &site, attempt);
             self.check(there, || format!("{site} has a receipt of round {at} that does not count"));
         }
         self.check_shares(round, terms);
@@ -137,6 +171,35 @@ impl Books {
         self.check(again.is_none_or(|before| before == terms), || {
             format!("round {round} was aggregated twice, from different updates")
         });
+    }
+
+    /// Whether an update may count in `round`: one of it, or of the round before where the study takes late ones.
+    fn fits(&self, round: RoundId, base: ModelHash, term: &Term) -> bool {
+        if term.round == round {
+            return term.base == base;
+        }
+        let its_base = term.round.0.checked_sub(1).and_then(|before| self.model_of(RoundId(before)));
+        self.late.is_some() && term.round.next() == round && its_base == Some(term.base)
+    }
+
+    /// Of each class that the round's sites annotate there are as many updates as the study wants, or as could come.
+    fn check_classes(&mut self, round: RoundId, terms: &[Term]) {
+        if self.sites_per_class == 0 {
+            return;
+        }
+        let given_up = |site: &SiteId| self.given_up.get(&round).is_some_and(|sites| sites.contains(site));
+        // Sites that could send one, and that did.
+        let mut classes: BTreeMap<ClassId, (usize, usize)> = BTreeMap::new();
+        for (site, counts) in self.fixed.get(&round).into_iter().flatten() {
+            for &class in counts.annotated.keys() {
+                let (could, did) = classes.entry(class).or_default();
+                *could += usize::from(!given_up(site));
+                *did += usize::from(has_newer(terms, site, round));
+            }
+        }
+        let wanted = self.sites_per_class;
+        let short = classes.into_iter().find(|(_, (could, did))| *did < wanted.min(*could));
+        self.check(short.is_none(), || format!("round {round} is short of a class: {short:?}"));
     }
 
     fn check_shares(&mut self, round: RoundId, terms: &[Term]) {
@@ -147,12 +210,36 @@ impl Books {
         });
     }
 
-    /// The shares that the manifests fixed for `round` give to the sites of `terms`.
+    /// The shares that the manifests fixed for the rounds of `terms` give to their sites in `round`.
     fn shares(&self, round: RoundId, terms: &[Term]) -> BTreeMap<SiteId, f64> {
-        let fixed = self.fixed.get(&round).into_iter().flatten();
-        let took_part = fixed.filter(|(site, _)| terms.iter().any(|term| term.site == **site));
-        let responders = took_part.map(|(site, counts)| (site.clone(), counts.clone())).collect();
-        site_weights(self.weighting, &responders, MAX_SITE_WEIGHT).shares
+        let weight = self.late.unwrap_or(1.0);
+        let late = terms.iter().filter(|term| term.round != round);
+        let discounts = late.map(|term| (term.site.clone(), weight)).collect();
+        discounted_weights(self.weighting, &self.counts_of(terms), &discounts, MAX_SITE_WEIGHT).shares
+    }
+
+    /// The manifests of those who sent `terms`, as they were when their round asked them.
+    fn counts_of(&self, terms: &[Term]) -> BTreeMap<SiteId, SiteCounts> {
+        let fixed = |term: &Term| {
+            let counts = self.fixed.get(&term.round)?.get(&term.site)?;
+            Some((term.site.clone(), counts.clone()))
+        };
+        terms.iter().filter_map(fixed).collect()
+    }
+
+    /// Sabotage: the late updates that counted in the round before.
+    pub(super) fn count_late_again(&self, round: RoundId, terms: &mut Vec<Term>) {
+        let before = RoundId(round.0 - 1);
+        let late = self.terms_of(before).iter().filter(|term| term.round != before);
+        terms.extend(late.cloned());
+    }
+
+    /// Sabotage: shares as if nothing had come late.
+    pub(super) fn weigh_in_full(&self, terms: &mut [Term]) {
+        let shares = site_weights(self.weighting, &self.counts_of(terms), MAX_SITE_WEIGHT).shares;
+        for term in terms {
+            term.share = shares.get(&term.site).copied().unwrap_or_default();
+        }
     }
 
     /// Sabotage: what its first site sent for the round before.
@@ -175,7 +262,7 @@ impl Books {
         self.check(expected == Some(model), || {
             format!("round {round} made {model:?}; the same sites without faults make {expected:?}")
         });
-        self.counted.extend(terms.iter().map(|term| term.attempt));
+        self.counted.extend(terms.iter().map(|term| (term.site.clone(), term.attempt)));
     }
 
     /// The model of a round without faults in which the same sites took part; a liar's update is taken for what it is.
@@ -184,7 +271,7 @@ impl Books {
         let shares = self.shares(round, terms);
         let summand = |term: &Term| {
             let honest = !self.liars.contains(&term.site);
-            let update = if honest { update_of(&term.site, round, base) } else { term.update };
+            let update = if honest { update_of(&term.site, term.round, term.base) } else { term.update };
             Some((term.site.clone(), update, *shares.get(&term.site)?))
         };
         let summands: Option<Vec<_>> = terms.iter().map(summand).collect();
@@ -199,7 +286,8 @@ impl Books {
     /// Whether all of so many rounds are durable, each made by these sites with these manifests, and none of them lied.
     pub(super) fn whole(&self, rounds: u32, sites: &BTreeMap<SiteId, SiteCounts>) -> bool {
         let full = |round: RoundId| {
-            let all = self.terms.get(&round).is_some_and(|terms| terms.len() == sites.len());
+            let terms = self.terms_of(round);
+            let all = terms.len() == sites.len() && terms.iter().all(|term| term.round == round);
             all && self.fixed.get(&round) == Some(sites) && self.durable.contains_key(&round)
         };
         self.liars.is_empty() && (1..=rounds).all(|round| full(RoundId(round)))
@@ -213,9 +301,10 @@ impl Books {
         self.durable.get(&round).copied()
     }
 
-    /// The store lost an update that counted: its receipt is taken back, and the round is made of others.
-    pub(super) fn lost(&mut self, round: RoundId, site: &SiteId) {
-        self.receipts.remove(&(round, site.clone()));
+    /// The store lost an update of `trained_for` that counted in `round`: its receipt is taken back, and the round is made
+    /// of others.
+    pub(super) fn lost(&mut self, round: RoundId, trained_for: RoundId, site: &SiteId) {
+        self.receipts.remove(&(trained_for, site.clone()));
         self.terms.remove(&round);
     }
 
@@ -248,6 +337,16 @@ impl Books {
             |(of, _, at, _): &&(AttemptId, ArtifactHash, RoundId, ModelHash)| *of == attempt && *at == round;
         self.origins.iter().find(ours).map(|&(_, update, _, base)| (round, attempt, base, update))
     }
+}
+
+/// Whether this very update is among the summands.
+fn has(terms: &[Term], site: &SiteId, attempt: AttemptId) -> bool {
+    terms.iter().any(|term| term.site == *site && term.attempt == attempt)
+}
+
+/// Whether one that the site trained in `round` is.
+fn has_newer(terms: &[Term], site: &SiteId, round: RoundId) -> bool {
+    terms.iter().any(|term| term.site == *site && term.round == round)
 }
 
 fn first_site() -> SiteId {

@@ -13,6 +13,14 @@ pub enum Sabotage {
     ReceiptBeforeDurable,
     /// The study's quorum does not reach the machine.
     IgnoreQuorum,
+    /// The study's quorum of each class does not reach the machine.
+    IgnoreClasses,
+    /// The driver hands a late update to the aggregation twice: in the round that it counts in, and in the next.
+    CountLateTwice,
+    /// The driver weighs late updates as if they had come in time.
+    WeighLateInFull,
+    /// The driver removes what is stored of a round that is over, though it counts in the next.
+    SweepLate,
     /// The driver weighs by the manifests of now, not of the round's opening.
     WeighAgain,
     /// The driver does not write down that an update was stored: an acknowledged one is lost in a crash.
@@ -35,11 +43,15 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All that is broken.
-    pub const BROKEN: [Self; 13] = [
+    pub const BROKEN: [Self; 17] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
         Self::IgnoreQuorum,
+        Self::IgnoreClasses,
+        Self::CountLateTwice,
+        Self::WeighLateInFull,
+        Self::SweepLate,
         Self::WeighAgain,
         Self::ForgetUpdates,
         Self::ForgetTimers,

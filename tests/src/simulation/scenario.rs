@@ -13,6 +13,14 @@ use super::fuse::Moment;
 const CROWDS: f64 = 0.03;
 /// Share of the studies that the operator ends before their time.
 const ABORTED: f64 = 0.05;
+/// Share of the studies that take late updates into the next round.
+const TAKE_LATE: f64 = 0.5;
+/// What a late update weighs there.
+const LATE_WEIGHTS: [f64; 2] = [0.5, 0.25];
+/// Updates of each class that a round may need.
+const PER_CLASS: [u32; 5] = [0, 0, 0, 1, 2];
+/// Most classes that are spread over the trainers.
+const SPREAD: u32 = 8;
 
 /// A federation and its troubles.
 #[derive(Clone, Debug)]
@@ -21,6 +29,10 @@ pub struct Scenario {
     pub(super) trainers: usize,
     pub(super) evaluators: usize,
     pub(super) quorum: u32,
+    /// Updates that a round needs of each class that its sites annotate.
+    pub(super) sites_per_class: u32,
+    /// What a late update weighs in the next round, of what it would have weighed in time; none where it is refused.
+    pub(super) late: Option<f64>,
     pub(super) rounds: u32,
     pub(super) deadline_s: u64,
     pub(super) weighting: Weighting,
@@ -85,6 +97,13 @@ pub enum Op {
         writes: u32,
         /// Where in the write.
         moment: Moment,
+    },
+    /// The trainings of a site take longer from now on.
+    SlowSite {
+        /// The site.
+        site: usize,
+        /// By how much.
+        ms: u64,
     },
     /// The next trainings, or evaluations, of a site fail.
     FailWork {
@@ -164,6 +183,8 @@ pub enum Lie {
     Study,
     /// An update of a round that is not open yet.
     Round,
+    /// An update of the round that has just closed, which it never trained for.
+    Late,
     /// A delta from another model.
     Base,
     /// One step too few.
@@ -188,9 +209,10 @@ pub enum Lie {
     Report,
 }
 
-const LIES: [Lie; 13] = [
+const LIES: [Lie; 14] = [
     Lie::Study,
     Lie::Round,
+    Lie::Late,
     Lie::Base,
     Lie::Steps,
     Lie::HugeSteps,
@@ -212,15 +234,18 @@ impl Scenario {
         let trainers: usize = if crowd { rng.random_range(10..=48) } else { rng.random_range(1..=5) };
         // Two sites at least.
         let evaluators: usize = rng.random_range(usize::from(trainers == 1)..=2);
-        let (most_rounds, most_ops) = if crowd { (2, 12) } else { (5, 60) };
+        let (most_rounds, most_ops) = if crowd { (2, 13) } else { (5, 66) };
         let weightings =
             [Weighting::Uniform, Weighting::Samples, Weighting::Annotations, Weighting::ClassBalanced];
         let ops: usize = rng.random_range(0..most_ops);
+        let all = u32::try_from(trainers).expect("few");
         let mut scenario = Self {
             seed,
             trainers,
             evaluators,
-            quorum: rng.random_range(1..=u32::try_from(trainers).expect("few")),
+            quorum: rng.random_range(1..=all),
+            sites_per_class: PER_CLASS[rng.random_range(0..PER_CLASS.len())].min(all),
+            late: rng.random_bool(TAKE_LATE).then(|| LATE_WEIGHTS[rng.random_range(0..LATE_WEIGHTS.len())]),
             rounds: rng.random_range(1..=most_rounds),
             deadline_s: rng.random_range(60..=900),
             weighting: weightings[rng.random_range(0..weightings.len())],
@@ -238,7 +263,26 @@ impl Scenario {
     pub fn calm(trainers: usize, evaluators: usize, rounds: u32) -> Self {
         let (quorum, weighting) = (2, Weighting::Samples);
         let (deadline_s, gated) = (600, evaluators > 0);
-        Self { seed: 0, trainers, evaluators, quorum, rounds, deadline_s, weighting, gated, ops: vec![] }
+        let (seed, sites_per_class, late, ops) = (0, 0, None, vec![]);
+        Self {
+            seed,
+            trainers,
+            evaluators,
+            quorum,
+            sites_per_class,
+            late,
+            rounds,
+            deadline_s,
+            weighting,
+            gated,
+            ops,
+        }
+    }
+
+    /// The same, where late updates count in the next round for so much less.
+    #[must_use]
+    pub fn taking_late(self, weight: f64) -> Self {
+        Self { late: Some(weight), ..self }
     }
 
     /// The same federation without troubles, in which every round waits for every trainer.
@@ -252,6 +296,22 @@ impl Scenario {
         self.trainers + self.evaluators
     }
 
+    /// The manifest that a site registers in its `version`th edition. Some classes are annotated by one trainer alone, but
+    /// where rounds need sites of each class: there it takes two trainers to annotate one.
+    pub(super) fn counts(&self, site: usize, version: u32) -> SiteCounts {
+        let n = u32::try_from(site).expect("few") + 1;
+        let class = |id: u32| ClassId::new(u8::try_from(id).expect("small")).expect("not 0");
+        let mut annotated = BTreeMap::from([
+            (class(1 + (n - 1) % SPREAD), 10 * n + version),
+            (class(SPREAD + 1), 3 + 7 * version),
+        ]);
+        if self.sites_per_class > 0 {
+            let classes = u32::try_from(self.trainers).expect("few").min(SPREAD);
+            annotated.insert(class(1 + n % classes), 5 * n);
+        }
+        SiteCounts { volumes: 20 * n + 3 * version, annotated }
+    }
+
     pub(super) fn trainer_ids(&self) -> impl Iterator<Item = SiteId> + use<> {
         (0..self.trainers).map(site_id)
     }
@@ -263,7 +323,7 @@ impl Scenario {
 
 fn op(rng: &mut ChaCha8Rng, sites: usize) -> Op {
     let site = rng.random_range(0..sites);
-    match rng.random_range(0..100) {
+    match rng.random_range(0..110) {
         0..=20 => Op::Advance { ms: rng.random_range(0..300_000) },
         25..=28 => Op::Advance { ms: rng.random_range(0..2_000) },
         21..=24 | 29..=31 => Op::ChangeManifest { site },
@@ -297,6 +357,7 @@ fn op(rng: &mut ChaCha8Rng, sites: usize) -> Op {
         92..=93 => Op::Withdraw { site },
         94 if rng.random_bool(0.5) => Op::Withdraw { site },
         94 => Op::Approve { site },
+        100..=103 => Op::SlowSite { site, ms: rng.random_range(0..1_200_000) },
         _ => Op::Hostile { site, lie: LIES[rng.random_range(0..LIES.len())] },
     }
 }
@@ -307,12 +368,4 @@ fn moment(rng: &mut ChaCha8Rng) -> Moment {
 
 pub(super) fn site_id(site: usize) -> SiteId {
     format!("site-{site}").parse().expect("a site name")
-}
-
-/// The manifest that a site registers in its `version`th edition.
-pub(super) fn counts(site: usize, version: u32) -> SiteCounts {
-    let n = u32::try_from(site).expect("few") + 1;
-    let class = |id: u32| ClassId::new(u8::try_from(id).expect("small")).expect("not 0");
-    let annotated = BTreeMap::from([(class(1 + (n - 1) % 8), 10 * n + version), (class(9), 3 + 7 * version)]);
-    SiteCounts { volumes: 20 * n + 3 * version, annotated }
 }

@@ -44,6 +44,8 @@ pub(super) struct Site {
     // The operator and the faults.
     pub(super) manifest: u32,
     pub(super) failing: u32,
+    /// How much longer its trainings take.
+    pub(super) slow_ms: u64,
     /// How far this site's clock is ahead, milliseconds.
     pub(super) clock: i64,
     /// The process is killed after so many more actions.
@@ -79,6 +81,7 @@ impl Site {
             manifest: 0,
             approved: None,
             failing: 0,
+            slow_ms: 0,
             clock: 0,
             fuse: None,
             write_fuse: None,

@@ -61,6 +61,7 @@ rounds quorum-missing abort aborted
 rounds aggregating aggregated committing
 rounds aggregating aggregation-failed paused
 rounds aggregating update-lost collecting
+rounds aggregating update-lost aggregating
 rounds aggregating update-stored aggregating
 rounds aggregating site-ready aggregating
 rounds aggregating site-gone aggregating
@@ -157,10 +158,12 @@ trainer downloading restarted downloading
 trainer training trained uploading
 trainer training training-failed training
 trainer training training-failed idle
+trainer training training-failed downloading
 trainer training timer-fired training
 trainer training round-opened training
 trainer training round-opened downloading
 trainer training round-closed idle
+trainer training round-closed training
 trainer training study-refused idle
 trainer training study-finished idle
 trainer training study-paused training
@@ -168,12 +171,16 @@ trainer training connected training
 trainer training disconnected training
 trainer training restarted training
 trainer uploading receipt idle
+trainer uploading receipt downloading
 trainer uploading refused idle
+trainer uploading refused uploading
+trainer uploading refused downloading
 trainer uploading upload-failed uploading
 trainer uploading timer-fired uploading
 trainer uploading round-opened uploading
 trainer uploading round-opened downloading
 trainer uploading round-closed idle
+trainer uploading round-closed uploading
 trainer uploading study-refused idle
 trainer uploading study-finished idle
 trainer uploading study-paused uploading

@@ -4,7 +4,7 @@ use common::evaluation;
 use common::ids::{ModelHash, RoundId, SiteId};
 use common::participant;
 use common::rng::Rng;
-use common::round::{Action, Event, Fact};
+use common::round::{Action, Answer, Event, Fact, Status};
 
 use super::{CoordinatorWork, Happening, Reply, World};
 use crate::simulation::arithmetic::study;
@@ -58,6 +58,7 @@ impl World {
     pub(super) fn kill_coordinator(&mut self) {
         self.tally.crashes += 1;
         let links = self.coordinator.die();
+        self.job = None;
         let delay = self.soon(60_000);
         self.at(delay, Happening::ReviveCoordinator);
         for (site, link) in links {
@@ -68,8 +69,9 @@ impl World {
     pub(super) fn revive_coordinator(&mut self) {
         let same = self.coordinator.revive(self.sabotage == Sabotage::KeepTornRecord);
         self.books.check(same, || "the coordinator that came back is not the one that died".to_owned());
-        self.feed_evaluation(evaluation::Event::Restarted);
+        self.miss_updates();
         self.feed(Event::Restarted);
+        self.feed_evaluation(evaluation::Event::Restarted);
     }
 
     pub(super) fn feed(&mut self, event: Event) {
@@ -107,21 +109,29 @@ impl World {
         self.coverage.note(Transition { machine: "rounds", from, event: name, to });
         let agrees = self.coordinator.replay_agrees();
         self.books.check(agrees, || "the coordinator's journal does not give its state".to_owned());
-        self.observe(&actions, widens, after.round);
+        self.observe(&actions, widens, &after);
         actions
     }
 
     /// Keeps the books.
-    fn observe(&mut self, actions: &[Action], widens: bool, round: RoundId) {
+    fn observe(&mut self, actions: &[Action], widens: bool, after: &Status) {
         for action in actions {
             match action {
                 Action::Report(Fact::RoundOpened { round, .. }) => self.note_asked(*round),
+                Action::Report(Fact::LateUpdateTaken { .. }) => self.tally.late += 1,
                 Action::Report(Fact::UpdateDuplicated { .. }) => self.tally.answered_again += 1,
                 _ => {}
             }
         }
         if widens {
-            self.note_asked(round);
+            self.note_asked(after.round);
+            let absent = |(site, answer): &(&SiteId, &Answer)| match answer {
+                Answer::Updated(_) | Answer::Revoked => false,
+                Answer::Declined { .. } => true,
+                Answer::Invited | Answer::Accepted | Answer::Silent => !after.ready.contains(*site),
+            };
+            let given_up = after.answers.iter().filter(absent).map(|(site, _)| site.clone()).collect();
+            self.books.gave_up(after.round, given_up);
         }
     }
 
@@ -162,6 +172,15 @@ impl World {
                 }
                 if self.sabotage == Sabotage::WeighAgain {
                     self.weigh_again(&mut terms);
+                }
+                if self.sabotage == Sabotage::CountLateTwice {
+                    self.books.count_late_again(round, &mut terms);
+                }
+                if self.sabotage == Sabotage::WeighLateInFull {
+                    self.books.weigh_in_full(&mut terms);
+                }
+                if self.sabotage == Sabotage::SweepLate {
+                    self.coordinator.spool.retain(|_, blob| blob.round >= round);
                 }
                 self.books.aggregating(round, base, &terms);
                 self.work(CoordinatorWork::Aggregate { round, base, terms });
@@ -210,5 +229,6 @@ impl World {
         for site in self.coordinator.links.keys().copied().collect::<Vec<_>>() {
             self.reply(site, Reply::Notice(participant::Event::RoundClosed { study: study(), round }));
         }
+        self.remove_spent(round);
     }
 }

@@ -57,6 +57,11 @@ impl World {
                 // Late enough, it is of an open round and of its base.
                 self.books.lied(id);
             }
+            Lie::Late => {
+                let before = round.0.checked_sub(2)?;
+                (offer.round, offer.base) = (RoundId(before + 1), self.books.model_of(RoundId(before))?);
+                self.books.lied(id);
+            }
             Lie::Base => offer.base = artifact("another base"),
             Lie::Steps => offer.steps = STEPS - 1,
             Lie::HugeSteps => offer.steps = u32::MAX,

@@ -26,7 +26,7 @@ use super::coordinator::{Coordinator, plan};
 use super::coverage::Coverage;
 use super::invariants::{Books, MAX_SITE_WEIGHT, Violation};
 use super::sabotage::Sabotage;
-use super::scenario::{Scenario, counts, site_id};
+use super::scenario::{Scenario, site_id};
 use super::site::Site;
 use super::tally::Tally;
 
@@ -153,7 +153,7 @@ enum Work {
     },
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum CoordinatorWork {
     Aggregate { round: RoundId, base: ModelHash, terms: Vec<Term> },
     Commit { round: RoundId, model: ModelHash },
@@ -169,6 +169,8 @@ pub(super) struct World {
     queue: BTreeMap<(Timestamp, u64), Happening>,
     sequence: u64,
     coordinator: Coordinator,
+    /// What the coordinator's process computes or commits.
+    job: Option<CoordinatorWork>,
     sites: Vec<Site>,
     /// The manifests registered last, as the harness knows them.
     registered: BTreeMap<SiteId, SiteCounts>,
@@ -202,9 +204,10 @@ impl World {
             queue: BTreeMap::new(),
             sequence: 0,
             coordinator,
+            job: None,
             sites,
             registered: BTreeMap::new(),
-            books: Books::new(scenario.quorum, scenario.weighting, initial_model()),
+            books: Books::new(&scenario, initial_model()),
             next_op: 0,
             next_link: 0,
             calm_since: None,
@@ -262,7 +265,8 @@ impl World {
     /// Where every trainer took part in every round, the last model must be that of a federation without faults.
     fn compare_with_undisturbed(&mut self) {
         let Scenario { rounds, trainers, weighting, .. } = self.scenario;
-        let manifests = (0..trainers).map(|site| (site_id(site), counts(site, 0))).collect();
+        let manifest = |site| (site_id(site), self.scenario.counts(site, 0));
+        let manifests = (0..trainers).map(manifest).collect();
         if !self.books.whole(rounds, &manifests) {
             return;
         }
@@ -344,8 +348,8 @@ impl World {
                 }
             }
             Happening::CoordinatorWork { incarnation, work } => {
-                if self.coordinator.up && self.coordinator.incarnation == incarnation {
-                    self.coordinator.working = false;
+                let lives = self.coordinator.up && self.coordinator.incarnation == incarnation;
+                if lives && self.job.take_if(|job| *job == work).is_some() {
                     self.coordinator_work(work);
                 }
             }

@@ -31,6 +31,7 @@ impl World {
             Op::CrashCoordinatorAtWrite { writes, moment } => {
                 self.coordinator.write_fuse = Some(Fuse { writes, moment });
             }
+            Op::SlowSite { site, ms } => self.sites[site].slow_ms = ms,
             Op::FailWork { site, times } => self.sites[site].failing = times,
             Op::FillStorage { times } => self.failing_commits = times,
             Op::FailAggregation { fault } => self.failing_aggregation = Some(fault),
@@ -68,6 +69,7 @@ impl World {
             self.feed(Event::Resume);
         }
         for site in 0..self.sites.len() {
+            self.sites[site].slow_ms = 0;
             if self.sites[site].up && self.sites[site].approved == Some(false) {
                 self.approve(site);
             }
@@ -78,8 +80,8 @@ impl World {
 
     pub(super) fn approve(&mut self, site: usize) {
         self.sites[site].approved = Some(true);
-        let needs = [embeddings()].into();
-        self.feed_site(site, participant::Event::StudyApproved { study: study(), needs, takes_late: false });
+        let (needs, takes_late) = ([embeddings()].into(), self.scenario.late.is_some());
+        self.feed_site(site, participant::Event::StudyApproved { study: study(), needs, takes_late });
     }
 
     /// An evaluator that gave a model up is asked about it at its next connection alone: its operator starts it again.
@@ -100,10 +102,10 @@ impl World {
         }
     }
 
-    /// One of the open round's stored updates is not what it was.
+    /// One of the stored updates of the open round, or of the round before, is not what it was.
     fn corrupt_update(&mut self, pick: usize) {
         let round = self.coordinator.rounds.status().round;
-        let open = self.coordinator.spool.values_mut().filter(|blob| blob.round == round);
+        let open = self.coordinator.spool.values_mut().filter(|blob| blob.round.next() >= round);
         let mut open: Vec<_> = open.collect();
         if !open.is_empty() {
             let pick = pick % open.len();

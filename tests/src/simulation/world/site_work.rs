@@ -15,7 +15,8 @@ impl World {
         });
         if running != Some(attempt) {
             self.sites[site].training = Some(attempt);
-            self.site_job(site, 120_000, Work::Train { task, attempt });
+            let delay = self.soon(120_000) + self.disk() + self.sites[site].slow_ms;
+            self.site_job_at(site, delay, Work::Train { task, attempt });
         }
     }
 
@@ -39,8 +40,8 @@ impl World {
         match work {
             Work::Approve { study } => {
                 self.sites[site].approved = Some(true);
-                let needs = [embeddings()].into();
-                self.feed_site(site, Event::StudyApproved { study, needs, takes_late: false });
+                let (needs, takes_late) = ([embeddings()].into(), self.scenario.late.is_some());
+                self.feed_site(site, Event::StudyApproved { study, needs, takes_late });
             }
             Work::Train { task, attempt } => self.trained(site, &task, attempt),
             Work::Mend { offer } => self.mended(site, &offer),

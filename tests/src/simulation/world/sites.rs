@@ -8,7 +8,6 @@ use crate::simulation::arithmetic::study;
 use crate::simulation::coverage::{Transition, of_site};
 use crate::simulation::fuse::{Fuse, Moment};
 use crate::simulation::sabotage::Sabotage;
-use crate::simulation::scenario::counts;
 use crate::simulation::site::Site;
 
 impl World {
@@ -120,7 +119,7 @@ impl World {
         match action {
             Action::AskApproval { study } => self.site_job(site, 60_000, Work::Approve { study }),
             Action::RegisterManifest { .. } => {
-                let counts = counts(site, self.sites[site].manifest);
+                let counts = self.scenario.counts(site, self.sites[site].manifest);
                 self.request(site, Request::Register { counts }, None);
             }
             Action::AcceptRound { task } => self.request(site, Request::Accept { round: task.round }, None),

@@ -10,10 +10,11 @@ use crate::simulation::invariants::MAX_SITE_WEIGHT;
 use crate::simulation::sabotage::Sabotage;
 
 impl World {
-    /// One job at a time; asked for again while it runs, it is not begun again.
+    /// One job at a time. Asked for again while it runs, it is not begun again; another takes its place, and what comes of
+    /// it then is not wanted any more.
     pub(super) fn work(&mut self, work: CoordinatorWork) {
-        if !self.coordinator.working {
-            self.coordinator.working = true;
+        if self.job.as_ref() != Some(&work) {
+            self.job = Some(work.clone());
             let delay = self.soon(20_000) + self.disk();
             let incarnation = self.coordinator.incarnation;
             self.at(delay, Happening::CoordinatorWork { incarnation, work });
@@ -37,9 +38,16 @@ impl World {
             self.tally.faults += 1;
             return self.feed(Event::AggregationFailed { round, fault });
         }
+        // An aborted study's updates are gone already; nobody waits for its model.
+        if self.coordinator.rounds.status().phase != "aggregating" {
+            return;
+        }
         // What is stored is checked again as it is read: a restart or a disk may lie between.
         let rotten = |term: &&Term| self.coordinator.content_of(&term.site, term.update) != Some(term.update);
         let rotten: Vec<Term> = terms.iter().filter(rotten).cloned().collect();
+        for Term { site, update, .. } in &rotten {
+            self.must_be_stored(site, *update);
+        }
         if !rotten.is_empty() && self.sabotage != Sabotage::TrustTheDisk {
             self.tally.corrupt += 1;
             return self.miss(round, rotten);
@@ -57,16 +65,42 @@ impl World {
 
     /// Moves what is rotten away, and has the sites asked again.
     fn miss(&mut self, round: RoundId, rotten: Vec<Term>) {
-        for Term { site, attempt, update, .. } in rotten {
+        for Term { site, round: trained_for, attempt, update, .. } in rotten {
             let lives = self.coordinator_writes(|world| {
                 world.coordinator.spool.remove(&(site.clone(), update));
+                world.coordinator.quarantine.insert((site.clone(), update));
             });
             if !lives {
                 return;
             }
-            self.books.lost(round, &site);
-            self.feed(Event::UpdateLost { site, round, attempt });
+            self.books.lost(round, trained_for, &site);
+            self.feed(Event::UpdateLost { site, round: trained_for, attempt });
         }
+    }
+
+    /// The driver removes nothing that a round is still to be made of; what is rotten goes to the quarantine.
+    fn must_be_stored(&mut self, site: &SiteId, update: ArtifactHash) {
+        let stored = self.coordinator.content_of(site, update).is_some();
+        let known = stored || self.coordinator.quarantine.contains(&(site.clone(), update));
+        self.books.check(known, || format!("the update of {site} counts and was removed from the store"));
+    }
+
+    /// What was moved away before the last crash is told as soon as the coordinator is back, as the binary does.
+    pub(super) fn miss_updates(&mut self) {
+        let round = self.coordinator.rounds.status().round;
+        for (site, counted) in self.coordinator.rounds.counted() {
+            if self.coordinator.content_of(&site, counted.update).is_none() {
+                self.must_be_stored(&site, counted.update);
+                self.books.lost(round, round, &site);
+                self.feed(Event::UpdateLost { site, round, attempt: counted.attempt });
+            }
+        }
+    }
+
+    /// What is stored of a round that is over goes, once it cannot count in the next either.
+    pub(super) fn remove_spent(&mut self, round: RoundId) {
+        let kept = self.coordinator.rounds.takes_late(round);
+        self.coordinator.spool.retain(|_, blob| blob.round > round || kept && blob.round == round);
     }
 
     fn commit(&mut self, round: RoundId, model: ModelHash) {
