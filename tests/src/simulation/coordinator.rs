@@ -18,7 +18,7 @@ use super::scenario::Scenario;
 pub(super) fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
     let sites = if sabotage == Sabotage::IgnoreQuorum { 1 } else { scenario.quorum };
     let sites_per_class = if sabotage == Sabotage::IgnoreClasses { 0 } else { scenario.sites_per_class };
-    let evaluators = scenario.evaluator_ids().collect();
+    let evaluators = scenario.validation_ids().collect();
     RoundPlan {
         study: study(),
         initial_model: initial_model(),

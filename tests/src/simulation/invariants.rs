@@ -48,6 +48,8 @@ pub(super) struct Books {
     receipts: BTreeMap<(RoundId, SiteId), AttemptId>,
     /// Attempts that went into a durable model.
     counted: BTreeSet<(SiteId, AttemptId)>,
+    /// Models that the operator promoted.
+    promoted: BTreeSet<ModelHash>,
     /// Sites that sent an update which is not of their own training, where a round could take it.
     liars: BTreeSet<SiteId>,
     pub(super) violation: Option<String>,
@@ -70,6 +72,7 @@ impl Books {
             terms: BTreeMap::new(),
             receipts: BTreeMap::new(),
             counted: BTreeSet::new(),
+            promoted: BTreeSet::new(),
             liars: BTreeSet::new(),
             violation: None,
         }
@@ -104,6 +107,16 @@ impl Books {
     pub(super) fn announced(&mut self, model: ModelHash, what: &str) {
         let durable = self.durable.values().any(|known| *known == model);
         self.check(durable, || format!("{what} {model:?} was announced before it was durable"));
+    }
+
+    pub(super) fn promoted(&mut self, model: ModelHash) {
+        self.promoted.insert(model);
+    }
+
+    /// A sealed evaluator is asked about a model, or its report on it is kept.
+    pub(super) fn unsealed(&mut self, model: ModelHash) {
+        let promoted = self.promoted.contains(&model);
+        self.check(promoted, || format!("{model:?} reached a sealed evaluator and is not promoted"));
     }
 
     pub(super) fn receipt(

@@ -21,6 +21,8 @@ pub enum Sabotage {
     WeighLateInFull,
     /// The driver removes what is stored of a round that is over, though it counts in the next.
     SweepLate,
+    /// The driver takes a sealed evaluator for one that helps to choose models.
+    AskSealed,
     /// The driver weighs by the manifests of now, not of the round's opening.
     WeighAgain,
     /// The driver does not write down that an update was stored: an acknowledged one is lost in a crash.
@@ -43,7 +45,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All that is broken.
-    pub const BROKEN: [Self; 17] = [
+    pub const BROKEN: [Self; 18] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
@@ -52,6 +54,7 @@ impl Sabotage {
         Self::CountLateTwice,
         Self::WeighLateInFull,
         Self::SweepLate,
+        Self::AskSealed,
         Self::WeighAgain,
         Self::ForgetUpdates,
         Self::ForgetTimers,

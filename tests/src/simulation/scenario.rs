@@ -28,6 +28,8 @@ pub struct Scenario {
     pub(super) seed: u64,
     pub(super) trainers: usize,
     pub(super) evaluators: usize,
+    /// How many of these are sealed, the last ones: they score promoted models alone.
+    pub(super) sealed: usize,
     pub(super) quorum: u32,
     /// Updates that a round needs of each class that its sites annotate.
     pub(super) sites_per_class: u32,
@@ -205,7 +207,7 @@ pub enum Lie {
     Decline,
     /// Many answers about rounds that are not open.
     Spam,
-    /// A report, though it is no evaluator.
+    /// A report, though it is no evaluator, or on a model that is sealed from it.
     Report,
 }
 
@@ -234,6 +236,7 @@ impl Scenario {
         let trainers: usize = if crowd { rng.random_range(10..=48) } else { rng.random_range(1..=5) };
         // Two sites at least.
         let evaluators: usize = rng.random_range(usize::from(trainers == 1)..=2);
+        let sealed: usize = rng.random_range(0..=evaluators);
         let (most_rounds, most_ops) = if crowd { (2, 13) } else { (5, 66) };
         let weightings =
             [Weighting::Uniform, Weighting::Samples, Weighting::Annotations, Weighting::ClassBalanced];
@@ -243,13 +246,14 @@ impl Scenario {
             seed,
             trainers,
             evaluators,
+            sealed,
             quorum: rng.random_range(1..=all),
             sites_per_class: PER_CLASS[rng.random_range(0..PER_CLASS.len())].min(all),
             late: rng.random_bool(TAKE_LATE).then(|| LATE_WEIGHTS[rng.random_range(0..LATE_WEIGHTS.len())]),
             rounds: rng.random_range(1..=most_rounds),
             deadline_s: rng.random_range(60..=900),
             weighting: weightings[rng.random_range(0..weightings.len())],
-            gated: evaluators > 0 && rng.random_bool(0.5),
+            gated: evaluators > sealed && rng.random_bool(0.5),
             ops: (0..ops).map(|_| op(rng, trainers + evaluators)).collect(),
         };
         if rng.random_bool(ABORTED) {
@@ -263,11 +267,12 @@ impl Scenario {
     pub fn calm(trainers: usize, evaluators: usize, rounds: u32) -> Self {
         let (quorum, weighting) = (2, Weighting::Samples);
         let (deadline_s, gated) = (600, evaluators > 0);
-        let (seed, sites_per_class, late, ops) = (0, 0, None, vec![]);
+        let (seed, sealed, sites_per_class, late, ops) = (0, 0, 0, None, vec![]);
         Self {
             seed,
             trainers,
             evaluators,
+            sealed,
             quorum,
             sites_per_class,
             late,
@@ -318,6 +323,16 @@ impl Scenario {
 
     pub(super) fn evaluator_ids(&self) -> impl Iterator<Item = SiteId> + use<> {
         (self.trainers..self.sites()).map(site_id)
+    }
+
+    /// Evaluators whose reports may hold up a round: a sealed one has no say in what is trained.
+    pub(super) fn validation_ids(&self) -> impl Iterator<Item = SiteId> + use<> {
+        (self.trainers..self.sites() - self.sealed).map(site_id)
+    }
+
+    /// Whether a site is a sealed evaluator.
+    pub(super) fn is_sealed(&self, site: usize) -> bool {
+        site >= self.sites() - self.sealed
     }
 }
 

@@ -1,6 +1,7 @@
 //! The evaluation machine, beside the rounds.
 
 use common::evaluation::{Action, Event};
+use common::ids::{ModelHash, SiteId};
 use common::participant;
 use common::round;
 
@@ -35,6 +36,9 @@ impl World {
         if let Event::Requested { model, .. } | Event::Promoted { model, .. } = event {
             coordinator.asked = Some(model);
         }
+        if let Event::Promoted { model, .. } = event {
+            self.books.promoted(model);
+        }
         let actions = coordinator.evaluation.tick(event, self.now);
         for action in &actions {
             match action {
@@ -52,10 +56,12 @@ impl World {
         match action {
             Action::RequestEvaluation { to, round, model } => {
                 self.books.announced(model, "a model to evaluate");
+                self.guard_seal(&to, model);
                 self.notice(&to, participant::Event::EvaluationRequested { study: study(), round, model });
             }
             Action::OpenGate { model, .. } => self.feed(round::Event::GateOpened { model }),
             Action::Acknowledge { site, model, .. } => {
+                self.guard_seal(&site, model);
                 self.notice(&site, participant::Event::ReportReceipt { model });
             }
             Action::Refuse { site, model, rejection } => {
@@ -69,6 +75,13 @@ impl World {
             }
             Action::ClearTimer(_) => self.coordinator.gate_timer = None,
             Action::Report(_) => {}
+        }
+    }
+
+    /// What a sealed evaluator hears of is promoted.
+    fn guard_seal(&mut self, site: &SiteId, model: ModelHash) {
+        if self.index(site).is_some_and(|site| self.scenario.is_sealed(site)) {
+            self.books.unsealed(model);
         }
     }
 }

@@ -10,7 +10,9 @@ use crate::simulation::scenario::Lie;
 
 impl World {
     pub(super) fn lie(&mut self, site: usize, lie: Lie) {
-        let (Some(link), true) = (self.sites[site].link, site < self.scenario.trainers) else { return };
+        let early = self.scenario.is_sealed(site) && matches!(lie, Lie::Report);
+        let lies = site < self.scenario.trainers || early;
+        let (Some(link), true) = (self.sites[site].link, lies) else { return };
         for request in self.lies(site, lie) {
             self.tally.lies += 1;
             self.send(site, link, request);

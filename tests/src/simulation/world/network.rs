@@ -56,7 +56,7 @@ impl World {
         }
     }
 
-    fn index(&self, site: &SiteId) -> Option<usize> {
+    pub(super) fn index(&self, site: &SiteId) -> Option<usize> {
         self.sites.iter().position(|known| known.identity.site == *site)
     }
 

@@ -26,7 +26,8 @@ impl World {
                 self.feed(Event::SiteReady { site: id, counts });
             }
             Request::Register { .. } => {
-                let kind = EvaluatorKind::Validation;
+                let sealed = self.scenario.is_sealed(site) && self.sabotage != Sabotage::AskSealed;
+                let kind = if sealed { EvaluatorKind::Test } else { EvaluatorKind::Validation };
                 self.feed_evaluation(evaluation::Event::EvaluatorReady { site: id, kind });
             }
             Request::Accept { round } => self.feed(Event::RoundAccepted { site: id, round }),
@@ -87,7 +88,10 @@ impl World {
     fn reported(&mut self, site: usize, id: SiteId, model: ModelHash, report: Digest) {
         match self.coordinator.evaluation.expect_report(&id, &model, &report) {
             Ok(ReportExpectation::Wanted) => {
-                self.feed_evaluation(evaluation::Event::ReportStored { site: id, model, report });
+                // The report is a row of the store; its digest is in the journal.
+                if self.coordinator_writes(|_| {}) {
+                    self.feed_evaluation(evaluation::Event::ReportStored { site: id, model, report });
+                }
             }
             Ok(ReportExpectation::AlreadyKept) => {
                 self.reply(site, Reply::Notice(participant::Event::ReportReceipt { model }));
