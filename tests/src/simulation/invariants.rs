@@ -48,6 +48,10 @@ pub(super) struct Books {
     receipts: BTreeMap<(RoundId, SiteId), AttemptId>,
     /// Attempts that went into a durable model.
     counted: BTreeSet<(SiteId, AttemptId)>,
+    /// Sites that are not enrolled any more.
+    left: BTreeSet<SiteId>,
+    /// Updates that became durable after their site had left.
+    stale: BTreeSet<(SiteId, AttemptId)>,
     /// Models that the operator promoted.
     promoted: BTreeSet<ModelHash>,
     /// Sites that sent an update which is not of their own training, where a round could take it.
@@ -72,6 +76,8 @@ impl Books {
             terms: BTreeMap::new(),
             receipts: BTreeMap::new(),
             counted: BTreeSet::new(),
+            left: BTreeSet::new(),
+            stale: BTreeSet::new(),
             promoted: BTreeSet::new(),
             liars: BTreeSet::new(),
             violation: None,
@@ -92,6 +98,22 @@ impl Books {
         }
     }
 
+    /// A site's place in the federation: what comes of one that left counts no more.
+    pub(super) fn enrolled(&mut self, site: SiteId, enrolled: bool) {
+        if enrolled {
+            self.left.remove(&site);
+        } else {
+            self.left.insert(site);
+        }
+    }
+
+    /// The round let go of a site that left: should it be asked again, then with the manifest of then.
+    pub(super) fn let_go(&mut self, round: RoundId, site: &SiteId) {
+        if let Some(fixed) = self.fixed.get_mut(&round) {
+            fixed.remove(site);
+        }
+    }
+
     /// The operator had a round go on without these.
     pub(super) fn gave_up(&mut self, round: RoundId, sites: BTreeSet<SiteId>) {
         self.given_up.insert(round, sites);
@@ -99,6 +121,10 @@ impl Books {
 
     pub(super) fn stored(&mut self, site: SiteId, offer: &UpdateOffer) {
         let UpdateOffer { round, base, attempt, update, .. } = *offer;
+        // What comes twice came when it came first.
+        if self.left.contains(&site) && !self.stored.contains(&(site.clone(), attempt, update)) {
+            self.stale.insert((site.clone(), attempt));
+        }
         self.stored.insert((site, attempt, update));
         self.origins.insert((attempt, update, round, base));
     }
@@ -167,6 +193,8 @@ impl Books {
             let known = self.origins.contains(&(term.attempt, term.update, term.round, term.base));
             let ours = known && self.fits(round, base, term);
             self.check(ours, || format!("round {round} aggregates an update of another round or base"));
+            let in_time = !self.stale.contains(&(term.site.clone(), term.attempt));
+            self.check(in_time, || format!("{} had left when its update came", term.site));
             let fresh = !self.counted.contains(&(term.site.clone(), term.attempt));
             self.check(fresh, || format!("attempt {} counts in two rounds", term.attempt));
         }

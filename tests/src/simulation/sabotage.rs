@@ -23,6 +23,8 @@ pub enum Sabotage {
     SweepLate,
     /// The driver takes a sealed evaluator for one that helps to choose models.
     AskSealed,
+    /// The driver lets a site that left go on as if it had not.
+    KeepRevoked,
     /// The driver weighs by the manifests of now, not of the round's opening.
     WeighAgain,
     /// The driver does not write down that an update was stored: an acknowledged one is lost in a crash.
@@ -45,7 +47,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All that is broken.
-    pub const BROKEN: [Self; 18] = [
+    pub const BROKEN: [Self; 19] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
@@ -55,6 +57,7 @@ impl Sabotage {
         Self::WeighLateInFull,
         Self::SweepLate,
         Self::AskSealed,
+        Self::KeepRevoked,
         Self::WeighAgain,
         Self::ForgetUpdates,
         Self::ForgetTimers,

@@ -17,6 +17,8 @@ const ABORTED: f64 = 0.05;
 const TAKE_LATE: f64 = 0.5;
 /// What a late update weighs there.
 const LATE_WEIGHTS: [f64; 2] = [0.5, 0.25];
+/// Share of the federations that some trainers join in mid-study.
+const LATECOMERS: f64 = 0.1;
 /// Updates of each class that a round may need.
 const PER_CLASS: [u32; 5] = [0, 0, 0, 1, 2];
 /// Most classes that are spread over the trainers.
@@ -30,6 +32,8 @@ pub struct Scenario {
     pub(super) evaluators: usize,
     /// How many of these are sealed, the last ones: they score promoted models alone.
     pub(super) sealed: usize,
+    /// Trainers that are not enrolled when the study begins, the last ones.
+    pub(super) latecomers: usize,
     pub(super) quorum: u32,
     /// Updates that a round needs of each class that its sites annotate.
     pub(super) sites_per_class: u32,
@@ -169,6 +173,16 @@ pub enum Op {
         /// The site.
         site: usize,
     },
+    /// A site leaves the federation: its certificate is revoked, and it is let in no more.
+    Leave {
+        /// The site.
+        site: usize,
+    },
+    /// A site joins, or comes back.
+    Join {
+        /// The site.
+        site: usize,
+    },
     /// The site sends what nobody asked it for.
     Hostile {
         /// The site.
@@ -247,6 +261,7 @@ impl Scenario {
             trainers,
             evaluators,
             sealed,
+            latecomers: if rng.random_bool(LATECOMERS) { rng.random_range(0..trainers) } else { 0 },
             quorum: rng.random_range(1..=all),
             sites_per_class: PER_CLASS[rng.random_range(0..PER_CLASS.len())].min(all),
             late: rng.random_bool(TAKE_LATE).then(|| LATE_WEIGHTS[rng.random_range(0..LATE_WEIGHTS.len())]),
@@ -267,12 +282,13 @@ impl Scenario {
     pub fn calm(trainers: usize, evaluators: usize, rounds: u32) -> Self {
         let (quorum, weighting) = (2, Weighting::Samples);
         let (deadline_s, gated) = (600, evaluators > 0);
-        let (seed, sealed, sites_per_class, late, ops) = (0, 0, 0, None, vec![]);
+        let (seed, sealed, latecomers, sites_per_class, late, ops) = (0, 0, 0, 0, None, vec![]);
         Self {
             seed,
             trainers,
             evaluators,
             sealed,
+            latecomers,
             quorum,
             sites_per_class,
             late,
@@ -294,7 +310,7 @@ impl Scenario {
     #[must_use]
     pub fn undisturbed(&self) -> Self {
         let quorum = u32::try_from(self.trainers).expect("few");
-        Self { quorum, deadline_s: 900, ops: vec![], ..self.clone() }
+        Self { latecomers: 0, quorum, deadline_s: 900, ops: vec![], ..self.clone() }
     }
 
     pub(super) fn sites(&self) -> usize {
@@ -315,10 +331,6 @@ impl Scenario {
             annotated.insert(class(1 + n % classes), 5 * n);
         }
         SiteCounts { volumes: 20 * n + 3 * version, annotated }
-    }
-
-    pub(super) fn trainer_ids(&self) -> impl Iterator<Item = SiteId> + use<> {
-        (0..self.trainers).map(site_id)
     }
 
     pub(super) fn evaluator_ids(&self) -> impl Iterator<Item = SiteId> + use<> {
@@ -373,6 +385,8 @@ fn op(rng: &mut ChaCha8Rng, sites: usize) -> Op {
         94 if rng.random_bool(0.5) => Op::Withdraw { site },
         94 => Op::Approve { site },
         100..=103 => Op::SlowSite { site, ms: rng.random_range(0..1_200_000) },
+        104 => Op::Leave { site },
+        105..=106 => Op::Join { site },
         _ => Op::Hostile { site, lie: LIES[rng.random_range(0..LIES.len())] },
     }
 }

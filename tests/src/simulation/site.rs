@@ -41,7 +41,9 @@ pub(super) struct Site {
     pub(super) mending: Option<AttemptId>,
     pub(super) evaluating: Option<ModelHash>,
     pub(super) dialing: bool,
-    // The operator and the faults.
+    // The operators and the faults.
+    /// Whether the coordinator lets it in.
+    pub(super) enrolled: bool,
     pub(super) manifest: u32,
     pub(super) failing: u32,
     /// How much longer its trainings take.
@@ -78,6 +80,7 @@ impl Site {
             mending: None,
             evaluating: None,
             dialing: false,
+            enrolled: true,
             manifest: 0,
             approved: None,
             failing: 0,

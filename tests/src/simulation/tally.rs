@@ -29,6 +29,8 @@ pub struct Tally {
     pub duplicated: u64,
     /// Sites cut off.
     pub partitioned: u64,
+    /// Sites that left.
+    pub left: u64,
     /// Updates that counted in the round after their own.
     pub late: u64,
     /// Updates refused.
@@ -53,11 +55,11 @@ impl AddAssign for Tally {
 
 impl Tally {
     /// Each number with its name.
-    pub fn fields(mut self) -> [(&'static str, u64); 17] {
+    pub fn fields(mut self) -> [(&'static str, u64); 18] {
         self.fields_mut().map(|(name, number)| (name, *number))
     }
 
-    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 17] {
+    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 18] {
         [
             ("federations", &mut self.federations),
             ("sites", &mut self.sites),
@@ -70,6 +72,7 @@ impl Tally {
             ("messages lost", &mut self.lost),
             ("messages doubled", &mut self.duplicated),
             ("sites cut off", &mut self.partitioned),
+            ("sites that left", &mut self.left),
             ("late updates", &mut self.late),
             ("updates refused", &mut self.refused),
             ("answered again", &mut self.answered_again),

@@ -15,6 +15,7 @@ rounds waiting timer-fired distributing
 rounds waiting site-gone waiting
 rounds waiting update-stored waiting
 rounds waiting restarted waiting
+rounds waiting trainers-expected waiting
 rounds waiting pause paused
 rounds waiting abort aborted
 rounds distributing round-accepted distributing
@@ -27,6 +28,7 @@ rounds distributing timer-fired quorum-missing
 rounds distributing site-ready distributing
 rounds distributing site-gone distributing
 rounds distributing restarted distributing
+rounds distributing trainers-expected distributing
 rounds distributing restarted collecting
 rounds distributing restarted quorum-missing
 rounds distributing pause paused
@@ -42,6 +44,9 @@ rounds collecting timer-fired quorum-missing
 rounds collecting site-ready collecting
 rounds collecting site-gone collecting
 rounds collecting restarted collecting
+rounds collecting trainers-expected collecting
+rounds collecting trainers-expected aggregating
+rounds collecting trainers-expected quorum-missing
 rounds collecting restarted quorum-missing
 rounds collecting restarted aggregating
 rounds collecting pause paused
@@ -55,6 +60,7 @@ rounds quorum-missing timer-fired quorum-missing
 rounds quorum-missing site-ready quorum-missing
 rounds quorum-missing site-gone quorum-missing
 rounds quorum-missing restarted quorum-missing
+rounds quorum-missing trainers-expected quorum-missing
 rounds quorum-missing resume quorum-missing
 rounds quorum-missing pause paused
 rounds quorum-missing abort aborted
@@ -66,6 +72,7 @@ rounds aggregating update-stored aggregating
 rounds aggregating site-ready aggregating
 rounds aggregating site-gone aggregating
 rounds aggregating restarted aggregating
+rounds aggregating trainers-expected aggregating
 rounds aggregating pause paused
 rounds aggregating abort aborted
 rounds committing committed waiting
@@ -77,6 +84,7 @@ rounds committing update-stored committing
 rounds committing site-ready committing
 rounds committing site-gone committing
 rounds committing restarted committing
+rounds committing trainers-expected committing
 rounds committing pause paused
 rounds committing abort aborted
 rounds committed gate-opened waiting
@@ -85,6 +93,7 @@ rounds committed update-stored committed
 rounds committed site-ready committed
 rounds committed site-gone committed
 rounds committed restarted committed
+rounds committed trainers-expected committed
 rounds committed pause paused
 rounds committed abort aborted
 rounds paused resume waiting
@@ -106,13 +115,16 @@ rounds paused aggregated paused
 rounds paused committed paused
 rounds paused gate-opened paused
 rounds paused restarted paused
+rounds paused trainers-expected paused
 rounds finished update-stored finished
 rounds finished site-ready finished
 rounds finished site-gone finished
 rounds finished restarted finished
+rounds finished trainers-expected finished
 rounds aborted update-stored aborted
 rounds aborted site-gone aborted
 rounds aborted restarted aborted
+rounds aborted trainers-expected aborted
 evaluations settled requested settled
 evaluations settled requested asking
 evaluations settled requested gate-closed

@@ -72,6 +72,7 @@ impl World {
         self.miss_updates();
         self.feed(Event::Restarted);
         self.feed_evaluation(evaluation::Event::Restarted);
+        self.expect_trainers();
     }
 
     pub(super) fn feed(&mut self, event: Event) {
@@ -102,6 +103,7 @@ impl World {
         }
         let name = event.name();
         let before = self.coordinator.rounds.status();
+        let lets_go = matches!(event, Event::TrainersExpected { .. });
         let widens = event == Event::Resume && before.phase == "quorum-missing" && before.paused.is_none();
         let actions = self.coordinator.rounds.tick(event, self.now).unwrap_or_default();
         let after = self.coordinator.rounds.status();
@@ -110,6 +112,10 @@ impl World {
         let agrees = self.coordinator.replay_agrees();
         self.books.check(agrees, || "the coordinator's journal does not give its state".to_owned());
         self.observe(&actions, widens, &after);
+        if lets_go {
+            let revoked = after.answers.iter().filter(|(_, answer)| **answer == Answer::Revoked);
+            revoked.for_each(|(site, _)| self.books.let_go(after.round, site));
+        }
         actions
     }
 

@@ -196,7 +196,10 @@ impl World {
     pub(super) fn new(scenario: Scenario, sabotage: Sabotage) -> Self {
         let coordinator = Coordinator::new(plan(&scenario, sabotage));
         let role = |site| if site < scenario.trainers { Role::Trainer } else { Role::Evaluator };
-        let sites: Vec<_> = (0..scenario.sites()).map(|site| Site::new(site, role(site))).collect();
+        let mut sites: Vec<_> = (0..scenario.sites()).map(|site| Site::new(site, role(site))).collect();
+        for site in &mut sites[scenario.trainers - scenario.latecomers..scenario.trainers] {
+            site.enrolled = false;
+        }
         let tally = Tally { federations: 1, sites: sites.len() as u64, ..Tally::default() };
         let mut world = Self {
             rng: ChaCha8Rng::seed_from_u64(scenario.seed ^ 0x5eed),
@@ -223,8 +226,7 @@ impl World {
             scenario,
             sabotage,
         };
-        let trainers = world.scenario.trainer_ids().collect();
-        world.feed(Event::TrainersExpected { sites: trainers });
+        world.expect_trainers();
         world.feed(Event::Start);
         for site in 0..world.sites.len() {
             world.dial_in(site, 5_000);

@@ -108,6 +108,9 @@ impl World {
         if !self.sites[site].up || self.sites[site].link.is_some() {
             return;
         }
+        if !self.sites[site].enrolled {
+            return self.dial_in(site, 120_000);
+        }
         if !self.coordinator.up || self.is_cut_off(site) {
             return self.dial_in(site, 10_000);
         }

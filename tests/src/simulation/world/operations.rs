@@ -8,6 +8,7 @@ use common::round::Event;
 use super::{Happening, World};
 use crate::simulation::arithmetic::{artifact, embeddings, study};
 use crate::simulation::fuse::Fuse;
+use crate::simulation::sabotage::Sabotage;
 use crate::simulation::scenario::Op;
 
 impl World {
@@ -52,6 +53,8 @@ impl World {
                 self.feed_site(site, participant::Event::StudyRefused { study: study() });
             }
             Op::Approve { site } => self.approve(site),
+            Op::Leave { site } => self.leave(site),
+            Op::Join { site } => self.join(site),
             Op::Hostile { site, lie } => self.lie(site, lie),
         }
     }
@@ -73,6 +76,7 @@ impl World {
             self.promote();
         }
         for site in 0..self.sites.len() {
+            self.join(site);
             self.sites[site].slow_ms = 0;
             if self.sites[site].up && self.sites[site].approved == Some(false) {
                 self.approve(site);
@@ -96,6 +100,40 @@ impl World {
         if idle && owes {
             self.cut(site);
         }
+    }
+
+    /// A site is revoked: the coordinator ends its connection and counts on it no more.
+    fn leave(&mut self, site: usize) {
+        if !self.sites[site].enrolled {
+            return;
+        }
+        self.tally.left += 1;
+        self.sites[site].enrolled = false;
+        self.books.enrolled(self.sites[site].identity.site.clone(), false);
+        if self.sabotage == Sabotage::KeepRevoked {
+            return;
+        }
+        if self.coordinator.links.contains_key(&site) {
+            self.gone(site);
+        }
+        self.cut(site);
+        self.expect_trainers();
+    }
+
+    /// A site is enrolled, for the first time or again.
+    fn join(&mut self, site: usize) {
+        if !self.sites[site].enrolled {
+            self.sites[site].enrolled = true;
+            self.books.enrolled(self.sites[site].identity.site.clone(), true);
+            self.expect_trainers();
+        }
+    }
+
+    /// Tells the machine which trainers are enrolled, as the coordinator does at every change and at its start.
+    pub(super) fn expect_trainers(&mut self) {
+        let enrolled = self.sites.iter().filter(|site| site.enrolled && !site.evaluates());
+        let sites = enrolled.map(|site| site.identity.site.clone()).collect();
+        self.feed(Event::TrainersExpected { sites });
     }
 
     /// The operator promotes the last durable model, if there is one.
