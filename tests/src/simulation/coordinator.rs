@@ -1,6 +1,6 @@
 //! The coordinator's process: its machines, its disk, and what it is doing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use common::evaluation::{self, EvaluationMachine};
 use common::ids::{ArtifactHash, ModelHash, RoundId, SiteId};
@@ -47,6 +47,26 @@ pub(super) struct Blob {
     pub(super) content: ArtifactHash,
 }
 
+/// An event that waits for a full disk.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    Round(Event),
+    Evaluation(evaluation::Event),
+}
+
+impl Waiting {
+    /// Whether nobody else would tell it again: sites come again with what they bring, and so does the operator.
+    pub(super) fn is_ours(&self) -> bool {
+        match self {
+            Self::Round(event) => !matches!(
+                event,
+                Event::UpdateStored { .. } | Event::Start | Event::Pause | Event::Resume | Event::Abort
+            ),
+            Self::Evaluation(event) => !matches!(event, evaluation::Event::ReportStored { .. }),
+        }
+    }
+}
+
 /// The coordinator.
 #[derive(Debug)]
 pub(super) struct Coordinator {
@@ -63,12 +83,17 @@ pub(super) struct Coordinator {
     pub(super) spool: BTreeMap<(SiteId, ArtifactHash), Blob>,
     /// Stored updates that were found rotten and moved away.
     pub(super) quarantine: BTreeSet<(SiteId, ArtifactHash)>,
+    /// Nothing can be written before.
+    pub(super) full_until: Timestamp,
     // The process: lost in a crash.
     pub(super) up: bool,
     pub(super) incarnation: u32,
     pub(super) links: BTreeMap<usize, u32>,
     pub(super) timers: BTreeMap<Timer, Timestamp>,
     pub(super) gate_timer: Option<Timestamp>,
+    /// A write failed for want of space, and none has succeeded since.
+    pub(super) disk_failed: bool,
+    pub(super) waiting: VecDeque<Waiting>,
     // For the table of transitions.
     pub(super) gate_closed: bool,
     pub(super) asked: Option<ModelHash>,
@@ -90,11 +115,14 @@ impl Coordinator {
             artifacts: [plan.initial_model, embeddings()].into(),
             spool: BTreeMap::new(),
             quarantine: BTreeSet::new(),
+            full_until: Timestamp(0),
             up: true,
             incarnation: 0,
             links: BTreeMap::new(),
             timers: BTreeMap::new(),
             gate_timer: None,
+            disk_failed: false,
+            waiting: VecDeque::new(),
             gate_closed: false,
             asked: None,
             fuse: None,
@@ -136,7 +164,8 @@ impl Coordinator {
 
     /// The process is gone; the disk stays.
     pub(super) fn die(&mut self) -> BTreeMap<usize, u32> {
-        (self.up, self.gate_timer) = (false, None);
+        (self.up, self.gate_timer, self.disk_failed) = (false, None, false);
+        self.waiting.clear();
         (self.fuse, self.write_fuse) = (None, None);
         self.incarnation += 1;
         self.timers.clear();

@@ -25,6 +25,8 @@ pub enum Sabotage {
     AskSealed,
     /// The driver lets a site that left go on as if it had not.
     KeepRevoked,
+    /// A driver goes on, on either side, though its full disk did not take the event.
+    ActUnwritten,
     /// The driver weighs by the manifests of now, not of the round's opening.
     WeighAgain,
     /// The driver does not write down that an update was stored: an acknowledged one is lost in a crash.
@@ -47,7 +49,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All that is broken.
-    pub const BROKEN: [Self; 19] = [
+    pub const BROKEN: [Self; 20] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
@@ -58,6 +60,7 @@ impl Sabotage {
         Self::SweepLate,
         Self::AskSealed,
         Self::KeepRevoked,
+        Self::ActUnwritten,
         Self::WeighAgain,
         Self::ForgetUpdates,
         Self::ForgetTimers,

@@ -123,6 +123,18 @@ pub enum Op {
         /// How many.
         times: u32,
     },
+    /// The coordinator's disk takes nothing for a while.
+    FillDisk {
+        /// How long.
+        ms: u64,
+    },
+    /// A site's disk takes nothing for a while.
+    FillSiteDisk {
+        /// The site.
+        site: usize,
+        /// How long.
+        ms: u64,
+    },
     /// The next aggregation fails.
     FailAggregation {
         /// Of what.
@@ -387,6 +399,8 @@ fn op(rng: &mut ChaCha8Rng, sites: usize) -> Op {
         100..=103 => Op::SlowSite { site, ms: rng.random_range(0..1_200_000) },
         104 => Op::Leave { site },
         105..=106 => Op::Join { site },
+        107 => Op::FillDisk { ms: rng.random_range(1..120_000) },
+        108 => Op::FillSiteDisk { site, ms: rng.random_range(1..300_000) },
         _ => Op::Hostile { site, lie: LIES[rng.random_range(0..LIES.len())] },
     }
 }

@@ -1,6 +1,6 @@
 //! One site's process: its machine, its disk, and what it is doing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, Role};
 use common::participant::{Event, Identity, ParticipantMachine, Snapshot, Timer};
@@ -28,6 +28,8 @@ pub(super) struct Site {
     pub(super) outbox: BTreeMap<AttemptId, ArtifactHash>,
     /// Attempts whose file in the outbox is not what it was.
     pub(super) rotten: BTreeSet<AttemptId>,
+    /// Nothing can be written before.
+    pub(super) full_until: Timestamp,
     /// What its operator decided about the study, if anything.
     pub(super) approved: Option<bool>,
     // The process: lost in a crash.
@@ -41,6 +43,8 @@ pub(super) struct Site {
     pub(super) mending: Option<AttemptId>,
     pub(super) evaluating: Option<ModelHash>,
     pub(super) dialing: bool,
+    /// What waits for a full disk.
+    pub(super) todo: VecDeque<Event>,
     // The operators and the faults.
     /// Whether the coordinator lets it in.
     pub(super) enrolled: bool,
@@ -72,6 +76,7 @@ impl Site {
             artifacts: BTreeSet::new(),
             outbox: BTreeMap::new(),
             rotten: BTreeSet::new(),
+            full_until: Timestamp(0),
             up: true,
             incarnation: 0,
             link: None,
@@ -80,6 +85,7 @@ impl Site {
             mending: None,
             evaluating: None,
             dialing: false,
+            todo: VecDeque::new(),
             enrolled: true,
             manifest: 0,
             approved: None,
@@ -127,6 +133,7 @@ impl Site {
         self.up = false;
         self.incarnation += 1;
         self.timers.clear();
+        self.todo.clear();
         (self.link, self.training, self.mending, self.evaluating) = (None, None, None, None);
         (self.fuse, self.write_fuse, self.dialing) = (None, None, false);
     }
@@ -160,5 +167,6 @@ impl Site {
             && status.phase == "idle"
             && status.evaluation == "idle"
             && self.outbox.is_empty()
+            && self.todo.is_empty()
     }
 }

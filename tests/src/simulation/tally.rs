@@ -37,6 +37,8 @@ pub struct Tally {
     pub refused: u64,
     /// Updates sent again and answered.
     pub answered_again: u64,
+    /// Disks that took nothing for a while.
+    pub full: u64,
     /// Trainings, evaluations, aggregations and commits that failed.
     pub faults: u64,
     /// Stored updates that turned into something else and were found out.
@@ -55,11 +57,11 @@ impl AddAssign for Tally {
 
 impl Tally {
     /// Each number with its name.
-    pub fn fields(mut self) -> [(&'static str, u64); 18] {
+    pub fn fields(mut self) -> [(&'static str, u64); 19] {
         self.fields_mut().map(|(name, number)| (name, *number))
     }
 
-    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 18] {
+    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 19] {
         [
             ("federations", &mut self.federations),
             ("sites", &mut self.sites),
@@ -76,6 +78,7 @@ impl Tally {
             ("late updates", &mut self.late),
             ("updates refused", &mut self.refused),
             ("answered again", &mut self.answered_again),
+            ("full disks", &mut self.full),
             ("faults", &mut self.faults),
             ("corrupt updates", &mut self.corrupt),
             ("lies", &mut self.lies),

@@ -7,6 +7,12 @@ use super::coverage::Transition;
 
 /// Machine, phase, event, phase after.
 const REQUIRED: &str = "
+disk works write-failed full
+disk full write-failed full
+disk full tried works
+site-disk works write-failed full
+site-disk full write-failed full
+site-disk full tried works
 rounds not-started trainers-expected not-started
 rounds not-started start waiting
 rounds waiting site-ready waiting
@@ -259,6 +265,6 @@ mod tests {
         let all: BTreeSet<Transition> = required().collect();
         assert_eq!(all.len(), required().count());
         let machines: BTreeSet<&str> = all.iter().map(|transition| transition.machine).collect();
-        assert_eq!(machines, ["evaluations", "evaluator", "rounds", "trainer"].into());
+        assert_eq!(machines, ["disk", "evaluations", "evaluator", "rounds", "site-disk", "trainer"].into());
     }
 }

@@ -8,6 +8,7 @@ use common::round::{Action, Answer, Event, Fact, Status};
 
 use super::{CoordinatorWork, Happening, Reply, World};
 use crate::simulation::arithmetic::study;
+use crate::simulation::coordinator::Waiting;
 use crate::simulation::coverage::{Transition, of_rounds};
 use crate::simulation::fuse::{Fuse, Moment};
 use crate::simulation::sabotage::Sabotage;
@@ -42,8 +43,12 @@ impl World {
     }
 
     /// One durable write, by a rename or in a transaction: whether it took place and the process lives on. A process that
-    /// dies in it is killed here, before or after `written`.
+    /// dies in it is killed here, before or after `written`; on a full disk it lives and nothing is written.
     pub(super) fn coordinator_writes(&mut self, written: impl FnOnce(&mut Self)) -> bool {
+        if self.disk_is_full() && self.sabotage != Sabotage::ActUnwritten {
+            self.disk_failed();
+            return false;
+        }
         let dies = Fuse::burn(&mut self.coordinator.write_fuse);
         if dies.is_none_or(Moment::wrote) {
             written(self);
@@ -79,6 +84,14 @@ impl World {
         if !self.coordinator.up || self.coordinator_burns() {
             return;
         }
+        if self.waits_for_disk() && self.sabotage != Sabotage::ActUnwritten {
+            return self.wait_for_disk(Waiting::Round(event));
+        }
+        self.take(event);
+    }
+
+    /// Journals an event, ticks, and does what follows.
+    pub(super) fn take(&mut self, event: Event) {
         if let Some(cut) = self.coordinator_tears() {
             self.coordinator.tear(&event, self.now, cut);
         }
@@ -98,6 +111,7 @@ impl World {
     fn tick(&mut self, event: Event) -> Vec<Action> {
         let forgotten =
             self.sabotage == Sabotage::ForgetUpdates && matches!(event, Event::UpdateStored { .. });
+        let forgotten = forgotten || self.disk_is_full();
         if !forgotten {
             self.coordinator.write(&event, self.now);
         }

@@ -7,13 +7,23 @@ use common::round;
 
 use super::{Happening, World};
 use crate::simulation::arithmetic::study;
+use crate::simulation::coordinator::Waiting;
 use crate::simulation::coverage::{Transition, name_of};
+use crate::simulation::sabotage::Sabotage;
 
 impl World {
     pub(super) fn feed_evaluation(&mut self, event: Event) {
         if !self.coordinator.up || self.coordinator_burns() {
             return;
         }
+        if self.waits_for_disk() && self.sabotage != Sabotage::ActUnwritten {
+            return self.wait_for_disk(Waiting::Evaluation(event));
+        }
+        self.take_evaluation(event);
+    }
+
+    /// Journals an event, ticks, and does what follows.
+    pub(super) fn take_evaluation(&mut self, event: Event) {
         if let Some(cut) = self.coordinator_tears() {
             self.coordinator.tear_evaluation(&event, self.now, cut);
         }

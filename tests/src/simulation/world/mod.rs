@@ -1,6 +1,7 @@
 //! The driver of both sides: what the binaries do with actions, under a virtual clock and a bad network.
 
 mod coordinator;
+mod disks;
 mod evaluations;
 mod hostile;
 mod network;
@@ -102,6 +103,12 @@ enum Happening {
         site: usize,
     },
     ReviveCoordinator,
+    /// The coordinator's disk takes files again.
+    DiskHasRoom,
+    /// A site's does.
+    SiteHasRoom {
+        site: usize,
+    },
     SiteWork {
         site: usize,
         incarnation: u32,
@@ -327,6 +334,9 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) {
+        if let Some(wait) = self.halts_before(&happening) {
+            return self.at(wait, happening);
+        }
         match happening {
             Happening::NextOp => self.next_op(),
             Happening::Arrives { site, link, request } => self.arrives(site, link, request),
@@ -342,6 +352,8 @@ impl World {
                     self.gone(site);
                 }
             }
+            Happening::DiskHasRoom => self.disk_has_room(),
+            Happening::SiteHasRoom { site } => self.site_has_room(site),
             Happening::ReviveSite { site } => self.revive_site(site),
             Happening::ReviveCoordinator => self.revive_coordinator(),
             Happening::SiteWork { site, incarnation, work } => {

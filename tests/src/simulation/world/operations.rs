@@ -35,6 +35,8 @@ impl World {
             Op::SlowSite { site, ms } => self.sites[site].slow_ms = ms,
             Op::FailWork { site, times } => self.sites[site].failing = times,
             Op::FillStorage { times } => self.failing_commits = times,
+            Op::FillDisk { ms } => self.fill_disk(ms),
+            Op::FillSiteDisk { site, ms } => self.fill_site_disk(site, ms),
             Op::FailAggregation { fault } => self.failing_aggregation = Some(fault),
             Op::CorruptUpdate { pick } => self.corrupt_update(pick),
             Op::CorruptOutbox { site } => {
@@ -65,6 +67,8 @@ impl World {
         (self.lose, self.double, self.delay_ms, self.disk_ms) = (0, 0, 200, 0);
         self.cut_off.clear();
         self.failing_aggregation = None;
+        self.coordinator.full_until = self.now;
+        self.disk_has_room();
         let status = self.coordinator.rounds.status();
         // Of a round whose sites all withdrew, too: it asks those that came later.
         let stuck = status.paused.is_some() || status.phase == "quorum-missing";
@@ -78,6 +82,8 @@ impl World {
         for site in 0..self.sites.len() {
             self.join(site);
             self.sites[site].slow_ms = 0;
+            self.sites[site].full_until = self.now;
+            self.site_has_room(site);
             if self.sites[site].up && self.sites[site].approved == Some(false) {
                 self.approve(site);
             }

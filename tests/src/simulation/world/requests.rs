@@ -22,8 +22,15 @@ impl World {
         let id = self.sites[site].identity.site.clone();
         match request {
             Request::Register { counts } if self.sites[site].identity.role == Role::Trainer => {
-                self.registered.insert(id.clone(), counts.clone());
-                self.feed(Event::SiteReady { site: id, counts });
+                // The manifest is a row of the store. A site that is told to come again has nothing else to do here.
+                let kept = self.coordinator_writes(|world| {
+                    world.registered.insert(id.clone(), counts.clone());
+                });
+                if kept {
+                    self.feed(Event::SiteReady { site: id, counts });
+                } else if self.coordinator.up {
+                    self.cut_at(site, link);
+                }
             }
             Request::Register { .. } => {
                 let sealed = self.scenario.is_sealed(site) && self.sabotage != Sabotage::AskSealed;

@@ -74,6 +74,14 @@ impl World {
         if !self.sites[site].up || self.site_burns(site) {
             return;
         }
+        if self.waits_at_site(site) && self.sabotage != Sabotage::ActUnwritten {
+            return self.wait_at_site(site, event);
+        }
+        self.take_at_site(site, event);
+    }
+
+    /// Journals an event, ticks, and does what follows.
+    pub(super) fn take_at_site(&mut self, site: usize, event: Event) {
         let now = self.site_now(site);
         // A line of the journal is the one write that a kill can leave in part.
         let dies = Fuse::burn(&mut self.sites[site].write_fuse);
@@ -106,7 +114,9 @@ impl World {
         let site = &mut self.sites[index];
         let name = event.name();
         let (machine, from) = of_site(&site.machine, site.evaluates());
-        site.write(&event, now);
+        if self.now >= site.full_until {
+            site.write(&event, now);
+        }
         let actions = site.machine.tick(event, now);
         let (_, to) = of_site(&site.machine, site.evaluates());
         let agrees = site.replay_agrees();

@@ -60,6 +60,8 @@ impl World {
         // The model's file is durable here; whether it counts is for the commit.
         if self.coordinator_writes(|_| {}) {
             self.feed(Event::Aggregated { round, model });
+        } else {
+            self.feed(Event::AggregationFailed { round, fault: Fault::StorageFull });
         }
     }
 
@@ -71,7 +73,7 @@ impl World {
                 world.coordinator.quarantine.insert((site.clone(), update));
             });
             if !lives {
-                return;
+                return self.feed(Event::AggregationFailed { round, fault: Fault::StorageFull });
             }
             self.books.lost(round, trained_for, &site);
             self.feed(Event::UpdateLost { site, round: trained_for, attempt });
@@ -113,6 +115,8 @@ impl World {
         });
         if lives {
             self.feed(Event::Committed { round, model });
+        } else {
+            self.feed(Event::CommitFailed { round, fault: Fault::StorageFull });
         }
         if self.coordinator.up {
             self.coordinator_writes(|world| world.coordinator.keep_snapshot());
