@@ -60,7 +60,12 @@ impl Waiting {
         match self {
             Self::Round(event) => !matches!(
                 event,
-                Event::UpdateStored { .. } | Event::Start | Event::Pause | Event::Resume | Event::Abort
+                Event::UpdateStored { .. }
+                    | Event::Start
+                    | Event::Pause
+                    | Event::PauseFor { .. }
+                    | Event::Resume
+                    | Event::Abort
             ),
             Self::Evaluation(event) => !matches!(event, evaluation::Event::ReportStored { .. }),
         }

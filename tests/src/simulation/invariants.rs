@@ -1,9 +1,11 @@
 //! What must hold after every step, checked against the harness's own books, not the machines'.
 
+mod forgery;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use common::aggregate::weights::{SiteCounts, Weighting, discounted_weights, site_weights};
+use common::aggregate::weights::{SiteCounts, Weighting, discounted_weights};
 use common::ids::{ArtifactHash, AttemptId, ClassId, ModelHash, RoundId, SiteId};
 use common::round::{Term, UpdateOffer};
 
@@ -268,31 +270,6 @@ impl Books {
         terms.iter().filter_map(fixed).collect()
     }
 
-    /// Sabotage: the late updates that counted in the round before.
-    pub(super) fn count_late_again(&self, round: RoundId, terms: &mut Vec<Term>) {
-        let before = RoundId(round.0 - 1);
-        let late = self.terms_of(before).iter().filter(|term| term.round != before);
-        terms.extend(late.cloned());
-    }
-
-    /// Sabotage: shares as if nothing had come late.
-    pub(super) fn weigh_in_full(&self, terms: &mut [Term]) {
-        let shares = site_weights(self.weighting, &self.counts_of(terms), MAX_SITE_WEIGHT).shares;
-        for term in terms {
-            term.share = shares.get(&term.site).copied().unwrap_or_default();
-        }
-    }
-
-    /// Sabotage: what its first site sent for the round before.
-    pub(super) fn mix_rounds(&self, round: RoundId, terms: &mut [Term]) {
-        let before = self.terms.get(&RoundId(round.0 - 1)).into_iter().flatten();
-        for old in before {
-            if let Some(term) = terms.iter_mut().find(|term| term.site == old.site) {
-                (term.attempt, term.update) = (old.attempt, old.update);
-            }
-        }
-    }
-
     /// A model became durable: it must be the one that a round without faults makes of the same sites.
     pub(super) fn committed(&mut self, round: RoundId, model: ModelHash) {
         let known = *self.durable.entry(round).or_insert(model);
@@ -347,36 +324,6 @@ impl Books {
     pub(super) fn lost(&mut self, round: RoundId, trained_for: RoundId, site: &SiteId) {
         self.receipts.remove(&(trained_for, site.clone()));
         self.terms.remove(&round);
-    }
-
-    /// A counted update of a site in the last rounds, for a liar to imitate.
-    pub(super) fn receipt_of(&self, site: &SiteId) -> Option<(RoundId, AttemptId)> {
-        self.receipts.iter().rev().find(|((_, known), _)| known == site).map(|((round, _), at)| (*round, *at))
-    }
-
-    /// The first counted update of a site, for a liar to send again: round, attempt, base and update.
-    pub(super) fn first_of(&self, site: &SiteId) -> Option<(RoundId, AttemptId, ModelHash, ArtifactHash)> {
-        let first = self.receipts.iter().find(|((_, known), _)| known == site);
-        first.and_then(|((round, _), attempt)| self.origin(*round, *attempt))
-    }
-
-    /// The last counted update of anybody else, for a liar to steal: round, attempt, base and update.
-    pub(super) fn last_of_others(
-        &self,
-        site: &SiteId,
-    ) -> Option<(RoundId, AttemptId, ModelHash, ArtifactHash)> {
-        let last = self.receipts.iter().rev().find(|((_, known), _)| known != site);
-        last.and_then(|((round, _), attempt)| self.origin(*round, *attempt))
-    }
-
-    fn origin(
-        &self,
-        round: RoundId,
-        attempt: AttemptId,
-    ) -> Option<(RoundId, AttemptId, ModelHash, ArtifactHash)> {
-        let ours =
-            |(of, _, at, _): &&(AttemptId, ArtifactHash, RoundId, ModelHash)| *of == attempt && *at == round;
-        self.origins.iter().find(ours).map(|&(_, update, _, base)| (round, attempt, base, update))
     }
 }
 

@@ -1,8 +1,10 @@
-//! Whole federations under one virtual clock: one coordinator, up to fifty trainers and evaluators, a network that loses,
-//! delays, doubles and reorders or cuts some of them off, disks that are slow, full or rotten, a liar, and processes that
-//! are killed at any step and any durable write and rebuilt from their journals.
+//! Whole federations under one virtual clock: one coordinator, up to fifty trainers and evaluators, some of them sealed, a
+//! network that loses, delays, doubles and reorders or cuts some of them off, disks that are slow, full or rotten, sites that
+//! are late, leave and join, a liar, and processes that are killed at any step and any durable write and rebuilt from their
+//! journals, of which the last line may be cut at any byte.
 //!
-//! A scenario is a list of operations made from a seed (`scenario`); `world` runs it, driving the three machines of
+//! A scenario is a list of operations (`operation`) made from a seed (`scenario`), for a study that refuses late updates or
+//! counts them in the next round, with a quorum of sites or of each class too; `world` runs it, driving the three machines of
 //! `common` as the binaries do; what must hold is written down apart (`invariants`) and checked after every step. A failure
 //! is a broken invariant, or a federation that does not finish once the faults stop. No nondeterminism is left: the same
 //! seed gives the same steps. One seed alone, or any range:
@@ -20,6 +22,7 @@ mod coverage;
 mod fuse;
 mod invariants;
 mod log;
+mod operation;
 mod sabotage;
 mod scenario;
 mod site;
@@ -35,8 +38,9 @@ pub use batch::{Batch, Failure, run_seeds};
 pub use coverage::{Coverage, Transition};
 pub use fuse::Moment;
 pub use invariants::Violation;
+pub use operation::{Lie, Op};
 pub use sabotage::Sabotage;
-pub use scenario::{Lie, Op, Scenario};
+pub use scenario::Scenario;
 pub use tally::Tally;
 
 use world::World;

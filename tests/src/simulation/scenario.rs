@@ -1,13 +1,12 @@
-//! What happens to a federation: a list of operations, made from a seed or written out.
+//! A federation, its study, and the list of operations that happen to it: made from a seed or written out.
 
 use std::collections::BTreeMap;
 
 use common::aggregate::weights::{SiteCounts, Weighting};
 use common::ids::{ClassId, SiteId};
 use common::rng::{ChaCha8Rng, Rng, SeedableRng};
-use common::round::Fault;
 
-use super::fuse::Moment;
+use super::operation::{Op, operation};
 
 /// Share of the federations that are crowds: up to fifty sites, with fewer rounds and operations, so that all stay quick.
 const CROWDS: f64 = 0.03;
@@ -47,213 +46,6 @@ pub struct Scenario {
     pub ops: Vec<Op>,
 }
 
-/// One operation.
-#[derive(Clone, Debug)]
-pub enum Op {
-    /// Time passes.
-    Advance {
-        /// Milliseconds.
-        ms: u64,
-    },
-    /// How the network is from now on. What is delayed by more than what was sent later arrives after it.
-    Weather {
-        /// Percent of the messages that are lost.
-        lose: u8,
-        /// Percent of the messages that arrive twice.
-        double: u8,
-        /// Longest delay of a message.
-        delay_ms: u64,
-    },
-    /// A connection ends.
-    Disconnect {
-        /// Whose.
-        site: usize,
-    },
-    /// Nothing passes between some sites and the coordinator, either way, and nobody is told.
-    Partition {
-        /// The sites that are cut off.
-        sites: Vec<usize>,
-        /// For how long.
-        ms: u64,
-    },
-    /// A site's process is killed.
-    CrashSiteAfter {
-        /// The site.
-        site: usize,
-        /// After so many more events and actions.
-        actions: u32,
-    },
-    /// The coordinator's process is killed.
-    CrashCoordinatorAfter {
-        /// After so many more events and actions.
-        actions: u32,
-    },
-    /// A site's process is killed at a durable write.
-    CrashSiteAtWrite {
-        /// The site.
-        site: usize,
-        /// Writes that it still completes.
-        writes: u32,
-        /// Where in the write.
-        moment: Moment,
-    },
-    /// The coordinator's process is killed at a durable write.
-    CrashCoordinatorAtWrite {
-        /// Writes that it still completes.
-        writes: u32,
-        /// Where in the write.
-        moment: Moment,
-    },
-    /// The trainings of a site take longer from now on.
-    SlowSite {
-        /// The site.
-        site: usize,
-        /// By how much.
-        ms: u64,
-    },
-    /// The next trainings, or evaluations, of a site fail.
-    FailWork {
-        /// The site.
-        site: usize,
-        /// How many.
-        times: u32,
-    },
-    /// The next commits fail for want of space.
-    FillStorage {
-        /// How many.
-        times: u32,
-    },
-    /// The coordinator's disk takes nothing for a while.
-    FillDisk {
-        /// How long.
-        ms: u64,
-    },
-    /// A site's disk takes nothing for a while.
-    FillSiteDisk {
-        /// The site.
-        site: usize,
-        /// How long.
-        ms: u64,
-    },
-    /// The next aggregation fails.
-    FailAggregation {
-        /// Of what.
-        fault: Fault,
-    },
-    /// A stored update of the open round turns into something else on the coordinator's disk, after its receipt.
-    CorruptUpdate {
-        /// Which of them, counted round.
-        pick: usize,
-    },
-    /// What lies in a site's outbox turns into something else.
-    CorruptOutbox {
-        /// The site.
-        site: usize,
-    },
-    /// What updates, reports and models take longer to become durable from now on.
-    SlowDisk {
-        /// At most so much longer.
-        ms: u64,
-    },
-    /// A site's clock is set to another time.
-    StepClock {
-        /// The site.
-        site: usize,
-        /// By how much.
-        ms: i64,
-    },
-    /// The operator pauses the study.
-    Pause,
-    /// The operator resumes it.
-    Resume,
-    /// The operator ends it.
-    Abort,
-    /// The operator promotes the last model.
-    Promote,
-    /// The site registers another manifest from now on.
-    ChangeManifest {
-        /// The site.
-        site: usize,
-    },
-    /// The site's operator takes the approval of the study back.
-    Withdraw {
-        /// The site.
-        site: usize,
-    },
-    /// The site's operator approves the study.
-    Approve {
-        /// The site.
-        site: usize,
-    },
-    /// A site leaves the federation: its certificate is revoked, and it is let in no more.
-    Leave {
-        /// The site.
-        site: usize,
-    },
-    /// A site joins, or comes back.
-    Join {
-        /// The site.
-        site: usize,
-    },
-    /// The site sends what nobody asked it for.
-    Hostile {
-        /// The site.
-        site: usize,
-        /// What.
-        lie: Lie,
-    },
-}
-
-/// What a hostile site sends, past its own machine.
-#[derive(Clone, Copy, Debug)]
-pub enum Lie {
-    /// An update of another study.
-    Study,
-    /// An update of a round that is not open yet.
-    Round,
-    /// An update of the round that has just closed, which it never trained for.
-    Late,
-    /// A delta from another model.
-    Base,
-    /// One step too few.
-    Steps,
-    /// As many steps as can be written down.
-    HugeSteps,
-    /// Another update under the attempt id that was counted.
-    Content,
-    /// A second update under a new attempt id.
-    Second,
-    /// The attempt, and the update, of another site.
-    Stolen,
-    /// What it sent for an earlier round, to the bit.
-    Replay,
-    /// That it takes part, though it may not.
-    Accept,
-    /// That it takes no part, though it may.
-    Decline,
-    /// Many answers about rounds that are not open.
-    Spam,
-    /// A report, though it is no evaluator, or on a model that is sealed from it.
-    Report,
-}
-
-const LIES: [Lie; 14] = [
-    Lie::Study,
-    Lie::Round,
-    Lie::Late,
-    Lie::Base,
-    Lie::Steps,
-    Lie::HugeSteps,
-    Lie::Content,
-    Lie::Second,
-    Lie::Stolen,
-    Lie::Replay,
-    Lie::Accept,
-    Lie::Decline,
-    Lie::Spam,
-    Lie::Report,
-];
-
 impl Scenario {
     /// The federation, and the troubles, of this seed.
     pub fn from_seed(seed: u64) -> Self {
@@ -281,7 +73,7 @@ impl Scenario {
             deadline_s: rng.random_range(60..=900),
             weighting: weightings[rng.random_range(0..weightings.len())],
             gated: evaluators > sealed && rng.random_bool(0.5),
-            ops: (0..ops).map(|_| op(rng, trainers + evaluators)).collect(),
+            ops: (0..ops).map(|_| operation(rng, trainers + evaluators)).collect(),
         };
         if rng.random_bool(ABORTED) {
             let at = rng.random_range(0..=scenario.ops.len());
@@ -358,55 +150,6 @@ impl Scenario {
     pub(super) fn is_sealed(&self, site: usize) -> bool {
         site >= self.sites() - self.sealed
     }
-}
-
-fn op(rng: &mut ChaCha8Rng, sites: usize) -> Op {
-    let site = rng.random_range(0..sites);
-    match rng.random_range(0..110) {
-        0..=20 => Op::Advance { ms: rng.random_range(0..300_000) },
-        25..=28 => Op::Advance { ms: rng.random_range(0..2_000) },
-        21..=24 | 29..=31 => Op::ChangeManifest { site },
-        32..=41 => Op::Weather {
-            lose: rng.random_range(0..40),
-            double: rng.random_range(0..40),
-            delay_ms: rng.random_range(1..60_000),
-        },
-        42..=45 => Op::Disconnect { site },
-        46..=51 => Op::CrashSiteAfter { site, actions: rng.random_range(0..12) },
-        52..=57 => Op::CrashCoordinatorAfter { actions: rng.random_range(0..20) },
-        58..=62 => Op::CrashSiteAtWrite { site, writes: rng.random_range(0..10), moment: moment(rng) },
-        63..=67 => Op::CrashCoordinatorAtWrite { writes: rng.random_range(0..20), moment: moment(rng) },
-        68..=70 => Op::Partition {
-            sites: (0..sites).filter(|_| rng.random_bool(0.5)).collect(),
-            ms: rng.random_range(1_000..400_000),
-        },
-        71..=73 => Op::FailWork { site, times: rng.random_range(1..5) },
-        74..=76 => Op::FillStorage { times: rng.random_range(1..4) },
-        77..=78 => {
-            let faults = [Fault::Numbers, Fault::Storage, Fault::StorageFull];
-            Op::FailAggregation { fault: faults[rng.random_range(0..faults.len())] }
-        }
-        79..=82 => Op::CorruptUpdate { pick: rng.random_range(0..sites) },
-        83..=84 => Op::CorruptOutbox { site },
-        85..=86 => Op::SlowDisk { ms: rng.random_range(0..60_000) },
-        87..=88 => Op::StepClock { site, ms: rng.random_range(-600_000..600_000) },
-        89 => Op::Pause,
-        90 => Op::Resume,
-        91 => Op::Promote,
-        92..=93 => Op::Withdraw { site },
-        94 if rng.random_bool(0.5) => Op::Withdraw { site },
-        94 => Op::Approve { site },
-        100..=103 => Op::SlowSite { site, ms: rng.random_range(0..1_200_000) },
-        104 => Op::Leave { site },
-        105..=106 => Op::Join { site },
-        107 => Op::FillDisk { ms: rng.random_range(1..120_000) },
-        108 => Op::FillSiteDisk { site, ms: rng.random_range(1..300_000) },
-        _ => Op::Hostile { site, lie: LIES[rng.random_range(0..LIES.len())] },
-    }
-}
-
-fn moment(rng: &mut ChaCha8Rng) -> Moment {
-    [Moment::Before, Moment::Torn, Moment::After][rng.random_range(0..3)]
 }
 
 pub(super) fn site_id(site: usize) -> SiteId {

@@ -23,6 +23,7 @@ rounds waiting update-stored waiting
 rounds waiting restarted waiting
 rounds waiting trainers-expected waiting
 rounds waiting pause paused
+rounds waiting pause-for paused
 rounds waiting abort aborted
 rounds distributing round-accepted distributing
 rounds distributing round-accepted collecting
@@ -56,6 +57,7 @@ rounds collecting trainers-expected quorum-missing
 rounds collecting restarted quorum-missing
 rounds collecting restarted aggregating
 rounds collecting pause paused
+rounds collecting pause-for paused
 rounds collecting abort aborted
 rounds quorum-missing round-accepted collecting
 rounds quorum-missing round-accepted quorum-missing

@@ -6,7 +6,7 @@ use common::round::{DeclineReason, UpdateOffer};
 use super::{Request, World};
 use crate::simulation::arithmetic::{artifact, report_of, short, study};
 use crate::simulation::coordinator::STEPS;
-use crate::simulation::scenario::Lie;
+use crate::simulation::operation::Lie;
 
 impl World {
     pub(super) fn lie(&mut self, site: usize, lie: Lie) {

@@ -8,8 +8,8 @@ use common::round::Event;
 use super::{Happening, World};
 use crate::simulation::arithmetic::{artifact, embeddings, study};
 use crate::simulation::fuse::Fuse;
+use crate::simulation::operation::Op;
 use crate::simulation::sabotage::Sabotage;
-use crate::simulation::scenario::Op;
 
 impl World {
     pub(super) fn next_op(&mut self) {
@@ -46,6 +46,7 @@ impl World {
             Op::SlowDisk { ms } => self.disk_ms = ms,
             Op::StepClock { site, ms } => self.sites[site].clock = ms,
             Op::Pause => self.feed(Event::Pause),
+            Op::PauseFor => self.feed(Event::PauseFor { words: "the servers move".to_owned() }),
             Op::Resume => self.feed(Event::Resume),
             Op::Abort => self.feed(Event::Abort),
             Op::Promote => self.promote(),
