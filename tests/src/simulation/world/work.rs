@@ -2,7 +2,7 @@
 
 use common::aggregate::weights::site_weights;
 use common::ids::{ArtifactHash, ModelHash, RoundId, SiteId};
-use common::round::{Event, Fault, Term};
+use common::round::{Answer, Event, Fault, Status, Term};
 
 use super::{CoordinatorWork, Happening, World};
 use crate::simulation::arithmetic::aggregate;
@@ -89,8 +89,10 @@ impl World {
 
     /// What was moved away before the last crash is told as soon as the coordinator is back, as the binary does.
     pub(super) fn miss_updates(&mut self) {
-        let round = self.coordinator.rounds.status().round;
-        for (site, counted) in self.coordinator.rounds.counted() {
+        let Status { phase, round, answers, .. } = self.coordinator.rounds.status();
+        // Of a model that is made already nothing is missing.
+        for (site, answer) in answers.into_iter().filter(|_| phase != "committing") {
+            let Answer::Updated(counted) = answer else { continue };
             if self.coordinator.content_of(&site, counted.update).is_none() {
                 self.must_be_stored(&site, counted.update);
                 self.books.lost(round, round, &site);
