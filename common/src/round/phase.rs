@@ -125,6 +125,15 @@ impl Phase {
         }
     }
 
+    /// The same, to let go of its sites.
+    pub(super) const fn opened_mut(&mut self) -> Option<&mut OpenedRound> {
+        match self {
+            Self::Aggregating(phase) => Some(&mut phase.opened),
+            Self::Committing(phase) => Some(&mut phase.opened),
+            _ => self.taking_mut(),
+        }
+    }
+
     /// The round that takes answers and updates now.
     pub(super) const fn taking(&self) -> Option<&OpenedRound> {
         match self {

@@ -263,7 +263,8 @@ impl Progress<'_> {
     /// The trainers that are enrolled: the others are let go.
     fn expect_trainers(&mut self, mut sites: BTreeSet<SiteId>, cx: &mut Context<'_>) {
         cx.roster.ready.retain(|site, _| sites.contains(site));
-        if let Some(opened) = self.phase.taking_mut() {
+        // One that is under computation too: it may take updates again, and its late ones count in the next.
+        if let Some(opened) = self.phase.opened_mut() {
             let round = opened.round;
             for site in opened.revoke_others(&sites) {
                 cx.report(Fact::SiteRevoked { site, round });

@@ -192,6 +192,18 @@ fn a_late_update_that_does_not_fit_is_refused() {
 }
 
 #[test]
+fn a_site_that_is_revoked_while_its_round_is_aggregated_without_it_counts_no_more() {
+    let mut study =
+        Study::new(takes_late()).all([ready("a", 30), ready("b", 10), ready("c", 20), Event::Start]);
+    study = study.all([stored("a", 1, hash("initial"), 1), stored("b", 1, hash("initial"), 2)]);
+    study.wait(30);
+    assert_eq!(study.phase(), "aggregating");
+    study.tick(Event::TrainersExpected { sites: ["a", "b"].map(site).into() });
+    let study = study.all(made(1));
+    assert_eq!((study.phase(), code(&study, "c", &late())), ("distributing", Err("round-closed")));
+}
+
+#[test]
 fn a_study_that_does_not_say_so_refuses_late_updates() {
     let study = second_round(RoundPlan { rounds: 3, ..plan() });
     assert_eq!(code(&study, "c", &late()), Err("round-closed"));
