@@ -238,7 +238,7 @@ pub(super) fn operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
         71..=73 => Op::FailWork { site, times: rng.random_range(1..5) },
         74..=76 => Op::FillStorage { times: rng.random_range(1..4) },
         77..=78 => {
-            let faults = [Fault::Numbers, Fault::Storage, Fault::StorageFull];
+            let faults = [Fault::Numbers, Fault::Storage, Fault::StorageFull, Fault::StorageReadOnly];
             Op::FailAggregation { fault: faults[rng.random_range(0..faults.len())] }
         }
         79..=82 => Op::CorruptUpdate { pick: rng.random_range(0..sites) },
