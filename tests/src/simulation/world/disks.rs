@@ -61,7 +61,9 @@ impl World {
         self.coordinator.disk_failed = false;
         self.coverage.note(Transition { machine: "disk", from: "full", event: "tried", to: "works" });
         let held_up = match self.coordinator.rounds.status().paused {
-            Some(PauseReason::Aggregation(fault) | PauseReason::Commit(fault)) => fault == Fault::StorageFull,
+            Some(PauseReason::Aggregation(fault) | PauseReason::Commit(fault)) => {
+                matches!(fault, Fault::StorageFull | Fault::StorageReadOnly)
+            }
             Some(PauseReason::Operator) | None => false,
         };
         if held_up {
