@@ -41,6 +41,14 @@ pub(super) struct Request {
 struct Evaluating {
     request: Request,
     step: EvaluationStep,
+    /// How often something that it needs was lost.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    lost: u32,
+}
+
+// By reference because serde passes one.
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +83,7 @@ impl Evaluations {
             let Some(needs) = studies.needs(request.study) else { continue };
             let missing = needs.iter().copied().chain([request.model]).collect();
             let step = EvaluationStep::Fetching(Fetch::begin(missing, cx));
-            self.current = Some(Evaluating { request, step });
+            self.current = Some(Evaluating { request, step, lost: 0 });
         }
     }
 
@@ -95,6 +103,24 @@ impl Evaluations {
             Some(Evaluating { step: EvaluationStep::Fetching(fetch), .. }) => fetch.failed(artifact, cx),
             _ => false,
         }
+    }
+
+    /// Fetches again what the evaluation under way needs and has lost; not for ever.
+    pub(super) fn lost(&mut self, artifact: ArtifactHash, studies: &Studies, cx: &mut Context<'_>) -> bool {
+        let Some(current) = &mut self.current else { return false };
+        let EvaluationStep::Scoring { .. } = current.step else { return false };
+        let Request { study, model, .. } = current.request;
+        if model != artifact && !studies.needs(study).is_some_and(|needs| needs.contains(&artifact)) {
+            return false;
+        }
+        current.lost = current.lost.saturating_add(1);
+        if current.lost > MOST_FAILURES {
+            give_up(current.request, "model-damaged", cx);
+            self.current = None;
+        } else {
+            current.step = EvaluationStep::Fetching(Fetch::begin([artifact].into(), cx));
+        }
+        true
     }
 
     pub(super) fn evaluated(&mut self, model: ModelHash, report: Digest, cx: &mut Context<'_>) -> bool {

@@ -76,13 +76,19 @@ pub enum Event {
         /// The study.
         study: StudyDigest,
     },
-    /// An artifact is complete, checked and durable here.
+    /// An artifact is complete and checked here. It need not outlive a loss of power: it can be fetched again.
     ModelStored {
         /// The artifact.
         artifact: ArtifactHash,
     },
     /// An artifact could not be fetched.
     FetchFailed {
+        /// The artifact.
+        artifact: ArtifactHash,
+    },
+    /// An artifact that was here is damaged or gone, as it turned out when it was to be used; what was left of it is out of
+    /// the way.
+    ArtifactLost {
         /// The artifact.
         artifact: ArtifactHash,
     },
@@ -407,6 +413,7 @@ impl Event {
             Self::StudyFinished { .. } => "study-finished",
             Self::ModelStored { .. } => "model-stored",
             Self::FetchFailed { .. } => "fetch-failed",
+            Self::ArtifactLost { .. } => "artifact-lost",
             Self::Trained { .. } => "trained",
             Self::TrainingFailed { .. } => "training-failed",
             Self::Receipt { .. } => "receipt",

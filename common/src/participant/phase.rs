@@ -41,7 +41,7 @@ impl Phase {
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Idle => "idle",
-            Self::Downloading(_) => "downloading",
+            Self::Downloading(_) | Self::Training(Training { fetch: Some(_), .. }) => "downloading",
             Self::Training(_) => "training",
             Self::Uploading(_) => "uploading",
         }
@@ -79,7 +79,7 @@ impl Phase {
 
     /// Takes up a step that waits for the coordinator.
     pub(super) fn connected(&mut self, cx: &mut Context<'_>) {
-        if !matches!(self, Self::Training(_)) {
+        if !matches!(self, Self::Training(Training { fetch: None, .. })) {
             self.ask(cx);
         }
     }
@@ -99,7 +99,7 @@ impl Phase {
         match std::mem::take(self) {
             Self::Idle => {}
             Self::Downloading(phase) => phase.fetch.cancel(cx),
-            Self::Training(phase) => cx.act(Action::CancelTraining { attempt: phase.attempt }),
+            Self::Training(phase) => phase.leave(cx),
             Self::Uploading(phase) => phase.drop_update(reason, cx),
         }
     }
@@ -108,7 +108,7 @@ impl Phase {
         match self {
             Self::Idle => None,
             Self::Downloading(phase) => phase.fetch.retry.at,
-            Self::Training(phase) => phase.retry.at,
+            Self::Training(phase) => phase.retry_at(),
             Self::Uploading(phase) => phase.retry.at,
         }
     }
@@ -117,7 +117,7 @@ impl Phase {
         match self {
             Self::Idle => false,
             Self::Downloading(phase) => phase.fetch.retry.take_due(now),
-            Self::Training(phase) => phase.retry.take_due(now),
+            Self::Training(phase) => phase.take_due(now),
             Self::Uploading(phase) => phase.retry.take_due(now),
         }
     }
@@ -125,8 +125,11 @@ impl Phase {
     /// The steps that need the coordinator wait for the next connection.
     pub(super) fn disconnected(&mut self) {
         match self {
-            Self::Idle | Self::Training(_) => {}
-            Self::Downloading(phase) => phase.fetch.retry.at = None,
+            Self::Idle | Self::Training(Training { fetch: None, .. }) => {}
+            Self::Downloading(Downloading { fetch, .. })
+            | Self::Training(Training { fetch: Some(fetch), .. }) => {
+                fetch.retry.at = None;
+            }
             Self::Uploading(phase) => (phase.offered, phase.retry.at) = (false, None),
         }
     }

@@ -77,10 +77,15 @@ impl State {
             }
             Event::FetchFailed { artifact } => {
                 let round = match &mut self.phase {
-                    Phase::Downloading(phase) => phase.fetch.failed(artifact, cx),
+                    Phase::Downloading(Downloading { fetch, .. })
+                    | Phase::Training(Training { fetch: Some(fetch), .. }) => fetch.failed(artifact, cx),
                     _ => false,
                 };
                 self.evaluations.fetch_failed(artifact, cx) || round
+            }
+            Event::ArtifactLost { artifact } => {
+                let round = self.lost(artifact, cx);
+                self.evaluations.lost(artifact, &self.studies, cx) || round
             }
             Event::Trained { attempt, update, steps } => self.trained(attempt, update, steps, cx),
             Event::TrainingFailed { attempt } => self.training_failed(attempt, cx),
@@ -259,6 +264,9 @@ impl State {
     }
 
     fn stored(&mut self, artifact: ArtifactHash, cx: &mut Context<'_>) -> bool {
+        if let Phase::Training(phase) = &mut self.phase {
+            return phase.stored(artifact, cx);
+        }
         let Phase::Downloading(phase) = &mut self.phase else { return false };
         let ours = phase.fetch.stored(artifact);
         if phase.fetch.complete() {
@@ -299,12 +307,29 @@ impl State {
             return false;
         }
         if !phase.failed(cx) {
-            decline(phase.task.study, phase.task.round, DeclineReason::TrainingFailed, cx);
-            cx.act(Action::CancelTraining { attempt });
-            self.phase = Phase::Idle;
-            self.take_next(cx);
+            self.give_up_training(cx);
         }
         true
+    }
+
+    fn lost(&mut self, artifact: ArtifactHash, cx: &mut Context<'_>) -> bool {
+        let Phase::Training(phase) = &mut self.phase else { return false };
+        let needs = self.studies.needs(phase.task.study);
+        if phase.task.base != artifact && !needs.is_some_and(|needs| needs.contains(&artifact)) {
+            return false;
+        }
+        if !phase.lost(artifact, cx) {
+            self.give_up_training(cx);
+        }
+        true
+    }
+
+    /// Declines the round: it was tried often enough.
+    fn give_up_training(&mut self, cx: &mut Context<'_>) {
+        let Phase::Training(phase) = std::mem::take(&mut self.phase) else { return };
+        decline(phase.task.study, phase.task.round, DeclineReason::TrainingFailed, cx);
+        phase.leave(cx);
+        self.take_next(cx);
     }
 
     fn uploading(&mut self, attempt: AttemptId) -> Option<&mut Uploading> {

@@ -1,6 +1,7 @@
 //! A site's promises one by one, and what every event does in every phase. Whole federations: `tests/src/simulation`.
 
 mod late;
+mod lost;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -398,6 +399,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("model stored", Event::ModelStored { artifact }),
         ("model stored: unasked", Event::ModelStored { artifact: hash("else") }),
         ("fetch failed", Event::FetchFailed { artifact }),
+        ("artifact lost", Event::ArtifactLost { artifact }),
         ("trained", Event::Trained { attempt, update, steps: 10 }),
         ("trained: other attempt", Event::Trained { attempt: other, update, steps: 10 }),
         ("training failed", Event::TrainingFailed { attempt }),
@@ -442,7 +444,7 @@ fn every_event_has_an_outcome_in_every_phase() {
         }
     }
     // A new event belongs into the table.
-    assert_eq!(seen.len(), 25);
+    assert_eq!(seen.len(), 26);
     insta::assert_snapshot!(table);
 }
 

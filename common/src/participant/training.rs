@@ -1,13 +1,20 @@
 //! Training: runs whether connected or not. Ends with the update in the outbox, or with the round. A restart goes on with
 //! the same attempt; after three failures in a row the site declines the round.
+//!
+//! A model that is damaged or gone after a crash is fetched again, and training waits for it: that is no failure of the round,
+//! unless the same happens again.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::downloading::Fetch;
 use super::event::{Action, Step};
 use super::phase::Context;
 use super::retry::Retry;
-use crate::ids::AttemptId;
+use crate::ids::{ArtifactHash, AttemptId};
 use crate::round::RoundTask;
+use crate::time::Timestamp;
 
 /// Failures after which the round is declined.
 const MOST_FAILURES: u32 = 3;
@@ -18,17 +25,69 @@ pub(super) struct Training {
     pub(super) task: RoundTask,
     pub(super) attempt: AttemptId,
     pub(super) retry: Retry,
+    /// What is fetched again: training waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) fetch: Option<Fetch>,
+    /// What was lost so far.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    lost: BTreeSet<ArtifactHash>,
 }
 
 impl Training {
     pub(super) fn begin(task: RoundTask, attempt: AttemptId, cx: &mut Context<'_>) -> Self {
-        let phase = Self { task, attempt, retry: Retry::default() };
+        let phase = Self { task, attempt, retry: Retry::default(), fetch: None, lost: BTreeSet::new() };
         phase.ask(cx);
         phase
     }
 
     pub(super) fn ask(&self, cx: &mut Context<'_>) {
-        cx.act(Action::Train { task: self.task.clone(), attempt: self.attempt });
+        match &self.fetch {
+            Some(fetch) => fetch.ask(cx),
+            None => cx.act(Action::Train { task: self.task.clone(), attempt: self.attempt }),
+        }
+    }
+
+    /// Fetches an artifact again; false when it was lost so often that something else must be wrong.
+    pub(super) fn lost(&mut self, artifact: ArtifactHash, cx: &mut Context<'_>) -> bool {
+        // One at a time: another that is lost shows at the next try.
+        if self.fetch.is_some() {
+            return true;
+        }
+        if !self.lost.insert(artifact) {
+            self.retry.failures = self.retry.failures.saturating_add(1);
+            if self.retry.failures >= MOST_FAILURES {
+                return false;
+            }
+        }
+        self.retry.at = None;
+        self.fetch = Some(Fetch::begin([artifact].into(), cx));
+        true
+    }
+
+    /// True when `artifact` was waited for; once all is here, training goes on.
+    pub(super) fn stored(&mut self, artifact: ArtifactHash, cx: &mut Context<'_>) -> bool {
+        let Some(fetch) = &mut self.fetch else { return false };
+        let ours = fetch.stored(artifact);
+        if fetch.complete() {
+            self.fetch = None;
+            self.ask(cx);
+        }
+        ours
+    }
+
+    pub(super) fn leave(self, cx: &mut Context<'_>) {
+        if let Some(fetch) = &self.fetch {
+            fetch.cancel(cx);
+        }
+        cx.act(Action::CancelTraining { attempt: self.attempt });
+    }
+
+    pub(super) fn retry_at(&self) -> Option<Timestamp> {
+        self.fetch.as_ref().map_or(self.retry, |fetch| fetch.retry).at
+    }
+
+    pub(super) fn take_due(&mut self, now: Timestamp) -> bool {
+        self.fetch.as_mut().map_or(&mut self.retry, |fetch| &mut fetch.retry).take_due(now)
     }
 
     /// Schedules another try; false when there were enough.

@@ -13,6 +13,7 @@ use common::wire::SignedBytes;
 use link::quic::Connection;
 use tokio_util::sync::CancellationToken;
 
+use super::artifacts::lost_artifact;
 use super::driver::{Agent, Errand, News};
 use super::errands::{self, StoredReport};
 use super::files;
@@ -279,10 +280,7 @@ impl Agent {
                 match trained {
                     Ok((update, steps)) => self.feed(Event::Trained { attempt, update, steps }),
                     Err(error) if was_cancelled(&error) => Ok(()),
-                    Err(error) => {
-                        tracing::error!("training failed: {error:#}");
-                        self.feed(Event::TrainingFailed { attempt })
-                    }
+                    Err(error) => self.feed(failure("training", &error, Event::TrainingFailed { attempt })),
                 }
             }
             Outcome::Evaluated(study, model, evaluated) => {
@@ -296,10 +294,7 @@ impl Agent {
                         kept => kept,
                     },
                     Err(error) if was_cancelled(&error) => Ok(()),
-                    Err(error) => {
-                        tracing::error!("evaluation failed: {error:#}");
-                        self.feed(Event::EvaluationFailed { model })
-                    }
+                    Err(error) => self.feed(failure("evaluation", &error, Event::EvaluationFailed { model })),
                 }
             }
         }
@@ -383,6 +378,20 @@ fn approved(document: &StudyDocument) -> Event {
     let (needs, takes_late) =
         (needed_artifacts(document.study()), !document.study().quorum.late.is_refused());
     Event::StudyApproved { study: document.digest(), needs, takes_late }
+}
+
+/// What it means that work came to nothing: it waits for an artifact that a crash or the disk damaged, or it failed.
+fn failure(what: &str, error: &anyhow::Error, failed: Event) -> Event {
+    match lost_artifact(error) {
+        Some(artifact) => {
+            tracing::warn!("{what} waits: {error:#}; it is fetched again");
+            Event::ArtifactLost { artifact }
+        }
+        None => {
+            tracing::error!("{what} failed: {error:#}");
+            failed
+        }
+    }
 }
 
 fn was_cancelled(error: &anyhow::Error) -> bool {

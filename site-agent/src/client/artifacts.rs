@@ -4,6 +4,10 @@
 //! Which chunks a `.part` has is not written down: those whose bytes have the right hash. So a crash costs nothing. A chunk
 //! that another artifact here has, of a tensor that did not change, is copied and not fetched.
 //!
+//! What is stored here is durable, because nobody else has it. What was fetched is not: after a loss of power it may be torn,
+//! and is fetched again where it is. Each chunk is hashed as it comes, and once more in [`ArtifactFolder::load`], while its
+//! bytes become numbers; [`ArtifactFolder::has`] looks at names alone.
+//!
 //! Tensors and files meet a chunk at a time: no artifact is in memory as bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +21,6 @@ use common::artifact::{ArtifactManifest, CHUNK_NUMBERS, ChunkSpan, Dtype, Tensor
 use common::ids::{ArtifactHash, ChunkHash, Digest};
 use common::wire::chunk::check_chunk;
 use link::transfer::{ChunkSink, ChunkSource};
-use link::write_back::WriteBack;
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, FileError};
@@ -45,6 +48,14 @@ pub enum ArtifactError {
     Tensors(#[from] TensorError),
 }
 
+/// The artifact for want of which something failed: it is to be fetched again.
+pub fn lost_artifact(error: &anyhow::Error) -> Option<ArtifactHash> {
+    error.chain().find_map(|cause| match cause.downcast_ref::<ArtifactError>()? {
+        ArtifactError::Absent(hash) | ArtifactError::Damaged(hash) => Some(*hash),
+        ArtifactError::File(_) | ArtifactError::Tensors(_) => None,
+    })
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stored {
@@ -62,19 +73,21 @@ impl ArtifactFolder {
         Ok(Self(folder.to_owned()))
     }
 
-    /// Whether all of an artifact is here.
+    /// Whether all of an artifact is here, by its files' names.
     pub fn has(&self, hash: ArtifactHash) -> bool {
         self.data(hash).exists() && self.manifest_path(hash).exists()
     }
 
-    /// The manifest, if it is here; one that does not hash to its name counts as absent.
+    /// The manifest, if it is here; a torn one, or one that does not hash to its name, counts as absent.
     ///
     /// # Errors
     /// [`FileError`].
     pub fn manifest(&self, hash: ArtifactHash) -> Result<Option<ArtifactManifest>, FileError> {
-        let Some(Stored { tensors, chunks }) = files::read_json(&self.manifest_path(hash))? else {
-            return Ok(None);
+        let bytes = match files::read(&self.manifest_path(hash)) {
+            Err(error) if error.is_not_found() => return Ok(None),
+            read => read?,
         };
+        let Ok(Stored { tensors, chunks }) = serde_json::from_slice(&bytes) else { return Ok(None) };
         let manifest = TensorLayout::new(tensors).and_then(|layout| ArtifactManifest::new(layout, chunks));
         Ok(manifest.ok().filter(|manifest| manifest.hash() == hash))
     }
@@ -85,7 +98,7 @@ impl ArtifactFolder {
     /// [`FileError`].
     pub fn begin(&self, manifest: &ArtifactManifest) -> Result<PartialArtifact, FileError> {
         let hash = manifest.hash();
-        self.write_manifest(manifest)?;
+        files::write_json_unsynced(&self.manifest_path(hash), &Stored::of(manifest))?;
         let path = self.part(hash);
         let fail = |source| FileError::new("write", &path, source);
         let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
@@ -98,9 +111,8 @@ impl ArtifactFolder {
             false => (0..).zip(manifest.chunks()).map(|(index, _)| index).collect(),
         };
         self.copy_known(manifest, &file, &mut missing).map_err(fail)?;
-        let (file, done, write_back) = (Arc::new(file), self.data(hash), tokio::sync::Mutex::default());
-        let manifest = manifest.clone();
-        let fetched = Fetched { file, manifest, missing: Mutex::new(missing), write_back, path, done };
+        let (manifest, done) = (manifest.clone(), self.data(hash));
+        let fetched = Fetched { file, manifest, missing: Mutex::new(missing), path, done };
         Ok(PartialArtifact(Arc::new(fetched)))
     }
 
@@ -178,25 +190,31 @@ impl ArtifactFolder {
             }
         }
         let manifest = ArtifactManifest::new(layout, chunks).map_err(TensorError::from)?;
-        self.write_manifest(&manifest)?;
-        file.place(&self.data(manifest.hash()))?;
+        let hash = manifest.hash();
+        files::write_json(&self.manifest_path(hash), &Stored::of(&manifest))?;
+        file.place(&self.data(hash))?;
+        // Of a damaged one, whose place this takes.
+        files::remove(&self.part(hash))?;
         Ok(manifest)
     }
 
-    /// The tensors of an artifact; each chunk is compared with the manifest again, because disks err too.
+    /// The tensors of an artifact; each chunk is compared with the manifest again, because disks err too. One that is not
+    /// whole is put aside: what is good of it need not be fetched again.
     ///
     /// # Errors
     /// [`ArtifactError`].
     pub fn load(&self, hash: ArtifactHash) -> Result<NamedTensors, ArtifactError> {
-        let manifest = self.manifest(hash)?.filter(|_| self.has(hash)).ok_or(ArtifactError::Absent(hash))?;
+        let Some(manifest) = self.manifest(hash)?.filter(|_| self.has(hash)) else {
+            self.put_aside(hash)?;
+            return Err(ArtifactError::Absent(hash));
+        };
         let path = self.data(hash);
         let fail = |source| FileError::new("read", &path, source);
         let file = File::open(&path).map_err(fail)?;
         let whole = file.metadata().map_err(fail)?.len() == manifest.layout().bytes();
         let tensors = if whole { read_tensors(&file, &manifest).map_err(fail)? } else { None };
         let Some(tensors) = tensors else {
-            // Fetched again at the next need.
-            files::remove(&path)?;
+            self.put_aside(hash)?;
             return Err(ArtifactError::Damaged(hash));
         };
         let named = tensors.into_iter().zip(manifest.layout().tensors()).map(|(values, spec)| {
@@ -204,6 +222,14 @@ impl ArtifactFolder {
             Ok((spec.name.clone(), HostTensor::new(shape, values).map_err(TensorError::from)?))
         });
         named.collect()
+    }
+
+    /// Makes the data, if it is here, the beginning of another fetch.
+    fn put_aside(&self, hash: ArtifactHash) -> Result<(), FileError> {
+        match files::rename_unsynced(&self.data(hash), &self.part(hash)) {
+            Err(error) if error.is_not_found() => Ok(()),
+            renamed => renamed,
+        }
     }
 
     /// The chunks of an artifact, for sending.
@@ -254,12 +280,6 @@ impl ArtifactFolder {
         Ok(dated.into_iter().map(|(_, hash)| hash).collect())
     }
 
-    fn write_manifest(&self, manifest: &ArtifactManifest) -> Result<(), FileError> {
-        let stored =
-            Stored { tensors: manifest.layout().tensors().to_vec(), chunks: manifest.chunks().to_vec() };
-        files::write_json(&self.manifest_path(manifest.hash()), &stored)
-    }
-
     fn manifest_path(&self, hash: ArtifactHash) -> PathBuf {
         self.0.join(format!("{hash}.json"))
     }
@@ -270,6 +290,12 @@ impl ArtifactFolder {
 
     fn part(&self, hash: ArtifactHash) -> PathBuf {
         self.0.join(format!("{hash}.part"))
+    }
+}
+
+impl Stored {
+    fn of(manifest: &ArtifactManifest) -> Self {
+        Self { tensors: manifest.layout().tensors().to_vec(), chunks: manifest.chunks().to_vec() }
     }
 }
 
@@ -320,34 +346,27 @@ pub struct PartialArtifact(Arc<Fetched>);
 
 #[derive(Debug)]
 struct Fetched {
-    file: Arc<File>,
+    file: File,
     manifest: ArtifactManifest,
     missing: Mutex<BTreeSet<u32>>,
-    write_back: tokio::sync::Mutex<WriteBack>,
     path: PathBuf,
     done: PathBuf,
 }
 
 impl PartialArtifact {
-    /// Makes the artifact whole; durable when it returns.
+    /// Makes the artifact whole. It is not synced: a round does not wait for the disk, and what a loss of power takes is
+    /// fetched again.
     ///
     /// # Errors
     /// [`FileError`], also when chunks are missing.
-    pub async fn finish(self) -> Result<(), FileError> {
-        let Fetched { file, path, done, write_back, .. } = &*self.0;
+    pub fn finish(self) -> Result<(), FileError> {
+        let Fetched { path, done, .. } = &*self.0;
         let missing = self.missing().len();
         if missing > 0 {
             let problem = format!("{missing} chunks are missing");
             return Err(FileError::new("complete", path, io::Error::other(problem)));
         }
-        let fail = |source| FileError::new("write", path, source);
-        write_back.lock().await.settle().await.map_err(fail)?;
-        let (file, from, to) = (file.clone(), path.clone(), done.clone());
-        let synced = tokio::task::spawn_blocking(move || {
-            file.sync_all().map_err(|source| FileError::new("write", &from, source))?;
-            files::rename(&from, &to)
-        });
-        synced.await.map_err(|error| fail(error.into()))?
+        files::rename_unsynced(path, done)
     }
 }
 
@@ -359,10 +378,10 @@ impl ChunkSink for PartialArtifact {
 
     // One MiB into the page cache: shorter than handing it to another thread. The disk writes it later.
     async fn keep_chunk(&mut self, index: u32, bytes: &[u8]) -> io::Result<()> {
-        let Fetched { file, manifest, missing, write_back, .. } = &*self.0;
+        let Fetched { file, manifest, missing, .. } = &*self.0;
         file.write_all_at(bytes, span_of(manifest, index)?.offset)?;
         missing.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
-        write_back.lock().await.wrote(bytes.len() as u64, file).await
+        Ok(())
     }
 }
 
@@ -414,7 +433,7 @@ mod tests {
             chunks.read_chunk(index, &mut buffer).await.unwrap();
             sink.keep_chunk(index, &buffer).await.unwrap();
         }
-        sink.finish().await.unwrap();
+        sink.finish().unwrap();
         assert_eq!(to.load(manifest.hash()).unwrap(), tensors());
     }
 
@@ -465,6 +484,58 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         assert!(matches!(artifacts.load(hash), Err(ArtifactError::Damaged(_))));
         assert!(!artifacts.has(hash));
+    }
+
+    /// What a loss of power can leave of files that were not synced.
+    #[tokio::test]
+    async fn a_torn_artifact_is_found_when_it_is_used_and_only_what_is_torn_is_fetched_again() {
+        let kept = tempfile::tempdir().unwrap();
+        let kept = ArtifactFolder::open(kept.path()).unwrap();
+        let manifest = kept.store(&tensors()).unwrap();
+        let hash = manifest.hash();
+        let (_, mut chunks) = kept.source(hash).unwrap();
+        let whole = std::fs::read(kept.data(hash)).unwrap();
+        let (mut zeroed, mut cut) = (whole.clone(), whole.clone());
+        zeroed[4096..8192].fill(0);
+        cut.truncate(whole.len() - 12);
+        let cases = [(zeroed, vec![0]), (cut, vec![2]), (Vec::new(), vec![0, 1, 2])];
+        for (torn, missing) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            let artifacts = ArtifactFolder::open(folder.path()).unwrap();
+            artifacts.store(&tensors()).unwrap();
+            std::fs::write(artifacts.data(hash), torn).unwrap();
+            assert!(artifacts.has(hash), "by its name");
+            let error = anyhow::Error::from(artifacts.load(hash).unwrap_err()).context("the round");
+            assert_eq!(lost_artifact(&error), Some(hash));
+            assert!(!artifacts.has(hash));
+            let mut sink = artifacts.begin(&manifest).unwrap();
+            assert_eq!(sink.missing(), missing);
+            let mut buffer = Vec::new();
+            for index in missing {
+                chunks.read_chunk(index, &mut buffer).await.unwrap();
+                sink.keep_chunk(index, &buffer).await.unwrap();
+            }
+            sink.finish().unwrap();
+            assert_eq!(artifacts.load(hash).unwrap(), tensors());
+        }
+    }
+
+    #[test]
+    fn a_torn_manifest_is_as_good_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let artifacts = ArtifactFolder::open(folder.path()).unwrap();
+        let manifest = artifacts.store(&tensors()).unwrap();
+        let hash = manifest.hash();
+        std::fs::write(artifacts.manifest_path(hash), "").unwrap();
+        assert_eq!(artifacts.manifest(hash).unwrap(), None);
+        assert!(matches!(artifacts.load(hash), Err(ArtifactError::Absent(_))));
+        assert!(!artifacts.has(hash));
+        // Asked for again, the manifest shows that all of the data is here.
+        let sink = artifacts.begin(&manifest).unwrap();
+        assert_eq!(sink.missing(), [0; 0]);
+        sink.finish().unwrap();
+        assert_eq!(artifacts.load(hash).unwrap(), tensors());
+        assert_eq!(lost_artifact(&anyhow::anyhow!("something else")), None);
     }
 
     #[test]

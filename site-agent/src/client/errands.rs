@@ -70,7 +70,7 @@ async fn try_fetch(
     let (folder, begun) = (folder.clone(), manifest.clone());
     let partial = tokio::task::spawn_blocking(move || folder.begin(&begun)).await??;
     ask::chunks(&egress.line(connection), &manifest, &partial).await?;
-    Ok(partial.finish().await?)
+    Ok(partial.finish()?)
 }
 
 /// Has a study document here.

@@ -85,6 +85,17 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     put(path, bytes, PRIVATE, |temporary, path| temporary.persist(path).map(drop).map_err(|e| e.error))
 }
 
+/// Replaces a file as a whole for whoever reads it, without waiting for the disk: after a loss of power it may be the old one,
+/// or torn. For what can be had again. Only its owner can read it.
+///
+/// # Errors
+/// [`FileError`].
+pub fn write_unsynced(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let mut file = Unnamed::begin(&folder_of(path))?;
+    file.write(bytes)?;
+    file.temporary.persist(path).map(drop).map_err(|error| FileError::new("write", path, error.error))
+}
+
 /// Replaces a file as [`write()`] does; who else may read it is for the user's umask to say, as for label files.
 ///
 /// # Errors
@@ -190,6 +201,15 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError>
     write(path, &bytes.map_err(|error| FileError::new("write", path, error.into()))?)
 }
 
+/// Replaces a JSON file as [`write_unsynced`] does.
+///
+/// # Errors
+/// [`FileError`].
+pub fn write_json_unsynced<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
+    let bytes = serde_json::to_vec_pretty(value);
+    write_unsynced(path, &bytes.map_err(|error| FileError::new("write", path, error.into()))?)
+}
+
 /// Makes a folder that only its owner can enter, and those above it.
 ///
 /// # Errors
@@ -213,13 +233,21 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Makes a finished `.part` file the file itself.
+/// Gives a whole file its name: durable when it returns.
 ///
 /// # Errors
 /// [`FileError`].
 pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
-    let moved = fs::rename(from, to).and_then(|()| sync_folder(&folder_of(to)));
-    moved.map_err(|source| FileError::new("write", to, source))
+    rename_unsynced(from, to)?;
+    sync_folder(&folder_of(to)).map_err(|source| FileError::new("write", to, source))
+}
+
+/// Gives a file its name, without waiting for the disk. For what can be had again.
+///
+/// # Errors
+/// [`FileError`].
+pub fn rename_unsynced(from: &Path, to: &Path) -> Result<(), FileError> {
+    fs::rename(from, to).map_err(|source| FileError::new("write", to, source))
 }
 
 fn folder_of(path: &Path) -> PathBuf {
