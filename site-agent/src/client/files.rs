@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::write_behind::WriteBehind;
+
 /// For the owner alone.
 const PRIVATE: u32 = 0o600;
 /// For everybody whom the user's umask lets in.
@@ -139,6 +141,7 @@ fn put(
 pub struct Unnamed {
     temporary: tempfile::NamedTempFile,
     folder: PathBuf,
+    behind: WriteBehind,
 }
 
 impl Unnamed {
@@ -150,7 +153,7 @@ impl Unnamed {
         let permissions = fs::Permissions::from_mode(PRIVATE);
         let made = tempfile::Builder::new().prefix(".writing-").permissions(permissions).tempfile_in(folder);
         let temporary = made.map_err(|source| FileError::new("write in", folder, source))?;
-        Ok(Self { temporary, folder: folder.to_owned() })
+        Ok(Self { temporary, folder: folder.to_owned(), behind: WriteBehind::default() })
     }
 
     /// Adds a piece.
@@ -158,7 +161,9 @@ impl Unnamed {
     /// # Errors
     /// [`FileError`].
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
-        let written = self.temporary.write_all(bytes);
+        let Self { temporary, behind, .. } = self;
+        let written = temporary.write_all(bytes);
+        let written = written.and_then(|()| behind.wrote(bytes.len() as u64, temporary.as_file()));
         written.map_err(|source| FileError::new("write in", &self.folder, source))
     }
 
@@ -167,8 +172,9 @@ impl Unnamed {
     /// # Errors
     /// [`FileError`].
     pub fn place(self, path: &Path) -> Result<(), FileError> {
-        let Self { temporary, folder } = self;
+        let Self { temporary, folder, mut behind } = self;
         let place = || {
+            behind.settle()?;
             temporary.as_file().sync_all()?;
             temporary.persist(path).map_err(|error| error.error)?;
             sync_folder(&folder)

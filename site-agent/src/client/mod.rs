@@ -31,3 +31,4 @@ pub mod training;
 pub mod translate;
 mod words;
 pub mod work;
+mod write_behind;
