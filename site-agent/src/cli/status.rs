@@ -4,7 +4,6 @@ use clap::Args;
 
 use super::error_report::CliError;
 use super::{ConfigArgs, json, line};
-use crate::client::files;
 use crate::client::state::{AgentStatus, StateFolder};
 
 /// Arguments of `status`.
@@ -20,7 +19,7 @@ pub(super) struct StatusArgs {
 pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
     let state = StateFolder::open(&args.config.read()?.state)?;
     let running = state.lock().is_err();
-    let status: Option<AgentStatus> = files::read_json(&state.status())?;
+    let status = state.read_status()?;
     if args.json {
         return json(&serde_json::json!({ "running": running, "status": status }));
     }

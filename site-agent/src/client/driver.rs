@@ -412,7 +412,7 @@ impl Agent {
         let status = AgentStatus { problem, lane, paused, steps, ..machine };
         let is_news = |said: &AgentStatus| AgentStatus { at: said.at, ..status.clone() } != *said;
         if self.said.as_ref().is_none_or(is_news) {
-            match files::write_json(&self.state.status(), &status) {
+            match files::show_json(&self.state.status(), &status) {
                 Ok(()) => self.said = Some(status.clone()),
                 Err(error) => tracing::warn!("status: {error:#}"),
             }
@@ -448,7 +448,7 @@ impl Agent {
         let mut status = self.status;
         (status.connected, status.paused) = (false, None);
         status.problem = Some("the agent is stopped".to_owned());
-        if let Err(error) = files::write_json(&self.state.status(), &status) {
+        if let Err(error) = files::show_json(&self.state.status(), &status) {
             tracing::warn!("status: {error:#}");
         }
     }

@@ -44,11 +44,11 @@ impl FileError {
 
 /// Whether this came of a full disk or a quota that is used up: it passes when somebody makes room.
 pub fn is_disk_full(error: &anyhow::Error) -> bool {
-    let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|cause| full.contains(&cause.kind()))
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(is_full)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// How much of the disk that a path is on is free for us, in words.
@@ -216,6 +216,27 @@ pub fn write_json_unsynced<T: Serialize>(path: &Path, value: &T) -> Result<(), F
     write_unsynced(path, &bytes.map_err(|error| FileError::new("write", path, error.into()))?)
 }
 
+/// Replaces a JSON file that is a picture of something, not the thing: as [`write_unsynced`] does, and on a full disk, which is
+/// just what it may have to show, in the place that the old one has.
+///
+/// # Errors
+/// [`FileError`].
+pub fn show_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
+    let fail = |source| FileError::new("write", path, source);
+    let bytes = serde_json::to_vec_pretty(value).map_err(|error| fail(error.into()))?;
+    match write_unsynced(path, &bytes) {
+        Err(error) if is_full(&error.source) => overwrite(path, &bytes).map_err(fail),
+        written => written,
+    }
+}
+
+/// Needs no more of the disk than the file has. Who reads meanwhile may see some of both.
+fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(path)?;
+    file.write_all(bytes)?;
+    file.set_len(bytes.len() as u64)
+}
+
 /// Makes a folder that only its owner can enter, and those above it.
 ///
 /// # Errors
@@ -293,6 +314,20 @@ mod tests {
         assert!(!is_disk_full(&anyhow::anyhow!("no space left, they say")));
         let folder = tempfile::tempdir().unwrap();
         assert!(free_space(folder.path()).contains("MiB are free on the disk of"));
+    }
+
+    #[test]
+    fn a_picture_is_replaced_and_on_a_full_disk_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("status.json");
+        show_json(&path, &"a long one").unwrap();
+        show_json(&path, &"short").unwrap();
+        assert_eq!(read_json::<String>(&path).unwrap().as_deref(), Some("short"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        for text in ["\"a longer one than before\"", "\"s\""] {
+            overwrite(&path, text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
     }
 
     #[test]

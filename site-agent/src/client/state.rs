@@ -256,9 +256,20 @@ impl StateFolder {
         self.0.join("finetune").join(study.to_string())
     }
 
-    /// The running agent's status file.
+    /// The running agent's status file: a picture for people, which nothing goes by.
     pub fn status(&self) -> PathBuf {
         self.0.join("status.json")
+    }
+
+    /// What the agent said of itself last; `None` also where a loss of power tore that.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn read_status(&self) -> Result<Option<AgentStatus>, FileError> {
+        match files::read(&self.status()) {
+            Err(error) if error.is_not_found() => Ok(None),
+            read => Ok(serde_json::from_slice(&read?).ok()),
+        }
     }
 
     /// Written and removed to see whether the disk has room.
@@ -298,6 +309,15 @@ mod tests {
         let left = |part: &str| std::fs::read_dir(folder.path().join(part)).unwrap().count();
         assert_eq!((left("optimizer"), left("checkpoint")), (1, 0));
         assert!(!folder.path().join(half).exists());
+    }
+
+    #[test]
+    fn a_torn_status_is_as_good_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        assert_eq!(state.read_status().unwrap(), None);
+        std::fs::write(state.status(), "{\"at\": \"20").unwrap();
+        assert_eq!(state.read_status().unwrap(), None);
     }
 
     #[test]
