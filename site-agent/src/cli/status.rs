@@ -44,6 +44,9 @@ fn words(status: &AgentStatus) -> Vec<String> {
     if let Some(paused) = &status.paused {
         lines.push(format!("paused: {paused}"));
     }
+    if let Some(waiting) = &status.waiting {
+        lines.push(format!("waiting: {waiting}"));
+    }
     if let Some((study, round)) = status.work {
         let steps = status.steps.map_or(String::new(), |(done, of)| format!(", step {done} of {of}"));
         lines.push(format!("{}: study {}, round {round}{steps}", status.phase, study.short()));
@@ -72,6 +75,7 @@ mod tests {
             connected: false,
             problem: Some("no answer".to_owned()),
             paused: Some("disk full: 0 MiB are free".to_owned()),
+            waiting: Some("daily egress limit reached, continues at 00:00 UTC".to_owned()),
             lane: None,
             phase: "training".to_owned(),
             work: Some((study, 3)),
@@ -83,6 +87,7 @@ mod tests {
         running (process 77)
         not connected: no answer
         paused: disk full: 0 MiB are free
+        waiting: daily egress limit reached, continues at 00:00 UTC
         training: study abababab, round 3, step 12 of 50
         study abababab waits for you: `site-agent study show abababab`
         ");

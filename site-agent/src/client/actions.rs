@@ -20,6 +20,7 @@ use super::files;
 use super::site_work::needed_artifacts;
 use super::studies::terms_of;
 use super::translate::decline_reason;
+use super::waiting::{Came, Held, Until};
 use super::work::{Job, Outcome};
 use crate::egress::{Egress, Outbound, Verdict};
 use crate::train::trainer::{Cancel, StepReport, TrainError};
@@ -30,9 +31,9 @@ const SPARE_ARTIFACTS: usize = 6;
 impl Agent {
     /// Begins an action, or finishes it at once; an event is what came of it.
     pub(super) fn execute(&mut self, action: Action) -> anyhow::Result<Option<Event>> {
-        match action {
+        match action.clone() {
             Action::AskApproval { study } => return self.ask_approval(study),
-            Action::RegisterManifest { study } => self.register(study)?,
+            Action::RegisterManifest { study } => self.register(study, action)?,
             Action::AcceptRound { task } => {
                 self.say(Outbound::Acceptance { study: task.study, round: task.round, base: task.base });
             }
@@ -44,8 +45,8 @@ impl Agent {
                     return Ok(Some(Event::ModelStored { artifact }));
                 }
                 let folder = self.artifacts.clone();
-                self.begin(Errand::Fetch(artifact), move |connection, egress| async move {
-                    Some(errands::fetch(&connection, &egress, &folder, artifact).await)
+                self.begin(Errand::Fetch(artifact), action, move |connection, egress| async move {
+                    errands::fetch(&connection, &egress, &folder, artifact).await
                 });
             }
             Action::CancelFetch { artifact } => self.cancel(Errand::Fetch(artifact)),
@@ -67,8 +68,8 @@ impl Agent {
                 self.state.promote_optimizer(offer.study, offer.round, offer.attempt)?;
                 self.residuals.offered(offer.study, offer.round, offer.attempt)?;
                 let outbox = self.outbox.updates().clone();
-                self.begin(Errand::Offer(offer.attempt), move |connection, egress| async move {
-                    Some(errands::offer_update(&connection, &egress, &outbox, &offer).await)
+                self.begin(Errand::Offer(offer.attempt), action, move |connection, egress| async move {
+                    errands::offer_update(&connection, &egress, &outbox, &offer).await
                 });
             }
             Action::DropUpdate { attempt, reason } => {
@@ -95,14 +96,15 @@ impl Agent {
             }
             Action::Evaluate { study, round, model } => return self.evaluate(study, round, model),
             Action::CancelEvaluation { model } => {
+                self.waiting.end(Errand::Report(model));
                 if let Some((_, cancel)) = self.evaluating.take_if(|(under_way, _)| *under_way == model) {
                     cancel.cancel();
                 }
             }
             Action::SendReport { model, .. } => {
                 let state = self.state.clone();
-                self.begin(Errand::Report(model), move |connection, egress| async move {
-                    Some(errands::send_report(&connection, &egress, &state, model).await)
+                self.begin(Errand::Report(model), action, move |connection, egress| async move {
+                    errands::send_report(&connection, &egress, &state, model).await
                 });
             }
             Action::SetTimer { timer, at } => drop(self.timers.insert(timer, at)),
@@ -112,30 +114,64 @@ impl Agent {
         Ok(None)
     }
 
-    /// Runs an errand in a task of its own, unless one like it is under way or there is no connection: the machine asks
-    /// again when there is one.
-    fn begin<F>(&mut self, errand: Errand, work: impl FnOnce(Connection, Arc<Egress>) -> F + Send + 'static)
-    where
-        F: Future<Output = Option<Event>> + Send,
+    /// Runs an errand in a task of its own, unless one like it is under way or waits, or there is no connection: the machine
+    /// asks again when there is one. `action` begins it again where it has to wait.
+    fn begin<F>(
+        &mut self,
+        errand: Errand,
+        action: Action,
+        work: impl FnOnce(Connection, Arc<Egress>) -> F + Send + 'static,
+    ) where
+        F: Future<Output = Came> + Send,
     {
         let Some(connection) = self.connection.clone() else { return };
-        if self.errands.contains_key(&errand) {
+        if self.errands.contains_key(&errand) || self.waiting.has(errand) {
             return;
         }
         let cancel = CancellationToken::new();
         self.errands.insert(errand, cancel.clone());
         let (news, egress) = (self.news.clone(), self.egress.clone());
         self.tasks.spawn(async move {
-            let event = tokio::select! {
-                event = work(connection, egress) => event,
-                () = cancel.cancelled() => None,
+            let came = tokio::select! {
+                came = work(connection, egress) => came,
+                () = cancel.cancelled() => Came::Nothing,
+            };
+            let told = match came {
+                Came::Event(event) => News::Done(errand, Some(event)),
+                Came::Nothing => News::Done(errand, None),
+                Came::Waits(wait) => News::Waits(Box::new(Held { errand, action, wait })),
             };
             // Fails only when the agent is gone.
-            let _ = news.send(News::Done(errand, event)).await;
+            let _ = news.send(told).await;
         });
     }
 
+    /// An errand has to wait; nobody is told but the operator.
+    pub(super) fn hold(&mut self, held: Held) -> anyhow::Result<()> {
+        let why = &held.wait.why;
+        match held.wait.until {
+            Until::Allowance(_) => tracing::warn!("waiting: {why}; it is kept, and sent by itself then"),
+        }
+        self.waiting.add(held);
+        self.write_status()
+    }
+
+    /// Begins again what waited and can go on.
+    pub(super) fn take_up_what_waited(&mut self) -> anyhow::Result<()> {
+        let egress = self.egress.clone();
+        // By today's sum and not by the time: a clock that steps must not hold anything up.
+        let ready = self.waiting.take_ready(|until| match until {
+            Until::Allowance(message) => egress.may_leave(message, jiff::Timestamp::now()),
+        });
+        if ready.is_empty() {
+            return Ok(());
+        }
+        tracing::info!("what waited goes on");
+        self.go_on_with(ready)
+    }
+
     fn cancel(&mut self, errand: Errand) {
+        self.waiting.end(errand);
         if let Some(cancel) = self.errands.get(&errand) {
             cancel.cancel();
         }
@@ -153,12 +189,13 @@ impl Agent {
             return self.judge(study);
         }
         let (studies, news) = (self.studies.clone(), self.news.clone());
-        self.begin(Errand::Study(study), move |connection, _| async move {
+        let again = Action::AskApproval { study };
+        self.begin(Errand::Study(study), again, move |connection, _| async move {
             match errands::fetch_study(&connection, &studies, study).await {
                 Ok(_) => drop(news.send(News::StudyHere(study)).await),
                 Err(error) => tracing::warn!("study {}: {error:#}", study.short()),
             }
-            None
+            Came::Nothing
         });
         Ok(None)
     }
@@ -216,7 +253,7 @@ impl Agent {
     }
 
     /// Says that the study is approved; a trainer says too what it has, once that is counted.
-    fn register(&mut self, study: StudyDigest) -> anyhow::Result<()> {
+    fn register(&mut self, study: StudyDigest, action: Action) -> anyhow::Result<()> {
         let manifest = self.manifests.get(&study).cloned();
         if self.role == common::ids::Role::Trainer && manifest.is_none() {
             if let Some(document) = self.studies.document(study)?
@@ -226,9 +263,8 @@ impl Agent {
             }
             return Ok(());
         }
-        self.begin(Errand::Register(study), move |connection, egress| async move {
-            errands::register(&connection, &egress, study, manifest).await;
-            None
+        self.begin(Errand::Register(study), action, move |connection, egress| async move {
+            errands::register(&connection, &egress, study, manifest).await
         });
         Ok(())
     }
@@ -321,7 +357,8 @@ impl Agent {
                 let signed = Signed::sign(&manifest, &self.signing);
                 let signed = SignedBytes { bytes: signed.bytes().to_vec(), signature: *signed.signature() };
                 self.manifests.insert(study.digest(), signed);
-                self.register(study.digest())
+                let study = study.digest();
+                self.register(study, Action::RegisterManifest { study })
             }
             Err(error) => {
                 tracing::error!("the training scans cannot be used: {error:#}");

@@ -31,6 +31,7 @@ use super::residual::Residuals;
 use super::state::{AgentStatus, StateFolder};
 use super::studies::StudyFolder;
 use super::translate::event_of;
+use super::waiting::{Held, Waiting};
 use super::words;
 use super::work::{LOOK_FOR_ROOM, Outcome, Work, Worker};
 use crate::egress::Egress;
@@ -62,6 +63,8 @@ pub(super) enum Errand {
 pub(super) enum News {
     /// It is over; the event tells the machine, if it must know.
     Done(Errand, Option<Event>),
+    /// It has to wait.
+    Waits(Box<Held>),
     /// A study document is here: it can be judged.
     StudyHere(StudyDigest),
 }
@@ -97,6 +100,7 @@ pub struct Agent {
     pub(super) evaluating: Option<(ModelHash, Cancel)>,
     pub(super) progress_said: Option<jiff::Timestamp>,
     pub(super) status: AgentStatus,
+    pub(super) waiting: Waiting,
     machine: ParticipantMachine,
     journal: Journal,
     /// The status as it was written last.
@@ -152,6 +156,7 @@ impl Agent {
             evaluating: None,
             progress_said: None,
             status: AgentStatus::of(&machine.status()),
+            waiting: Waiting::default(),
             machine,
             journal,
             said: None,
@@ -208,7 +213,7 @@ impl Agent {
                 Some(news) = self.inbox.recv() => self.learnt(news),
                 Some(outcome) = self.outcomes.recv() => self.worked(outcome),
                 () = tokio::time::sleep(wait), if due.is_some() => self.wake_up(due),
-                _ = look.tick() => self.look_for_decisions(self.machine.status().undecided),
+                _ = look.tick() => self.look_around(),
                 // Ended tasks are let go; each has told its news already.
                 Some(_) = self.tasks.join_next() => Ok(()),
             };
@@ -246,6 +251,12 @@ impl Agent {
     /// Journals an event, ticks, executes; and so on with what the actions gave at once.
     pub(super) fn feed(&mut self, event: Event) -> anyhow::Result<()> {
         self.todo.push_back(Todo::Take(event));
+        self.go_on()
+    }
+
+    /// Executes actions of before once more.
+    pub(super) fn go_on_with(&mut self, actions: Vec<Action>) -> anyhow::Result<()> {
+        self.todo.extend(actions.into_iter().map(Todo::Execute));
         self.go_on()
     }
 
@@ -389,11 +400,24 @@ impl Agent {
                 });
                 event.map_or(Ok(()), |event| self.feed(event))
             }
+            News::Waits(held) => {
+                let ended = self.errands.remove(&held.errand);
+                // Given up meanwhile: nobody wants it to wait.
+                match ended.is_some_and(|errand| errand.is_cancelled()) {
+                    true => self.learnt(News::Done(held.errand, None)),
+                    false => self.hold(*held),
+                }
+            }
             News::StudyHere(study) => {
                 self.errands.remove(&Errand::Study(study));
                 self.judge(study)?.map_or(Ok(()), |event| self.feed(event))
             }
         }
+    }
+
+    fn look_around(&mut self) -> anyhow::Result<()> {
+        self.look_for_decisions(self.machine.status().undecided)?;
+        self.take_up_what_waited()
     }
 
     fn look_for_decisions(&mut self, about: impl IntoIterator<Item = StudyDigest>) -> anyhow::Result<()> {
@@ -409,7 +433,8 @@ impl Agent {
     pub(super) fn write_status(&mut self) -> anyhow::Result<()> {
         let machine = AgentStatus::of(&self.machine.status());
         let AgentStatus { problem, lane, paused, steps, .. } = self.status.clone();
-        let status = AgentStatus { problem, lane, paused, steps, ..machine };
+        let waiting = self.waiting.for_allowance();
+        let status = AgentStatus { problem, lane, paused, waiting, steps, ..machine };
         let is_news = |said: &AgentStatus| AgentStatus { at: said.at, ..status.clone() } != *said;
         if self.said.as_ref().is_none_or(is_news) {
             match files::show_json(&self.state.status(), &status) {
@@ -446,7 +471,7 @@ impl Agent {
             Err(_) => tracing::warn!("the work under way did not stop within {} s", DRAIN.as_secs()),
         }
         let mut status = self.status;
-        (status.connected, status.paused) = (false, None);
+        (status.connected, status.paused, status.waiting) = (false, None, None);
         status.problem = Some("the agent is stopped".to_owned());
         if let Err(error) = files::show_json(&self.state.status(), &status) {
             tracing::warn!("status: {error:#}");

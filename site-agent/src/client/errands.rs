@@ -15,6 +15,7 @@ use super::files::{self, FileError};
 use super::state::StateFolder;
 use super::studies::StudyFolder;
 use super::translate::offered_update;
+use super::waiting::{Came, Until, Wait};
 use crate::egress::{Egress, EgressError, Outbound, ask};
 
 /// A signed report on disk, as it will travel.
@@ -47,14 +48,14 @@ pub(super) async fn fetch(
     egress: &Egress,
     folder: &ArtifactFolder,
     artifact: ArtifactHash,
-) -> Event {
-    match try_fetch(connection, egress, folder, artifact).await {
+) -> Came {
+    Came::Event(match try_fetch(connection, egress, folder, artifact).await {
         Ok(()) => Event::ModelStored { artifact },
         Err(error) => {
             tracing::warn!("artifact {}: {error:#}", artifact.short());
             Event::FetchFailed { artifact }
         }
-    }
+    })
 }
 
 async fn try_fetch(
@@ -88,21 +89,22 @@ pub(super) async fn offer_update(
     egress: &Egress,
     outbox: &ArtifactFolder,
     offer: &UpdateOffer,
-) -> Event {
+) -> Came {
     let attempt = offer.attempt;
     let (manifest, source) = match outbox.source(offer.update) {
         Ok(stored) => stored,
         Err(error) => {
             tracing::error!("the update of round {} is not in the outbox: {error:#}", offer.round);
-            return Event::UploadFailed { attempt };
+            return Came::Event(Event::UploadFailed { attempt });
         }
     };
     let wire = offered_update(offer, &manifest);
     match egress.send_update(&egress.line(connection), wire, &manifest, source).await {
-        Ok(_) => Event::Receipt { attempt },
-        Err(error) => match final_code(&error) {
-            Some(code) => Event::Refused { attempt, code },
-            None => Event::UploadFailed { attempt },
+        Ok(_) => Came::Event(Event::Receipt { attempt }),
+        Err(error) => match unsent(error) {
+            Unsent::Final(code) => Came::Event(Event::Refused { attempt, code }),
+            Unsent::Failed => Came::Event(Event::UploadFailed { attempt }),
+            Unsent::Waits(wait) => Came::Waits(wait),
         },
     }
 }
@@ -113,20 +115,23 @@ pub(super) async fn send_report(
     egress: &Egress,
     state: &StateFolder,
     model: ModelHash,
-) -> Event {
+) -> Came {
     let stored: Result<Option<StoredReport>, FileError> = files::read_json(&state.report(model));
     let ready =
         stored.ok().flatten().and_then(|stored| Some((stored.study, stored.digest(), stored.signed()?)));
     let Some((study, digest, signed)) = ready else {
         tracing::error!("the report on model {} cannot be read", model.short());
-        return Event::ReportFailed { model };
+        return Came::Event(Event::ReportFailed { model });
     };
     match egress.send(connection, Outbound::EvaluationReport { study, signed }).await {
-        Ok(Reply::ReportReceipt { report }) if report == digest => Event::ReportReceipt { model },
-        Ok(_) => Event::ReportFailed { model },
-        Err(error) => match final_code(&error) {
-            Some(code) => Event::ReportRefused { model, code },
-            None => Event::ReportFailed { model },
+        Ok(Reply::ReportReceipt { report }) if report == digest => {
+            Came::Event(Event::ReportReceipt { model })
+        }
+        Ok(_) => Came::Event(Event::ReportFailed { model }),
+        Err(error) => match unsent(error) {
+            Unsent::Final(code) => Came::Event(Event::ReportRefused { model, code }),
+            Unsent::Failed => Came::Event(Event::ReportFailed { model }),
+            Unsent::Waits(wait) => Came::Waits(wait),
         },
     }
 }
@@ -137,37 +142,49 @@ pub(super) async fn register(
     egress: &Egress,
     study: StudyDigest,
     manifest: Option<SignedBytes>,
-) {
-    if say(connection, egress, Outbound::Approval { study }).await
-        && let Some(signed) = manifest
-    {
-        say(connection, egress, Outbound::LabelManifest { study, signed }).await;
+) -> Came {
+    let approved = say(connection, egress, Outbound::Approval { study }).await;
+    let said = match (approved, manifest) {
+        (Ok(()), Some(signed)) => say(connection, egress, Outbound::LabelManifest { study, signed }).await,
+        (approved, _) => approved,
+    };
+    match said {
+        Err(Unsent::Waits(wait)) => Came::Waits(wait),
+        _ => Came::Nothing,
     }
 }
 
-/// Sends a message whose answer changes nothing here; whether it arrived.
-pub(super) async fn say(connection: &Connection, egress: &Egress, outbound: Outbound) -> bool {
-    match egress.send(connection, outbound).await {
-        Ok(_) => true,
-        Err(error) => {
-            final_code(&error);
-            false
-        }
-    }
+/// Sends a message whose answer changes nothing here.
+async fn say(connection: &Connection, egress: &Egress, outbound: Outbound) -> Result<(), Unsent> {
+    egress.send(connection, outbound).await.map(drop).map_err(unsent)
 }
 
-/// Asks the coordinator again to take part, in a task of its own.
+/// The same in a task of its own. Where it cannot leave, nobody waits for it.
 pub(super) async fn say_owned(connection: Connection, egress: Arc<Egress>, outbound: Outbound) {
-    say(&connection, &egress, outbound).await;
+    // Said to the operator, as far as it matters.
+    let _ = say(&connection, &egress, outbound).await;
 }
 
-/// The code of an answer that stays the same however often one asks; `None` when trying again can help.
-fn final_code(error: &EgressError) -> Option<String> {
+/// What it means that a message did not arrive.
+enum Unsent {
+    /// The answer stays the same however often one asks: its code.
+    Final(String),
+    /// Trying again can help.
+    Failed,
+    /// It can leave later.
+    Waits(Box<Wait>),
+}
+
+fn unsent(error: EgressError) -> Unsent {
     match error {
-        EgressError::Withheld(refusal) if refusal.rule == "egress.progress_every_s" => None,
+        EgressError::Withheld(refusal) if refusal.rule == "egress.progress_every_s" => Unsent::Failed,
         EgressError::Withheld(refusal) => {
             tracing::error!("kept here by the policy: {refusal}");
-            Some("withheld".to_owned())
+            Unsent::Final("withheld".to_owned())
+        }
+        EgressError::Waits { refusal, message } => {
+            let why = format!("daily egress limit reached, continues at 00:00 UTC ({refusal})");
+            Unsent::Waits(Box::new(Wait { until: Until::Allowance(*message), why }))
         }
         EgressError::Refused(refusal) => {
             let again = link::LinkError::Refused(refusal.clone()).is_transient();
@@ -176,12 +193,12 @@ fn final_code(error: &EgressError) -> Option<String> {
             } else {
                 tracing::error!("the coordinator refused: {refusal}; {}", refusal.code.hint());
             }
-            (!again).then(|| refusal.code.code().to_owned())
+            if again { Unsent::Failed } else { Unsent::Final(refusal.code.code().to_owned()) }
         }
         EgressError::Ledger(ledger) => {
             tracing::error!("nothing leaves unrecorded: {ledger}");
-            None
+            Unsent::Failed
         }
-        EgressError::Link(_) => None,
+        EgressError::Link(_) => Unsent::Failed,
     }
 }

@@ -29,6 +29,7 @@ pub mod studies;
 mod traffic;
 pub mod training;
 pub mod translate;
+mod waiting;
 mod words;
 pub mod work;
 mod write_behind;

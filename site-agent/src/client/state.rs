@@ -39,6 +39,9 @@ pub struct AgentStatus {
     /// Why nothing is done for now, such as a full disk.
     #[serde(default)]
     pub paused: Option<String>,
+    /// What is not sent today, and why.
+    #[serde(default)]
+    pub waiting: Option<String>,
     /// Over which lane it is connected and why, in words.
     #[serde(default)]
     pub lane: Option<String>,
@@ -63,6 +66,7 @@ impl AgentStatus {
             connected: machine.connected,
             problem: None,
             paused: None,
+            waiting: None,
             lane: None,
             phase: machine.phase.to_owned(),
             work: machine.work.map(|(study, round)| (study, round.0)),

@@ -1,6 +1,12 @@
 //! How much may leave, and how often: the policy's numbers against what the ledger says has left already.
 //!
-//! The day's sum is rebuilt from the ledger at each start, so a restart resets no limit.
+//! What is limited is what others learn from a hospital in a day (UTC), so the same content counts once a day however often it
+//! is offered: a broken link costs nothing of the day's sum. Sums are rebuilt from the ledger at each start, so a restart
+//! resets none; each day has its own, so that a clock which steps back and forth neither blocks nor forgets anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::ids::Digest;
 
 use super::ledger::{Entry, LedgerEvent};
 use super::outbound::{Kind, Summary};
@@ -9,11 +15,25 @@ use super::policy::{Policy, PolicyRefusal};
 /// Most bytes of a signed document; the wire allows no more.
 const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
 
+/// Why a message does not leave now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Limit {
+    /// It never may.
+    Never(PolicyRefusal),
+    /// The day's sum is spent; another day has its own.
+    Today(PolicyRefusal),
+    /// It comes too soon after one like it.
+    TooSoon(PolicyRefusal),
+}
+
 /// What left so far, as far as limits need to know.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Spent {
+    /// Bytes of content on each day.
+    bytes: BTreeMap<jiff::civil::Date, u64>,
+    /// The day of the last entry, and the contents that count in its sum.
     day: Option<jiff::civil::Date>,
-    bytes_today: u64,
+    counted: BTreeSet<Digest>,
     last_progress: Option<jiff::Timestamp>,
 }
 
@@ -25,12 +45,16 @@ impl Spent {
         }
         let day = utc_day(entry.at);
         if self.day != Some(day) {
-            *self = Self { day: Some(day), bytes_today: 0, last_progress: self.last_progress };
+            (self.day, self.counted) = (Some(day), BTreeSet::new());
         }
-        self.bytes_today = self.bytes_today.saturating_add(entry.bytes);
+        // Progress is short and never the same: it is not worth remembering.
         if entry.kind == Kind::Progress {
             self.last_progress = Some(entry.at);
+        } else if !self.counted.insert(entry.content) {
+            return;
         }
+        let sum = self.bytes.entry(day).or_default();
+        *sum = sum.saturating_add(entry.bytes);
     }
 
     /// Whether `message` may leave at `now`.
@@ -42,24 +66,35 @@ impl Spent {
         policy: &Policy,
         message: &Summary,
         now: jiff::Timestamp,
-    ) -> Result<(), PolicyRefusal> {
+    ) -> Result<(), Limit> {
         let quota = policy.quota();
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let largest = if message.kind == Kind::Update { quota.max_update_bytes } else { MAX_DOCUMENT_BYTES };
+        let what = || format!("`{}` of {} MiB", message.kind.name(), mib(message.bytes));
         if message.bytes > largest {
-            let what = format!("`{}` of {} MiB", message.kind.name(), mib(message.bytes));
-            return Err(policy.refuse("egress.max_update_mib", what));
+            return Err(Limit::Never(policy.refuse("egress.max_update_mib", what())));
         }
-        let today = if self.day == Some(utc_day(now)) { self.bytes_today } else { 0 };
-        if today.saturating_add(message.bytes) > quota.max_bytes_per_day {
-            let what = format!("{} MiB more after {} MiB today", mib(message.bytes), mib(today));
-            return Err(policy.refuse("egress.max_mib_per_day", what));
+        // The others say nothing of the data, and are a few bytes: they count, but a round does not wait for want of them.
+        if Kind::GOVERNED.contains(&message.kind) {
+            let today = utc_day(now);
+            let left = self.bytes.get(&today).copied().unwrap_or(0);
+            let counts_already = self.day == Some(today) && self.counted.contains(&message.content);
+            let refuse = |what| policy.refuse("egress.max_mib_per_day", what);
+            if message.bytes > quota.max_bytes_per_day {
+                return Err(Limit::Never(refuse(format!("{} on any day", what()))));
+            }
+            if !counts_already && left.saturating_add(message.bytes) > quota.max_bytes_per_day {
+                let what = format!("{} MiB more after {} MiB today", mib(message.bytes), mib(left));
+                return Err(Limit::Today(refuse(what)));
+            }
         }
         let since = self.last_progress.map(|last| now.duration_since(last).as_secs());
+        // Less than nothing is a clock that stepped back.
         let early = since
             .is_some_and(|s| (0..i64::try_from(quota.progress_every_s).unwrap_or(i64::MAX)).contains(&s));
         if message.kind == Kind::Progress && early {
-            return Err(policy.refuse("egress.progress_every_s", "a progress message so soon".to_owned()));
+            let what = "a progress message so soon".to_owned();
+            return Err(Limit::TooSoon(policy.refuse("egress.progress_every_s", what)));
         }
         Ok(())
     }
@@ -71,61 +106,106 @@ fn utc_day(at: jiff::Timestamp) -> jiff::civil::Date {
 
 #[cfg(test)]
 mod tests {
-    use common::ids::Digest;
-
     use super::*;
 
     const MIB: u64 = 1 << 20;
+    const DAY: i64 = 86_400;
 
     fn policy() -> Policy {
-        let text = "[studies]\napprove = \"ask\"\n[egress]\nallow = [\"update\", \"progress\"]\nmax_update_mib = 2\n\
+        let text = "[studies]\napprove = \"ask\"\n[egress]\nallow = [\"update\", \"progress\"]\nmax_update_mib = 4\n\
                     max_mib_per_day = 3\nprogress_every_s = 5\n";
         Policy::parse("policy.toml", text).unwrap()
     }
 
-    fn message(kind: Kind, bytes: u64) -> Summary {
-        Summary { kind, study: None, round: None, content: Digest::of(b""), bytes }
+    /// A message whose content is named.
+    fn message(kind: Kind, bytes: u64, content: &str) -> Summary {
+        Summary { kind, study: None, round: None, content: Digest::of(content.as_bytes()), bytes }
+    }
+
+    fn update(mib: u64, content: &str) -> Summary {
+        message(Kind::Update, mib * MIB, content)
     }
 
     fn at(second: i64) -> jiff::Timestamp {
         jiff::Timestamp::from_second(second).unwrap()
     }
 
-    fn sent(kind: Kind, bytes: u64, second: i64) -> Entry {
-        let Summary { kind, study, round, content, bytes } = message(kind, bytes);
+    fn entry(message: Summary, second: i64) -> Entry {
+        let Summary { kind, study, round, content, bytes } = message;
         Entry { seq: 1, at: at(second), kind, event: LedgerEvent::Sending, study, round, content, bytes }
     }
 
     #[test]
     fn the_daily_limit_counts_what_was_sent_today_and_starts_anew_tomorrow() {
         let mut spent = Spent::default();
-        spent.note(&sent(Kind::Update, 2 * MIB, 100));
-        assert!(spent.permit(&policy(), &message(Kind::Update, MIB), at(200)).is_ok());
-        let refusal = spent.permit(&policy(), &message(Kind::Update, 2 * MIB), at(200)).unwrap_err();
+        spent.note(&entry(update(2, "one"), 100));
+        assert_eq!(spent.permit(&policy(), &update(1, "two"), at(200)), Ok(()));
+        let refused = spent.permit(&policy(), &update(2, "two"), at(200)).unwrap_err();
+        let Limit::Today(refusal) = refused else { panic!("{refused:?}") };
         assert_eq!((refusal.rule, refusal.line), ("egress.max_mib_per_day", Some(6)));
-        assert!(spent.permit(&policy(), &message(Kind::Update, 2 * MIB), at(86_500)).is_ok());
+        assert!(spent.permit(&policy(), &update(2, "two"), at(DAY - 1)).is_err());
+        assert_eq!(spent.permit(&policy(), &update(2, "two"), at(DAY)), Ok(()));
     }
 
     #[test]
-    fn an_update_above_the_limit_does_not_leave() {
-        let refusal =
-            Spent::default().permit(&policy(), &message(Kind::Update, 2 * MIB + 1), at(0)).unwrap_err();
-        assert_eq!(refusal.rule, "egress.max_update_mib");
+    fn the_same_content_counts_once_a_day_however_often_it_is_offered() {
+        let mut spent = Spent::default();
+        for second in [100, 200, 300] {
+            assert_eq!(spent.permit(&policy(), &update(2, "one"), at(second)), Ok(()));
+            spent.note(&entry(update(2, "one"), second));
+        }
+        assert_eq!(spent.permit(&policy(), &update(1, "two"), at(400)), Ok(()));
+        assert!(spent.permit(&policy(), &update(2, "two"), at(400)).is_err());
+        // On the next day it may leave again, and counts there.
+        spent.note(&entry(update(2, "one"), DAY + 1));
+        assert!(spent.permit(&policy(), &update(2, "two"), at(DAY + 2)).is_err());
+    }
+
+    #[test]
+    fn a_clock_that_steps_neither_blocks_nor_forgets() {
+        let mut spent = Spent::default();
+        spent.note(&entry(update(3, "one"), 10 * DAY));
+        // Back by a week: that day has its own sum.
+        assert_eq!(spent.permit(&policy(), &update(2, "two"), at(3 * DAY)), Ok(()));
+        spent.note(&entry(update(2, "two"), 3 * DAY));
+        spent.note(&entry(message(Kind::Progress, 12, "p"), 3 * DAY));
+        // Right again: what left on this day still counts, and progress is not held up by one from the past or the future.
+        assert!(spent.permit(&policy(), &update(1, "three"), at(10 * DAY)).is_err());
+        let progress = message(Kind::Progress, 12, "q");
+        assert_eq!(spent.permit(&policy(), &progress, at(3 * DAY - 60)), Ok(()));
+        assert_eq!(spent.permit(&policy(), &progress, at(11 * DAY)), Ok(()));
+    }
+
+    #[test]
+    fn what_exceeds_a_limit_by_itself_never_leaves() {
+        for (mib, rule) in [(5, "egress.max_update_mib"), (4, "egress.max_mib_per_day")] {
+            let refused = Spent::default().permit(&policy(), &update(mib, "one"), at(0)).unwrap_err();
+            assert!(matches!(&refused, Limit::Never(refusal) if refusal.rule == rule), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn answers_leave_on_a_day_that_is_spent() {
+        let mut spent = Spent::default();
+        spent.note(&entry(update(3, "one"), 100));
+        assert_eq!(spent.permit(&policy(), &message(Kind::Answer, 32, "yes"), at(101)), Ok(()));
+        assert!(spent.permit(&policy(), &message(Kind::LabelManifest, 32, "m"), at(101)).is_err());
     }
 
     #[test]
     fn progress_is_thinned_out() {
         let mut spent = Spent::default();
-        spent.note(&sent(Kind::Progress, 12, 100));
-        assert!(spent.permit(&policy(), &message(Kind::Progress, 12), at(104)).is_err());
-        assert!(spent.permit(&policy(), &message(Kind::Progress, 12), at(105)).is_ok());
+        let progress = message(Kind::Progress, 12, "p");
+        spent.note(&entry(progress, 100));
+        assert!(matches!(spent.permit(&policy(), &progress, at(104)), Err(Limit::TooSoon(_))));
+        assert_eq!(spent.permit(&policy(), &progress, at(105)), Ok(()));
     }
 
     #[test]
     fn what_was_withheld_does_not_count() {
         let mut spent = Spent::default();
         let event = LedgerEvent::Withheld { rule: String::new() };
-        spent.note(&Entry { event, ..sent(Kind::Update, 3 * MIB, 100) });
-        assert!(spent.permit(&policy(), &message(Kind::Update, MIB), at(101)).is_ok());
+        spent.note(&Entry { event, ..entry(update(3, "one"), 100) });
+        assert_eq!(spent.permit(&policy(), &update(1, "two"), at(101)), Ok(()));
     }
 }

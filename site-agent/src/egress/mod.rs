@@ -24,7 +24,7 @@ use link::quic::Connection;
 use link::transfer::ChunkSource;
 
 pub use ledger::{Entry, Ledger, LedgerError, LedgerEvent, Verified, verify};
-use limits::Spent;
+use limits::{Limit, Spent};
 pub use outbound::{Kind, Outbound, Summary};
 pub use policy::{Approve, Policy, PolicyRefusal, Quota, StudyTerms, Verdict};
 use transport::Pace;
@@ -37,7 +37,16 @@ use self::bandwidth::Bandwidth;
 pub enum EgressError {
     /// This site's own policy keeps it here.
     #[error("kept here by the policy: {0}")]
-    Withheld(#[from] PolicyRefusal),
+    Withheld(#[source] PolicyRefusal),
+    /// This site's own policy keeps it here today; [`Egress::may_leave`] says when it may be sent.
+    #[error("kept here for today by the policy: {refusal}")]
+    Waits {
+        /// The rule.
+        #[source]
+        refusal: PolicyRefusal,
+        /// What waits.
+        message: Box<Summary>,
+    },
     /// The ledger cannot be written, so nothing may leave.
     #[error("nothing may leave unrecorded")]
     Ledger(#[from] LedgerError),
@@ -108,11 +117,17 @@ impl Egress {
         &self.policy
     }
 
+    /// Whether a message that was kept here could leave at `now`. Writes nothing down.
+    pub(crate) fn may_leave(&self, message: &Summary, now: jiff::Timestamp) -> bool {
+        let books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        books.spent.permit(&self.policy, message, now).is_ok()
+    }
+
     /// Sends a message and waits for the coordinator's answer. An [`Outbound::Update`] goes through
     /// [`Egress::send_update`] instead.
     ///
     /// # Errors
-    /// [`EgressError`]; after [`EgressError::Withheld`] not a byte has left.
+    /// [`EgressError`]; after [`EgressError::Withheld`] and [`EgressError::Waits`] not a byte has left.
     pub(crate) async fn send(&self, line: &impl Carrier, outbound: Outbound) -> Result<Reply, EgressError> {
         let summary = outbound.summary();
         self.release(&summary)?;
@@ -149,14 +164,19 @@ impl Egress {
         let now = jiff::Timestamp::now();
         // Poisoning means that a panic interrupted bookkeeping; the ledger's own file is consistent line by line.
         let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        let permitted = self.policy.permit_kind(message.kind);
+        let permitted = self.policy.permit_kind(message.kind).map_err(Limit::Never);
         let permitted = permitted.and_then(|()| books.spent.permit(&self.policy, message, now));
-        if let Err(refusal) = permitted {
-            // Progress is thinned out all the time: that is no event.
-            if refusal.rule != "egress.progress_every_s" {
+        if let Err(limit) = permitted {
+            let (Limit::Never(refusal) | Limit::Today(refusal) | Limit::TooSoon(refusal)) = &limit;
+            // Progress is thinned out all the time, and nobody waits for it: that is no event.
+            let is_event = message.kind != Kind::Progress || matches!(limit, Limit::Never(_));
+            if is_event {
                 books.ledger.append(now, message, LedgerEvent::Withheld { rule: refusal.to_string() })?;
             }
-            return Err(refusal.into());
+            return Err(match limit {
+                Limit::Today(refusal) => EgressError::Waits { refusal, message: Box::new(*message) },
+                Limit::Never(refusal) | Limit::TooSoon(refusal) => EgressError::Withheld(refusal),
+            });
         }
         let entry = books.ledger.append(now, message, LedgerEvent::Sending)?;
         books.spent.note(&entry);

@@ -179,6 +179,29 @@ async fn progress_that_comes_too_soon_is_dropped_without_a_line() {
     assert_eq!(site.events().len(), 2);
 }
 
+fn report(fill: u8) -> Outbound {
+    let signed = common::wire::SignedBytes { bytes: vec![fill; 3 << 19], signature: [0; 64] };
+    Outbound::EvaluationReport { study: study(), signed }
+}
+
+#[tokio::test]
+async fn what_exceeds_the_day_waits_for_the_next_and_what_left_already_does_not() {
+    let site = site("\"evaluation-report\"");
+    let coordinator = Coordinator::default();
+    site.egress.send(&coordinator, report(1)).await.unwrap();
+    // As after a broken link: it counts already.
+    site.egress.send(&coordinator, report(1)).await.unwrap();
+    let error = site.egress.send(&coordinator, report(2)).await.unwrap_err();
+    let EgressError::Waits { refusal, message } = error else { panic!("{error:?}") };
+    assert_eq!(refusal.rule, "egress.max_mib_per_day");
+    assert_eq!(*message, report(2).summary());
+    let now = jiff::Timestamp::now();
+    let tomorrow = now.checked_add(jiff::SignedDuration::from_hours(24)).unwrap();
+    assert!(site.egress.may_leave(&message, tomorrow));
+    assert_eq!(coordinator.heard.lock().unwrap().len(), 2);
+    assert!(matches!(site.events().last(), Some((Kind::EvaluationReport, LedgerEvent::Withheld { .. }))));
+}
+
 #[tokio::test]
 async fn a_used_invite_is_recorded_as_refused() {
     let folder = tempfile::tempdir().unwrap();
