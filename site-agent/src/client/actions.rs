@@ -6,7 +6,7 @@ use common::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::participant::{Action, DropReason, Event};
 use common::report::EvaluationReport;
-use common::round::{DeclineReason, RoundTask};
+use common::round::{DeclineReason, RoundTask, UpdateOffer};
 use common::signed::Signed;
 use common::study::StudyDocument;
 use common::wire::SignedBytes;
@@ -65,16 +65,20 @@ impl Agent {
                 self.residuals.not_counted(attempt)?;
             }
             Action::OfferUpdate { offer } => {
-                self.state.promote_optimizer(offer.study, offer.round, offer.attempt)?;
                 self.residuals.offered(offer.study, offer.round, offer.attempt)?;
-                let outbox = self.outbox.updates().clone();
+                self.offered = Some(offer.clone());
+                let (outbox, state) = (self.outbox.updates().clone(), self.state.clone());
                 self.begin(Errand::Offer(offer.attempt), action, move |connection, egress| async move {
-                    errands::offer_update(&connection, &egress, &outbox, &offer).await
+                    errands::offer_update(&connection, &egress, &outbox, &state, &offer).await
                 });
             }
             Action::DropUpdate { attempt, reason } => {
                 self.cancel(Errand::Offer(attempt));
                 files::remove(&self.state.optimizer_after(attempt))?;
+                let offered = self.offered.as_ref().filter(|offer| offer.attempt == attempt);
+                if let (DropReason::Refused(_), Some(UpdateOffer { study, round, .. })) = (&reason, offered) {
+                    self.state.demote_optimizer(*study, *round)?;
+                }
                 self.outbox.remove(attempt)?;
                 match reason {
                     DropReason::Counted => {}

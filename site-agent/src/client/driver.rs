@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, SiteId, StudyDigest};
 use common::participant::{self, Action, Event, ParticipantMachine, Timer};
+use common::round::UpdateOffer;
 use common::signed::SigningKey;
 use common::time::Timestamp;
 use common::wire::{Notice, SignedBytes};
@@ -101,6 +102,8 @@ pub struct Agent {
     pub(super) progress_said: Option<jiff::Timestamp>,
     pub(super) status: AgentStatus,
     pub(super) waiting: Waiting,
+    /// The update that was offered last.
+    pub(super) offered: Option<UpdateOffer>,
     machine: ParticipantMachine,
     journal: Journal,
     /// The status as it was written last.
@@ -157,6 +160,7 @@ impl Agent {
             progress_said: None,
             status: AgentStatus::of(&machine.status()),
             waiting: Waiting::default(),
+            offered: None,
             machine,
             journal,
             said: None,

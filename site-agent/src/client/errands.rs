@@ -83,23 +83,25 @@ pub(super) async fn fetch_study(
     Ok(studies.store(study, ask::study(connection, study).await?)?)
 }
 
-/// Offers an update and sends what is wanted of it.
+/// Offers an update and sends what is wanted of it. What the optimiser learnt with it is kept before it can count.
 pub(super) async fn offer_update(
     connection: &Connection,
     egress: &Egress,
     outbox: &ArtifactFolder,
+    state: &StateFolder,
     offer: &UpdateOffer,
 ) -> Came {
-    let attempt = offer.attempt;
+    let UpdateOffer { study, round, attempt, .. } = *offer;
     let (manifest, source) = match outbox.source(offer.update) {
         Ok(stored) => stored,
         Err(error) => {
-            tracing::error!("the update of round {} is not in the outbox: {error:#}", offer.round);
+            tracing::error!("the update of round {round} is not in the outbox: {error:#}");
             return Came::Event(Event::UploadFailed { attempt });
         }
     };
     let wire = offered_update(offer, &manifest);
-    match egress.send_update(&egress.line(connection), wire, &manifest, source).await {
+    let delivered = || state.promote_optimizer(study, round, attempt).map_err(std::io::Error::other);
+    match egress.send_update(&egress.line(connection), wire, &manifest, source, delivered).await {
         Ok(_) => Came::Event(Event::Receipt { attempt }),
         Err(error) => match unsent(error) {
             Unsent::Final(code) => Came::Event(Event::Refused { attempt, code }),

@@ -172,8 +172,8 @@ impl StateFolder {
         self.0.join("reports").join(format!("{model}.json"))
     }
 
-    /// What the optimiser knew before `round`: what it had learnt in the newest round below that was offered. A coordinator whose disk
-    /// lost an update, or that was restored from a backup, asks for a round that was trained before.
+    /// What the optimiser knew before `round`: what it had learnt in the newest round below whose update counts. A coordinator
+    /// whose disk lost an update, or that was restored from a backup, asks for a round that was trained before.
     pub fn optimizer_before(&self, study: StudyDigest, round: RoundId) -> Option<PathBuf> {
         let newest = self.optimizers(study).into_iter().filter(|(after, _)| *after < round).max();
         newest.map(|(_, path)| path)
@@ -203,6 +203,17 @@ impl StateFolder {
     /// Makes what the optimiser learnt in `attempt` its memory after `round`, and forgets all but that and the round
     /// before; does nothing when that was done already.
     ///
+    /// The moments are to be those of the steps that the global model has taken. So this is called when the coordinator has
+    /// every byte of the update, and before it is asked to count it:
+    /// - not at the offer: a round that closes before the update is whole goes on without it, and so does the optimiser, with
+    ///   what it knew before;
+    /// - not at the receipt: a receipt can be lost with the process, or cross the notice that its round has closed, and the next
+    ///   round would be trained with other bits than in a run that nothing disturbed.
+    ///
+    /// What counts is therefore always kept; what is refused after all is forgotten ([`StateFolder::demote_optimizer`]). In
+    /// between lies an update that was asked to be counted and has no answer when its round closes: it is taken to count.
+    /// After a restart all of this is as the disk has it, which is what a running agent goes by too.
+    ///
     /// # Errors
     /// [`FileError`].
     pub fn promote_optimizer(
@@ -215,13 +226,25 @@ impl StateFolder {
         if !next.exists() {
             return Ok(());
         }
-        files::rename(&next, &self.0.join("optimizer").join(format!("{study}-{round}.state")))?;
+        files::rename(&next, &self.learnt(study, round))?;
         let mut earlier = self.optimizers(study);
         earlier.retain(|(after, _)| *after < round);
         let before = earlier.iter().max().map(|(after, _)| *after);
         let is_spent = |after: RoundId| after != round && Some(after) != before;
         let all = self.optimizers(study).into_iter();
         all.filter(|(after, _)| is_spent(*after)).try_for_each(|(_, path)| files::remove(&path))
+    }
+
+    /// Forgets what the optimiser learnt in `round`: its update does not count.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn demote_optimizer(&self, study: StudyDigest, round: RoundId) -> Result<(), FileError> {
+        files::remove(&self.learnt(study, round))
+    }
+
+    fn learnt(&self, study: StudyDigest, round: RoundId) -> PathBuf {
+        self.0.join("optimizer").join(format!("{study}-{round}.state"))
     }
 
     /// Removes what the optimiser would remember of any attempt but `keep`.
@@ -313,6 +336,43 @@ mod tests {
         let left = |part: &str| std::fs::read_dir(folder.path().join(part)).unwrap().count();
         assert_eq!((left("optimizer"), left("checkpoint")), (1, 0));
         assert!(!folder.path().join(half).exists());
+    }
+
+    #[test]
+    fn the_optimiser_remembers_the_rounds_that_count_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let study = StudyDigest(common::ids::Digest::of(b"study"));
+        let attempts = [1, 2, 3, 4].map(|n| AttemptId::from_bytes([n; 16]));
+        let train = |round: usize, learnt: &str| {
+            std::fs::write(state.optimizer_after(attempts[round - 1]), learnt).unwrap();
+        };
+        let deliver = |round: u32| {
+            state.promote_optimizer(study, RoundId(round), attempts[round as usize - 1]).unwrap();
+        };
+        let before = |round: u32| {
+            state.optimizer_before(study, RoundId(round)).map(|path| std::fs::read_to_string(path).unwrap())
+        };
+        train(1, "one");
+        deliver(1);
+        assert_eq!(before(2).as_deref(), Some("one"));
+        // Round 2 closes before its update is whole, over a restart.
+        train(2, "two");
+        state.prune_optimizer(Some(attempts[1])).unwrap();
+        assert!(state.optimizer_after(attempts[1]).exists(), "it may still count");
+        state.prune_optimizer(None).unwrap();
+        assert_eq!(before(3).as_deref(), Some("one"));
+        // Round 3 is delivered, and refused.
+        train(3, "three");
+        deliver(3);
+        state.demote_optimizer(study, RoundId(3)).unwrap();
+        assert_eq!(before(4).as_deref(), Some("one"));
+        // Round 4 is delivered; a crash before the journal knows of the receipt has it offered again.
+        train(4, "four");
+        deliver(4);
+        state.prune_optimizer(Some(attempts[3])).unwrap();
+        deliver(4);
+        assert_eq!(before(5).as_deref(), Some("four"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod policy;
 mod tests;
 mod transport;
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -138,7 +139,8 @@ impl Egress {
         self.settle(&summary, reply)
     }
 
-    /// Offers an update, sends the chunks that the coordinator misses, and waits for its receipt.
+    /// Offers an update, sends the chunks that the coordinator misses, and waits for its receipt. `delivered` is called once all
+    /// of it is there, before the coordinator is asked to count it: where that fails, it is not asked.
     ///
     /// # Errors
     /// [`EgressError`]. After a broken link the same call sends only what is still missing.
@@ -148,11 +150,12 @@ impl Egress {
         offer: OfferedUpdate,
         manifest: &ArtifactManifest,
         source: S,
+        delivered: impl FnOnce() -> io::Result<()> + Send,
     ) -> Result<Receipt, EgressError> {
         let outbound = Outbound::Update(offer.clone());
         let summary = outbound.summary();
         self.release(&summary)?;
-        let receipt = deliver(line, offer, manifest, source).await;
+        let receipt = deliver(line, offer, manifest, source, delivered).await;
         match self.settle(&summary, receipt.map(Reply::Receipt))? {
             Reply::Receipt(receipt) => Ok(receipt),
             _ => Err(EgressError::Link(unexpected("a receipt"))),
@@ -218,16 +221,22 @@ async fn deliver<S: ChunkSource + Clone + Send + 'static>(
     offer: OfferedUpdate,
     manifest: &ArtifactManifest,
     source: S,
+    delivered: impl FnOnce() -> io::Result<()> + Send,
 ) -> Result<Receipt, LinkError> {
     let attempt = offer.attempt;
     let missing = match line.exchange(&Request::OfferUpdate(offer)).await? {
-        Reply::Receipt(receipt) => return checked(receipt, attempt),
+        Reply::Receipt(receipt) => {
+            let receipt = checked(receipt, attempt)?;
+            delivered().map_err(LinkError::Io)?;
+            return Ok(receipt);
+        }
         Reply::UpdateWanted { missing } => missing,
         _ => return Err(unexpected("what is missing of the update")),
     };
     if !missing.is_empty() {
         line.put_chunks(attempt, manifest, &missing, source).await?;
     }
+    delivered().map_err(LinkError::Io)?;
     match line.exchange(&Request::CommitUpdate { attempt }).await? {
         Reply::Receipt(receipt) => checked(receipt, attempt),
         _ => Err(unexpected("a receipt")),

@@ -74,6 +74,11 @@ impl ChunkSource for Zeros {
     }
 }
 
+/// What the site does when all is delivered.
+fn kept() -> std::io::Result<()> {
+    Ok(())
+}
+
 fn study() -> StudyDigest {
     StudyDigest(Digest::of(b"study"))
 }
@@ -127,8 +132,11 @@ impl Site {
 async fn what_the_policy_forbids_never_reaches_the_wire_and_the_line_is_named() {
     let site = site("\"progress\"");
     let coordinator = Coordinator::default();
-    let error =
-        site.egress.send_update(&coordinator, offer(), &manifest(), Zeros::default()).await.unwrap_err();
+    let error = site
+        .egress
+        .send_update(&coordinator, offer(), &manifest(), Zeros::default(), kept)
+        .await
+        .unwrap_err();
     assert_eq!(error.to_string(), "kept here by the policy: policy.toml:4: `egress.allow` refuses `update`");
     assert!(coordinator.heard.lock().unwrap().is_empty());
     let rule = "policy.toml:4: `egress.allow` refuses `update`".to_owned();
@@ -139,7 +147,7 @@ async fn what_the_policy_forbids_never_reaches_the_wire_and_the_line_is_named() 
 async fn an_update_is_recorded_before_it_leaves_and_its_receipt_after() {
     let site = site("\"update\"");
     let coordinator = Coordinator::default();
-    site.egress.send_update(&coordinator, offer(), &manifest(), Zeros::default()).await.unwrap();
+    site.egress.send_update(&coordinator, offer(), &manifest(), Zeros::default(), kept).await.unwrap();
     assert_eq!(*coordinator.heard.lock().unwrap(), ["offer-update", "commit-update"]);
     let receipt = Some(manifest().hash().0);
     assert_eq!(
@@ -153,11 +161,41 @@ async fn an_interrupted_update_sends_only_what_is_missing() {
     let site = site("\"update\"");
     let coordinator = Coordinator { break_after: Mutex::new(Some(2)), ..Coordinator::default() };
     let source = Zeros::default();
-    let broken = site.egress.send_update(&coordinator, offer(), &manifest(), source.clone()).await;
+    let broken = site.egress.send_update(&coordinator, offer(), &manifest(), source.clone(), kept).await;
     assert!(matches!(broken, Err(EgressError::Link(LinkError::Reset))));
-    site.egress.send_update(&coordinator, offer(), &manifest(), source.clone()).await.unwrap();
+    site.egress.send_update(&coordinator, offer(), &manifest(), source.clone(), kept).await.unwrap();
     assert_eq!(*source.0.lock().unwrap(), [0, 1, 2]);
     assert_eq!(site.events()[1].1, LedgerEvent::Unanswered);
+}
+
+async fn send(
+    site: &Site,
+    coordinator: &Coordinator,
+    keep: &(dyn Fn() -> std::io::Result<()> + Sync),
+) -> Result<Receipt, EgressError> {
+    site.egress.send_update(coordinator, offer(), &manifest(), Zeros::default(), keep).await
+}
+
+#[tokio::test]
+async fn the_site_keeps_what_it_learnt_when_all_is_delivered_and_before_it_can_count() {
+    let site = site("\"update\"");
+    let coordinator = Coordinator { break_after: Mutex::new(Some(2)), ..Coordinator::default() };
+    let seen = Mutex::new(Vec::new());
+    let keep = || {
+        let chunks = coordinator.kept.lock().unwrap().len();
+        let asked = coordinator.heard.lock().unwrap().contains(&"commit-update");
+        seen.lock().unwrap().push((chunks, asked));
+        Ok(())
+    };
+    // The link breaks in mid-upload: nothing is kept.
+    assert!(send(&site, &coordinator, &keep).await.is_err());
+    assert!(seen.lock().unwrap().is_empty());
+    // What cannot be kept is not to count.
+    let full = || Err(std::io::ErrorKind::StorageFull.into());
+    assert!(send(&site, &coordinator, &full).await.is_err());
+    assert!(!coordinator.heard.lock().unwrap().contains(&"commit-update"));
+    send(&site, &coordinator, &keep).await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [(3, false)]);
 }
 
 #[tokio::test]
