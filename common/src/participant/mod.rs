@@ -47,6 +47,7 @@ use crate::round::RoundTask;
 use crate::time::Timestamp;
 
 pub use event::{Action, DropReason, Event, Fact, Step, Timer};
+pub use retry::timer_is_due;
 
 /// Format of [`Snapshot`].
 pub const SNAPSHOT_VERSION: u32 = 1;

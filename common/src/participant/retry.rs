@@ -29,6 +29,12 @@ impl Retry {
 
     /// Whether the time has come; then it is not scheduled any more.
     pub(super) fn take_due(&mut self, now: Timestamp) -> bool {
-        self.at.take_if(|at| *at <= now).is_some()
+        self.at.take_if(|at| timer_is_due(*at, now)).is_some()
     }
+}
+
+/// Whether a timer that was set to `at` is due. One that lies further ahead than any wait was set by a clock that has stepped
+/// back since, by a day perhaps: nothing waits for so long.
+pub fn timer_is_due(at: Timestamp, now: Timestamp) -> bool {
+    at <= now || at.since(now) > LONGEST
 }

@@ -245,6 +245,19 @@ fn a_timer_of_a_step_that_failed_survives_a_restart() {
 }
 
 #[test]
+fn a_clock_that_steps_back_holds_up_no_step() {
+    let mut site = Site::training();
+    let attempt = site.attempt();
+    site.tick(Event::TrainingFailed { attempt });
+    let at = site.machine.timers()[&Timer::Round];
+    assert!(!timer_is_due(at, site.now) && timer_is_due(at, at));
+    site.now = Timestamp(site.now.0 - 900_000);
+    assert!(timer_is_due(at, site.now));
+    let again = site.tick(Event::TimerFired(Timer::Round));
+    assert_eq!(again, [Action::Train { task: task(1), attempt }]);
+}
+
+#[test]
 fn a_study_that_is_refused_after_all_ends_its_work() {
     let mut site = Site::training();
     let actions = site.tick(Event::StudyRefused { study: study() });

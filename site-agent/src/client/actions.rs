@@ -385,7 +385,9 @@ impl Agent {
         self.status.steps = Some((step.step, step.steps));
         let now = jiff::Timestamp::now();
         let every = i64::try_from(self.egress.policy().quota().progress_every_s).unwrap_or(i64::MAX);
-        let due = self.progress_said.is_none_or(|said| now.duration_since(said).as_secs() >= every);
+        // Less than nothing is a clock that stepped back.
+        let due =
+            self.progress_said.is_none_or(|said| !(0..every).contains(&now.duration_since(said).as_secs()));
         if due {
             self.progress_said = Some(now);
             let RoundTask { study, round, .. } = *task;

@@ -209,8 +209,8 @@ impl Agent {
                 }
                 continue;
             }
-            let due = self.timers.iter().map(|(timer, at)| (*at, *timer)).min();
-            let wait = due.map_or(Duration::MAX, |(at, _)| at.since(now())).min(LONGEST_SLEEP);
+            let due = next_due(&self.timers, now());
+            let wait = due.map_or(LONGEST_SLEEP, |(wait, ..)| wait.min(LONGEST_SLEEP));
             let done = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 Some(event) = link.recv() => self.heard(event),
@@ -236,9 +236,9 @@ impl Agent {
         }
     }
 
-    fn wake_up(&mut self, due: Option<(Timestamp, Timer)>) -> anyhow::Result<()> {
+    fn wake_up(&mut self, due: Option<(Duration, Timestamp, Timer)>) -> anyhow::Result<()> {
         match due {
-            Some((at, timer)) if at <= now() => {
+            Some((_, at, timer)) if participant::timer_is_due(at, now()) => {
                 self.timers.remove(&timer);
                 self.feed(Event::TimerFired(timer))
             }
@@ -485,6 +485,14 @@ impl Agent {
     pub(super) fn report(fact: &participant::Fact) {
         words::say(fact);
     }
+}
+
+/// The timer that is due next, when it was set to, and how long until then.
+fn next_due(timers: &BTreeMap<Timer, Timestamp>, now: Timestamp) -> Option<(Duration, Timestamp, Timer)> {
+    let wait = |at: Timestamp| {
+        if participant::timer_is_due(at, now) { Duration::ZERO } else { at.since(now) }
+    };
+    timers.iter().map(|(&timer, &at)| (wait(at), at, timer)).min()
 }
 
 /// Where a test may end the process: something has come, and the journal does not know.

@@ -142,6 +142,25 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_steps_counts_from_the_next_chunk_on_and_stops_nothing() {
+        let day = Bandwidth {
+            always: Caps::default(),
+            hours: vec![Hours { from: 1, to: 3, caps: Caps { upload: Some(MIB / 30), download: None } }],
+        };
+        // After 100 s the clock on the wall is set back by an hour, out of the capped minutes.
+        let minute = |now: Duration| {
+            let minute = (now.as_secs() / 60) as u16;
+            if now < seconds(100) { minute } else { (minute + MINUTES - 60) % MINUTES }
+        };
+        let mut bucket = Bucket::default();
+        let left = send(&mut bucket, 5, seconds(60), |now| day.at(minute(now)).upload);
+        assert_eq!(left, [60, 90, 120, 120, 120]);
+        // And back into them: what was free is not paid for.
+        let left = send(&mut bucket, 3, seconds(130), |_| day.at(1).upload);
+        assert_eq!(left, [130, 160, 190]);
+    }
+
+    #[test]
     fn hours_may_pass_midnight_and_say_one_direction_only() {
         let (day, night) = (Some(10), Some(99));
         let bandwidth = Bandwidth {

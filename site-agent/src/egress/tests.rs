@@ -181,7 +181,7 @@ async fn the_site_keeps_what_it_learnt_when_all_is_delivered_and_before_it_can_c
     let site = site("\"update\"");
     let coordinator = Coordinator { break_after: Mutex::new(Some(2)), ..Coordinator::default() };
     let seen = Mutex::new(Vec::new());
-    let keep = || {
+    let keep = || -> std::io::Result<()> {
         let chunks = coordinator.kept.lock().unwrap().len();
         let asked = coordinator.heard.lock().unwrap().contains(&"commit-update");
         seen.lock().unwrap().push((chunks, asked));
@@ -191,7 +191,7 @@ async fn the_site_keeps_what_it_learnt_when_all_is_delivered_and_before_it_can_c
     assert!(send(&site, &coordinator, &keep).await.is_err());
     assert!(seen.lock().unwrap().is_empty());
     // What cannot be kept is not to count.
-    let full = || Err(std::io::ErrorKind::StorageFull.into());
+    let full = || -> std::io::Result<()> { Err(std::io::ErrorKind::StorageFull.into()) };
     assert!(send(&site, &coordinator, &full).await.is_err());
     assert!(!coordinator.heard.lock().unwrap().contains(&"commit-update"));
     send(&site, &coordinator, &keep).await.unwrap();
