@@ -20,8 +20,8 @@ use super::files;
 use super::site_work::needed_artifacts;
 use super::studies::terms_of;
 use super::translate::decline_reason;
-use super::waiting::{Came, Held, Until};
-use super::work::{Job, Outcome};
+use super::waiting::{Came, Held, Until, Wait};
+use super::work::{Job, LOOK_FOR_ROOM, Outcome};
 use crate::egress::{Egress, Outbound, Verdict};
 use crate::train::trainer::{Cancel, StepReport, TrainError};
 
@@ -34,11 +34,17 @@ impl Agent {
         match action.clone() {
             Action::AskApproval { study } => return self.ask_approval(study),
             Action::RegisterManifest { study } => self.register(study, action)?,
-            Action::AcceptRound { task } => {
-                self.say(Outbound::Acceptance { study: task.study, round: task.round, base: task.base });
+            Action::AcceptRound { task: RoundTask { study, round, base, .. } } => {
+                let accepted = Outbound::Acceptance { study, round, base };
+                self.begin(Errand::Accept(study, round), action, move |connection, egress| async move {
+                    errands::tell(&connection, &egress, accepted).await
+                });
             }
             Action::DeclineRound { study, round, reason } => {
-                self.say(Outbound::Decline { study, round, reason: decline_reason(reason) });
+                let declined = Outbound::Decline { study, round, reason: decline_reason(reason) };
+                self.begin(Errand::Decline(study, round), action, move |connection, egress| async move {
+                    errands::tell(&connection, &egress, declined).await
+                });
             }
             Action::FetchArtifact { artifact } => {
                 if self.artifacts.has(artifact) {
@@ -155,6 +161,10 @@ impl Agent {
         let why = &held.wait.why;
         match held.wait.until {
             Until::Allowance(_) => tracing::warn!("waiting: {why}; it is kept, and sent by itself then"),
+            Until::Room { .. } => {
+                tracing::error!("paused: {why}; it is tried again each {} s", LOOK_FOR_ROOM.as_secs());
+                tracing::error!("hint: make room; it goes on by itself then");
+            }
         }
         self.waiting.add(held);
         self.write_status()
@@ -164,8 +174,9 @@ impl Agent {
     pub(super) fn take_up_what_waited(&mut self) -> anyhow::Result<()> {
         let egress = self.egress.clone();
         // By today's sum and not by the time: a clock that steps must not hold anything up.
-        let ready = self.waiting.take_ready(|until| match until {
+        let ready = self.waiting.take_ready(|until, since| match until {
             Until::Allowance(message) => egress.may_leave(message, jiff::Timestamp::now()),
+            Until::Room { .. } => until.has_room(since, LOOK_FOR_ROOM),
         });
         if ready.is_empty() {
             return Ok(());
@@ -197,6 +208,10 @@ impl Agent {
         self.begin(Errand::Study(study), again, move |connection, _| async move {
             match errands::fetch_study(&connection, &studies, study).await {
                 Ok(_) => drop(news.send(News::StudyHere(study)).await),
+                Err(error) if files::disk_trouble(&error).is_some() => {
+                    let what = format!("study {}", study.short());
+                    return Came::Waits(Box::new(Wait::for_room(&what, &error, studies.path(), 0)));
+                }
                 Err(error) => tracing::warn!("study {}: {error:#}", study.short()),
             }
             Came::Nothing
@@ -320,6 +335,7 @@ impl Agent {
                 match trained {
                     Ok((update, steps)) => self.feed(Event::Trained { attempt, update, steps }),
                     Err(error) if was_cancelled(&error) => Ok(()),
+                    Err(error) if files::disk_trouble(&error).is_some() => self.wait_with_work(&error),
                     Err(error) => self.feed(failure("training", &error, Event::TrainingFailed { attempt })),
                 }
             }
@@ -327,17 +343,22 @@ impl Agent {
                 self.evaluating.take_if(|(under_way, _)| *under_way == model);
                 match evaluated {
                     Ok(report) => match self.keep_report(&study, model, &report) {
-                        Err(error) if files::is_disk_full(&error) => {
-                            self.pause(&error);
-                            self.feed(Event::EvaluationFailed { model })
-                        }
+                        Err(error) if files::disk_trouble(&error).is_some() => self.wait_with_work(&error),
                         kept => kept,
                     },
                     Err(error) if was_cancelled(&error) => Ok(()),
+                    Err(error) if files::disk_trouble(&error).is_some() => self.wait_with_work(&error),
                     Err(error) => self.feed(failure("evaluation", &error, Event::EvaluationFailed { model })),
                 }
             }
         }
+    }
+
+    /// The disk had no room for what the worker did: it is done again when there is some, and no failure is counted.
+    fn wait_with_work(&mut self, error: &anyhow::Error) -> anyhow::Result<()> {
+        self.pause(error);
+        let again = self.under_way();
+        self.go_on_with(again)
     }
 
     fn counted(
@@ -363,6 +384,10 @@ impl Agent {
                 self.manifests.insert(study.digest(), signed);
                 let study = study.digest();
                 self.register(study, Action::RegisterManifest { study })
+            }
+            Err(error) if files::disk_trouble(&error).is_some() => {
+                self.pause(&error);
+                self.go_on_with(vec![Action::RegisterManifest { study: study.digest() }])
             }
             Err(error) => {
                 tracing::error!("the training scans cannot be used: {error:#}");

@@ -73,6 +73,11 @@ impl ArtifactFolder {
         Ok(Self(folder.to_owned()))
     }
 
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// Whether all of an artifact is here, by its files' names.
     pub fn has(&self, hash: ArtifactHash) -> bool {
         self.data(hash).exists() && self.manifest_path(hash).exists()
@@ -354,6 +359,13 @@ struct Fetched {
 }
 
 impl PartialArtifact {
+    /// Bytes that are still to come.
+    pub fn missing_bytes(&self) -> u64 {
+        let spans = self.0.manifest.layout().spans();
+        let missing = self.missing();
+        missing.iter().filter_map(|index| spans.get(*index as usize)).map(|span| u64::from(span.len)).sum()
+    }
+
     /// Makes the artifact whole. It is not synced: a round does not wait for the disk, and what a loss of power takes is
     /// fetched again.
     ///
@@ -518,6 +530,29 @@ mod tests {
             sink.finish().unwrap();
             assert_eq!(artifacts.load(hash).unwrap(), tensors());
         }
+    }
+
+    #[tokio::test]
+    async fn a_chunk_that_found_no_room_is_still_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let artifacts = ArtifactFolder::open(folder.path()).unwrap();
+        let (manifest, data) = crate::train::tensors::to_artifact(&tensors()).unwrap();
+        let chunk = &data[..NUMBERS_OF_A_CHUNK * 4];
+        let mut sink = artifacts.begin(&manifest).unwrap();
+        assert_eq!(sink.missing_bytes(), data.len() as u64);
+        let mut full = PartialArtifact(Arc::new(Fetched {
+            file: OpenOptions::new().write(true).open("/dev/full").unwrap(),
+            manifest: manifest.clone(),
+            missing: Mutex::new(sink.missing().into_iter().collect()),
+            path: artifacts.part(manifest.hash()),
+            done: artifacts.data(manifest.hash()),
+        }));
+        let refused = full.keep_chunk(0, chunk).await.unwrap_err();
+        assert!(files::is_disk_full(&refused.into()));
+        assert_eq!(full.missing(), [0, 1, 2]);
+        assert!(full.finish().is_err() && !artifacts.has(manifest.hash()));
+        sink.keep_chunk(0, chunk).await.unwrap();
+        assert_eq!(sink.missing_bytes(), (data.len() - chunk.len()) as u64);
     }
 
     #[test]

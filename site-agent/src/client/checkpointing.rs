@@ -2,10 +2,12 @@
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use link::failpoint;
 
+use super::files;
 use crate::model::LiveTensor;
 use crate::train::checkpoint::{CheckpointError, CheckpointKey, read_checkpoint, store_checkpoint};
 use crate::train::trainer::{KeepRound, RoundState};
@@ -27,18 +29,62 @@ impl CheckpointPolicy {
     }
 }
 
+/// Why the round under way is not kept on the disk, if it is not; clones say the same.
+#[derive(Clone, Debug, Default)]
+pub struct Unkept(Arc<Mutex<Option<String>>>);
+
+impl Unkept {
+    /// In words for the operator.
+    pub(super) fn why(&self) -> Option<String> {
+        self.lock().clone()
+    }
+
+    /// It is kept, or over.
+    pub(super) fn clear(&self) {
+        *self.lock() = None;
+    }
+
+    fn say(&self, why: String) {
+        *self.lock() = Some(why);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        // A poisoned lock guards some words.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Keeps one round in a file.
 pub(super) struct RoundFile {
     path: PathBuf,
     key: CheckpointKey,
     policy: CheckpointPolicy,
     last: Instant,
+    unkept: Unkept,
 }
 
 impl RoundFile {
     /// The file at `path`, for the round `key`.
     pub(super) fn new(path: PathBuf, key: CheckpointKey, policy: CheckpointPolicy) -> Self {
-        Self { path, key, policy, last: Instant::now() }
+        Self { path, key, policy, last: Instant::now(), unkept: Unkept::default() }
+    }
+
+    /// Tells here too why it could not be kept.
+    pub(super) fn telling(self, unkept: Unkept) -> Self {
+        Self { unkept, ..self }
+    }
+
+    /// Training goes on: only what is done again after a crash grows.
+    fn could_not_keep(&self, step: u32, error: CheckpointError) {
+        let round = self.key.round;
+        let why = format!("round {round}: step {step} could not be kept: {error}");
+        tracing::warn!("{why}; training goes on, and it is tried again at the next");
+        let Some(name) = files::disk_trouble(&error.into()) else { return };
+        let folder = self.path.parent().unwrap_or(&self.path);
+        if self.unkept.why().is_none() {
+            tracing::error!("{name}: make room in {}", folder.display());
+        }
+        self.unkept.say(format!("{name}: {why}; training goes on; {}", files::free_space(folder)));
     }
 }
 
@@ -76,11 +122,10 @@ impl KeepRound for RoundFile {
         match store_checkpoint(&self.path, &self.key, state) {
             Ok(()) => {
                 tracing::debug!("round {round}: kept after step {step}");
+                self.unkept.clear();
                 failpoint::pass("site.after-checkpoint");
             }
-            Err(error) => tracing::warn!(
-                "round {round}: step {step} could not be kept: {error}; training goes on, and it is tried again at the next"
-            ),
+            Err(error) => self.could_not_keep(step, error),
         }
         // From here, not from its beginning: what takes long to write is not written all the time.
         self.last = Instant::now();
@@ -137,5 +182,30 @@ mod tests {
         // Nowhere to write: said, and nothing else.
         RoundFile::new(folder.path().join("absent/round.checkpoint"), key(1), policy)
             .keep(&state.into_live());
+    }
+
+    #[test]
+    fn a_disk_without_room_for_a_checkpoint_is_named_until_there_is_some() {
+        use std::io;
+
+        use common::ids::{ArtifactHash, Digest, RoundId, StudyDigest};
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("round.checkpoint");
+        let digest = Digest::of(b"round");
+        let (study, base) = (StudyDigest(digest), ArtifactHash(digest));
+        let key = CheckpointKey { study, round: RoundId(3), base, steps: 4 };
+        let policy = CheckpointPolicy { every_steps: NonZeroU32::new(2), every: None };
+        let unkept = Unkept::default();
+        let file = RoundFile::new(path.clone(), key, policy).telling(unkept.clone());
+        let fail = |kind: io::ErrorKind| CheckpointError::Io { path: path.clone(), source: kind.into() };
+        file.could_not_keep(12, fail(io::ErrorKind::PermissionDenied));
+        assert_eq!(unkept.why(), None, "it passes by no room");
+        file.could_not_keep(12, fail(io::ErrorKind::StorageFull));
+        let why = unkept.why().unwrap();
+        assert!(why.starts_with("disk full: round 3: step 12 could not be kept: "), "{why}");
+        assert!(why.contains(&folder.path().display().to_string()), "{why}");
+        unkept.clear();
+        assert_eq!(unkept.why(), None);
     }
 }

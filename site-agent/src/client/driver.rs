@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, SiteId, StudyDigest};
+use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::participant::{self, Action, Event, ParticipantMachine, Timer};
 use common::round::UpdateOffer;
 use common::signed::SigningKey;
@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::artifacts::ArtifactFolder;
+use super::checkpointing::Unkept;
 use super::config::SiteConfig;
 use super::connection::{Dial, LinkEvent};
 use super::files;
@@ -58,6 +59,10 @@ pub(super) enum Errand {
     Offer(AttemptId),
     /// Sending a report.
     Report(ModelHash),
+    /// Saying that this site takes part in a round.
+    Accept(StudyDigest, RoundId),
+    /// Saying that it does not.
+    Decline(StudyDigest, RoundId),
 }
 
 /// What an errand came to.
@@ -106,6 +111,8 @@ pub struct Agent {
     pub(super) offered: Option<UpdateOffer>,
     machine: ParticipantMachine,
     journal: Journal,
+    /// Whether the round under way is kept.
+    unkept: Unkept,
     /// The status as it was written last.
     said: Option<AgentStatus>,
     /// What is still to be done, in order.
@@ -138,6 +145,7 @@ impl Agent {
         let (news, inbox) = mpsc::channel(64);
         let (out, outcomes) = mpsc::channel(64);
         let (outbox, residuals) = (state.outbox()?, state.residuals()?);
+        let unkept = work.unkept();
         Ok(Self {
             site,
             role,
@@ -163,6 +171,7 @@ impl Agent {
             offered: None,
             machine,
             journal,
+            unkept,
             said: None,
             todo: VecDeque::new(),
             is_halted: false,
@@ -225,10 +234,10 @@ impl Agent {
         }
     }
 
-    /// A full disk is no end.
+    /// A full disk is no end, and neither is one that takes nothing for now.
     fn or_pause(&mut self, done: anyhow::Result<()>) -> anyhow::Result<()> {
         match done {
-            Err(error) if files::is_disk_full(&error) => {
+            Err(error) if files::disk_trouble(&error).is_some() => {
                 self.pause(&error);
                 Ok(())
             }
@@ -258,6 +267,11 @@ impl Agent {
         self.go_on()
     }
 
+    /// What is under way, to be done again.
+    pub(super) fn under_way(&self) -> Vec<Action> {
+        self.machine.outstanding(now())
+    }
+
     /// Executes actions of before once more.
     pub(super) fn go_on_with(&mut self, actions: Vec<Action>) -> anyhow::Result<()> {
         self.todo.extend(actions.into_iter().map(Todo::Execute));
@@ -276,7 +290,7 @@ impl Agent {
                 }),
             };
             match done {
-                Err(error) if files::is_disk_full(&error) => {
+                Err(error) if files::disk_trouble(&error).is_some() => {
                     self.todo.push_front(next);
                     self.pause(&error);
                 }
@@ -310,7 +324,7 @@ impl Agent {
             return Ok(());
         }
         match self.journal.compact(&self.machine).map_err(anyhow::Error::from) {
-            Err(error) if files::is_disk_full(&error) => {
+            Err(error) if files::disk_trouble(&error).is_some() => {
                 tracing::warn!("the journal stays long: {error:#}");
                 Ok(())
             }
@@ -323,7 +337,8 @@ impl Agent {
         self.is_halted = true;
         if self.status.paused.is_none() {
             let free = files::free_space(self.state.path());
-            let why = format!("disk full: {error:#}; {free}, at least 1 MiB is needed");
+            let name = files::disk_trouble(error).unwrap_or("disk");
+            let why = format!("{name}: {error:#}; {free}, at least 1 MiB is needed");
             tracing::error!("paused: {why}; it is tried again each {} s", LOOK_FOR_ROOM.as_secs());
             tracing::error!("hint: make room; what is under way goes on by itself then");
             self.status.paused = Some(why);
@@ -337,10 +352,9 @@ impl Agent {
     /// Goes on where the disk had no room, if it has some now.
     fn look_for_room(&mut self) -> anyhow::Result<()> {
         let trial = self.state.trial();
-        let written = files::write(&trial, &vec![0; 1 << 20]).map_err(anyhow::Error::from);
-        files::remove(&trial)?;
-        match written {
-            Err(error) if files::is_disk_full(&error) => return Ok(()),
+        let written = files::write(&trial, &vec![0; 1 << 20]).and_then(|()| files::remove(&trial));
+        match written.map_err(anyhow::Error::from) {
+            Err(error) if files::disk_trouble(&error).is_some() => return Ok(()),
             written => written?,
         }
         self.is_halted = false;
@@ -437,16 +451,18 @@ impl Agent {
     pub(super) fn write_status(&mut self) -> anyhow::Result<()> {
         let machine = AgentStatus::of(&self.machine.status());
         let AgentStatus { problem, lane, paused, steps, .. } = self.status.clone();
-        let waiting = self.waiting.for_allowance();
-        let status = AgentStatus { problem, lane, paused, waiting, steps, ..machine };
+        self.status = AgentStatus { problem, lane, paused, steps, ..machine };
+        // What the worker or the journal waits for is ours to say first; the rest goes on meanwhile.
+        let paused = self.status.paused.clone().or_else(|| self.waiting.for_room());
+        let paused = paused.or_else(|| self.unkept.why());
+        let status = AgentStatus { paused, waiting: self.waiting.for_allowance(), ..self.status.clone() };
         let is_news = |said: &AgentStatus| AgentStatus { at: said.at, ..status.clone() } != *said;
         if self.said.as_ref().is_none_or(is_news) {
             match files::show_json(&self.state.status(), &status) {
-                Ok(()) => self.said = Some(status.clone()),
+                Ok(()) => self.said = Some(status),
                 Err(error) => tracing::warn!("status: {error:#}"),
             }
         }
-        self.status = status;
         Ok(())
     }
 

@@ -49,13 +49,18 @@ pub(super) async fn fetch(
     folder: &ArtifactFolder,
     artifact: ArtifactHash,
 ) -> Came {
-    Came::Event(match try_fetch(connection, egress, folder, artifact).await {
-        Ok(()) => Event::ModelStored { artifact },
+    let mut missing = 0;
+    match try_fetch(connection, egress, folder, artifact, &mut missing).await {
+        Ok(()) => Came::Event(Event::ModelStored { artifact }),
+        Err(error) if files::disk_trouble(&error).is_some() => {
+            let what = format!("artifact {}", artifact.short());
+            Came::Waits(Box::new(Wait::for_room(&what, &error, folder.path(), missing)))
+        }
         Err(error) => {
             tracing::warn!("artifact {}: {error:#}", artifact.short());
-            Event::FetchFailed { artifact }
+            Came::Event(Event::FetchFailed { artifact })
         }
-    })
+    }
 }
 
 async fn try_fetch(
@@ -63,14 +68,19 @@ async fn try_fetch(
     egress: &Egress,
     folder: &ArtifactFolder,
     artifact: ArtifactHash,
+    missing: &mut u64,
 ) -> anyhow::Result<()> {
     let manifest = match folder.manifest(artifact)? {
         Some(manifest) => manifest,
         None => ask::manifest(connection, artifact).await?,
     };
-    let (folder, begun) = (folder.clone(), manifest.clone());
-    let partial = tokio::task::spawn_blocking(move || folder.begin(&begun)).await??;
-    ask::chunks(&egress.line(connection), &manifest, &partial).await?;
+    let (to, begun) = (folder.clone(), manifest.clone());
+    let partial = tokio::task::spawn_blocking(move || to.begin(&begun)).await??;
+    *missing = partial.missing_bytes();
+    files::require_room(folder.path(), *missing)?;
+    let fetched = ask::chunks(&egress.line(connection), &manifest, &partial).await;
+    *missing = partial.missing_bytes();
+    fetched?;
     Ok(partial.finish()?)
 }
 
@@ -156,12 +166,20 @@ pub(super) async fn register(
     }
 }
 
+/// Tells the coordinator something that it must know, and whose answer changes nothing here.
+pub(super) async fn tell(connection: &Connection, egress: &Egress, outbound: Outbound) -> Came {
+    match say(connection, egress, outbound).await {
+        Err(Unsent::Waits(wait)) => Came::Waits(wait),
+        _ => Came::Nothing,
+    }
+}
+
 /// Sends a message whose answer changes nothing here.
 async fn say(connection: &Connection, egress: &Egress, outbound: Outbound) -> Result<(), Unsent> {
     egress.send(connection, outbound).await.map(drop).map_err(unsent)
 }
 
-/// The same in a task of its own. Where it cannot leave, nobody waits for it.
+/// The same in a task of its own, of what is old news soon: where it cannot leave, it does not wait.
 pub(super) async fn say_owned(connection: Connection, egress: Arc<Egress>, outbound: Outbound) {
     // Said to the operator, as far as it matters.
     let _ = say(&connection, &egress, outbound).await;
@@ -198,8 +216,17 @@ fn unsent(error: EgressError) -> Unsent {
             if again { Unsent::Failed } else { Unsent::Final(refusal.code.code().to_owned()) }
         }
         EgressError::Ledger(ledger) => {
-            tracing::error!("nothing leaves unrecorded: {ledger}");
-            Unsent::Failed
+            let folder = ledger.folder();
+            let error = anyhow::Error::from(ledger);
+            match folder.filter(|_| files::disk_trouble(&error).is_some()) {
+                Some(folder) => {
+                    Unsent::Waits(Box::new(Wait::for_room("nothing leaves unrecorded", &error, &folder, 0)))
+                }
+                None => {
+                    tracing::error!("nothing leaves unrecorded: {error:#}");
+                    Unsent::Failed
+                }
+            }
         }
         EgressError::Link(_) => Unsent::Failed,
     }

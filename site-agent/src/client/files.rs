@@ -42,10 +42,25 @@ impl FileError {
     }
 }
 
+/// Free bytes that are left alone: less is no room.
+pub const SPARE_ROOM: u64 = 1 << 20;
+
 /// Whether this came of a full disk or a quota that is used up: it passes when somebody makes room.
 pub fn is_disk_full(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(is_full)
+    disk_trouble(error) == Some(DISK_FULL)
 }
+
+/// What is wrong with the disk, in two words, where this came of something that passes when somebody sees to it.
+pub fn disk_trouble(error: &anyhow::Error) -> Option<&'static str> {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.find_map(|cause| match cause.kind() {
+        _ if is_full(cause) => Some(DISK_FULL),
+        io::ErrorKind::ReadOnlyFilesystem => Some("disk read-only"),
+        _ => None,
+    })
+}
+
+const DISK_FULL: &str = "disk full";
 
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -53,13 +68,31 @@ fn is_full(error: &io::Error) -> bool {
 
 /// How much of the disk that a path is on is free for us, in words.
 pub fn free_space(path: &Path) -> String {
-    match nix::sys::statvfs::statvfs(path) {
-        Ok(disk) => {
-            let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-            format!("{} MiB are free on the disk of {}", free >> 20, path.display())
-        }
+    match free_bytes(path) {
+        Ok(free) => format!("{} MiB are free on the disk of {}", free >> 20, path.display()),
         Err(error) => format!("how much is free on the disk of {} cannot be told: {error}", path.display()),
     }
+}
+
+/// Whether so many bytes more have room in a folder. Where that cannot be told, it is for the writer to find out.
+pub fn has_room(folder: &Path, bytes: u64) -> bool {
+    free_bytes(folder).map_or(true, |free| free >= bytes.saturating_add(SPARE_ROOM))
+}
+
+/// The error that writing so many bytes into a folder would end with, before any was fetched.
+///
+/// # Errors
+/// [`FileError`] of a full disk.
+pub fn require_room(folder: &Path, bytes: u64) -> Result<(), FileError> {
+    if has_room(folder, bytes) {
+        return Ok(());
+    }
+    Err(FileError::new("write in", folder, io::ErrorKind::StorageFull.into()))
+}
+
+fn free_bytes(path: &Path) -> io::Result<u64> {
+    let disk = nix::sys::statvfs::statvfs(path)?;
+    Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
 }
 
 /// Reads a whole file.
@@ -312,8 +345,12 @@ mod tests {
         assert!(is_disk_full(&fail("/dev/full").context("the round")));
         assert!(!is_disk_full(&fail("/nowhere/file")));
         assert!(!is_disk_full(&anyhow::anyhow!("no space left, they say")));
+        let read_only = FileError::new("write", Path::new("x"), io::ErrorKind::ReadOnlyFilesystem.into());
+        assert_eq!(disk_trouble(&read_only.into()), Some("disk read-only"));
         let folder = tempfile::tempdir().unwrap();
         assert!(free_space(folder.path()).contains("MiB are free on the disk of"));
+        assert!(require_room(folder.path(), 0).is_ok() && !has_room(folder.path(), u64::MAX));
+        assert!(is_disk_full(&require_room(folder.path(), u64::MAX).unwrap_err().into()));
     }
 
     #[test]

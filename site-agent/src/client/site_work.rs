@@ -13,7 +13,7 @@ use common::study::{Study, StudyDocument};
 
 use super::artifacts::ArtifactFolder;
 use super::base_model::BaseModel;
-use super::checkpointing::RoundFile;
+use super::checkpointing::{RoundFile, Unkept};
 use super::config::SiteConfig;
 use super::files;
 use super::state::StateFolder;
@@ -38,6 +38,7 @@ pub struct SiteWork {
     trainer: Option<(StudyDigest, BurnTrainer)>,
     /// The attempt with which the trainer's optimiser learnt last, and its round.
     learnt: Option<(AttemptId, RoundId)>,
+    unkept: Unkept,
 }
 
 impl SiteWork {
@@ -47,7 +48,8 @@ impl SiteWork {
     /// A state folder that cannot be used.
     pub fn new(config: SiteConfig, site: SiteId, state: StateFolder) -> anyhow::Result<Self> {
         let artifacts = state.artifacts()?;
-        Ok(Self { config, site, state, artifacts, prepared: None, trainer: None, learnt: None })
+        let (prepared, trainer, learnt, unkept) = (None, None, None, Unkept::default());
+        Ok(Self { config, site, state, artifacts, prepared, trainer, learnt, unkept })
     }
 
     fn prepared(&mut self, study: &StudyDocument) -> anyhow::Result<&PreparedScans> {
@@ -138,7 +140,9 @@ impl Work for SiteWork {
         let RoundTask { round, base, steps, .. } = *task;
         let global = BaseModel::new(&self.artifacts, base);
         let key = CheckpointKey { study: study.digest(), round, base, steps };
-        let mut kept = RoundFile::new(self.state.checkpoint(), key, self.config.checkpoints);
+        self.unkept.clear();
+        let kept = RoundFile::new(self.state.checkpoint(), key, self.config.checkpoints);
+        let mut kept = kept.telling(self.unkept.clone());
         let trainer = self.trainer(study, round)?;
         trainer.load_stored(Box::new(global))?;
         let plan = RoundPlan { round, steps, learning_rate: study.study().learning_rate(round) };
@@ -152,10 +156,15 @@ impl Work for SiteWork {
             // What its optimiser knew went with the round: the next one begins with what is on the disk.
             self.trainer = None;
         }
+        self.unkept.clear();
         let outcome = trained?;
         busy.tell(round);
         self.learnt = Some((attempt, round));
         Ok(outcome)
+    }
+
+    fn unkept(&self) -> Unkept {
+        self.unkept.clone()
     }
 
     fn keep_learnt(&mut self, attempt: AttemptId) -> anyhow::Result<()> {

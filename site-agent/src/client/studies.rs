@@ -66,6 +66,11 @@ impl StudyFolder {
         Ok(Self(folder.to_owned()))
     }
 
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// Reads a document as it came, and keeps it.
     ///
     /// # Errors

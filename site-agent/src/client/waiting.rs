@@ -4,10 +4,13 @@
 //! Nothing is remembered over a restart: the machine asks anew, and what still has to wait comes here again.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use common::participant::{Action, Event};
 
 use super::driver::Errand;
+use super::files;
 use crate::egress::Summary;
 
 /// What came of an errand.
@@ -28,11 +31,34 @@ pub(super) struct Wait {
     pub(super) why: String,
 }
 
+impl Wait {
+    /// For so many bytes of room in a folder, which `what` did not find.
+    pub(super) fn for_room(what: &str, error: &anyhow::Error, folder: &Path, bytes: u64) -> Self {
+        let name = files::disk_trouble(error).unwrap_or("disk");
+        let need = bytes.saturating_add(files::SPARE_ROOM).div_ceil(1 << 20);
+        let why = format!("{name}: {what}: {error:#}; {need} MiB are needed, {}", files::free_space(folder));
+        Self { until: Until::Room { folder: folder.to_owned(), bytes }, why }
+    }
+}
+
 /// When it can go on.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Until {
     /// The policy lets so much more leave: on the next day.
     Allowance(Summary),
+    /// The disk of a folder has room for so many bytes.
+    Room { folder: PathBuf, bytes: u64 },
+}
+
+impl Until {
+    /// Whether it is worth a try, `since` so long. What is left of a disk is known, but not all that may be wrong with it: so
+    /// it is tried no more often than `least`.
+    pub(super) fn has_room(&self, since: Duration, least: Duration) -> bool {
+        match self {
+            Self::Room { folder, bytes } => since >= least && files::has_room(folder, *bytes),
+            Self::Allowance(_) => false,
+        }
+    }
 }
 
 /// An errand that waits, and the action that begins it again.
@@ -44,12 +70,12 @@ pub(super) struct Held {
 
 /// All that waits.
 #[derive(Default)]
-pub(super) struct Waiting(BTreeMap<Errand, Held>);
+pub(super) struct Waiting(BTreeMap<Errand, (Held, Instant)>);
 
 impl Waiting {
     /// Adds an errand, in the place of the same one.
     pub(super) fn add(&mut self, held: Held) {
-        self.0.insert(held.errand, held);
+        self.0.insert(held.errand, (held, Instant::now()));
     }
 
     /// Forgets an errand: it is not wanted any more.
@@ -62,16 +88,25 @@ impl Waiting {
         self.0.contains_key(&errand)
     }
 
-    /// Lets go of all that can go on now; the actions that begin it again.
-    pub(super) fn take_ready(&mut self, mut can_go_on: impl FnMut(&Until) -> bool) -> Vec<Action> {
-        let ready = self.0.extract_if(.., |_, held| can_go_on(&held.wait.until));
-        ready.map(|(_, held)| held.action).collect()
+    /// Lets go of all that can go on now, by what it waits for and how long it has; the actions that begin it again.
+    pub(super) fn take_ready(&mut self, mut can_go_on: impl FnMut(&Until, Duration) -> bool) -> Vec<Action> {
+        let ready = self.0.extract_if(.., |_, (held, since)| can_go_on(&held.wait.until, since.elapsed()));
+        ready.map(|(_, (held, _))| held.action).collect()
     }
 
     /// Why something is not sent today, in words; `None` when nothing waits for that.
     pub(super) fn for_allowance(&self) -> Option<String> {
-        let mut waits = self.0.values().map(|held| &held.wait);
-        waits.find(|wait| matches!(wait.until, Until::Allowance(_))).map(|wait| wait.why.clone())
+        self.why(|until| matches!(until, Until::Allowance(_)))
+    }
+
+    /// What has no room on the disk, in words; `None` when nothing waits for that.
+    pub(super) fn for_room(&self) -> Option<String> {
+        self.why(|until| matches!(until, Until::Room { .. }))
+    }
+
+    fn why(&self, is_asked_for: impl Fn(&Until) -> bool) -> Option<String> {
+        let mut waits = self.0.values().map(|(held, _)| &held.wait);
+        waits.find(|wait| is_asked_for(&wait.until)).map(|wait| wait.why.clone())
     }
 }
 
@@ -100,11 +135,31 @@ mod tests {
         waiting.add(one);
         waiting.add(two);
         assert!(waiting.has(first) && !waiting.has(Errand::Offer(AttemptId::from_bytes([1; 16]))));
-        assert_eq!(waiting.take_ready(|_| false), []);
+        assert_eq!(waiting.take_ready(|_, _| false), []);
         waiting.end(first);
         assert_eq!(waiting.for_allowance().as_deref(), Some("two"));
-        assert_eq!(waiting.take_ready(|_| true), [action]);
+        assert_eq!(waiting.take_ready(|_, _| true), [action]);
         assert!(!waiting.has(second));
         assert_eq!(waiting.for_allowance(), None);
+    }
+
+    #[test]
+    fn what_has_no_room_is_tried_when_there_is_some_and_not_all_the_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = anyhow::Error::from(files::require_room(folder.path(), u64::MAX).unwrap_err());
+        let wait = |bytes| Wait::for_room("artifact 01234567", &refused, folder.path(), bytes);
+        let why = wait(20 << 20).why;
+        assert!(why.starts_with("disk full: artifact 01234567: cannot write in "), "{why}");
+        assert!(
+            why.contains("; 21 MiB are needed, ") && why.contains(" MiB are free on the disk of "),
+            "{why}"
+        );
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        assert!(wait(0).until.has_room(minute, minute));
+        assert!(!wait(0).until.has_room(second, minute), "too soon");
+        assert!(!wait(u64::MAX).until.has_room(minute, minute), "too full");
+        let mut waiting = Waiting::default();
+        waiting.add(Held { wait: Box::new(wait(0)), ..held("fetch") });
+        assert!(waiting.for_room().is_some() && waiting.for_allowance().is_none());
     }
 }

@@ -15,6 +15,7 @@ use common::study::StudyDocument;
 use tokio::sync::mpsc;
 
 use super::artifacts::ArtifactError;
+use super::checkpointing::Unkept;
 use super::files;
 use super::outbox::{Finished, Outbox};
 use super::residual::Residuals;
@@ -46,6 +47,11 @@ pub trait Work: Send {
         progress: &mut dyn FnMut(StepReport),
         cancel: &Cancel,
     ) -> anyhow::Result<RoundOutcome>;
+
+    /// Where the work tells why the round under way is not kept, for the operator.
+    fn unkept(&self) -> Unkept {
+        Unkept::default()
+    }
 
     /// Makes durable, under `attempt`, what the optimiser remembers after the round that was just trained.
     ///
@@ -225,15 +231,17 @@ impl Shift<'_> {
             let learnt = self.work.keep_learnt(attempt);
             let kept = learnt.and_then(|()| Ok(self.put(study, round, attempt, outcome)?));
             match &kept {
-                Err(error) if files::is_disk_full(error) && !cancel.is_cancelled() => {
+                Err(error) if files::disk_trouble(error).is_some() && !cancel.is_cancelled() => {
                     // The update, and two moments of each number in it; where it is rounded, what remains too.
                     let each = if study.study().aggregation.update_dtype.is_f32() { 12 } else { 14 };
                     let need = (each * numbers_of(outcome)).div_ceil(1 << 20);
+                    let name = files::disk_trouble(error).unwrap_or("disk");
                     let why = format!(
-                        "disk full: {error:#}; {need} MiB are needed to keep the update of round {round}"
+                        "{name}: {error:#}; {need} MiB are needed to keep the update of round {round}"
                     );
                     if !is_waiting {
                         tracing::error!("paused: {why}; it stays in memory, and is tried again each 30 s");
+                        tracing::error!("hint: make room; it goes on by itself then");
                     }
                     is_waiting = true;
                     // Not waited for: a later one says the same.
@@ -272,5 +280,83 @@ fn wait_for_room(cancel: &Cancel) {
     let until = Instant::now() + LOOK_FOR_ROOM;
     while Instant::now() < until && !cancel.is_cancelled() {
         std::thread::sleep(LOOK_FOR_CANCEL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::{HostTensor, NamedTensors};
+
+    /// Finds no room for what the optimiser learnt, the first time.
+    #[derive(Default)]
+    struct Full {
+        tries: u32,
+    }
+
+    impl Work for Full {
+        fn count_labels(&mut self, _: &StudyDocument) -> anyhow::Result<LabelManifest> {
+            anyhow::bail!("nobody asks")
+        }
+
+        fn train(
+            &mut self,
+            _: &StudyDocument,
+            _: &RoundTask,
+            _: AttemptId,
+            _: &mut dyn FnMut(StepReport),
+            _: &Cancel,
+        ) -> anyhow::Result<RoundOutcome> {
+            anyhow::bail!("nobody asks")
+        }
+
+        fn keep_learnt(&mut self, _: AttemptId) -> anyhow::Result<()> {
+            self.tries += 1;
+            match self.tries {
+                1 => {
+                    let path = Path::new("/state/optimizer/x.next");
+                    Err(files::FileError::new("write", path, io::ErrorKind::StorageFull.into()).into())
+                }
+                _ => Ok(()),
+            }
+        }
+
+        fn evaluate(
+            &mut self,
+            _: &StudyDocument,
+            _: RoundId,
+            _: ModelHash,
+            _: &Cancel,
+        ) -> anyhow::Result<EvaluationReport> {
+            anyhow::bail!("nobody asks")
+        }
+    }
+
+    #[test]
+    fn a_trained_round_waits_for_room_and_is_kept_when_there_is_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(folder.path()).unwrap();
+        let (out, mut outcomes) = mpsc::channel(4);
+        let attempt = AttemptId::from_bytes([1; 16]);
+        let tensor = HostTensor::new(vec![2], vec![1.0, 0.5]).unwrap();
+        let delta = NamedTensors::from([("w".to_owned(), tensor)]);
+        let outcome = RoundOutcome { delta, steps: 4, mean_loss: 0.5 };
+        let (cancel, mut work) = (Cancel::default(), Full::default());
+        let kept = std::thread::scope(|scope| {
+            let keeping = scope.spawn(|| {
+                let mut shift = Shift { work: &mut work, outbox: &outbox, out: &out };
+                shift.keep(RoundId(3), attempt, &outcome, &cancel)
+            });
+            let Some(Outcome::Paused(why)) = outcomes.blocking_recv() else { panic!("expected a pause") };
+            assert!(why.starts_with("disk full: cannot write /state/optimizer/x.next: "), "{why}");
+            assert!(why.ends_with("; 1 MiB are needed to keep the update of round 3"), "{why}");
+            // A stop ends the wait at once: what was trained is tried to be kept a last time.
+            cancel.suspend();
+            keeping.join().unwrap()
+        });
+        assert_eq!(outbox.find(attempt), Some(kept.unwrap()));
     }
 }

@@ -85,6 +85,16 @@ pub enum LedgerError {
     },
 }
 
+impl LedgerError {
+    /// The folder of a ledger that cannot be read or written.
+    pub fn folder(&self) -> Option<PathBuf> {
+        match self {
+            Self::File { path, .. } => Path::new(path).parent().map(Path::to_owned),
+            Self::Broken { .. } => None,
+        }
+    }
+}
+
 /// What a read of the whole ledger found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verified {
