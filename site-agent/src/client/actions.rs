@@ -72,17 +72,21 @@ impl Agent {
             }
             Action::OfferUpdate { offer } => {
                 self.residuals.offered(offer.study, offer.round, offer.attempt)?;
-                self.offered = Some(offer.clone());
+                let same = self.offered.take().filter(|(before, _)| before.attempt == offer.attempt);
+                let delivered = same.map(|(_, delivered)| delivered).unwrap_or_default();
+                self.offered = Some((offer.clone(), delivered.clone()));
                 let (outbox, state) = (self.outbox.updates().clone(), self.state.clone());
                 self.begin(Errand::Offer(offer.attempt), action, move |connection, egress| async move {
-                    errands::offer_update(&connection, &egress, &outbox, &state, &offer).await
+                    errands::offer_update(&connection, &egress, &outbox, &state, &offer, &delivered).await
                 });
             }
             Action::DropUpdate { attempt, reason } => {
                 self.cancel(Errand::Offer(attempt));
                 files::remove(&self.state.optimizer_after(attempt))?;
-                let offered = self.offered.as_ref().filter(|offer| offer.attempt == attempt);
-                if let (DropReason::Refused(_), Some(UpdateOffer { study, round, .. })) = (&reason, offered) {
+                let offered = self.offered.as_ref().filter(|(offer, _)| offer.attempt == attempt);
+                if let (DropReason::Refused(_), Some((UpdateOffer { study, round, .. }, _))) =
+                    (&reason, offered)
+                {
                     self.state.demote_optimizer(*study, *round)?;
                 }
                 self.outbox.remove(attempt)?;
@@ -119,7 +123,7 @@ impl Agent {
             }
             Action::SetTimer { timer, at } => drop(self.timers.insert(timer, at)),
             Action::ClearTimer(timer) => drop(self.timers.remove(&timer)),
-            Action::Report(fact) => Self::report(&fact),
+            Action::Report(fact) => self.report(&fact),
         }
         Ok(None)
     }

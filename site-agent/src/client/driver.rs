@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, RoundId, SiteId, StudyDigest};
@@ -107,8 +108,8 @@ pub struct Agent {
     pub(super) progress_said: Option<jiff::Timestamp>,
     pub(super) status: AgentStatus,
     pub(super) waiting: Waiting,
-    /// The update that was offered last.
-    pub(super) offered: Option<UpdateOffer>,
+    /// The update that was offered last, and whether the coordinator has all of it.
+    pub(super) offered: Option<(UpdateOffer, Arc<AtomicBool>)>,
     machine: ParticipantMachine,
     journal: Journal,
     /// Whether the round under way is kept.
@@ -498,8 +499,13 @@ impl Agent {
         }
     }
 
-    pub(super) fn report(fact: &participant::Fact) {
-        words::say(fact);
+    pub(super) fn report(&self, fact: &participant::Fact) {
+        let dropped = match fact {
+            participant::Fact::UpdateDropped { round, .. } => Some(*round),
+            _ => None,
+        };
+        let offered = self.offered.as_ref().filter(|(offer, _)| Some(offer.round) == dropped);
+        words::say(fact, offered.is_some_and(|(_, delivered)| delivered.load(Ordering::Acquire)));
     }
 }
 

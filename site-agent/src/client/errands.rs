@@ -1,12 +1,13 @@
 //! What the agent does over the link, one function for each: none decides anything, each ends as an event.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::ids::{ArtifactHash, Digest, ModelHash, StudyDigest};
 use common::participant::Event;
 use common::round::UpdateOffer;
 use common::study::StudyDocument;
-use common::wire::{Reply, SignedBytes};
+use common::wire::{RefusalCode, Reply, SignedBytes};
 use link::quic::Connection;
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +101,7 @@ pub(super) async fn offer_update(
     outbox: &ArtifactFolder,
     state: &StateFolder,
     offer: &UpdateOffer,
+    has_all: &AtomicBool,
 ) -> Came {
     let UpdateOffer { study, round, attempt, .. } = *offer;
     let (manifest, source) = match outbox.source(offer.update) {
@@ -110,7 +112,10 @@ pub(super) async fn offer_update(
         }
     };
     let wire = offered_update(offer, &manifest);
-    let delivered = || state.promote_optimizer(study, round, attempt).map_err(std::io::Error::other);
+    let delivered = || {
+        has_all.store(true, Ordering::Release);
+        state.promote_optimizer(study, round, attempt).map_err(std::io::Error::other)
+    };
     match egress.send_update(&egress.line(connection), wire, &manifest, source, delivered).await {
         Ok(_) => Came::Event(Event::Receipt { attempt }),
         Err(error) => match unsent(error) {
@@ -208,7 +213,10 @@ fn unsent(error: EgressError) -> Unsent {
         }
         EgressError::Refused(refusal) => {
             let again = link::LinkError::Refused(refusal.clone()).is_transient();
-            if again || refusal.code.passes() {
+            if refusal.code == RefusalCode::RoundClosed {
+                // What that means for the update, the machine says in plainer words.
+                tracing::debug!("the coordinator refused: {refusal}");
+            } else if again || refusal.code.passes() {
                 tracing::warn!("the coordinator refused: {refusal}; {}", refusal.code.hint());
             } else {
                 tracing::error!("the coordinator refused: {refusal}; {}", refusal.code.hint());

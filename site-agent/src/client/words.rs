@@ -1,8 +1,9 @@
 //! The machine's facts as lines for the site's log.
 
+use common::ids::RoundId;
 use common::participant::{DropReason, Fact};
 use common::round::DeclineReason;
-use common::wire::Notice;
+use common::wire::{Notice, RefusalCode};
 
 /// Says what a notice tells in words of the coordinator's operator.
 pub(super) fn hear(notice: &Notice) {
@@ -11,8 +12,30 @@ pub(super) fn hear(notice: &Notice) {
     }
 }
 
-/// Says a fact to the site's operator.
-pub(super) fn say(fact: &Fact) {
+/// What became of an update that leaves the outbox and, as far as this site knows, does not count. Whoever closed the round may
+/// have `delivered` all of it already, and count it: then only the receipt is missing.
+fn of_drop(round: RoundId, reason: &DropReason, delivered: bool) -> String {
+    let why = match reason {
+        DropReason::RoundClosed if delivered => {
+            return format!(
+                "round {round} closed before the receipt came: the coordinator has the update, it is removed here"
+            );
+        }
+        DropReason::RoundClosed => return of_late(round),
+        DropReason::Refused(code) if code == RefusalCode::RoundClosed.code() => return of_late(round),
+        DropReason::Refused(code) => code.as_str(),
+        DropReason::StudyOver => "the study is over",
+        DropReason::Counted => "it counts",
+    };
+    format!("round {round}: the update is dropped: {why}; nothing of it is kept here")
+}
+
+fn of_late(round: RoundId) -> String {
+    format!("round {round} closed before the update arrived: the update is not needed, removed")
+}
+
+/// Says a fact to the site's operator; `delivered`: the coordinator has all of the last update that was offered.
+pub(super) fn say(fact: &Fact, delivered: bool) {
     match fact {
         Fact::ApprovalNeeded { study } => tracing::info!("study {} is offered to this site", study.short()),
         Fact::RoundStarted { round } => tracing::info!("round {round}: taking part"),
@@ -30,7 +53,7 @@ pub(super) fn say(fact: &Fact) {
         Fact::RoundLeft { round } => tracing::info!("round {round}: left, it ended without this site"),
         Fact::RoundMissed { round } => {
             tracing::info!(
-                "round {round}: it ended without this site, whose update is finished and counts in the next"
+                "round {round} closed before the update arrived: it is finished all the same, and counts late in the next round"
             )
         }
         Fact::UpdateReady { round, .. } => {
@@ -38,14 +61,7 @@ pub(super) fn say(fact: &Fact) {
         }
         Fact::UpdateCounted { round } => tracing::info!("round {round}: the coordinator counts the update"),
         Fact::UpdateDropped { round, reason } => {
-            let why = match reason {
-                DropReason::Counted => "it counts",
-                DropReason::RoundClosed => "the round closed before it was sent",
-                DropReason::Refused(code) if code == "round-closed" => "the round closed before it arrived",
-                DropReason::Refused(code) => code,
-                DropReason::StudyOver => "the study is over",
-            };
-            tracing::warn!("round {round}: the update is dropped: {why}; nothing of it is kept here");
+            tracing::warn!("{}", of_drop(*round, reason, delivered));
         }
         Fact::RetryScheduled { step, failures, .. } => {
             tracing::warn!("{step:?} failed {failures} times; it is tried again");
@@ -60,5 +76,29 @@ pub(super) fn say(fact: &Fact) {
         Fact::StudyPaused => tracing::debug!("the study is paused"),
         Fact::StudyFinished => tracing::info!("the study is over"),
         Fact::EventIgnored { event, phase } => tracing::debug!(event, phase, "nothing to do"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_update_whose_round_closed_is_said_to_be_needless_and_no_more_than_is_known() {
+        let round = RoundId(7);
+        let closed = "round 7 closed before the update arrived: the update is not needed, removed";
+        let refused = |code: &str| DropReason::Refused(code.to_owned());
+        assert_eq!(of_drop(round, &DropReason::RoundClosed, false), closed);
+        assert_eq!(
+            of_drop(round, &refused("round-closed"), true),
+            closed,
+            "it was refused, so it does not count"
+        );
+        let delivered = of_drop(round, &DropReason::RoundClosed, true);
+        assert!(delivered.contains("before the receipt came: the coordinator has the update"), "{delivered}");
+        assert_eq!(
+            of_drop(round, &refused("norm-exceeded"), false),
+            "round 7: the update is dropped: norm-exceeded; nothing of it is kept here"
+        );
     }
 }
