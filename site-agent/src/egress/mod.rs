@@ -39,7 +39,7 @@ pub enum EgressError {
     /// This site's own policy keeps it here.
     #[error("kept here by the policy: {0}")]
     Withheld(#[source] PolicyRefusal),
-    /// This site's own policy keeps it here today; [`Egress::may_leave`] says when it may be sent.
+    /// This site's own policy keeps it here today; on another day it may leave.
     #[error("kept here for today by the policy: {refusal}")]
     Waits {
         /// The rule.
