@@ -239,3 +239,33 @@ fn unsent(error: EgressError) -> Unsent {
         EgressError::Link(_) => Unsent::Failed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::egress::{Kind, LedgerError, PolicyRefusal, Summary};
+
+    #[test]
+    fn what_cannot_leave_today_or_be_written_down_waits_with_a_name() {
+        let (file, what) = ("policy.toml".to_owned(), "2 MiB more after 3 MiB today".to_owned());
+        let refusal = PolicyRefusal { file, line: Some(25), rule: "egress.max_mib_per_day", what };
+        let content = Digest::of(b"update");
+        let message = Summary { kind: Kind::Update, study: None, round: None, content, bytes: 2 << 20 };
+        let message = Box::new(message);
+        let Unsent::Waits(wait) = unsent(EgressError::Waits { refusal, message }) else { panic!("it waits") };
+        assert_eq!(
+            wait.why,
+            "daily egress limit reached, continues at 00:00 UTC (policy.toml:25: `egress.max_mib_per_day` refuses 2 MiB more after 3 MiB today)"
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("egress.jsonl").display().to_string();
+        let refused = |kind: io::ErrorKind| {
+            unsent(EgressError::Ledger(LedgerError::File { path: path.clone(), source: kind.into() }))
+        };
+        let Unsent::Waits(wait) = refused(io::ErrorKind::StorageFull) else { panic!("it waits") };
+        assert!(wait.why.starts_with("disk full: nothing leaves unrecorded: egress ledger "), "{}", wait.why);
+        assert!(matches!(refused(io::ErrorKind::PermissionDenied), Unsent::Failed));
+    }
+}

@@ -92,6 +92,10 @@ pub fn require_room(folder: &Path, bytes: u64) -> Result<(), FileError> {
 
 fn free_bytes(path: &Path) -> io::Result<u64> {
     let disk = nix::sys::statvfs::statvfs(path)?;
+    // As some network disks say that do not tell.
+    if disk.blocks() == 0 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
 }
 
