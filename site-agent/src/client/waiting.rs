@@ -112,14 +112,14 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
-    use common::ids::{AttemptId, Digest, ModelHash};
+    use common::ids::{ArtifactHash, AttemptId, Digest};
 
     use super::*;
     use crate::egress::Kind;
 
     fn held(text: &str) -> Held {
         let digest = Digest::of(text.as_bytes());
-        let model = ModelHash(digest);
+        let model = ArtifactHash(digest);
         let message =
             Summary { kind: Kind::EvaluationReport, study: None, round: None, content: digest, bytes: 7 };
         let wait = Box::new(Wait { until: Until::Allowance(message), why: text.to_owned() });

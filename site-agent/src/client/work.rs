@@ -288,6 +288,8 @@ mod tests {
     use std::io;
     use std::path::Path;
 
+    use common::testing::example_study;
+
     use super::*;
     use crate::model::{HostTensor, NamedTensors};
 
@@ -338,7 +340,9 @@ mod tests {
     #[test]
     fn a_trained_round_waits_for_room_and_is_kept_when_there_is_some() {
         let folder = tempfile::tempdir().unwrap();
-        let outbox = Outbox::open(folder.path()).unwrap();
+        let outbox = Outbox::open(&folder.path().join("outbox")).unwrap();
+        let residuals = Residuals::open(&folder.path().join("residual")).unwrap();
+        let study = example_study();
         let (out, mut outcomes) = mpsc::channel(4);
         let attempt = AttemptId::from_bytes([1; 16]);
         let tensor = HostTensor::new(vec![2], vec![1.0, 0.5]).unwrap();
@@ -347,8 +351,8 @@ mod tests {
         let (cancel, mut work) = (Cancel::default(), Full::default());
         let kept = std::thread::scope(|scope| {
             let keeping = scope.spawn(|| {
-                let mut shift = Shift { work: &mut work, outbox: &outbox, out: &out };
-                shift.keep(RoundId(3), attempt, &outcome, &cancel)
+                let mut shift = Shift { work: &mut work, outbox: &outbox, residuals: &residuals, out: &out };
+                shift.keep(&study, RoundId(3), attempt, &outcome, &cancel)
             });
             let Some(Outcome::Paused(why)) = outcomes.blocking_recv() else { panic!("expected a pause") };
             assert!(why.starts_with("disk full: cannot write /state/optimizer/x.next: "), "{why}");
