@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use ::tests::small_study::SmallStudy;
 use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum;
 use coordinator::progress::Line;
@@ -231,49 +232,10 @@ pub(crate) fn turn(heard: &Heard) -> Option<&str> {
     }
 }
 
-/// A study of one step a round that waits for everybody. Nothing of it but the model's name and the counts matters here.
+/// A study of one step a round that waits for everybody. Nothing of it but the model and the counts matters here.
 fn study_toml(size: &Size) -> String {
-    let Size { sites, rounds, .. } = size;
-    let model = model::STUDY_MODEL;
-    format!(
-        r#"name = "{STUDY}"
-seed = 7
-rounds = {rounds}
-
-[model]
-{model}
-[embeddings]
-kind = "one-hot"
-
-[preprocessing]
-spacing_mm = [16.0, 16.0, 16.0]
-window_hu = [-175.0, 250.0]
-patch = [16, 16, 16]
-
-[sampling]
-foreground_probability = 0.667
-
-[training]
-steps_per_round = 1
-micro_batch = 1
-
-[training.optimizer]
-kind = "adamw"
-base_lr = 1e-3
-
-[aggregation]
-
-[quorum]
-sites = {sites}
-deadline_s = 3600
-accept_s = 600
-
-[evaluation]
-
-[evaluation.nsd_tolerance_mm]
-default = 4.0
-"#
-    )
+    let Size { sites, rounds, .. } = *size;
+    SmallStudy { name: STUDY, rounds, steps: 1, sites }.toml()
 }
 
 #[cfg(test)]

@@ -9,9 +9,7 @@ use common::study::sections::Backbone;
 use site_agent::model::record::write_safetensors;
 use site_agent::model::{HostTensor, NamedTensors};
 
-/// The model as a study names it: its width is the first axis of [`FIRST`].
-pub(crate) const STUDY_MODEL: &str = "backbone = \"unet\"\nwidth = 8\n";
-/// Shape of the tensor that a study looks for.
+/// Shape of the tensor that a study looks for: its first axis is the width of the small study's network.
 const FIRST: [usize; 5] = [8, 1, 3, 3, 3];
 /// The smallest model that has all its tensors.
 pub(crate) const FEWEST: u64 = 100_000;

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tests::small_study::{SMALL_MODEL, SmallStudy};
+
 use super::consortium::{Consortium, Site};
 use super::process::{command, finish};
 
@@ -13,48 +15,8 @@ pub(crate) const STEPS: u32 = 8;
 pub(crate) const NAME: &str = "Small";
 
 /// The study's TOML: so many rounds of so many steps, each of which waits for so many sites.
-fn study(rounds: u32, steps: u32, sites: u32) -> String {
-    format!(
-        r#"name = "{NAME}"
-seed = 7
-rounds = {rounds}
-
-[model]
-backbone = "unet"
-width = 8
-
-[embeddings]
-kind = "one-hot"
-
-[preprocessing]
-spacing_mm = [16.0, 16.0, 16.0]
-window_hu = [-175.0, 250.0]
-patch = [16, 16, 16]
-
-[sampling]
-foreground_probability = 0.667
-
-[training]
-steps_per_round = {steps}
-micro_batch = 1
-
-[training.optimizer]
-kind = "adamw"
-base_lr = 1e-3
-
-[aggregation]
-
-[quorum]
-sites = {sites}
-deadline_s = 3600
-accept_s = 600
-
-[evaluation]
-
-[evaluation.nsd_tolerance_mm]
-default = 4.0
-"#
-    )
+fn study(rounds: u32, steps: u32, sites: usize) -> String {
+    SmallStudy { name: NAME, rounds, steps, sites }.toml()
 }
 
 /// Two classes, neither with the number that it has in the standard taxonomy.
@@ -88,7 +50,7 @@ impl Consortium {
         fs::write(&study_file, study(rounds, steps, 1)).expect("the folder is ours");
         fs::write(&classes, TWO_CLASSES).expect("the folder is ours");
         let config = self.path("model.toml");
-        fs::write(&config, "backbone = \"unet\"\nwidth = 8\n").expect("the folder is ours");
+        fs::write(&config, SMALL_MODEL).expect("the folder is ours");
         let (all, trained) = (self.path("all.safetensors"), self.path("trained.safetensors"));
         let agent = |words: &[&str], options: &[(&str, &PathBuf)]| {
             let mut agent = command("site-agent", words);
@@ -115,12 +77,12 @@ impl Consortium {
     }
 
     /// Adds the study with a fresh model; it is not started.
-    pub(crate) fn add_study(&self, rounds: u32, sites: u32) {
+    pub(crate) fn add_study(&self, rounds: u32, sites: usize) {
         self.add_study_of(rounds, STEPS, sites);
     }
 
     /// As [`Consortium::add_study`], with so many steps in a round: one is enough where nobody is killed in its midst.
-    pub(crate) fn add_study_of(&self, rounds: u32, steps: u32, sites: u32) {
+    pub(crate) fn add_study_of(&self, rounds: u32, steps: u32, sites: usize) {
         self.add_study_written(&study(rounds, steps, sites));
     }
 
@@ -150,7 +112,7 @@ impl Consortium {
         let files = ["study.toml", "model.toml", "embeddings.safetensors", "model.safetensors"];
         let [study_file, config, embeddings, model] = files.map(|file| self.path(file));
         fs::write(&study_file, study).expect("the folder is ours");
-        fs::write(&config, "backbone = \"unet\"\nwidth = 8\n").expect("the folder is ours");
+        fs::write(&config, SMALL_MODEL).expect("the folder is ours");
         let [study_file, config, embeddings, model] =
             [&study_file, &config, &embeddings, &model].map(|path| path.to_str().expect("a plain name"));
         finish(command("site-agent", ["embed", "one-hot", "--out", embeddings])).ok();
