@@ -1,78 +1,25 @@
 //! Frames and chunks: limits, corruption, cuts and resumption.
 
-use std::io;
-use std::sync::Arc;
-
-use common::artifact::{ArtifactManifest, CHUNK_BYTES, Dtype, TensorLayout, TensorSpec};
+use common::artifact::CHUNK_BYTES;
 use common::ids::{ArtifactHash, AttemptId, Digest};
 use common::wire::{ChunkError, ChunkHeader, CodecError, Manifest, Refusal, RefusalCode};
-use tokio::sync::Notify;
 
 use super::pki::PATIENCE;
+use super::store::Store;
 use super::*;
 use crate::CloseCode;
 use crate::framing::{FrameReader, FrameWriter};
 use crate::quic::Exchange;
 use crate::transfer::{
-    ChunkSink, ChunkSource, Patience, fetch_chunks, fetch_manifest, put_chunks, read_reply, receive_chunk,
-    serve_chunks,
+    ChunkSink, Patience, fetch_chunks, fetch_manifest, put_chunks, read_reply, receive_chunk, serve_chunks,
 };
 
 const WAITS: Patience = Patience { turn: PATIENCE, chunk: PATIENCE };
 
 /// Three full chunks, a short one, and a tensor of one number.
-fn artifact() -> (ArtifactManifest, Vec<u8>) {
-    let spec = |name: &str, len| TensorSpec { name: name.to_owned(), dtype: Dtype::F32, shape: vec![len] };
+fn full() -> Store {
     let chunk = CHUNK_BYTES as u32 / 4;
-    let layout = TensorLayout::new(vec![spec("a", 3 * chunk + 5), spec("b", 1)]).unwrap();
-    let data: Vec<u8> = (0..layout.bytes()).map(|k| (k % 251) as u8).collect();
-    (ArtifactManifest::of(layout, &data), data)
-}
-
-/// An artifact in memory, with holes.
-struct Store {
-    manifest: ArtifactManifest,
-    chunks: Vec<Option<Vec<u8>>>,
-    /// Told after each chunk kept.
-    kept: Arc<Notify>,
-}
-
-impl Store {
-    fn empty(manifest: &ArtifactManifest) -> Self {
-        let chunks = vec![None; manifest.chunks().len()];
-        Self { manifest: manifest.clone(), chunks, kept: Arc::default() }
-    }
-
-    fn full() -> Self {
-        let (manifest, data) = artifact();
-        let mut store = Self::empty(&manifest);
-        for (slot, span) in store.chunks.iter_mut().zip(manifest.layout().spans()) {
-            let start = span.offset as usize;
-            *slot = Some(data[start..start + span.len as usize].to_vec());
-        }
-        store
-    }
-}
-
-impl ChunkSource for Store {
-    async fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
-        buffer.clear();
-        let chunk = self.chunks[index as usize].as_ref();
-        buffer.extend_from_slice(chunk.ok_or_else(|| io::Error::other("rotten"))?);
-        Ok(())
-    }
-}
-
-impl ChunkSink for Store {
-    fn missing(&self) -> Vec<u32> {
-        (0..).zip(&self.chunks).filter(|(_, chunk)| chunk.is_none()).map(|(index, _)| index).collect()
-    }
-
-    async fn keep_chunk(&mut self, index: u32, bytes: &[u8]) -> io::Result<()> {
-        assert_eq!(self.chunks[index as usize].replace(bytes.to_vec()), None, "no chunk comes twice");
-        self.kept.notify_one();
-        Ok(())
-    }
+    Store::full(&[("a", 3 * chunk + 5), ("b", 1)])
 }
 
 /// Coordinator: takes the next exchange and its request.
@@ -103,7 +50,7 @@ async fn fetch(pair: &Pair, sink: &mut Store) -> Result<u32, LinkError> {
 #[tokio::test]
 async fn an_artifact_is_fetched_whole() {
     let pair = pair().await;
-    let mut source = Store::full();
+    let mut source = full();
     let mut sink = Store::empty(&source.manifest);
     let (asked, fetched) = tokio::join!(serve(&pair, &mut source), fetch(&pair, &mut sink));
     assert_eq!((asked.len(), fetched.unwrap()), (5, 5));
@@ -114,7 +61,7 @@ async fn an_artifact_is_fetched_whole() {
 #[tokio::test]
 async fn a_chunk_that_cannot_be_read_is_refused_after_the_ones_before_it() {
     let pair = pair().await;
-    let mut source = Store::full();
+    let mut source = full();
     let mut sink = Store::empty(&source.manifest);
     source.chunks[2] = None;
     let refuse = async {
@@ -137,7 +84,7 @@ async fn a_chunk_that_cannot_be_read_is_refused_after_the_ones_before_it() {
 
 #[tokio::test]
 async fn after_a_cut_only_the_missing_chunks_are_fetched() {
-    let mut source = Store::full();
+    let mut source = full();
     let mut sink = Store::empty(&source.manifest);
     let first = pair().await;
     let kept = sink.kept.clone();
@@ -174,7 +121,7 @@ async fn after_a_cut_only_the_missing_chunks_are_fetched() {
 #[tokio::test]
 async fn a_corrupt_chunk_is_not_kept() {
     let pair = pair().await;
-    let mut source = Store::full();
+    let mut source = full();
     source.chunks[1].as_mut().unwrap()[77] ^= 1;
     let mut sink = Store::empty(&source.manifest);
     let (_, fetched) = tokio::join!(serve(&pair, &mut source), fetch(&pair, &mut sink));
@@ -185,7 +132,7 @@ async fn a_corrupt_chunk_is_not_kept() {
 #[tokio::test]
 async fn a_chunk_of_another_length_is_refused_before_it_is_read() {
     let pair = pair().await;
-    let mut sink = Store::empty(&artifact().0);
+    let mut sink = Store::empty(&full().manifest);
     let lie = async {
         let (mut exchange, _) = next_request(&pair).await;
         let header = ChunkHeader { index: 0, len: u32::MAX };
@@ -198,7 +145,7 @@ async fn a_chunk_of_another_length_is_refused_before_it_is_read() {
 
 #[tokio::test]
 async fn an_index_beyond_the_artifact_is_refused_before_a_byte_is_sent() {
-    let mut source = Store::full();
+    let mut source = full();
     let manifest = source.manifest.clone();
     let (mut near, far) = tokio::io::duplex(1024);
     let served = serve_chunks(&mut FrameWriter::new(far), &manifest, &[0, 5], &mut source, PATIENCE).await;
@@ -211,7 +158,7 @@ async fn an_index_beyond_the_artifact_is_refused_before_a_byte_is_sent() {
 #[tokio::test]
 async fn a_manifest_is_taken_only_under_its_own_name() {
     let pair = pair().await;
-    let (manifest, _) = artifact();
+    let manifest = full().manifest;
     for (asked, good) in [(manifest.hash(), true), (ArtifactHash(Digest::of(b"other")), false)] {
         let answer = async {
             let (mut exchange, _) = next_request(&pair).await;
@@ -241,7 +188,7 @@ async fn put(pair: &Pair, source: &mut Store, indices: &[u32]) -> Result<u32, Li
 #[tokio::test]
 async fn an_update_is_sent_and_acknowledged() {
     let pair = pair().await;
-    let mut source = Store::full();
+    let mut source = full();
     let manifest = source.manifest.clone();
     let take = async {
         let (Exchange { mut reader, mut writer }, request) = next_request(&pair).await;
@@ -262,7 +209,7 @@ async fn an_update_is_sent_and_acknowledged() {
 async fn a_window_can_be_raised_for_a_transfer_and_lowered_after_it() {
     let pair = pair().await;
     let settings = QuicSettings::coordinator();
-    let mut source = Store::full();
+    let mut source = full();
     let manifest = source.manifest.clone();
     assert!(manifest.layout().bytes() > u64::from(settings.receive_window), "it does not fit a small window");
     for _ in 0..3 {
@@ -292,7 +239,7 @@ async fn a_window_can_be_raised_for_a_transfer_and_lowered_after_it() {
 #[tokio::test]
 async fn a_refusal_in_mid_upload_reaches_the_site() {
     let pair = pair().await;
-    let mut source = Store::full();
+    let mut source = full();
     let manifest = source.manifest.clone();
     let refuse = async {
         let (Exchange { mut reader, mut writer }, _) = next_request(&pair).await;

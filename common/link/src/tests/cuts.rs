@@ -1,71 +1,26 @@
 //! A stream that is cut at any byte costs the chunk in flight and no other. Every offset is tried.
 
-use std::io;
-
-use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
 use common::ids::AttemptId;
 use common::wire::{Reply, Request, codec};
 
 use super::pki::PATIENCE;
+use super::store::Store;
 use crate::framing::{FrameReader, FrameWriter};
 use crate::transfer::{
-    ChunkSink, ChunkSource, MAX_STREAMS, Patience, fetch_chunks, put_chunks, receive_chunk, serve_chunks,
-    share,
+    ChunkSink, MAX_STREAMS, Patience, fetch_chunks, put_chunks, receive_chunk, serve_chunks, share,
 };
 
 const WAITS: Patience = Patience { turn: PATIENCE, chunk: PATIENCE };
 const ATTEMPT: AttemptId = AttemptId::from_bytes([9; 16]);
 
-/// Five small chunks in memory, some of them absent.
-#[derive(Clone)]
-struct Store {
-    manifest: ArtifactManifest,
-    chunks: Vec<Option<Vec<u8>>>,
-}
-
-impl Store {
-    fn full() -> Self {
-        let spec = |(name, len): (&str, u32)| TensorSpec {
-            name: name.to_owned(),
-            dtype: Dtype::F32,
-            shape: vec![len],
-        };
-        let tensors = [("a", 3), ("b", 1), ("c", 7), ("d", 2), ("e", 5)];
-        let layout = TensorLayout::new(tensors.map(spec).to_vec()).unwrap();
-        let data: Vec<u8> = (0..layout.bytes()).map(|k| k as u8 + 1).collect();
-        let chunk = |start: u64, len: u32| Some(data[start as usize..start as usize + len as usize].to_vec());
-        let chunks = layout.spans().iter().map(|span| chunk(span.offset, span.len)).collect();
-        Self { manifest: ArtifactManifest::of(layout, &data), chunks }
-    }
-
-    fn empty() -> Self {
-        let full = Self::full();
-        Self { chunks: vec![None; full.chunks.len()], ..full }
-    }
-}
-
-impl ChunkSource for Store {
-    async fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
-        buffer.clear();
-        buffer.extend_from_slice(self.chunks[index as usize].as_ref().unwrap());
-        Ok(())
-    }
-}
-
-impl ChunkSink for Store {
-    fn missing(&self) -> Vec<u32> {
-        (0..).zip(&self.chunks).filter(|(_, chunk)| chunk.is_none()).map(|(index, _)| index).collect()
-    }
-
-    async fn keep_chunk(&mut self, index: u32, bytes: &[u8]) -> io::Result<()> {
-        assert_eq!(self.chunks[index as usize].replace(bytes.to_vec()), None, "no chunk comes twice");
-        Ok(())
-    }
+/// Five small chunks.
+fn full() -> Store {
+    Store::full(&[("a", 3), ("b", 1), ("c", 7), ("d", 2), ("e", 5)])
 }
 
 /// What the coordinator sends for these indices.
 async fn served(indices: &[u32]) -> Vec<u8> {
-    let mut source = Store::full();
+    let mut source = full();
     let mut sent = Vec::new();
     let manifest = source.manifest.clone();
     serve_chunks(&mut FrameWriter::new(&mut sent), &manifest, indices, &mut source, PATIENCE).await.unwrap();
@@ -74,7 +29,7 @@ async fn served(indices: &[u32]) -> Vec<u8> {
 
 /// What the site sends for these indices.
 async fn put(indices: &[u32]) -> Vec<u8> {
-    let mut source = Store::full();
+    let mut source = full();
     let mut sent = Vec::new();
     let manifest = source.manifest.clone();
     let stored = codec::encode(&Reply::Stored { chunks: indices.len() as u32 }).unwrap();
@@ -105,7 +60,7 @@ async fn ends_of_served() -> Vec<usize> {
 async fn a_download_cut_at_any_byte_keeps_every_chunk_that_came_whole() {
     let (sent, ends) = (served(&[0, 1, 2, 3, 4]).await, ends_of_served().await);
     for cut in 0..sent.len() {
-        let mut sink = Store::empty();
+        let mut sink = Store::empty(&full().manifest);
         let error = fetch(&mut sink, &sent[..cut]).await.unwrap_err();
         assert!(error.is_transient(), "cut at {cut}: {error:?}");
         let whole = ends.iter().filter(|&&end| end <= cut).count() as u32;
@@ -114,20 +69,20 @@ async fn a_download_cut_at_any_byte_keeps_every_chunk_that_came_whole() {
 
         let rest = served(&missing).await;
         assert_eq!(fetch(&mut sink, &rest).await.unwrap(), 5 - whole, "cut at {cut}");
-        assert_eq!(sink.chunks, Store::full().chunks);
+        assert_eq!(sink.chunks, full().chunks);
     }
 }
 
 /// The chunks that come whole out of a stream.
 async fn taken(sent: &[u8]) -> Vec<u32> {
-    let manifest = Store::full().manifest;
+    let manifest = full().manifest;
     let mut reader = FrameReader::new(sent);
     let Ok(Request::PutChunks { attempt, count }) = reader.read().await else { return Vec::new() };
     assert_eq!(attempt, ATTEMPT);
     let (mut buffer, mut taken) = (Vec::new(), Vec::new());
     for _ in 0..count {
         let Ok(index) = receive_chunk(&mut reader, &manifest, &mut buffer, PATIENCE).await else { break };
-        assert_eq!(Some(&buffer), Store::full().chunks[index as usize].as_ref());
+        assert_eq!(Some(&buffer), full().chunks[index as usize].as_ref());
         taken.push(index);
     }
     taken

@@ -6,6 +6,7 @@ mod door;
 mod migration;
 mod pki;
 mod proxy;
+mod store;
 mod tcp_lane;
 
 use std::net::{Ipv4Addr, SocketAddr};
