@@ -1,17 +1,13 @@
-//! Disks that fill up and lose bytes: the coordinator says what it is, nothing that it acknowledged is lost, and the study
+//! Disks that fill up, turn read-only and lose bytes: the coordinator says what it is, nothing that it acknowledged is lost, and the study
 //! ends with the model of one that was not disturbed, bit for bit.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use coordinator::progress::Line;
 
+use crate::harness::disk::{self, Disk};
 use crate::harness::federation::Federation;
-
-/// Says to the test in the namespace that it is there.
-const INSIDE: &str = "CONSILIUM_TEST_INSIDE";
 
 impl Federation {
     fn state(&self) -> PathBuf {
@@ -85,88 +81,86 @@ fn sites_follow_a_coordinator_that_was_restored_from_an_earlier_round() {
     assert_eq!(model, Federation::undisturbed());
 }
 
+/// Waits for the fault of this name, and asks the operator's status for its words.
+fn until_paused(federation: &mut Federation, fault: &str, words: &str) {
+    federation.consortium.coordinator.until("the fault", |line| match line {
+        Line::Fault { code, .. } => (code == fault).then_some(()),
+        _ => None,
+    });
+    let status = federation.consortium.operate(["status"]).ok();
+    assert!(status.contains(words), "{status}");
+}
+
+fn until_recovered(federation: &mut Federation, fault: &str) {
+    federation.consortium.coordinator.until("the end of it", |line| match line {
+        Line::Recovered { code } => (code == fault).then_some(()),
+        _ => None,
+    });
+}
+
+/// A federation whose coordinator's state has a disk of its own.
+fn on_a_disk() -> (Federation, Disk) {
+    let mut federation = Federation::set_up();
+    federation.consortium.coordinator.0.kill();
+    let disk = Disk::under(&federation.state());
+    federation.consortium.crash_coordinator();
+    (federation, disk)
+}
+
 #[test]
 fn a_full_disk_is_a_pause_with_a_name_and_nothing_is_lost() {
-    let Some(flags) = namespace_flags() else { return skipped() };
-    let own = std::env::current_exe().expect("a test knows its executable");
-    let mut inside = Command::new("unshare");
-    inside.args(flags).arg("--").arg(own);
-    inside.args(["storage::on_a_small_disk", "--exact", "--ignored", "--nocapture"]).env(INSIDE, "1");
-    let told = inside.output().expect("unshare was there a moment ago");
-    let words = String::from_utf8_lossy(&told.stdout);
-    let errors = String::from_utf8_lossy(&told.stderr);
-    assert!(told.status.success() && words.contains("1 passed"), "{words}\n{errors}");
+    disk::run_inside("storage::on_a_small_disk");
 }
 
 #[test]
 #[ignore = "runs in the namespace that the test above makes"]
 fn on_a_small_disk() {
-    if std::env::var_os(INSIDE).is_none() {
+    if !disk::is_inside() {
         return;
     }
-    let mut federation = Federation::set_up();
-    federation.consortium.coordinator.0.kill();
-    put_on_a_small_disk(&federation.state());
-    federation.consortium.crash_coordinator();
-
+    let (mut federation, disk) = on_a_disk();
     let mut north = federation.north.run();
     let _south = federation.south.run();
     north.until_says("round 1: step ");
-    let ballast = fill(&federation.state());
-    federation.consortium.coordinator.until("the fault", |line| match line {
-        Line::Fault { code, .. } => (code == "disk-full").then_some(()),
-        _ => None,
-    });
-    let status = federation.consortium.operate(["status"]).ok();
-    assert!(status.contains("paused: disk full"), "{status}");
-
-    fs::remove_file(ballast).expect("it was written here");
-    federation.consortium.coordinator.until("the end of it", |line| match line {
-        Line::Recovered { code } => (code == "disk-full").then_some(()),
-        _ => None,
-    });
+    disk.fill();
+    until_paused(&mut federation, "disk-full", "paused: disk full");
+    disk.make_room();
+    until_recovered(&mut federation, "disk-full");
     let model = federation.finished();
     federation.assert_made_of_both();
     assert_eq!(model, Federation::undisturbed());
 }
 
-/// How `unshare` makes a namespace here in which a disk can be mounted; `None` where that is not permitted.
-fn namespace_flags() -> Option<&'static [&'static str]> {
-    const KINDS: [&[&str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
-    let folder = tempfile::tempdir().expect("a folder");
-    let works = |flags: &&&[&str]| {
-        let mut mount = Command::new("unshare");
-        mount.args(flags.iter()).args(["--", "mount", "-t", "tmpfs", "none"]).arg(folder.path());
-        mount.output().is_ok_and(|told| told.status.success())
-    };
-    KINDS.iter().find(works).copied()
+#[test]
+fn a_read_only_disk_is_a_pause_with_a_name_and_nothing_is_lost() {
+    disk::run_inside("storage::on_a_disk_that_turns_read_only");
 }
 
-#[expect(clippy::print_stderr, reason = "a skipped check must not look like a passed one")]
-fn skipped() {
-    eprintln!("SKIPPED: no disk may be mounted here, so none can be filled");
-}
-
-/// Moves a folder onto a file system of its own with room for a small study and little else.
-fn put_on_a_small_disk(folder: &Path) {
-    let aside = folder.with_extension("aside");
-    fs::rename(folder, &aside).expect("the folder is ours");
-    fs::create_dir(folder).expect("the folder is ours");
-    let run = |command: &mut Command| {
-        let told = command.output().expect("a program of every system");
-        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-    };
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m,mode=0700", "none"]).arg(folder));
-    run(Command::new("cp").arg("-a").arg(aside.join(".")).arg(folder));
-}
-
-/// Fills the disk to its last page; the file that does.
-fn fill(folder: &Path) -> PathBuf {
-    let path = folder.join("ballast");
-    let mut file = File::create(&path).expect("there is room yet");
-    for size in [1 << 20, 4096] {
-        let piece = vec![0xa5; size];
-        while file.write_all(&piece).is_ok() {}
+#[test]
+#[ignore = "runs in the namespace that the test above makes"]
+fn on_a_disk_that_turns_read_only() {
+    if !disk::is_inside() {
+        return;
     }
-    path
+    let (mut federation, disk) = on_a_disk();
+    let mut north = federation.north.run();
+    let _south = federation.south.run();
+    north.until_says("round 1: step ");
+    disk.cover();
+    until_paused(&mut federation, "disk-read-only", "paused: disk read-only");
+    disk.uncover();
+    until_recovered(&mut federation, "disk-read-only");
+    federation.consortium.coordinator.until_study("round-committed", "round 1");
+
+    // One that is started meanwhile says what to do, and by its exit code that it is worth starting again.
+    federation.consortium.coordinator.0.kill();
+    disk.turn_read_only();
+    let (code, said) = federation.consortium.begin("coordinator", ["run"]).end();
+    assert_eq!(code, Some(74), "{said:#?}");
+    assert!(said.iter().any(|line| line.contains("mount it read-write again")), "{said:#?}");
+    disk.turn_writable();
+    federation.consortium.crash_coordinator();
+    let model = federation.finished();
+    federation.assert_made_of_both();
+    assert_eq!(model, Federation::undisturbed());
 }
