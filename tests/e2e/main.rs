@@ -2,7 +2,8 @@
 //!
 //! [`survival`] kills them in mid-round, [`kills`] wherever a seed or a failpoint says, [`refusals`] knocks where it may not come in, [`demo`] watches the demo come to
 //! its end, good or bad, [`hospital`] types what a hospital's people type, [`cross_site`] leaves each site out once,
-//! [`bf16`] rounds updates, [`finetune`] trains for other classes, [`storage`] fills disks and changes what is on them, [`tcp`] has no UDP.
+//! [`bf16`] rounds updates, [`finetune`] trains for other classes, [`storage`] fills disks and changes what is on them,
+//! [`site_storage`] does so at a site, [`tcp`] has no UDP.
 //! Whatever a test waits for is a line that a process says, with a deadline; no process outlives its test.
 
 mod bf16;
@@ -13,6 +14,7 @@ mod harness;
 mod hospital;
 mod kills;
 mod refusals;
+mod site_storage;
 mod storage;
 mod survival;
 mod tcp;

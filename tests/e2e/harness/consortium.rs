@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use common::ids::Role;
 use common::journal::Entry;
@@ -11,7 +12,7 @@ use coordinator::progress::Line;
 use coordinator::report::ReportData;
 use tempfile::TempDir;
 
-use super::process::{FAILPOINT, Finished, Process, command, finish};
+use super::process::{FAILPOINT, Finished, PATIENCE, Process, command, finish};
 
 /// A coordinator and the folders of its sites.
 pub(crate) struct Consortium {
@@ -185,6 +186,21 @@ impl Site {
     /// Starts the agent.
     pub(crate) fn run(&self) -> Process {
         Process::start(&self.name, self.command(["run"]))
+    }
+
+    /// Asks the site's own status until it says these words.
+    ///
+    /// # Panics
+    /// When it does not come to say them.
+    pub(crate) fn until_status(&self, words: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let told = finish(self.command(["status"]));
+            if told.out.contains(words) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{}: waiting for the status `{words}`: {told:#?}", self.name);
+        }
     }
 
     /// Has the agent keep every step of a round.

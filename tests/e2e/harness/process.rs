@@ -41,8 +41,20 @@ pub(crate) fn command<A: AsRef<std::ffi::OsStr>>(name: &str, args: impl IntoIter
 }
 
 /// Runs a command to its end.
+///
+/// # Panics
+/// When that does not come.
 pub(crate) fn finish(mut command: Command) -> Finished {
-    let Output { status, stdout, stderr } = command.output().expect("the program starts");
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
+    let (told, end) = channel();
+    std::thread::spawn(move || told.send(child.wait_with_output()));
+    let Ok(ended) = end.recv_timeout(PATIENCE) else {
+        // It is not reaped: its thread still waits for it.
+        let _ = kill(pid, Signal::SIGKILL);
+        panic!("{command:?} does not end");
+    };
+    let Output { status, stdout, stderr } = ended.expect("its output can be read");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("programs speak UTF-8");
     Finished { code: status.code(), out: text(stdout), err: text(stderr) }
 }
@@ -109,6 +121,15 @@ impl Process {
     /// Waits for a line with these words, and gives it.
     pub(crate) fn until_says(&mut self, words: &str) -> String {
         self.until(words, |line| line.contains(words).then(|| line.to_owned()))
+    }
+
+    /// Waits until so many lines had these words.
+    pub(crate) fn until_said(&mut self, words: &str, times: usize) {
+        let left = Cell::new(times);
+        self.until(&format!("`{words}`, {times} times"), |line| {
+            left.set(left.get().saturating_sub(usize::from(line.contains(words))));
+            (left.get() == 0).then_some(())
+        });
     }
 
     /// Waits until it has said so many lines.
