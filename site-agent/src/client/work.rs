@@ -21,8 +21,8 @@ use super::outbox::{Finished, Outbox};
 use super::residual::Residuals;
 use crate::train::trainer::{Cancel, RoundOutcome, StepReport, TrainError};
 
-/// How long a full disk is left alone.
-pub(super) const LOOK_FOR_ROOM: Duration = Duration::from_secs(30);
+/// How long a full disk is left alone: as long as the coordinator leaves its own.
+pub(super) const LOOK_FOR_ROOM: Duration = Duration::from_secs(5);
 /// How often work that waits looks whether it is still wanted.
 const LOOK_FOR_CANCEL: Duration = Duration::from_millis(100);
 
@@ -240,7 +240,10 @@ impl Shift<'_> {
                         "{name}: {error:#}; {need} MiB are needed to keep the update of round {round}"
                     );
                     if !is_waiting {
-                        tracing::error!("paused: {why}; it stays in memory, and is tried again each 30 s");
+                        let again = LOOK_FOR_ROOM.as_secs();
+                        tracing::error!(
+                            "paused: {why}; it stays in memory, and is tried again each {again} s"
+                        );
                         tracing::error!("hint: make room; it goes on by itself then");
                     }
                     is_waiting = true;
