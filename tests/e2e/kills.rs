@@ -14,6 +14,8 @@ use crate::harness::study::{NAME, STEPS};
 
 /// Longest time between the drawn line and the kill: several steps.
 const LONGEST_LINGER_US: u64 = 50_000;
+/// Nobody is killed in the last part of what it says, in thousandths: what is killed there has finished.
+const LATEST: usize = 800;
 
 /// Points of a site, and of those that it passes several times in a round a later pass too.
 const AT_A_SITE: [&str; 9] = [
@@ -48,56 +50,93 @@ enum Victim {
 
 static EVERYBODY: [Victim; 3] = [Victim::Coordinator, Victim::Site(0), Victim::Site(1)];
 
-/// A federation under way.
-struct Running {
-    federation: Federation,
-    agents: [Process; 2],
-    /// What each site said before it was killed.
-    said: [Vec<String>; 2],
-    killed: [usize; 2],
+/// When one is killed: at some part of what it says undisturbed, and a while after that line.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    victim: Victim,
+    thousandths: usize,
+    linger: Duration,
 }
 
-/// What is compared, and how many lines each says on the way.
+impl Moment {
+    /// One for each of `victims`, in the order in which they come.
+    fn draw(seed: u64, victims: &[Victim]) -> Vec<Self> {
+        let mut draw = KeyedRng::new(seed).purpose("kill").rng();
+        let mut drawn = Vec::new();
+        for &victim in victims {
+            let thousandths = draw.random_range(1..=LATEST);
+            let linger = Duration::from_micros(draw.random_range(0..=LONGEST_LINGER_US));
+            drawn.push(Self { victim, thousandths, linger });
+        }
+        drawn.sort_by_key(|moment| moment.thousandths);
+        drawn
+    }
+
+    /// The victim's line after which it comes.
+    fn line(&self, undisturbed: &Undisturbed) -> usize {
+        let (before, end) = match self.victim {
+            Victim::Coordinator => undisturbed.coordinator,
+            Victim::Site(site) => (0, undisturbed.sites[site]),
+        };
+        before + ((end - before) * self.thousandths).div_ceil(1000)
+    }
+}
+
+/// What all are compared with: a federation that nobody disturbed.
 struct Undisturbed {
+    /// As it was before it began, to be copied: setting up takes longer than the study.
+    template: Federation,
     model: ModelHash,
     /// Lines before the sites are started, and at the end.
     coordinator: (usize, usize),
     sites: [usize; 2],
 }
 
+impl Undisturbed {
+    fn measure() -> Self {
+        let mut template = Federation::set_up();
+        template.north.keep_every_step();
+        template.south.keep_every_step();
+        template.consortium.coordinator.0.kill();
+        let mut running = Running::start(&template, None);
+        let model = running.end().model;
+        let lines = running.federation.consortium.coordinator.0.said("").len();
+        let (coordinator, sites) = ((running.before, lines), running.said.each_ref().map(Vec::len));
+        drop(running);
+        Self { template, model, coordinator, sites }
+    }
+}
+
+/// A federation under way.
+struct Running {
+    federation: Federation,
+    agents: [Process; 2],
+    /// Lines of the coordinator before the sites were started.
+    before: usize,
+    /// What each site said before it was killed.
+    said: [Vec<String>; 2],
+    killed: [usize; 2],
+    since: Instant,
+}
+
+/// What a federation came to.
+struct End {
+    model: ModelHash,
+    /// Steps that each site kept, none of them twice.
+    kept: [usize; 2],
+}
+
 impl Running {
-    /// Sets everything up; the victim of a failpoint is started with it.
-    fn start(armed: Option<(Victim, &str)>) -> Self {
-        let mut federation = Self::set_up();
+    /// Starts a copy of `template`; the victim of a failpoint is started with it.
+    fn start(template: &Federation, armed: Option<(Victim, &str)>) -> Self {
+        let since = Instant::now();
         let point_of = |victim| armed.and_then(|(who, point)| (who == victim).then_some(point));
-        if let Some(point) = point_of(Victim::Coordinator) {
-            federation.consortium.arm_coordinator(point);
-            federation.consortium.coordinator.until_listening();
-        }
+        let mut federation = template.copy(point_of(Victim::Coordinator));
+        let before = federation.consortium.coordinator.0.said("").len();
         let north = federation.north.run_to(point_of(Victim::Site(0)));
         let south = federation.south.run_to(point_of(Victim::Site(1)));
-        Self { federation, agents: [north, south], said: Default::default(), killed: [0; 2] }
-    }
-
-    fn undisturbed() -> Undisturbed {
-        let mut federation = Self::set_up();
-        let lines = |process: &mut Process| process.said("").len();
-        let before = lines(&mut federation.consortium.coordinator.0);
-        let agents = [federation.north.run_to(None), federation.south.run_to(None)];
-        let mut running = Self { federation, agents, said: Default::default(), killed: [0; 2] };
-        let model = running.end();
-        Undisturbed {
-            model,
-            coordinator: (before, lines(&mut running.federation.consortium.coordinator.0)),
-            sites: running.said.map(|said| said.len()),
-        }
-    }
-
-    fn set_up() -> Federation {
-        let federation = Federation::set_up();
-        federation.north.keep_every_step();
-        federation.south.keep_every_step();
-        federation
+        let (agents, said, killed) = ([north, south], Default::default(), [0; 2]);
+        Self { federation, agents, before, said, killed, since }
     }
 
     fn process(&mut self, victim: Victim) -> &mut Process {
@@ -134,9 +173,8 @@ impl Running {
         self.agents[site] = sites[site].run_to(None);
     }
 
-    /// Waits for the study's end; the model that it made. Each round was made of the updates of both, and nothing was done
-    /// twice.
-    fn end(&mut self) -> ModelHash {
+    /// Waits for the study's end. Each round was made of the updates of both, and nothing was done twice.
+    fn end(&mut self) -> End {
         // Until it listens, a command would open the store in its place.
         self.federation.consortium.coordinator.until_listening();
         // A coordinator that ended with the study's last word on its lips does not say it again.
@@ -147,8 +185,8 @@ impl Running {
         for (agent, said) in self.agents.iter_mut().zip(&mut self.said) {
             said.extend(agent.kill());
         }
-        for (said, killed) in self.said.iter().zip(self.killed) {
-            let kept = kept_steps(said);
+        let kept = self.said.each_ref().map(|said| kept_steps(said));
+        for ((kept, killed), said) in kept.iter().zip(self.killed).zip(&self.said) {
             assert!(
                 kept.is_sorted_by(|before, after| before < after),
                 "a kept step was done again: {said:#?}"
@@ -157,7 +195,27 @@ impl Running {
             let all = (ROUNDS * (STEPS - 1)) as usize;
             assert!(kept.len() + killed >= all, "{} of {all} steps were kept: {said:#?}", kept.len());
         }
-        self.federation.consortium.report(NAME).study.model
+        let model = self.federation.consortium.report(NAME).study.model;
+        End { model, kept: kept.map(|kept| kept.len()) }
+    }
+
+    /// As [`Running::end`]: with the model of the undisturbed one. A line of the table, which `--no-capture` shows.
+    fn assert_undisturbed(&mut self, what: &str, undisturbed: &Undisturbed) {
+        let End { model, kept: [north, south] } = self.end();
+        assert_eq!(model, undisturbed.model, "{what}");
+        let seconds = self.since.elapsed().as_secs_f64();
+        println!("{what:<96}  kept {north:>2} + {south:>2} steps, none twice  same model  {seconds:>5.1} s");
+    }
+}
+
+impl Drop for Running {
+    /// Where a test fails, what all three said last.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for victim in EVERYBODY {
+                println!("{}\n", self.process(victim).last_words());
+            }
+        }
     }
 }
 
@@ -168,40 +226,43 @@ fn kept_steps(said: &[String]) -> Vec<(u32, u32)> {
     kept.map(|(round, step)| (number(round.rsplit(' ').next().unwrap_or_default()), number(step))).collect()
 }
 
-/// Kills one of the three, or all one after the other, at instants that the seed draws; the model must be the same.
-fn kill_at_seeded_instants(seed: u64, undisturbed: &Undisturbed) {
-    let victims = match seed % 4 {
-        3 => &EVERYBODY[..],
-        one => &EVERYBODY[one as usize..][..1],
-    };
-    let mut draw = KeyedRng::new(seed).purpose("kill").rng();
-    let mut running = Running::start(None);
-    for &victim in victims {
-        // Not the last lines: what is killed there has finished.
-        let line = match victim {
-            Victim::Coordinator => {
-                let (before, end) = undisturbed.coordinator;
-                before + draw.random_range(1..=(end - before) * 4 / 5)
-            }
-            Victim::Site(site) => draw.random_range(1..=undisturbed.sites[site] * 4 / 5),
+/// Kills each of `victims` at an instant that the seed draws; the model must be the same.
+fn kill_at_seeded_instants(seed: u64, victims: &[Victim], undisturbed: &Undisturbed) {
+    let mut what = format!("seed {seed}:");
+    let mut running = Running::start(&undisturbed.template, None);
+    for moment in Moment::draw(seed, victims) {
+        let Moment { victim, linger, .. } = moment;
+        let line = moment.line(undisturbed);
+        let name = match victim {
+            Victim::Coordinator => "coordinator",
+            Victim::Site(0) => "north",
+            Victim::Site(_) => "south",
         };
-        let linger = Duration::from_micros(draw.random_range(0..=LONGEST_LINGER_US));
-        // Printed when the test fails.
-        println!("seed {seed}: {victim:?} is killed {linger:?} after its line {line}");
+        what.push_str(&format!(" {name} {:.1} ms after line {line};", linger.as_secs_f64() * 1e3));
+        // Shown when the test fails.
+        println!("{what}");
         running.process(victim).until_line(line);
         pass(linger);
         running.kill(victim);
     }
-    assert_eq!(running.end(), undisturbed.model, "seed {seed}");
+    running.assert_undisturbed(&what, undisturbed);
 }
 
 /// Has one end itself at a named point; the model must be the same.
 fn end_at_failpoint(point: &str, undisturbed: &Undisturbed) {
     println!("{point}");
     let victim = if point.starts_with("site.") { Victim::Site(1) } else { Victim::Coordinator };
-    let mut running = Running::start(Some((victim, point)));
+    let mut running = Running::start(&undisturbed.template, Some((victim, point)));
     running.until_it_ends_itself(victim);
-    assert_eq!(running.end(), undisturbed.model, "{point}");
+    running.assert_undisturbed(point, undisturbed);
+}
+
+/// The seeds of the long test; one alone where `CONSILIUM_KILL_SEED` names it.
+fn seeds() -> Vec<u64> {
+    match std::env::var("CONSILIUM_KILL_SEED") {
+        Ok(seed) => vec![seed.parse().expect("CONSILIUM_KILL_SEED is a number")],
+        Err(_) => (100..130).collect(),
+    }
 }
 
 /// Lets a time pass that nobody waits for anything in: it is the phase of a kill, too short for a sleep to keep.
@@ -214,33 +275,34 @@ fn pass(time: Duration) {
 
 #[test]
 fn a_kill_at_an_instant_that_nobody_chose_changes_no_bit() {
-    let undisturbed = Running::undisturbed();
-    for seed in [0, 1] {
-        kill_at_seeded_instants(seed, &undisturbed);
+    let undisturbed = Undisturbed::measure();
+    for (seed, victim) in (0..).zip([Victim::Coordinator, Victim::Site(0)]) {
+        kill_at_seeded_instants(seed, &[victim], &undisturbed);
     }
 }
 
 #[test]
 fn an_end_between_two_durable_writes_changes_no_bit() {
-    let undisturbed = Running::undisturbed();
+    let undisturbed = Undisturbed::measure();
     for point in ["site.after-outbox", "coordinator.after-spool-keep", "coordinator.after-model-rename"] {
         end_at_failpoint(point, &undisturbed);
     }
 }
 
+/// Thirty instants for each of the three: every federation survives all three kills.
 #[test]
 #[ignore = "slow: thirty federations of processes"]
 fn kills_at_thirty_seeded_instants_change_no_bit() {
-    let undisturbed = Running::undisturbed();
-    for seed in 100..130 {
-        kill_at_seeded_instants(seed, &undisturbed);
+    let undisturbed = Undisturbed::measure();
+    for seed in seeds() {
+        kill_at_seeded_instants(seed, &EVERYBODY, &undisturbed);
     }
 }
 
 #[test]
 #[ignore = "slow: sixteen federations of processes"]
 fn an_end_at_any_failpoint_changes_no_bit() {
-    let undisturbed = Running::undisturbed();
+    let undisturbed = Undisturbed::measure();
     for point in AT_A_SITE.into_iter().chain(AT_THE_COORDINATOR) {
         end_at_failpoint(point, &undisturbed);
     }

@@ -55,10 +55,21 @@ impl Consortium {
         said
     }
 
-    /// Starts the coordinator again as one that ends itself at `failpoint`.
-    pub(crate) fn arm_coordinator(&mut self, failpoint: &str) {
-        self.coordinator.0.kill();
-        self.coordinator = Coordinator::start(self.folder.path(), Some(failpoint));
+    /// A copy of all files in another folder, with a coordinator of its own that listens at the same address: this one must be
+    /// dead. It ends itself at `failpoint`.
+    pub(crate) fn copy(&self, failpoint: Option<&str>) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(self.folder.path().join(".")).arg(folder.path());
+        finish(copy).ok();
+        let mut coordinator = Coordinator::start(folder.path(), failpoint);
+        coordinator.until_listening();
+        Self { coordinator, address: self.address.clone(), folder }
+    }
+
+    /// The same site in this consortium's folder.
+    pub(crate) fn site(&self, site: &Site) -> Site {
+        Site { name: site.name.clone(), folder: self.path(&site.name) }
     }
 
     /// Runs a command of the operator.

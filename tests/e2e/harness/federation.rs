@@ -29,6 +29,14 @@ impl Federation {
         Self { consortium, north, south }
     }
 
+    /// The same in a folder of its own, as if it had been set up anew; the coordinator here must be dead. That of the copy ends
+    /// itself at `failpoint`.
+    pub(crate) fn copy(&self, failpoint: Option<&str>) -> Self {
+        let consortium = self.consortium.copy(failpoint);
+        let (north, south) = (consortium.site(&self.north), consortium.site(&self.south));
+        Self { consortium, north, south }
+    }
+
     /// Waits for the end; the last model.
     pub(crate) fn finished(&mut self) -> String {
         let words = self.consortium.coordinator.until_study("finished", "model");

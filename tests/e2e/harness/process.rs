@@ -14,6 +14,9 @@ use nix::unistd::Pid;
 /// How long a test waits for a line. Long, because a few cores may be shared by many tests; nothing waits it out.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Lines that a test which failed shows of each process.
+const LAST_WORDS: usize = 30;
+
 /// Names the point at which a process of a test build ends itself, as `kill -9` would (docs/decisions/0018).
 pub(crate) const FAILPOINT: &str = "CONSILIUM_FAILPOINT";
 
@@ -156,6 +159,13 @@ impl Process {
     pub(crate) fn said(&mut self, words: &str) -> Vec<String> {
         self.heard.extend(self.lines.try_iter());
         self.heard.iter().filter(|line| line.contains(words)).cloned().collect()
+    }
+
+    /// The last of its lines so far.
+    pub(crate) fn last_words(&mut self) -> String {
+        self.heard.extend(self.lines.try_iter());
+        let first = self.heard.len().saturating_sub(LAST_WORDS);
+        format!("{}, the last of {} lines:\n{}", self.name, self.heard.len(), self.heard[first..].join("\n"))
     }
 
     /// Ends it at once, as a power cut would; all that it said.
