@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::harness::disk::{self, Disk};
-use crate::harness::federation::Federation;
+use crate::harness::federation::{Federation, ROUNDS};
+use crate::harness::study::STEPS;
 
 /// How a site calls its pause, in its log and in its status.
 const DISK_FULL: &str = "paused: disk full";
@@ -103,10 +104,15 @@ fn what_the_disk_changed_at_a_site_is_found_and_had_again() {
     let said = federation.south.run_to(Some("site.after-outbox")).until_dead();
     assert!(said.iter().any(|line| line.contains(NO_USE)), "{said:#?}");
 
+    // Nobody knows of the update yet; then the journal does, and it is offered as it is.
+    damage(&federation.south.path("state/outbox"), "data");
+    let said = federation.south.run_to(Some("site.after-journal-trained")).until_dead();
+    assert!(said.iter().any(|line| line.contains(DAMAGED)), "{said:#?}");
     damage(&federation.south.path("state/outbox"), "data");
     let mut south = federation.south.run();
     south.until_says(DAMAGED);
     let model = federation.finished();
-    federation.assert_each_counted_once();
+    federation.assert_made_of_both();
+    assert_eq!(federation.south.trainings(), [STEPS; 1 + ROUNDS as usize], "round 1 was trained once more");
     assert_eq!(model, Federation::undisturbed());
 }

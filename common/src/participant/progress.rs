@@ -352,7 +352,20 @@ impl State {
         if uploading::KEEP_CODES.contains(&code.as_str()) {
             return self.upload_failed(attempt, cx);
         }
+        if code == uploading::DAMAGED_CODE {
+            return self.train_again(attempt, cx);
+        }
         self.uploaded(attempt, DropReason::Refused(code), cx)
+    }
+
+    /// Goes back to training in the same attempt: the driver looks at what it kept of it, and makes it anew where it is damaged.
+    fn train_again(&mut self, attempt: AttemptId, cx: &mut Context<'_>) -> bool {
+        let Some(Uploading { offer, .. }) = self.uploading(attempt).cloned() else { return false };
+        let UpdateOffer { study, round, base, steps, .. } = offer;
+        // Training does not ask how much time is left.
+        let task = RoundTask { study, round, base, steps, remaining_ms: 0 };
+        self.phase = Phase::Training(Training::begin(task, attempt, cx));
+        true
     }
 
     fn upload_failed(&mut self, attempt: AttemptId, cx: &mut Context<'_>) -> bool {

@@ -156,6 +156,18 @@ fn an_update_for_a_round_that_is_not_open_is_kept_and_offered_when_it_opens() {
 }
 
 #[test]
+fn an_update_that_the_disk_changed_is_trained_again_in_the_same_attempt() {
+    let mut site = Site::uploading();
+    let attempt = site.attempt();
+    let actions = site.tick(Event::Refused { attempt, code: "bad-chunk".to_owned() });
+    assert_eq!(actions, [Action::Train { task: RoundTask { remaining_ms: 0, ..task(1) }, attempt }]);
+    let actions = site.tick(Event::Trained { attempt, update: hash("update"), steps: 10 });
+    let offers =
+        |action: &Action| matches!(action, Action::OfferUpdate { offer } if offer.attempt == attempt);
+    assert!(actions.iter().any(offers), "{actions:?}");
+}
+
+#[test]
 fn a_closed_round_cancels_training() {
     let mut site = Site::training();
     let attempt = site.attempt();

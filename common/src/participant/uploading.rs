@@ -1,5 +1,6 @@
 //! Uploading: the update is durable in the outbox and offered, at each connection and after each failure, until the
-//! coordinator gives a receipt or refuses it. Also after a restart: the answer says whether its round is still open.
+//! coordinator gives a receipt or refuses it. Also after a restart: the answer says whether its round is still open. One that
+//! the disk has changed is trained again.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,9 @@ use crate::round::UpdateOffer;
 /// chunks, or the site waits for a new certificate.
 pub(super) const KEEP_CODES: [&str; 4] =
     ["round-not-open", "unknown-attempt", "incomplete", "certificate-expired"];
+
+/// Refusal of an update that is not what it was when it was offered: the site's disk changed it.
+pub(super) const DAMAGED_CODE: &str = "bad-chunk";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
