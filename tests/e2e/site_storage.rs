@@ -10,6 +10,7 @@ use crate::harness::study::STEPS;
 
 /// How a site calls its pause, in its log and in its status.
 const DISK_FULL: &str = "paused: disk full";
+const DISK_READ_ONLY: &str = "paused: disk read-only";
 /// What a site says of an artifact that the disk changed.
 const DAMAGED: &str = "is damaged";
 /// What it says of a checkpoint that the disk changed.
@@ -69,6 +70,33 @@ fn on_a_disk_that_fills_before_a_download() {
     north.resume();
     south.until_said(DISK_FULL, before + 1);
     disk.make_room();
+    let model = federation.finished();
+    federation.assert_each_counted_once();
+    assert_eq!(model, Federation::undisturbed());
+}
+
+#[test]
+fn a_site_whose_disk_is_read_only_waits_with_what_it_trained() {
+    disk::run_inside("site_storage::on_a_disk_that_turns_read_only_while_a_round_is_trained");
+}
+
+#[test]
+#[ignore = "runs in the namespace that the test above makes"]
+fn on_a_disk_that_turns_read_only_while_a_round_is_trained() {
+    if !disk::is_inside() {
+        return;
+    }
+    let mut federation = Federation::set_up();
+    federation.south.keep_every_step();
+    let disk = Disk::under(&federation.south.path("state"));
+    let _north = federation.north.run();
+    let mut south = federation.south.run_to(None);
+    south.until_says("round 1: kept after step 2");
+    south.pause();
+    disk.cover();
+    south.resume();
+    south.until_says(DISK_READ_ONLY);
+    disk.uncover();
     let model = federation.finished();
     federation.assert_each_counted_once();
     assert_eq!(model, Federation::undisturbed());
