@@ -11,7 +11,11 @@ use super::operation::{Op, operation};
 /// Share of the federations that are crowds: up to fifty sites, with fewer rounds and operations, so that all stay quick.
 const CROWDS: f64 = 0.03;
 /// Share of the studies that the operator ends before their time.
-const ABORTED: f64 = 0.05;
+const ABORTED: f64 = 0.07;
+/// Share of the studies that may have sealed evaluators.
+const SEALED: f64 = 0.5;
+/// Share of the studies with evaluators that validate in which these hold a gate.
+const GATED: f64 = 0.7;
 /// Share of the studies that take late updates into the next round.
 const TAKE_LATE: f64 = 0.5;
 /// What a late update weighs there.
@@ -54,7 +58,7 @@ impl Scenario {
         let trainers: usize = if crowd { rng.random_range(10..=48) } else { rng.random_range(1..=5) };
         // Two sites at least.
         let evaluators: usize = rng.random_range(usize::from(trainers == 1)..=2);
-        let sealed: usize = rng.random_range(0..=evaluators);
+        let sealed: usize = if rng.random_bool(SEALED) { rng.random_range(0..=evaluators) } else { 0 };
         let (most_rounds, most_ops) = if crowd { (2, 13) } else { (5, 66) };
         let weightings =
             [Weighting::Uniform, Weighting::Samples, Weighting::Annotations, Weighting::ClassBalanced];
@@ -72,7 +76,7 @@ impl Scenario {
             rounds: rng.random_range(1..=most_rounds),
             deadline_s: rng.random_range(60..=900),
             weighting: weightings[rng.random_range(0..weightings.len())],
-            gated: evaluators > sealed && rng.random_bool(0.5),
+            gated: evaluators > sealed && rng.random_bool(GATED),
             ops: (0..ops).map(|_| operation(rng, trainers + evaluators)).collect(),
         };
         if rng.random_bool(ABORTED) {
