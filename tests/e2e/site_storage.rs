@@ -59,10 +59,9 @@ fn on_a_disk_that_fills_before_a_download() {
     }
     let mut federation = Federation::set_up();
     let disk = Disk::under(&federation.south.path("state"));
-    let mut north = federation.north.run();
+    let (mut north, mut south) = (federation.north.run(), federation.south.run());
     north.until_says("round 1: taking part");
     north.pause();
-    let mut south = federation.south.run();
     south.until_says("round 1: the coordinator counts the update");
     // The next thing that it has to keep is the model of round 2.
     disk.fill();

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use common::wire::Words;
 use quinn::VarInt;
@@ -138,6 +139,14 @@ impl Connection {
         match &self.carrier {
             Carrier::Quic(inner) => inner.remote_address(),
             Carrier::Tcp(session) => session.remote_address(),
+        }
+    }
+
+    /// How long the way there and back takes, as estimated last. TCP keeps it to itself: nothing.
+    pub fn round_trip(&self) -> Duration {
+        match &self.carrier {
+            Carrier::Quic(inner) => inner.rtt(),
+            Carrier::Tcp(_) => Duration::ZERO,
         }
     }
 

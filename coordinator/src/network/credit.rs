@@ -5,18 +5,19 @@
 //! by the budget, however many sites there are. A site that waits is not failing: its bytes wait for flow control, and
 //! keep-alive goes on.
 //!
-//! A turn has a window of 4 MiB, and up to 16 if nobody waits when it begins and one more turn has room beside it.
+//! A turn has a window of 4 MiB; and up to 16 on a long way, if nobody waits when it begins and one more turn has room beside it.
 //!
 //! ```text
 //! 50 sites ─► 5 turns of 12 MiB (window 4 MiB, and two chunks for each of four streams) = 60 MiB
 //!             50 × (256 + 256) KiB of small windows                                  = 25 MiB
-//!  2 sites ─► 2 turns of 24 MiB (window 16 MiB)                                      = 48 MiB
+//!  2 sites ─► 2 turns of 24 MiB (window 16 MiB), if they are far away               = 48 MiB
 //! ```
 //! Flow control cannot take credit back: a window is lowered by giving none for what is read next. So it is lowered when
 //! no more is to come than the connection has credit for: the transfer loses nothing, and its last bytes pay the debt. Where a
 //! transfer is broken off with a large debt, its connection keeps what it took of the budget beyond a turn's share.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use common::artifact::CHUNK_BYTES;
 use link::LinkError;
@@ -26,6 +27,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// The window of a turn when others wait: 640 Mbit/s over 50 ms where nothing is lost.
 const SHARED_WINDOW: u32 = 4 << 20;
+/// There and back, from which on a turn may have more: on a shorter way, 4 MiB are 1.6 Gbit/s and more.
+const LONG_WAY: Duration = Duration::from_millis(20);
 /// What the budget is counted in.
 const UNIT: u32 = 1 << 20;
 
@@ -202,7 +205,9 @@ impl Bulk {
                 let share = budget.turn().await;
                 let (connection, window) = (connection.clone(), self.window.clone());
                 let turn = Arc::new(Turn { connection, window, _share: share });
-                turn.change(|window| window.widen(budget));
+                if turn.connection.round_trip() >= LONG_WAY {
+                    turn.change(|window| window.widen(budget));
+                }
                 *held = Arc::downgrade(&turn);
                 turn
             }

@@ -244,7 +244,10 @@ impl ArtifactFolder {
     pub fn source(&self, hash: ArtifactHash) -> Result<(ArtifactManifest, StoredChunks), ArtifactError> {
         let manifest = self.manifest(hash)?.ok_or(ArtifactError::Absent(hash))?;
         let path = self.data(hash);
-        let file = File::open(&path).map_err(|source| FileError::new("read", &path, source))?;
+        let file = File::open(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => ArtifactError::Absent(hash),
+            _ => FileError::new("read", &path, source).into(),
+        })?;
         let chunks = StoredChunks { file: Arc::new(file), manifest: Arc::new(manifest.clone()) };
         Ok((manifest, chunks))
     }

@@ -11,7 +11,7 @@ use common::wire::{RefusalCode, Reply, SignedBytes};
 use link::quic::Connection;
 use serde::{Deserialize, Serialize};
 
-use super::artifacts::ArtifactFolder;
+use super::artifacts::{ArtifactError, ArtifactFolder};
 use super::files::{self, FileError};
 use super::state::StateFolder;
 use super::studies::StudyFolder;
@@ -107,8 +107,14 @@ pub(super) async fn offer_update(
     let (manifest, source) = match outbox.source(offer.update) {
         Ok(stored) => stored,
         Err(error) => {
-            tracing::error!("the update of round {round} is not in the outbox: {error:#}");
-            return Came::Event(Event::UploadFailed { attempt });
+            tracing::error!("the update of round {round} is not in the outbox: {error}");
+            // As if its bytes were others: it is trained again. Where the disk cannot be read, it may be later.
+            let is_gone = matches!(error, ArtifactError::Absent(_) | ArtifactError::Damaged(_));
+            let code = RefusalCode::BadChunk.code().to_owned();
+            return Came::Event(match is_gone {
+                true => Event::Refused { attempt, code },
+                false => Event::UploadFailed { attempt },
+            });
         }
     };
     let wire = offered_update(offer, &manifest);

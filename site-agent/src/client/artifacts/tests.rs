@@ -78,6 +78,7 @@ fn a_damaged_artifact_is_noticed_and_fetched_anew() {
     std::fs::write(&path, bytes).unwrap();
     assert!(matches!(artifacts.load(hash), Err(ArtifactError::Damaged(_))));
     assert!(!artifacts.has(hash));
+    assert!(matches!(artifacts.source(hash), Err(ArtifactError::Absent(_))), "nor can it be sent");
 }
 
 /// What a loss of power can leave of files that were not synced.
