@@ -12,8 +12,8 @@
 //!
 //! Connections come and go in any phase: training goes on without one, the other steps are taken up again with the next.
 //! After a restart the journal gives back the phase: what was trained is offered under the same attempt id, so that it counts
-//! once; what was not is trained on from where the driver kept it. An evaluator has no rounds but a queue of models
-//! (`evaluating`).
+//! once; what was not is trained on from where the driver kept it. What was fetched and is damaged when it is used is fetched again.
+//! An evaluator has no rounds but a queue of models (`evaluating`). What an event does in several phases is in `progress`.
 //!
 //! A site that has nothing to train on says so of its own accord, before it is asked.
 //! A study that this site has not approved gets [`Action::AskApproval`], a declined round, and nothing else.

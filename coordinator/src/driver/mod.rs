@@ -2,7 +2,9 @@
 //!
 //! What to do is decided in [`common::round`] and [`common::evaluation`]; here nothing looks at a phase. Connections
 //! ([`crate::network`]) and operator ([`crate::operator`]) talk to the loop through [`DriverHandle`]. An event that the
-//! store does not take did not happen: a site is told to try again, and the coordinator's own results wait in a queue.
+//! store does not take did not happen: a site is told to try again, and the coordinator's own results wait in a queue
+//! (`retries`) until the `disk` takes them. What a disk took is looked for in `lost`, or told in `damage`; `spent` tidies up behind
+//! a round.
 
 mod aggregation;
 mod damage;

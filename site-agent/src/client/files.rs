@@ -1,4 +1,5 @@
-//! Files that survive a crash: written beside their place, synced, renamed, and the folder synced too.
+//! Files that survive a crash: written beside their place, synced, renamed, and the folder synced too. What can be had again is not
+//! synced, and says so in its name.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

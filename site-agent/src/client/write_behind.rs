@@ -1,6 +1,7 @@
 //! Has the disk write a large file while more of it is computed, so that the sync at its end is short.
 //!
-//! What [`link::write_back`] is to a transfer, for a thread that may block.
+//! What [`link::write_back`] is to a transfer, for a thread that may block; and for what nobody else has: a download is not synced
+//! at all.
 
 use std::fs::File;
 use std::io;
