@@ -63,7 +63,7 @@ impl BlockingWriteBack {
     ///
     /// # Errors
     /// What the sync before said, or that there is no thread for one.
-    pub fn wrote(&mut self, bytes: u64, data: &Arc<File>) -> io::Result<()> {
+    pub fn wrote(&mut self, bytes: u64, data: &File) -> io::Result<()> {
         self.unsynced += bytes;
         let busy = self.under_way.as_ref().is_some_and(|under_way| !under_way.is_finished());
         if self.unsynced < EVERY || busy {
@@ -71,8 +71,9 @@ impl BlockingWriteBack {
         }
         self.settle()?;
         self.unsynced = 0;
-        let data = data.clone();
-        self.under_way = Some(thread::Builder::new().spawn(move || data.sync_data())?);
+        let data = data.try_clone()?;
+        self.under_way =
+            Some(thread::Builder::new().name("sync".to_owned()).spawn(move || data.sync_data())?);
         Ok(())
     }
 

@@ -8,7 +8,6 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::artifact::{ArtifactManifest, TensorLayout, TensorSpec};
@@ -95,7 +94,7 @@ impl Artifacts {
         Ok(ArtifactWriter {
             artifacts: self.clone(),
             folder,
-            data: Arc::new(data),
+            data,
             write_back: BlockingWriteBack::default(),
             layout,
             chunks: Vec::new(),
@@ -125,7 +124,7 @@ impl Artifacts {
 pub struct ArtifactWriter {
     artifacts: Artifacts,
     folder: PathBuf,
-    data: Arc<File>,
+    data: File,
     write_back: BlockingWriteBack,
     layout: TensorLayout,
     chunks: Vec<ChunkHash>,

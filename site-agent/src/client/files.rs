@@ -6,10 +6,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use link::write_back::BlockingWriteBack;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-use super::write_behind::WriteBehind;
 
 /// For the owner alone.
 const PRIVATE: u32 = 0o600;
@@ -179,7 +178,7 @@ fn put(
 pub struct Unnamed {
     temporary: tempfile::NamedTempFile,
     folder: PathBuf,
-    behind: WriteBehind,
+    write_back: BlockingWriteBack,
 }
 
 impl Unnamed {
@@ -191,7 +190,7 @@ impl Unnamed {
         let permissions = fs::Permissions::from_mode(PRIVATE);
         let made = tempfile::Builder::new().prefix(".writing-").permissions(permissions).tempfile_in(folder);
         let temporary = made.map_err(|source| FileError::new("write in", folder, source))?;
-        Ok(Self { temporary, folder: folder.to_owned(), behind: WriteBehind::default() })
+        Ok(Self { temporary, folder: folder.to_owned(), write_back: BlockingWriteBack::default() })
     }
 
     /// Adds a piece.
@@ -199,9 +198,9 @@ impl Unnamed {
     /// # Errors
     /// [`FileError`].
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
-        let Self { temporary, behind, .. } = self;
+        let Self { temporary, write_back, .. } = self;
         let written = temporary.write_all(bytes);
-        let written = written.and_then(|()| behind.wrote(bytes.len() as u64, temporary.as_file()));
+        let written = written.and_then(|()| write_back.wrote(bytes.len() as u64, temporary.as_file()));
         written.map_err(|source| FileError::new("write in", &self.folder, source))
     }
 
@@ -210,9 +209,9 @@ impl Unnamed {
     /// # Errors
     /// [`FileError`].
     pub fn place(self, path: &Path) -> Result<(), FileError> {
-        let Self { temporary, folder, mut behind } = self;
+        let Self { temporary, folder, mut write_back } = self;
         let place = || {
-            behind.settle()?;
+            write_back.settle()?;
             temporary.as_file().sync_all()?;
             temporary.persist(path).map_err(|error| error.error)?;
             sync_folder(&folder)

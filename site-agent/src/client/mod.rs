@@ -33,4 +33,3 @@ pub mod translate;
 mod waiting;
 mod words;
 pub mod work;
-mod write_behind;
