@@ -57,6 +57,19 @@ fn what_one_test_passes_over_is_read_by_another() {
 }
 
 #[test]
+fn every_golden_case_stands_among_the_deviations() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/fidelity.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (_, deviations) = text.split_once("## Largest deviations").unwrap();
+    for (file, ..) in COMPARED {
+        let (case, _) = file.split_once('_').unwrap();
+        let is_named =
+            deviations.contains(&format!("| {case} |")) || deviations.contains(&format!("({case})"));
+        assert!(is_named, "{file}: neither a row nor what is equal to the bit is of {case}");
+    }
+}
+
+#[test]
 fn every_test_of_the_fidelity_table_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let read =
