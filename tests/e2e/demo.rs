@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use common::ids::{Role, RoundId, SiteId};
+use common::study::sections::Backbone;
 use coordinator::report::ReportData;
 use nix::sys::signal::Signal;
 
@@ -158,6 +159,25 @@ fn a_demo_told_of_classes_in_words_says_so_in_its_report() {
     let report: ReportData = serde_json::from_slice(&report).expect("a report");
     assert_eq!(report.study.embedding, "imported:minilm-l6-v2");
     assert_eq!(report.final_scores().len(), 1, "the model of 384 numbers a class was scored");
+}
+
+#[test]
+fn a_demo_trains_and_scores_the_other_network() {
+    let coarse = Coarse::make();
+    let mut demo = coarse.demo();
+    demo.args(["--rounds", "1", "--steps", "1", "--backbone", "swin-unetr"]);
+    let mut demo = Process::start("demo", demo);
+    demo.until_says("report: ");
+    let (code, said) = demo.end();
+    assert_eq!(code, Some(0), "{said:#?}");
+
+    let model = fs::read(coarse.path("demo/model.safetensors")).expect("the initial model");
+    let name = Backbone::SwinUnetr.first_tensor().as_bytes();
+    assert!(model.windows(name.len()).any(|bytes| bytes == name), "the model is a transformer");
+    let report = fs::read(coarse.path("demo/report/report.json")).expect("written");
+    let report: ReportData = serde_json::from_slice(&report).expect("a report");
+    assert_eq!(report.study.rounds_committed, 1);
+    assert_eq!(report.final_scores().len(), 1, "the trained model was scored");
 }
 
 const TRAINERS: [&str; 3] = ["hospital-a", "hospital-b", "hospital-c"];
