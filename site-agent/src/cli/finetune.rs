@@ -15,6 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::error_report::{CliError, Exit};
 use super::run::cancelled_by_signal;
 use super::{ConfigArgs, TaxonomyArg, limit_threads, line, model, runtime, site_name};
+use crate::client::artifacts::lost_artifact;
 use crate::client::checkpointing::CheckpointPolicy;
 use crate::client::config::SiteConfig;
 use crate::client::files;
@@ -23,6 +24,7 @@ use crate::client::state::StateFolder;
 use crate::client::training::PreparedScans;
 use crate::model::NamedTensors;
 use crate::train::burn_trainer::BurnTrainer;
+use crate::train::state::StateError;
 use crate::train::tensors::to_artifact;
 use crate::train::trainer::{Cancel, StepReport};
 
@@ -132,8 +134,9 @@ impl Prepared {
             checkpoints: self.checkpoints,
         };
         let mut progress = |step| lines.take(&step);
-        let ended = finetune.run(self.initial, &mut self.trainer, &mut progress, cancel)?;
+        let ended = finetune.run(self.initial, &mut self.trainer, &mut progress, cancel);
         lines.bar.finish_and_clear();
+        let ended = ended.map_err(|error| explained(error, self.rounds.path()))?;
         let tuned = match ended {
             Ended::Done(tuned) => tuned,
             Ended::Stopped(round) => {
@@ -150,6 +153,18 @@ impl Prepared {
         line(format!("{}: its study, for `evaluate --study` and `predict --study`", beside.display()));
         Ok(())
     }
+}
+
+/// What there is to do about rounds that cannot be gone on from: nobody else has them.
+fn explained(error: anyhow::Error, rounds: &Path) -> CliError {
+    let is_damaged =
+        error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StateError::Damaged { .. })));
+    let is_lost = is_damaged || lost_artifact(&error).is_some();
+    let explained = CliError::new(error);
+    if !is_lost {
+        return explained;
+    }
+    explained.hint(format!("what was kept is damaged: remove {} and begin anew", rounds.display()))
 }
 
 /// The study that a coordinator would make of the same files.

@@ -21,7 +21,7 @@ use super::state::lock_folder;
 use crate::model::{LiveTensor, ModelError, NamedTensors};
 use crate::train::checkpoint::CheckpointKey;
 use crate::train::optimizer::OptimizerState;
-use crate::train::state::{read_state, store_state};
+use crate::train::state::{UNFINISHED, read_state, store_state};
 use crate::train::tensors::advance;
 use crate::train::trainer::{Cancel, LocalTrainer, RoundPlan, StepReport, TrainError};
 
@@ -129,14 +129,26 @@ struct Finished {
 }
 
 impl RoundFolder {
-    /// Opens the folder and makes it if need be.
+    /// Opens the folder and makes it if need be. What a killed run left half-written goes: it can be as large as a checkpoint.
     ///
     /// # Errors
     /// Another process trains the same study here, or [`FileError`].
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         files::make_private_folder(path)?;
         let lock = lock_folder(path)?;
-        Ok(Self { path: path.to_owned(), models: ArtifactFolder::open(&path.join("models"))?, _lock: lock })
+        let models = ArtifactFolder::open(&path.join("models"))?;
+        for folder in [path, models.path()] {
+            let listed = fs::read_dir(folder).into_iter().flatten().flatten();
+            for entry in listed.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
+                files::remove(&entry.path())?;
+            }
+        }
+        Ok(Self { path: path.to_owned(), models, _lock: lock })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The last finished round; 0 before the first.

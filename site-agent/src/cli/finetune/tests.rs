@@ -1,10 +1,14 @@
 use std::fs;
 
+use common::ids::{ArtifactHash, Digest};
+
 use super::*;
+use crate::client::artifacts::ArtifactError;
 use crate::infer::network::StudyNetwork;
 use crate::model::embedding::EMBEDDING_NAME;
 use crate::model::{ClassEmbeddings, DeviceKind, EmbeddingConfig, ModelConfig, UniversalModel, device};
 use crate::phantom::{HOSPITALS, write_hospital};
+use crate::train::trainer::TrainError;
 
 const STUDY: &str = r#"name = "Two classes"
 seed = 7
@@ -131,6 +135,19 @@ fn who_stops_is_told_how_to_go_on_and_the_same_command_does() {
     assert!(!args.out.exists());
     site.finetune(&args, &Cancel::default()).unwrap();
     assert!(args.out.exists());
+}
+
+#[test]
+fn damage_to_what_was_kept_is_told_with_the_folder_to_remove() {
+    let rounds = Path::new("state/finetune/abc");
+    let lost = ArtifactError::Absent(ArtifactHash(Digest::of(b"model")));
+    let damaged = StateError::Damaged { path: rounds.join("round-1.optimizer") };
+    for error in [anyhow::Error::from(TrainError::Stored(Box::new(lost))), anyhow::Error::from(damaged)] {
+        let text = explained(error, rounds).text();
+        assert!(text.contains("remove state/finetune/abc and begin anew"), "{text}");
+    }
+    let other = explained(anyhow::Error::from(TrainError::NoGlobalModel), rounds).text();
+    assert!(!other.contains("begin anew"), "{other}");
 }
 
 #[test]

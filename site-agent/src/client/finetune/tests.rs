@@ -133,6 +133,19 @@ fn one_round_is_kept_and_nothing_is_left_in_the_end() {
     assert!(!path.exists());
 }
 
+#[test]
+fn what_a_killed_run_left_half_written_goes_when_the_next_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(RoundFolder::open(folder.path()).unwrap());
+    let half = [folder.path().join(".writing-x1"), folder.path().join("models/.writing-x2")];
+    for path in &half {
+        fs::write(path, "bytes").unwrap();
+    }
+    let rounds = RoundFolder::open(folder.path()).unwrap();
+    assert!(half.iter().all(|path| !path.exists()));
+    assert_eq!(rounds.path(), folder.path());
+}
+
 /// All files below a folder.
 fn walk(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
