@@ -66,8 +66,9 @@ impl SiteWork {
         // Asked for a round again, it must not know what it learnt in it.
         let knows_more = self.learnt.is_some_and(|(_, learnt)| learnt >= round);
         if knows_more || !self.trainer.as_ref().is_some_and(is_of) {
+            // Two have no room in memory.
+            (self.trainer, self.learnt) = (None, None);
             let trainer = self.new_trainer(study, round)?;
-            self.learnt = None;
             self.trainer = Some((study.digest(), trainer));
         }
         self.trainer.as_mut().map(|(_, trainer)| trainer).context("the trainer was just made")
