@@ -68,7 +68,8 @@ impl Agent {
                 self.worker.submit(Job::Unlearn(attempt));
                 self.outbox.remove(attempt)?;
                 files::remove(&self.state.optimizer_after(attempt))?;
-                self.residuals.not_counted(attempt)?;
+                // Trained again, it was offered before: where the answer was lost it may count.
+                self.residuals.unanswered(attempt)?;
             }
             Action::OfferUpdate { offer } => {
                 self.residuals.offered(offer.study, offer.round, offer.attempt)?;

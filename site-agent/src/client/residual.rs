@@ -303,6 +303,23 @@ mod tests {
     }
 
     #[test]
+    fn an_update_that_is_trained_again_after_it_was_offered_is_the_same_and_leaves_one_residual() {
+        let site = Site::new();
+        site.round(1, 1);
+        site.offer(1, 1);
+        site.residuals.counted(attempt(1)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(site.round(2, 2), SECOND);
+            site.offer(2, 2);
+        }
+        assert_eq!(site.files(), 2);
+        // Once more, and its round closes meanwhile: the first offer may count.
+        assert_eq!(site.round(2, 2), SECOND);
+        site.residuals.unanswered(attempt(2)).unwrap();
+        assert_eq!(site.files(), 0);
+    }
+
+    #[test]
     fn without_an_answer_nothing_is_added_twice() {
         let site = Site::new();
         site.round(1, 1);
