@@ -7,6 +7,8 @@
 //!    └──── RoundClosed, a newer round, StudyFinished, StudyRefused; Receipt, Refused ────┘
 //! ```
 //!
+//! An update that the disk lost or changed goes back from uploading to training, in the same attempt.
+//!
 //! Where a study takes late updates into the next round, training and uploading go on when their own round closes, and the
 //! next round waits here until the coordinator has answered.
 //!

@@ -168,7 +168,7 @@ impl Agent {
             Until::Allowance(_) => tracing::warn!("waiting: {why}; it is kept, and sent by itself then"),
             Until::Room { .. } => {
                 tracing::error!("paused: {why}; it is tried again each {} s", LOOK_FOR_ROOM.as_secs());
-                tracing::error!("hint: make room; it goes on by itself then");
+                tracing::error!("hint: {}; it goes on by itself then", files::DISK_HINT);
             }
         }
         self.waiting.add(held);

@@ -82,7 +82,7 @@ impl RoundFile {
         let Some(name) = files::disk_trouble(&error.into()) else { return };
         let folder = self.path.parent().unwrap_or(&self.path);
         if self.unkept.why().is_none() {
-            tracing::error!("{name}: make room in {}", folder.display());
+            tracing::error!("{name}: {}: {}", folder.display(), files::DISK_HINT);
         }
         self.unkept.say(format!("{name}: {why}; training goes on; {}", files::free_space(folder)));
     }

@@ -341,7 +341,7 @@ impl Agent {
             let name = files::disk_trouble(error).unwrap_or("disk");
             let why = format!("{name}: {error:#}; {free}, at least 1 MiB is needed");
             tracing::error!("paused: {why}; it is tried again each {} s", LOOK_FOR_ROOM.as_secs());
-            tracing::error!("hint: make room; what is under way goes on by itself then");
+            tracing::error!("hint: {}; what is under way goes on by itself then", files::DISK_HINT);
             self.status.paused = Some(why);
         }
         // Perhaps there is room for so little.
@@ -361,7 +361,7 @@ impl Agent {
         self.is_halted = false;
         self.go_on()?;
         if !self.is_halted && self.status.paused.take().is_some() {
-            tracing::info!("the disk has room again: everything goes on");
+            tracing::info!("the disk can be written again: everything goes on");
         }
         self.write_status()
     }

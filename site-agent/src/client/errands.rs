@@ -107,13 +107,18 @@ pub(super) async fn offer_update(
     let (manifest, source) = match outbox.source(offer.update) {
         Ok(stored) => stored,
         Err(error) => {
-            tracing::error!("the update of round {round} is not in the outbox: {error}");
-            // As if its bytes were others: it is trained again. Where the disk cannot be read, it may be later.
+            // As if its bytes were others. Where the disk cannot be read, it may be later.
             let is_gone = matches!(error, ArtifactError::Absent(_) | ArtifactError::Damaged(_));
             let code = RefusalCode::BadChunk.code().to_owned();
-            return Came::Event(match is_gone {
-                true => Event::Refused { attempt, code },
-                false => Event::UploadFailed { attempt },
+            let error = anyhow::Error::from(error);
+            return Came::Event(if is_gone {
+                tracing::error!(
+                    "the update of round {round} is not in the outbox: {error:#}; it is trained again"
+                );
+                Event::Refused { attempt, code }
+            } else {
+                tracing::error!("the update of round {round} cannot be read: {error:#}");
+                Event::UploadFailed { attempt }
             });
         }
     };

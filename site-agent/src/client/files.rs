@@ -62,6 +62,9 @@ pub fn disk_trouble(error: &anyhow::Error) -> Option<&'static str> {
 
 const DISK_FULL: &str = "disk full";
 
+/// What to do about [`disk_trouble`], of either kind.
+pub const DISK_HINT: &str = "make room, or have the disk writable again";
+
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

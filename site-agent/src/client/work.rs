@@ -244,7 +244,7 @@ impl Shift<'_> {
                         tracing::error!(
                             "paused: {why}; it stays in memory, and is tried again each {again} s"
                         );
-                        tracing::error!("hint: make room; it goes on by itself then");
+                        tracing::error!("hint: {}; it goes on by itself then", files::DISK_HINT);
                     }
                     is_waiting = true;
                     // Not waited for: a later one says the same.
