@@ -161,6 +161,9 @@ impl Driver {
             what: what.to_owned(),
             detail,
         };
+        let begun = self.jobs.entry(study).or_default();
+        *begun += 1;
+        let number = *begun;
         let (store, handle) = (self.store.clone(), self.handle.clone());
         self.work.spawn(async move {
             let result = tokio::task::spawn_blocking(move || aggregate(&store, &job)).await;
@@ -172,9 +175,7 @@ impl Driver {
             for words in lines {
                 handle.say(line(words)).await;
             }
-            for event in events {
-                handle.round_event(study, event).await;
-            }
+            handle.aggregated(study, number, events).await;
         });
     }
 

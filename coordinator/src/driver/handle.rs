@@ -36,6 +36,12 @@ pub(super) enum Command {
         study: StudyDigest,
         happening: Happening,
     },
+    /// An aggregation ended. Of the jobs of a study only the last counts.
+    Aggregated {
+        study: StudyDigest,
+        job: u64,
+        events: Vec<round::Event>,
+    },
     ExpectUpdate {
         site: SiteId,
         offer: UpdateOffer,
@@ -112,6 +118,11 @@ impl DriverHandle {
     /// A site's word on a round.
     pub(crate) async fn round_event(&self, study: StudyDigest, event: round::Event) {
         self.tell(Command::Happened { study, happening: Happening::Round(event) }).await;
+    }
+
+    /// What came of an aggregation, all at once: the first of its events may begin the next.
+    pub(super) async fn aggregated(&self, study: StudyDigest, job: u64, events: Vec<round::Event>) {
+        self.tell(Command::Aggregated { study, job, events }).await;
     }
 
     /// Whether the update is wanted.

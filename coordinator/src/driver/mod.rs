@@ -92,6 +92,8 @@ pub struct Driver {
     /// What deadlines go by.
     clock: SteadyClock,
     work: TaskTracker,
+    /// How many aggregations each study has begun: what an earlier one comes to is dropped.
+    jobs: BTreeMap<StudyDigest, u64>,
     /// Files that can go.
     spent: Spent,
     /// Whether a server runs on this.
@@ -128,6 +130,7 @@ impl Driver {
             try_at: Timestamp::default(),
             clock: SteadyClock::starting_after(last),
             work: TaskTracker::new(),
+            jobs: BTreeMap::new(),
             spent: Spent::default(),
             serving: false,
         })
@@ -185,10 +188,16 @@ impl Driver {
             }
         }
         finished.extend(std::iter::from_fn(|| self.inbox.try_recv().ok()));
-        let results = finished.into_iter().filter_map(|command| match command {
-            Command::Happened { study, happening } => Some((study, happening)),
-            _ => None,
-        });
+        let mut results = Vec::new();
+        for command in finished {
+            match command {
+                Command::Happened { study, happening } => results.push((study, happening)),
+                Command::Aggregated { study, job, events } if self.is_last_job(study, job) => {
+                    results.extend(events.into_iter().map(|event| (study, Happening::Round(event))));
+                }
+                _ => {}
+            }
+        }
         // What waited for the disk comes first, as it happened first.
         let waited = std::mem::take(&mut self.retries);
         for (study, happening) in waited.into_iter().chain(results) {
@@ -243,6 +252,14 @@ impl Driver {
                 self.expect_trainers().await;
             }
             Command::Happened { study, happening } => self.take(study, happening).await,
+            Command::Aggregated { study, job, events } if self.is_last_job(study, job) => {
+                for event in events {
+                    self.take(study, Happening::Round(event)).await;
+                }
+            }
+            Command::Aggregated { study, job, .. } => {
+                tracing::debug!(%study, job, "dropped what an earlier aggregation came to");
+            }
             Command::ExpectUpdate { site, offer, reply } => {
                 let run = self.studies.get(&offer.study).ok_or_else(unknown_study);
                 let answer =
@@ -277,6 +294,10 @@ impl Driver {
             Command::Say(line) if self.is_echo(&line) => tracing::debug!(%line, "said before"),
             Command::Say(line) => self.progress.say(&line),
         }
+    }
+
+    fn is_last_job(&self, study: StudyDigest, job: u64) -> bool {
+        self.jobs.get(&study) == Some(&job)
     }
 
     /// Takes an event and does what follows. One that the store does not take waits, if it is our own, and so does what

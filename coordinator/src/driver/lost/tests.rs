@@ -2,6 +2,7 @@ use common::round::Answer;
 use tokio_util::sync::CancellationToken;
 
 use super::super::Parts;
+use super::super::handle::Command;
 use super::*;
 use crate::fixture::{Fixture, NOW, attempt, change_a_byte, keep_update, site};
 use crate::pki::Authority;
@@ -84,4 +85,21 @@ async fn what_a_kill_left_of_an_ended_round_is_removed_and_nothing_else() {
     let mut driver = driver(&fixture, store.clone()).await;
     driver.sweep_spool().await;
     assert_eq!(store.spool().rounds().unwrap(), [(study, RoundId(1)), (study, RoundId(8))]);
+}
+
+#[tokio::test]
+async fn what_an_earlier_aggregation_made_does_not_count() {
+    let fixture = Fixture::new().await;
+    let mut driver = driver(&fixture, fixture.store().await).await;
+    let (study, round, model) = (fixture.digest(), RoundId(1), fixture.study.study().initial_model);
+    // One of before an update was lost, and the one that is under way.
+    driver.jobs.insert(study, 2);
+    let aggregated = |job| {
+        let events = vec![round::Event::Aggregated { round, model }];
+        Command::Aggregated { study, job, events }
+    };
+    driver.obey(aggregated(1)).await;
+    assert_eq!(driver.studies[&study].rounds.status().phase, "aggregating");
+    driver.obey(aggregated(2)).await;
+    assert_eq!(driver.studies[&study].rounds.status().model_round, round);
 }
