@@ -44,10 +44,11 @@ impl WriteBack {
     /// # Errors
     /// What it said: then the file must not be believed.
     pub async fn settle(&mut self) -> io::Result<()> {
-        match self.under_way.take() {
-            Some(under_way) => under_way.await?,
-            None => Ok(()),
-        }
+        let Some(under_way) = &mut self.under_way else { return Ok(()) };
+        // It stays until it was heard: who stops waiting loses nothing of it.
+        let said = under_way.await;
+        self.under_way = None;
+        said?
     }
 }
 
@@ -92,6 +93,7 @@ impl BlockingWriteBack {
 #[cfg(test)]
 mod tests {
     use std::os::fd::OwnedFd;
+    use std::task::{Context, Waker};
 
     use super::*;
 
@@ -134,6 +136,21 @@ mod tests {
         let data = no_disk();
         let mut write_back = WriteBack::default();
         write_back.wrote(EVERY, &data).await.unwrap();
+        assert!(write_back.settle().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn who_stops_waiting_for_a_sync_hears_of_it_the_next_time() {
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let under_way = spawn_blocking(move || {
+            let _ = held.recv();
+            Err(io::Error::other("the disk lost it"))
+        });
+        let mut write_back = WriteBack { unsynced: 0, under_way: Some(under_way) };
+        let mut settling = Box::pin(write_back.settle());
+        assert!(settling.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(settling);
+        let_go.send(()).unwrap();
         assert!(write_back.settle().await.is_err());
     }
 }
