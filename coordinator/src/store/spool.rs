@@ -196,8 +196,13 @@ impl SpooledUpdate {
         &self.data
     }
 
-    /// The disk's word about such a sync.
+    /// The disk's word about a sync that failed. What is arriving is removed then, and comes anew: the disk says it once, and
+    /// what reads back as right afterwards may be in memory alone.
     pub fn failed(&self, source: io::Error) -> StoreError {
+        let arrives = self.folder.to_string_lossy().ends_with(ARRIVING);
+        if arrives && let Err(error) = remove_if_there(&self.folder) {
+            tracing::warn!(%error, "an update that the disk may have lost cannot be removed");
+        }
         StoreError::file(&self.folder)(source)
     }
 
@@ -238,7 +243,7 @@ impl SpooledUpdate {
             return Err(StoreError::corrupt("update", format!("chunk {index} is missing")));
         }
         let hash = self.manifest.hash();
-        self.data.sync_all().map_err(StoreError::file(&self.folder))?;
+        self.data.sync_all().map_err(|error| self.failed(error))?;
         files::sync_dir(&self.folder).map_err(StoreError::file(&self.folder))?;
         let to = kept(&self.round_folder, &self.site, &hash);
         if self.folder != to {

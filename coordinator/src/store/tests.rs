@@ -259,6 +259,27 @@ async fn an_update_resumes_with_the_chunks_that_are_right() {
     assert!(store.spool().read(&study, RoundId(1), &site("a"), &hash).unwrap().is_none());
 }
 
+#[tokio::test]
+async fn an_update_whose_sync_failed_comes_anew_but_one_that_was_kept_stays() {
+    let (_dir, store) = store().await;
+    let study = study(&store).await;
+    let (manifest, data) = update(9);
+    let receive = || store.spool().receive(&study, RoundId(1), &site("a"), manifest.clone()).unwrap();
+    let spooled = receive();
+    for index in [1, 0] {
+        spooled.write_checked(&checked(&manifest, &data, index)).unwrap();
+    }
+    let error = spooled.failed(std::io::Error::other("the disk lost it"));
+    assert!(matches!(error, StoreError::File { .. }));
+    spooled.write_checked(&checked(&manifest, &data, 2)).unwrap();
+    assert!(spooled.keep().is_err(), "though a later sync says nothing");
+    assert_eq!(receive().missing().collect::<Vec<_>>(), [0, 1, 2]);
+
+    keep(&store, &study, &manifest, &data);
+    receive().failed(std::io::Error::other("the disk lost it"));
+    assert_eq!(receive().missing().count(), 0, "it was synced before it had its name");
+}
+
 /// Receives what is missing of an update of site `a`, and keeps it.
 fn keep(store: &Store, study: &StudyDigest, manifest: &ArtifactManifest, data: &[u8]) -> Vec<usize> {
     let spooled = store.spool().receive(study, RoundId(1), &site("a"), manifest.clone()).unwrap();
