@@ -187,8 +187,9 @@ impl ArtifactWriter {
             write_manifest(&self.folder, &manifest)?;
             fs::rename(&self.folder, &to).map_err(StoreError::file(&to))?;
             self.finished = true;
-            files::sync_dir(&self.artifacts.dir).map_err(StoreError::file(&self.artifacts.dir))?;
         }
+        // Also of one that is there: its name may be of a try that failed at this.
+        files::sync_dir(&self.artifacts.dir).map_err(StoreError::file(&self.artifacts.dir))?;
         Ok(hash)
     }
 }

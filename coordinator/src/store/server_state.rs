@@ -176,7 +176,11 @@ impl ServerStates {
         for state in states.map(|entry| entry.path) {
             files.push(state.join(STATE));
             for moment in folders(&state)? {
-                let entries = fs::read_dir(&moment).map_err(StoreError::file(&moment))?;
+                let entries = match fs::read_dir(&moment) {
+                    // Two rounds have ended while we looked.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    entries => entries.map_err(StoreError::file(&moment))?,
+                };
                 for entry in entries {
                     files.push(entry.map_err(StoreError::file(&moment))?.path());
                 }
@@ -232,12 +236,14 @@ impl ServerStateWriter {
         let json = serde_json::to_vec(&file).map_err(|e| StoreError::corrupt("server state", e))?;
         let to = self.states.folder(&self.study, round, model);
         if to.is_dir() {
-            return self.replace(&to, &file, &json);
+            self.replace(&to, &file, &json)?;
+        } else {
+            let path = self.folder.join(STATE);
+            files::write_atomic(&path, &json, Access::Private).map_err(StoreError::file(&path))?;
+            fs::rename(&self.folder, &to).map_err(StoreError::file(&to))?;
+            self.finished = true;
         }
-        let path = self.folder.join(STATE);
-        files::write_atomic(&path, &json, Access::Private).map_err(StoreError::file(&path))?;
-        fs::rename(&self.folder, &to).map_err(StoreError::file(&to))?;
-        self.finished = true;
+        // Also of one that was there: its name may be of a try that failed at this.
         for folder in [files::parent(&to), self.states.dir.as_path()] {
             files::sync_dir(folder).map_err(StoreError::file(folder))?;
         }
