@@ -112,13 +112,15 @@ struct Window {
     /// What of the budget grants more.
     more: Option<OwnedSemaphorePermit>,
     now: u32,
+    /// Turns that have begun and not ended: one may begin while the last stream of the one before is going.
+    turns: u32,
     /// Credit given beyond the window, until so many bytes more were read.
     debt: u32,
 }
 
 impl Window {
     fn new(direction: Direction, idle: u32, least: u32) -> Self {
-        Self { direction, idle, least: least.max(idle), more: None, now: idle, debt: 0 }
+        Self { direction, idle, least: least.max(idle), more: None, now: idle, turns: 0, debt: 0 }
     }
 
     fn granted(&self) -> u32 {
@@ -126,7 +128,12 @@ impl Window {
         self.least.saturating_add(u32::try_from(more).unwrap_or(u32::MAX).saturating_mul(UNIT))
     }
 
-    /// A turn begins. What a broken transfer kept is its own.
+    /// A turn begins.
+    fn open(&mut self) {
+        self.turns = self.turns.saturating_add(1);
+    }
+
+    /// Makes a turn wider, if there is room. What a broken transfer kept is its own.
     fn widen(&mut self, budget: &Budget) {
         if self.more.is_none() {
             self.more = budget.more();
@@ -152,8 +159,12 @@ impl Window {
         if left > u64::from(self.granted()) { self.raise(left) } else { self.lower() }
     }
 
-    /// The turn ends.
+    /// A turn ends. The next may have the window already.
     fn close(&mut self) {
+        self.turns = self.turns.saturating_sub(1);
+        if self.turns > 0 {
+            return;
+        }
         self.lower();
         if self.idle.saturating_add(self.debt) <= self.least {
             self.more = None;
@@ -205,6 +216,7 @@ impl Bulk {
                 let share = budget.turn().await;
                 let (connection, window) = (connection.clone(), self.window.clone());
                 let turn = Arc::new(Turn { connection, window, _share: share });
+                turn.change(Window::open);
                 if turn.connection.round_trip() >= LONG_WAY {
                     turn.change(|window| window.widen(budget));
                 }
@@ -393,6 +405,20 @@ mod tests {
         window.close();
         drop(share);
         assert_eq!(free(&budget), 64, "what we send ahead is for us to say");
+    }
+
+    #[test]
+    fn a_turn_that_begins_while_the_one_before_is_going_keeps_its_window() {
+        let budget = budget(64);
+        let mut window = budget.window(Direction::Send);
+        window.open();
+        window.raise(u64::MAX);
+        window.open();
+        window.raise(u64::MAX);
+        window.close();
+        assert_eq!(window.now, window.granted());
+        window.close();
+        assert_eq!(window.now, window.idle);
     }
 
     #[test]
