@@ -42,6 +42,11 @@ pub(super) enum Command {
         job: u64,
         events: Vec<round::Event>,
     },
+    MayFetch {
+        site: SiteId,
+        artifact: ArtifactHash,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
     ExpectUpdate {
         site: SiteId,
         offer: UpdateOffer,
@@ -123,6 +128,11 @@ impl DriverHandle {
     /// What came of an aggregation, all at once: the first of its events may begin the next.
     pub(super) async fn aggregated(&self, study: StudyDigest, job: u64, events: Vec<round::Event>) {
         self.tell(Command::Aggregated { study, job, events }).await;
+    }
+
+    /// Whether an evaluator may fetch an artifact.
+    pub(crate) async fn may_fetch(&self, site: SiteId, artifact: ArtifactHash) -> Result<(), Refusal> {
+        self.ask(|reply| Command::MayFetch { site, artifact, reply }).await?
     }
 
     /// Whether the update is wanted.

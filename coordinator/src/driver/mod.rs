@@ -18,6 +18,7 @@ mod peers;
 mod plan;
 mod rehearse;
 mod retries;
+mod seal;
 mod spent;
 mod study_run;
 
@@ -259,6 +260,9 @@ impl Driver {
             }
             Command::Aggregated { study, job, .. } => {
                 tracing::debug!(%study, job, "dropped what an earlier aggregation came to");
+            }
+            Command::MayFetch { site, artifact, reply } => {
+                let _ = reply.send(self.may_fetch(&site, &artifact));
             }
             Command::ExpectUpdate { site, offer, reply } => {
                 let run = self.studies.get(&offer.study).ok_or_else(unknown_study);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::evaluation::ReportExpectation;
-use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, SiteId, StudyDigest};
+use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::report::{EvaluationReport, METRIC_VERSION};
 use common::round::{self, Exclusion, UpdateExpectation};
@@ -287,6 +287,9 @@ fn brief(offer: &UpdateOffer) -> round::UpdateOffer {
 }
 
 async fn open_artifact(session: &Session, artifact: ModelHash) -> Result<Arc<ArtifactFile>, Refusal> {
+    if session.identity.role == Role::Evaluator {
+        session.context.driver.may_fetch(session.identity.site.clone(), artifact).await?;
+    }
     let context = session.context.clone();
     let read = move || context.shelf.read(context.store.artifacts(), &artifact);
     let opened = tokio::task::spawn_blocking(read).await;
