@@ -31,7 +31,7 @@ pub enum Sabotage {
     WeighAgain,
     /// The driver does not write down that an update was stored: an acknowledged one is lost in a crash.
     ForgetUpdates,
-    /// The driver drops timers.
+    /// The drivers drop timers, on either side.
     ForgetTimers,
     /// The driver aggregates what a site sent for an earlier round.
     MixRounds,

@@ -228,12 +228,11 @@ impl World {
                     }
                 }
             }
+            Action::SetTimer { .. } if self.sabotage == Sabotage::ForgetTimers => {}
             Action::SetTimer { timer, at } => {
-                if self.sabotage != Sabotage::ForgetTimers {
-                    self.coordinator.timers.insert(timer, at);
-                    let delay = at.0.saturating_sub(self.now.0);
-                    self.at(delay, Happening::RoundTimer { timer, at });
-                }
+                self.coordinator.timers.insert(timer, at);
+                let delay = at.0.saturating_sub(self.now.0);
+                self.at(delay, Happening::RoundTimer { timer, at });
             }
             Action::ClearTimer(timer) => {
                 self.coordinator.timers.remove(&timer);

@@ -78,6 +78,7 @@ impl World {
                 let code = rejection.code().to_owned();
                 self.notice(&site, participant::Event::ReportRefused { model, code });
             }
+            Action::SetTimer { .. } if self.sabotage == Sabotage::ForgetTimers => {}
             Action::SetTimer { at, .. } => {
                 self.coordinator.gate_timer = Some(at);
                 let delay = at.0.saturating_sub(self.now.0);

@@ -167,6 +167,7 @@ impl World {
                 let failed = Event::ReportFailed { model };
                 self.request(site, Request::Report { model, report }, Some(failed));
             }
+            Action::SetTimer { .. } if self.sabotage == Sabotage::ForgetTimers => {}
             Action::SetTimer { timer, at } => {
                 self.sites[site].timers.insert(timer, at);
                 let delay = at.0.saturating_sub(self.site_now(site).0);
