@@ -25,8 +25,9 @@ use super::work::{Job, LOOK_FOR_ROOM, Outcome};
 use crate::egress::{Egress, Outbound, Verdict};
 use crate::train::trainer::{Cancel, StepReport, TrainError};
 
-/// Models kept beyond those in use: a coordinator that comes back may ask for a recent one.
-const SPARE_ARTIFACTS: usize = 6;
+/// The newest artifacts are kept: the model at hand, the one before, which a coordinator that comes back may ask for, and the
+/// embeddings. A model that goes before the system wrote it to the disk never burdens the disk.
+const SPARE_ARTIFACTS: usize = 3;
 
 impl Agent {
     /// Begins an action, or finishes it at once; an event is what came of it.
