@@ -26,7 +26,7 @@ use crate::egress::{Egress, Outbound, Verdict};
 use crate::train::trainer::{Cancel, StepReport, TrainError};
 
 /// The newest artifacts are kept: the model at hand, the one before, which a coordinator that comes back may ask for, and the
-/// embeddings. A model that goes before the system wrote it to the disk never burdens the disk.
+/// embeddings.
 const SPARE_ARTIFACTS: usize = 3;
 
 impl Agent {
