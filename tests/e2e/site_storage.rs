@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::harness::disk::{self, Disk};
 use crate::harness::federation::{Federation, ROUNDS};
+use crate::harness::process::Process;
 use crate::harness::study::STEPS;
 
 /// How a site calls its pause, in its log and in its status.
@@ -27,19 +28,29 @@ fn on_a_disk_that_fills_while_a_round_is_trained() {
     if !disk::is_inside() {
         return;
     }
+    while_a_round_is_trained(Disk::fill, Disk::make_room, |federation, south| {
+        south.until_says(DISK_FULL);
+        federation.south.until_status(DISK_FULL);
+    });
+}
+
+/// South's disk takes nothing from `spoil` to `mend`: neither the checkpoints of the steps to come nor the update.
+fn while_a_round_is_trained(
+    spoil: fn(&Disk),
+    mend: fn(&Disk),
+    until_named: impl FnOnce(&mut Federation, &mut Process),
+) {
     let mut federation = Federation::set_up();
     federation.south.keep_every_step();
     let disk = Disk::under(&federation.south.path("state"));
     let _north = federation.north.run();
     let mut south = federation.south.run_to(None);
-    // Neither the checkpoints of the steps to come have room nor the update.
     south.until_says("round 1: kept after step 2");
     south.pause();
-    disk.fill();
+    spoil(&disk);
     south.resume();
-    south.until_says(DISK_FULL);
-    federation.south.until_status(DISK_FULL);
-    disk.make_room();
+    until_named(&mut federation, &mut south);
+    mend(&disk);
     let model = federation.finished();
     federation.assert_each_counted_once();
     assert_eq!(model, Federation::undisturbed());
@@ -85,20 +96,9 @@ fn on_a_disk_that_turns_read_only_while_a_round_is_trained() {
     if !disk::is_inside() {
         return;
     }
-    let mut federation = Federation::set_up();
-    federation.south.keep_every_step();
-    let disk = Disk::under(&federation.south.path("state"));
-    let _north = federation.north.run();
-    let mut south = federation.south.run_to(None);
-    south.until_says("round 1: kept after step 2");
-    south.pause();
-    disk.cover();
-    south.resume();
-    south.until_says(DISK_READ_ONLY);
-    disk.uncover();
-    let model = federation.finished();
-    federation.assert_each_counted_once();
-    assert_eq!(model, Federation::undisturbed());
+    while_a_round_is_trained(Disk::cover, Disk::uncover, |_, south| {
+        south.until_says(DISK_READ_ONLY);
+    });
 }
 
 /// Changes a byte in the middle of each file of `folder` whose name has this ending.

@@ -19,7 +19,7 @@ use common::round::{Fault, Term};
 use common::study::CLASS_TABLE_TENSOR;
 use common::update::{Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate};
 
-use crate::store::{ArtifactFile, ArtifactWriter, ServerState, ServerStateWriter, Store, StoreError, causes};
+use crate::store::{ArtifactFile, ArtifactWriter, ServerState, ServerStateWriter, Store, StoreError};
 
 /// Most chunks in the making at once: hashing and reading keep a few cores busy, and each costs some MiB.
 const MOST_THREADS: usize = 4;
@@ -68,11 +68,6 @@ impl JobError {
             Self::Numbers(AggregateError::Chunk { .. }) => Fault::Storage,
             Self::Numbers(_) => Fault::Numbers,
         }
-    }
-
-    /// For the operator: with what led to it.
-    pub(super) fn words(&self) -> String {
-        causes(self)
     }
 }
 

@@ -20,7 +20,7 @@ use super::study_run::{Deed, Happening, TickError, TimerKey};
 use super::{Driver, facts, plan};
 use crate::clock;
 use crate::progress::Line;
-use crate::store::{Receipt, RoundRecord, Store, StoreError};
+use crate::store::{self, Receipt, RoundRecord, Store, StoreError};
 
 impl Driver {
     /// Does `deeds`, and what follows from them; then what a closed round leaves to do, as the next one is announced by then.
@@ -314,7 +314,7 @@ fn aggregate(store: &Store, job: &Job) -> Heard {
         Err(error) => error,
     };
     tracing::error!(error = &error as &dyn std::error::Error, "aggregation failed");
-    let words = format!("round {round} could not be aggregated: {}", error.words());
+    let words = format!("round {round} could not be aggregated: {}", store::causes(&error));
     let lines = vec![("aggregation-failed", words)];
     let fault = match (&error, error.fault()) {
         (JobError::Store(error), _) => disk::fault(store, error),

@@ -86,26 +86,11 @@ fn remove(store: &Store, study: StudyDigest, bounds: Bounds) -> Result<(), Store
 #[cfg(test)]
 mod tests {
     use common::round;
-    use tokio_util::sync::CancellationToken;
 
-    use super::super::Parts;
+    use super::super::lost::tests::driver;
     use super::super::study_run::Happening;
     use super::*;
     use crate::fixture::{Fixture, keep_update};
-    use crate::pki::Authority;
-    use crate::progress::Progress;
-
-    async fn driver(fixture: &Fixture, store: Store) -> Driver {
-        let authority = Authority::open(&fixture.config.certs, "thorax").unwrap();
-        let parts = Parts {
-            store,
-            authority: Arc::new(authority),
-            address: None,
-            progress: Progress::Silent,
-            stop: CancellationToken::new(),
-        };
-        Driver::open(parts).await.unwrap()
-    }
 
     /// Keeps an update in each of these rounds.
     fn keep_updates(store: &Store, fixture: &Fixture, study: StudyDigest, rounds: &[u32]) {

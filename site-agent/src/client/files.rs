@@ -10,6 +10,8 @@ use link::write_back::BlockingWriteBack;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::train::state::UNFINISHED;
+
 /// For the owner alone.
 const PRIVATE: u32 = 0o600;
 /// For everybody whom the user's umask lets in.
@@ -45,11 +47,6 @@ impl FileError {
 /// Free bytes that are left alone: less is no room.
 pub const SPARE_ROOM: u64 = 1 << 20;
 
-/// Whether this came of a full disk or a quota that is used up: it passes when somebody makes room.
-pub fn is_disk_full(error: &anyhow::Error) -> bool {
-    disk_trouble(error) == Some(DISK_FULL)
-}
-
 /// What is wrong with the disk, in two words, where this came of something that passes when somebody sees to it.
 pub fn disk_trouble(error: &anyhow::Error) -> Option<&'static str> {
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
@@ -60,7 +57,8 @@ pub fn disk_trouble(error: &anyhow::Error) -> Option<&'static str> {
     })
 }
 
-const DISK_FULL: &str = "disk full";
+/// Of a full disk, or a quota that is used up.
+pub(super) const DISK_FULL: &str = "disk full";
 
 /// What to do about [`disk_trouble`], of either kind.
 pub const DISK_HINT: &str = "make room, or have the disk writable again";
@@ -167,7 +165,7 @@ fn put(
     let attempt = || {
         let permissions = fs::Permissions::from_mode(mode);
         let mut temporary =
-            tempfile::Builder::new().prefix(".writing-").permissions(permissions).tempfile_in(&folder)?;
+            tempfile::Builder::new().prefix(UNFINISHED).permissions(permissions).tempfile_in(&folder)?;
         temporary.write_all(bytes)?;
         temporary.as_file().sync_all()?;
         place(temporary, path)?;
@@ -191,7 +189,7 @@ impl Unnamed {
     /// [`FileError`].
     pub fn begin(folder: &Path) -> Result<Self, FileError> {
         let permissions = fs::Permissions::from_mode(PRIVATE);
-        let made = tempfile::Builder::new().prefix(".writing-").permissions(permissions).tempfile_in(folder);
+        let made = tempfile::Builder::new().prefix(UNFINISHED).permissions(permissions).tempfile_in(folder);
         let temporary = made.map_err(|source| FileError::new("write in", folder, source))?;
         Ok(Self { temporary, folder: folder.to_owned(), write_back: BlockingWriteBack::default() })
     }
@@ -277,6 +275,16 @@ fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.set_len(bytes.len() as u64)
 }
 
+/// Removes what a crash left half-written in a folder, if there is one: it can be as large as a model. For whoever alone writes there.
+///
+/// # Errors
+/// [`FileError`].
+pub fn remove_unfinished(folder: &Path) -> Result<(), FileError> {
+    let listed = fs::read_dir(folder).into_iter().flatten().flatten();
+    let unfinished = listed.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED));
+    unfinished.map(|entry| entry.path()).try_for_each(|path| remove(&path))
+}
+
 /// Makes a folder that only its owner can enter, and those above it.
 ///
 /// # Errors
@@ -348,16 +356,16 @@ mod tests {
             let written = opened.and_then(|mut file| file.write_all(b"x"));
             anyhow::Error::from(FileError::new("write", Path::new(path), written.unwrap_err()))
         };
-        assert!(is_disk_full(&fail("/dev/full")));
-        assert!(is_disk_full(&fail("/dev/full").context("the round")));
-        assert!(!is_disk_full(&fail("/nowhere/file")));
-        assert!(!is_disk_full(&anyhow::anyhow!("no space left, they say")));
+        assert_eq!(disk_trouble(&fail("/dev/full")), Some(DISK_FULL));
+        assert_eq!(disk_trouble(&fail("/dev/full").context("the round")), Some(DISK_FULL));
+        assert_eq!(disk_trouble(&fail("/nowhere/file")), None);
+        assert_eq!(disk_trouble(&anyhow::anyhow!("no space left, they say")), None);
         let read_only = FileError::new("write", Path::new("x"), io::ErrorKind::ReadOnlyFilesystem.into());
         assert_eq!(disk_trouble(&read_only.into()), Some("disk read-only"));
         let folder = tempfile::tempdir().unwrap();
         assert!(free_space(folder.path()).contains("MiB are free on the disk of"));
         assert!(require_room(folder.path(), 0).is_ok() && !has_room(folder.path(), u64::MAX));
-        assert!(is_disk_full(&require_room(folder.path(), u64::MAX).unwrap_err().into()));
+        assert_eq!(disk_trouble(&require_room(folder.path(), u64::MAX).unwrap_err().into()), Some(DISK_FULL));
     }
 
     #[test]

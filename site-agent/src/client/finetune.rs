@@ -21,7 +21,7 @@ use super::state::lock_folder;
 use crate::model::{LiveTensor, ModelError, NamedTensors};
 use crate::train::checkpoint::CheckpointKey;
 use crate::train::optimizer::OptimizerState;
-use crate::train::state::{UNFINISHED, read_state, store_state};
+use crate::train::state::{read_state, store_state};
 use crate::train::tensors::advance;
 use crate::train::trainer::{Cancel, LocalTrainer, RoundPlan, StepReport, TrainError};
 
@@ -138,10 +138,7 @@ impl RoundFolder {
         let lock = lock_folder(path)?;
         let models = ArtifactFolder::open(&path.join("models"))?;
         for folder in [path, models.path()] {
-            let listed = fs::read_dir(folder).into_iter().flatten().flatten();
-            for entry in listed.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
-                files::remove(&entry.path())?;
-            }
+            files::remove_unfinished(folder)?;
         }
         Ok(Self { path: path.to_owned(), models, _lock: lock })
     }

@@ -207,7 +207,7 @@ mod tests {
         let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
         let file = std::mem::replace(&mut journal.events, full);
         let refused = journal.record(&offered(2), Timestamp(6)).unwrap_err();
-        assert!(files::is_disk_full(&refused.into()));
+        assert_eq!(files::disk_trouble(&refused.into()), Some(files::DISK_FULL));
         journal.events = file;
         // What had room of the line.
         journal.events.write_all(b"{\"at\":6,\"ev").unwrap();

@@ -259,6 +259,14 @@ mod tests {
             self.residuals.offered(study(), RoundId(round), attempt(id)).unwrap();
         }
 
+        /// A round whose update counts; what was sent.
+        fn count(&self, round: u32, id: u8) -> [f32; 2] {
+            let sent = self.round(round, id);
+            self.offer(round, id);
+            self.residuals.counted(attempt(id)).unwrap();
+            sent
+        }
+
         fn files(&self) -> usize {
             self.residuals.names().len()
         }
@@ -289,9 +297,7 @@ mod tests {
     #[test]
     fn an_update_that_never_counts_leaves_what_remained_before_it() {
         let site = Site::new();
-        site.round(1, 1);
-        site.offer(1, 1);
-        site.residuals.counted(attempt(1)).unwrap();
+        site.count(1, 1);
         assert_eq!(site.round(2, 2), SECOND);
         site.offer(2, 2);
         site.residuals.not_counted(attempt(2)).unwrap();
@@ -305,9 +311,7 @@ mod tests {
     #[test]
     fn an_update_that_is_trained_again_after_it_was_offered_is_the_same_and_leaves_one_residual() {
         let site = Site::new();
-        site.round(1, 1);
-        site.offer(1, 1);
-        site.residuals.counted(attempt(1)).unwrap();
+        site.count(1, 1);
         for _ in 0..2 {
             assert_eq!(site.round(2, 2), SECOND);
             site.offer(2, 2);
@@ -322,9 +326,7 @@ mod tests {
     #[test]
     fn without_an_answer_nothing_is_added_twice() {
         let site = Site::new();
-        site.round(1, 1);
-        site.offer(1, 1);
-        site.residuals.counted(attempt(1)).unwrap();
+        site.count(1, 1);
         site.round(2, 2);
         site.offer(2, 2);
         site.residuals.unanswered(attempt(2)).unwrap();
@@ -335,9 +337,7 @@ mod tests {
     #[test]
     fn after_a_crash_the_attempt_under_way_stays_and_others_go() {
         let site = Site::new();
-        site.round(1, 1);
-        site.offer(1, 1);
-        site.residuals.counted(attempt(1)).unwrap();
+        site.count(1, 1);
         site.round(2, 2);
         site.offer(2, 2);
         site.round(2, 3);
@@ -357,24 +357,18 @@ mod tests {
     fn a_round_that_is_asked_for_again_begins_with_what_remained_before_it() {
         let site = Site::new();
         for (round, expected) in [(1, FIRST), (2, SECOND), (3, FIRST)] {
-            assert_eq!(site.round(round, round as u8), expected);
-            site.offer(round, round as u8);
-            site.residuals.counted(attempt(round as u8)).unwrap();
+            assert_eq!(site.count(round, round as u8), expected);
         }
         assert_eq!(site.files(), 2);
         // Round 3 again: of a coordinator that was restored from a backup.
-        assert_eq!(site.round(3, 9), FIRST);
-        site.offer(3, 9);
-        site.residuals.counted(attempt(9)).unwrap();
+        assert_eq!(site.count(3, 9), FIRST);
         assert_eq!(site.round(4, 10), SECOND);
     }
 
     #[test]
     fn a_damaged_residual_is_not_used() {
         let site = Site::new();
-        site.round(1, 1);
-        site.offer(1, 1);
-        site.residuals.counted(attempt(1)).unwrap();
+        site.count(1, 1);
         let path = site.residuals.0.join(format!("{}-1.state", study()));
         let whole = std::fs::read(&path).unwrap();
         assert_eq!(whole.len(), 8 + 32);

@@ -123,20 +123,14 @@ impl StateFolder {
         Residuals::open(&self.0.join("residual"))
     }
 
-    /// Removes what a crash left of files that were being written: they can be as large as a model. For the agent alone,
-    /// which holds the lock.
+    /// Removes what a crash left of files that were being written. For the agent alone, which holds the lock.
     ///
     /// # Errors
     /// [`FileError`].
     pub fn remove_unfinished(&self) -> Result<(), FileError> {
         // Not `studies` and `finetune`: other commands write there meanwhile.
-        for part in ["", "artifacts", "outbox", "optimizer", "residual", "checkpoint", "reports", "journal"] {
-            let listed = std::fs::read_dir(self.0.join(part)).into_iter().flatten().flatten();
-            for entry in listed.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
-                files::remove(&entry.path())?;
-            }
-        }
-        Ok(())
+        let parts = ["", "artifacts", "outbox", "optimizer", "residual", "checkpoint", "reports", "journal"];
+        parts.into_iter().try_for_each(|part| files::remove_unfinished(&self.0.join(part)))
     }
 
     /// Offered studies and what was decided about them.

@@ -7,6 +7,7 @@ use common::ids::{AttemptId, Digest};
 use common::update::CheckedChunk;
 
 use super::*;
+use crate::store::causes;
 
 /// Three chunks: two of the larger tensor.
 fn layout() -> TensorLayout {
@@ -131,7 +132,8 @@ async fn a_round_without_the_state_before_it_fails_and_does_not_start_from_zero(
     let terms = [study.put_update(2, base, "a", 1.0)];
     let error = study.aggregate(2, base, &terms).unwrap_err();
     assert_eq!(error.fault(), Fault::Storage);
-    assert!(error.words().contains("server state in the store: that of round 1"), "{}", error.words());
+    let words = causes(&error);
+    assert!(words.contains("server state in the store: that of round 1"), "{words}");
 }
 
 #[tokio::test]
@@ -145,7 +147,8 @@ async fn an_update_that_a_disk_has_changed_ends_it_and_nothing_is_left() {
     std::fs::write(&path, data).unwrap();
     let error = study.aggregate(1, base, &terms).unwrap_err();
     assert_eq!(error.fault(), Fault::Storage);
-    assert!(error.words().contains("site b: chunk 2"), "{}", error.words());
+    let words = causes(&error);
+    assert!(words.contains("site b: chunk 2"), "{words}");
     let left = |folder: &str| std::fs::read_dir(study.dir.path().join(folder)).unwrap().count();
     assert_eq!(left("artifacts"), 1, "the base alone");
     assert_eq!(left(&format!("server-state/{}", study.digest)), 0);
@@ -180,5 +183,6 @@ async fn updates_in_bfloat16_are_read_beside_a_model_in_f32() {
     // By a study in f32 they are not what it asked for.
     let other = Study { method: momentum(), ..study };
     let error = other.aggregate(1, base, &terms).unwrap_err();
-    assert!(error.words().contains("in bf16, the study's updates are in f32"), "{}", error.words());
+    let words = causes(&error);
+    assert!(words.contains("in bf16, the study's updates are in f32"), "{words}");
 }

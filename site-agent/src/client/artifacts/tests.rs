@@ -131,7 +131,7 @@ async fn a_chunk_that_found_no_room_is_still_missing() {
         done: artifacts.data(manifest.hash()),
     }));
     let refused = full.keep_chunk(0, chunk).await.unwrap_err();
-    assert!(files::is_disk_full(&refused.into()));
+    assert_eq!(files::disk_trouble(&refused.into()), Some(files::DISK_FULL));
     assert_eq!(full.missing(), [0, 1, 2]);
     assert!(full.finish().is_err() && !artifacts.has(manifest.hash()));
     sink.keep_chunk(0, chunk).await.unwrap();
