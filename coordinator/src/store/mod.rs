@@ -293,7 +293,12 @@ impl Store {
 
     /// Closes the database, so that its write-ahead log is folded in.
     pub async fn close(self) {
-        self.pool.close().await;
+        // The pool's `close` misses a connection that is on its way back to the pool: it would be folded in by a thread that
+        // nobody waits for, and cut short where the process ends first.
+        while self.pool.size() > 0 {
+            self.pool.close().await;
+            tokio::task::yield_now().await;
+        }
     }
 }
 

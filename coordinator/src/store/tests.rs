@@ -517,3 +517,14 @@ async fn a_store_in_use_can_be_looked_at_and_copied_whole() {
     assert_eq!(copied.journal(&digest).await.unwrap().events, [entry]);
     assert!(looked.append_event(&digest, &JournalEntry { at: NOW, event: "two".to_owned() }).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_closed_database_has_no_log_beside_it() {
+    let mut left = 0;
+    for _ in 0..300 {
+        let dir = tempfile::tempdir().unwrap();
+        Store::create(dir.path()).await.unwrap().close().await;
+        left += usize::from(dir.path().join(format!("{DATABASE}-wal")).exists());
+    }
+    assert_eq!(left, 0);
+}
