@@ -10,7 +10,7 @@ use crate::admission::Admission;
 use crate::clock;
 use crate::config::Config;
 use crate::driver::{Driver, DriverHandle, Parts};
-use crate::network::{self, Budget, Context, Doors, Frame, Shelf};
+use crate::network::{self, Budget, Context, Doors, Frame, Shelf, UploadSlots};
 use crate::operator::{OperatorSocket, SocketError};
 use crate::pki::{Authority, PkiError};
 use crate::progress::{Line, Progress};
@@ -77,6 +77,7 @@ impl Service {
             store: store.clone(),
             driver: driver.handle(),
             shelf: Shelf::default(),
+            uploads: UploadSlots::default(),
             budget: Budget::new(config.transfer_bytes, &config.transport),
             admission: Admission::new(store.clone(), config.consortium.clone()),
             authority,

@@ -1,8 +1,8 @@
 //! The network's side of the coordinator: who knocks is let in or turned away, and what is asked is answered.
 //!
 //! `doors` are what is listened with, `enrolment` speaks with strangers who hold an invite, `session` with one connected site, `requests` answers
-//! each exchange, `upload` takes updates in, `shelf` keeps open what is fetched, `rotten` says of what the disk has changed that it
-//! cannot be, `credit` says whose turn it is. No decision about rounds is made here: that is asked of the driver.
+//! each exchange, `upload` takes updates in, one of each site in its `slot`, `shelf` keeps open what is fetched, `rotten` says of what the
+//! disk has changed that it cannot be, `credit` says whose turn it is. No decision about rounds is made here: that is asked of the driver.
 
 mod credit;
 mod doors;
@@ -11,6 +11,7 @@ mod requests;
 mod rotten;
 mod session;
 mod shelf;
+mod slot;
 mod upload;
 
 use std::net::SocketAddr;
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::credit::Budget;
 pub use self::shelf::Shelf;
+pub use self::slot::UploadSlots;
 use crate::admission::Admission;
 use crate::driver::DriverHandle;
 use crate::pki::Authority;
@@ -41,6 +43,8 @@ pub struct Context {
     pub driver: DriverHandle,
     /// Artifacts that are fetched now.
     pub shelf: Shelf,
+    /// Updates that are arriving.
+    pub uploads: UploadSlots,
     /// Memory for transfers.
     pub budget: Budget,
     /// Who may speak.

@@ -187,39 +187,38 @@ impl Session {
         let site = self.identity.site.clone();
         let receipt =
             Receipt { study: offer.study, round: offer.round, attempt: offer.attempt, update: offer.hash() };
+        // Before the driver is asked: it knows then of what an older connection was committing.
+        let mut slot = self.upload.lock().await?;
         let base = match self.context.driver.expect_update(site.clone(), brief(&offer)).await? {
             UpdateExpectation::AlreadyCounted => return Ok(Reply::Receipt(receipt)),
             UpdateExpectation::Wanted { base } => base,
         };
         let document = self.study(offer.study).await?;
         let Aggregation { max_update_norm: max_norm, update_dtype: dtype, .. } = document.study().aggregation;
-        // Let go before a new one is begun. A stream of before a cut may write one more chunk of it: the right bytes, or
-        // into a file that has no name any more.
-        let mut slot = self.upload.lock().await;
-        *slot = None;
+        slot.let_go().await?;
         let upload = Upload::begin(&self.context.store, site, offer, base, dtype, max_norm).await?;
         let missing = upload.missing();
-        *slot = Some(Arc::new(upload));
+        slot.upload = Some(Arc::new(upload));
         Ok(Reply::UpdateWanted { missing })
     }
 
     async fn commit(&self, attempt: AttemptId) -> Result<Reply, Refusal> {
         let site = self.identity.site.clone();
-        let mut slot = self.upload.lock().await;
-        let Some(upload) = slot.take_if(|upload| upload.attempt() == attempt) else {
+        let mut slot = self.upload.lock().await?;
+        let Some(upload) = slot.upload.take_if(|upload| upload.attempt() == attempt) else {
             return self.receipt_again(attempt).await;
         };
         let missing = upload.missing().len();
         if missing > 0 {
             let words = format!("{missing} chunks are missing");
-            *slot = Some(upload);
+            slot.upload = Some(upload);
             return Err(refusal(RefusalCode::Incomplete, words));
         }
         let upload = match Arc::try_unwrap(upload) {
             Ok(upload) => upload,
             // A stream of before a cut, which will be found broken.
             Err(upload) => {
-                *slot = Some(upload);
+                slot.upload = Some(upload);
                 return Err(refusal(RefusalCode::TooBusy, "a stream of this update is still open"));
             }
         };
@@ -375,8 +374,8 @@ async fn take_chunks(
     count: u32,
     exchange: &mut Exchange,
 ) -> Result<Reply, LinkError> {
-    let upload = session.upload.lock().await.clone().filter(|upload| upload.attempt() == attempt);
-    let upload = upload.ok_or_else(|| {
+    let arriving = session.upload.lock().await.map_err(LinkError::Refused)?.upload.clone();
+    let upload = arriving.filter(|upload| upload.attempt() == attempt).ok_or_else(|| {
         LinkError::Refused(refusal(RefusalCode::UnknownAttempt, "no update is offered under this attempt"))
     })?;
     if position(count) > upload.manifest().chunks().len() {

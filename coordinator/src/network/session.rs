@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use super::credit::{Bulk, Direction};
-use super::upload::UploadSlot;
+use super::slot::UploadSlot;
 use super::{Context, close_code, requests};
 use crate::admission::check_role;
 use crate::clock;
@@ -25,7 +25,7 @@ pub(super) struct Session {
     pub(super) context: Arc<Context>,
     pub(super) identity: PeerIdentity,
     pub(super) connection: Connection,
-    /// The one update that may be arriving.
+    /// Where an update of the site arrives.
     pub(super) upload: UploadSlot,
     pub(super) receiving: Bulk,
     pub(super) sending: Bulk,
@@ -35,7 +35,7 @@ pub(super) struct Session {
 pub(super) async fn serve(connection: Connection, identity: PeerIdentity, context: Arc<Context>) {
     let bulk = |direction| Bulk::new(direction, &context.budget);
     let (receiving, sending) = (bulk(Direction::Receive), bulk(Direction::Send));
-    let upload = UploadSlot::default();
+    let upload = context.uploads.session(&identity.site);
     let session = Arc::new(Session { context, identity, connection, upload, receiving, sending });
     if let Err(refusal) = session.admit().await {
         session.say_refused("connection", &refusal).await;
@@ -56,6 +56,7 @@ pub(super) async fn serve(connection: Connection, identity: PeerIdentity, contex
     }
     tasks.close();
     tasks.wait().await;
+    session.upload.leave().await;
 }
 
 impl Session {

@@ -7,7 +7,7 @@
 //! A chunk is hashed once, when it came. Chunks of zeros do not come at all: their hash says what they are.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use common::artifact::{ArtifactManifest, Dtype};
 use common::ids::{AttemptId, ModelHash, SiteId};
@@ -23,9 +23,6 @@ use super::requests::internal;
 use crate::driver::position;
 use crate::store::{SpooledUpdate, Store, StoreError};
 
-/// Room for the one update of a connection.
-pub(super) type UploadSlot = tokio::sync::Mutex<Option<Arc<Upload>>>;
-
 /// An update that is arriving, on any number of streams.
 pub(super) struct Upload {
     attempt: AttemptId,
@@ -33,6 +30,8 @@ pub(super) struct Upload {
     /// Held for the moment that it takes to count a chunk.
     verifier: Mutex<UpdateVerifier>,
     spooled: SpooledUpdate,
+    /// Whether it may be written to: held while a chunk is written, changed once.
+    open: RwLock<bool>,
     /// Bytes still to come, about: for the credit alone.
     left: AtomicU64,
     write_back: tokio::sync::Mutex<WriteBack>,
@@ -42,6 +41,8 @@ pub(super) struct Upload {
 enum Fault {
     Rejected(Rejection),
     Store(StoreError),
+    /// It was let go of.
+    LetGo,
 }
 
 impl From<Rejection> for Fault {
@@ -61,6 +62,7 @@ impl From<Fault> for Refusal {
         match fault {
             Fault::Rejected(rejection) => rejection.refusal(),
             Fault::Store(error) => internal(error),
+            Fault::LetGo => Refusal::new(RefusalCode::TooBusy, "the update was offered anew meanwhile"),
         }
     }
 }
@@ -110,11 +112,25 @@ impl Upload {
     /// Checks, writes and counts a chunk, in this order: what is counted is in the file.
     fn take(&self, index: u32, bytes: &[u8]) -> Result<(), Fault> {
         let checked = CheckedChunk::check(&self.manifest, index, bytes)?;
+        // One word is whole whatever panicked.
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if !*open {
+            return Err(Fault::LetGo);
+        }
         self.spooled.write_checked(&checked)?;
         // Poisoning means that a panic interrupted the counting of another chunk; that one counts as missing.
         let mut verifier = self.verifier.lock().unwrap_or_else(PoisonError::into_inner);
         verifier.count(&checked)?;
         Ok(())
+    }
+
+    /// Has nothing more of it written, on whatever stream; what is being written is waited for.
+    pub(super) async fn let_go(self: Arc<Self>) -> Result<(), Refusal> {
+        off_thread(move || {
+            *self.open.write().unwrap_or_else(PoisonError::into_inner) = false;
+            Ok(())
+        })
+        .await
     }
 
     /// Completes the verification and makes the update durable.
@@ -162,7 +178,7 @@ fn begin(
     let to_come = verifier.missing().into_iter().filter_map(|index| spans.get(position(index)));
     let left = AtomicU64::new(to_come.map(|span| u64::from(span.len)).sum());
     let (verifier, write_back) = (Mutex::new(verifier), tokio::sync::Mutex::default());
-    Ok(Upload { attempt, manifest, verifier, spooled, left, write_back })
+    Ok(Upload { attempt, manifest, verifier, spooled, open: RwLock::new(true), left, write_back })
 }
 
 /// One stream's way into an upload: while a chunk is checked and written, the next is read. It holds two buffers.
@@ -228,6 +244,7 @@ mod tests {
     use common::ids::{Digest, RoundId, StudyDigest};
 
     use super::*;
+    use crate::network::slot::UploadSlots;
 
     /// Numbers of a full chunk.
     const CHUNK: u32 = CHUNK_BYTES as u32 / 4;
@@ -326,6 +343,35 @@ mod tests {
         assert_eq!(intake.upload().missing(), [1, 2, 3]);
         drop(intake);
         assert_eq!(folder.begin(&data).await.missing(), [1, 2, 3], "it is on the disk");
+    }
+
+    #[tokio::test]
+    async fn of_two_connections_of_a_site_the_newer_alone_writes() {
+        let folder = folder().await;
+        let data = ramp(&folder.layout);
+        let slots = UploadSlots::default();
+        let site: SiteId = "north".parse().unwrap();
+        let (older, newer) = (slots.session(&site), slots.session(&site));
+        let begun = Arc::new(folder.begin(&data).await);
+        older.lock().await.unwrap().upload = Some(begun.clone());
+        let mut stream = Intake::new(begun);
+        stream.take(0, folder.chunk(&data, 0)).await.unwrap();
+        stream.settle().await.unwrap();
+
+        let mut slot = newer.lock().await.unwrap();
+        assert!(slot.upload.is_none(), "the older is let go of");
+        // Its stream has more that came before it was closed.
+        stream.take(1, folder.chunk(&data, 1)).await.unwrap();
+        assert_eq!(stream.settle().await.unwrap_err().code, RefusalCode::TooBusy);
+        let upload = folder.begin(&data).await;
+        assert_eq!(upload.missing(), [1, 2, 3], "what came before stays, and nothing came after");
+        slot.upload = Some(Arc::new(upload));
+        drop(slot);
+        assert_eq!(older.lock().await.err().map(|refusal| refusal.code), Some(RefusalCode::TooBusy));
+        older.leave().await;
+        assert!(newer.lock().await.unwrap().upload.is_some());
+        newer.leave().await;
+        assert!(newer.lock().await.unwrap().upload.is_none(), "its files are closed");
     }
 
     #[tokio::test]

@@ -1,0 +1,88 @@
+//! Room for the one update of a site that is arriving, however many connections the site has.
+//!
+//! A site that comes anew, from another address or after a restart, does not wait until its old connection is found dead, and both
+//! would write into one folder of the spool. So the newest connection that asks has the room: what an older one has in it is
+//! let go of before, and an older one that still asks is refused.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use common::ids::SiteId;
+use common::wire::{Refusal, RefusalCode};
+use tokio::sync::MutexGuard;
+
+use super::upload::Upload;
+
+/// The slots of all sites that were connected; of one that is not, nothing but its name.
+#[derive(Default)]
+pub struct UploadSlots {
+    by_site: Mutex<BTreeMap<SiteId, Arc<Slot>>>,
+    sessions: AtomicU64,
+}
+
+type Slot = tokio::sync::Mutex<Arriving>;
+
+/// What is in a slot.
+#[derive(Default)]
+pub(super) struct Arriving {
+    /// The newest session that used it.
+    session: u64,
+    pub(super) upload: Option<Arc<Upload>>,
+}
+
+/// One session's way to the slot of its site.
+pub(super) struct UploadSlot {
+    slot: Arc<Slot>,
+    session: u64,
+}
+
+impl UploadSlots {
+    /// The slot of `site`, for a session that begins now.
+    pub(super) fn session(&self, site: &SiteId) -> UploadSlot {
+        // Poisoned or not, a site has its entry or gets it.
+        let mut by_site = self.by_site.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = by_site.entry(site.clone()).or_default().clone();
+        UploadSlot { slot, session: 1 + self.sessions.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl UploadSlot {
+    /// The slot, for as long as nobody else is to change it. What an older session has in it is let go of first.
+    ///
+    /// # Errors
+    /// A refusal when a newer session has used it.
+    pub(super) async fn lock(&self) -> Result<MutexGuard<'_, Arriving>, Refusal> {
+        let mut arriving = self.slot.lock().await;
+        if arriving.session > self.session {
+            let words = "a newer connection of this site sends its updates";
+            return Err(Refusal::new(RefusalCode::TooBusy, words));
+        }
+        if arriving.session < self.session {
+            arriving.let_go().await?;
+            arriving.session = self.session;
+        }
+        Ok(arriving)
+    }
+
+    /// The session is over: its files are closed, unless a newer one has the slot.
+    pub(super) async fn leave(&self) {
+        let mut arriving = self.slot.lock().await;
+        if arriving.session == self.session {
+            arriving.upload = None;
+        }
+    }
+}
+
+impl Arriving {
+    /// Empties the slot. Nothing more of what was in it is written once this returns.
+    ///
+    /// # Errors
+    /// A refusal when a thread of ours failed.
+    pub(super) async fn let_go(&mut self) -> Result<(), Refusal> {
+        match self.upload.take() {
+            Some(upload) => upload.let_go().await,
+            None => Ok(()),
+        }
+    }
+}
