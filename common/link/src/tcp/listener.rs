@@ -1,7 +1,8 @@
 //! The coordinator's end of the TCP lane: the same port number and the same two protocols as over QUIC.
 //!
 //! A stranger can cost at most a socket and a handshake: handshakes are bounded in time and number, for each address and
-//! over all of them. A stream without a request is for the session to drop.
+//! over all of them; one that failed counts until the other side has gone, or had the time to read why. A stream without a
+//! request is for the session to drop.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -56,6 +57,11 @@ pub struct Knock {
     stream: TcpStream,
     remote: SocketAddr,
     door: Arc<Door>,
+    place: Arc<Place>,
+}
+
+/// A place among the handshakes under way.
+pub(super) struct Place {
     _handshake: OwnedSemaphorePermit,
     _caller: Caller,
 }
@@ -112,7 +118,8 @@ impl Listener {
                 Ok((stream, remote)) => {
                     if let Some(caller) = Callers::enter(&self.callers, remote.ip()) {
                         let door = self.door.clone();
-                        return Knock { stream, remote, door, _handshake: handshake, _caller: caller };
+                        let place = Arc::new(Place { _handshake: handshake, _caller: caller });
+                        return Knock { stream, remote, door, place };
                     }
                     let words = "too many handshakes from this address".into();
                     self.door.noise.heard(remote, &LinkError::Closed { code: CloseCode::TooBusy, words });
@@ -123,6 +130,12 @@ impl Listener {
                 }
             }
         }
+    }
+
+    /// How many handshakes could begin now.
+    #[cfg(test)]
+    pub(crate) fn free_handshakes(&self) -> usize {
+        self.handshakes.available_permits()
     }
 
     /// Closes all connections and waits until the other sides were told.
@@ -147,15 +160,15 @@ impl Knock {
     /// [`LinkError::Closed`] when there is none where one is required, [`LinkError::Identity`] when it names no site,
     /// [`LinkError::ClosedHere`] when the listener has closed meanwhile.
     pub async fn admit(self) -> Result<Admitted, LinkError> {
-        let Self { stream, remote, door, _handshake, _caller } = self;
-        let tls = match door.handshake(stream).await {
+        let Self { stream, remote, door, place } = self;
+        let tls = match door.handshake(stream, &place).await {
             Err(error) if is_noise(&error) => {
                 door.noise.heard(remote, &error);
                 return Err(error);
             }
             shaken => shaken,
         };
-        let admitted = tls.and_then(|tls| door.sort(tls, remote));
+        let admitted = tls.and_then(|tls| door.sort(tls, remote, &place));
         match &admitted {
             Ok(_) => {}
             Err(LinkError::ClosedHere) => tracing::debug!(%remote, "came as the listener closed"),
@@ -168,14 +181,14 @@ impl Knock {
 }
 
 impl Door {
-    async fn handshake(&self, stream: TcpStream) -> Result<Tls, LinkError> {
+    async fn handshake(&self, stream: TcpStream, place: &Arc<Place>) -> Result<Tls, LinkError> {
         self.settings.apply(&stream)?;
         let limit = self.settings.handshake_timeout;
         let accepting = self.acceptor.accept(stream).into_fallible();
         match tokio::time::timeout(limit, accepting).await {
             Ok(Ok(tls)) => Ok(tls.into()),
             Ok(Err((error, stream))) => {
-                self.registry.turn_away_unknown(stream);
+                self.registry.turn_away_unknown(stream, place.clone());
                 Err(handshake_error(error))
             }
             Err(_) => Err(LinkError::TooSlow { what: "handshake", limit }),
@@ -183,7 +196,7 @@ impl Door {
     }
 
     /// Tells sites from strangers, by protocol and certificate.
-    fn sort(&self, tls: Tls, remote: SocketAddr) -> Result<Admitted, LinkError> {
+    fn sort(&self, tls: Tls, remote: SocketAddr, place: &Arc<Place>) -> Result<Admitted, LinkError> {
         let (_, state) = tls.get_ref();
         let protocol = state.alpn_protocol().map(<[u8]>::to_vec);
         let certificate = state.peer_certificates().and_then(<[_]>::first).cloned();
@@ -192,13 +205,14 @@ impl Door {
             Some(wire::ALPN) => {
                 let Some(certificate) = certificate else {
                     let code = CloseCode::NoCertificate;
-                    self.registry.turn_away(tls, code, code.words());
+                    self.registry.turn_away(tls, code, code.words(), place.clone());
                     return Err(LinkError::Closed { code, words: Default::default() });
                 };
                 match PeerIdentity::from_certificate(&certificate) {
                     Ok(identity) => self.registry.join(identity, tls, remote),
                     Err(error) => {
-                        self.registry.turn_away(tls, CloseCode::BadIdentity, &error.to_string());
+                        let words = error.to_string();
+                        self.registry.turn_away(tls, CloseCode::BadIdentity, &words, place.clone());
                         Err(error.into())
                     }
                 }

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::farewell::Farewell;
 use super::line::Tls;
+use super::listener::Place;
 use super::session::{self, Session};
 use crate::close::CloseCode;
 use crate::connection::{Admitted, Connection};
@@ -78,18 +79,19 @@ impl Registry {
         Ok(Admitted::Stranger(Connection::tcp(self.session(tls, remote, Farewell::Enrolment))))
     }
 
-    /// Tells a site why it does not come in.
-    pub(super) fn turn_away(&self, tls: Tls, code: CloseCode, words: &str) {
-        self.see_off(tls, Farewell::Refusal, code, words);
+    /// Tells a site why it does not come in; it keeps its place at the door meanwhile.
+    pub(super) fn turn_away(&self, tls: Tls, code: CloseCode, words: &str, place: Arc<Place>) {
+        let told = Farewell::Refusal.frame(code, &words.into());
+        session::see_off(&self.partings, tls, told, true, Some(place));
     }
 
     fn see_off(&self, tls: Tls, farewell: Farewell, code: CloseCode, words: &str) {
-        session::see_off(&self.partings, tls, farewell.frame(code, &words.into()), true);
+        session::see_off(&self.partings, tls, farewell.frame(code, &words.into()), true, None);
     }
 
-    /// Lets the other side read TLS's alert.
-    pub(super) fn turn_away_unknown(&self, stream: TcpStream) {
-        session::see_off_unknown(&self.partings, stream);
+    /// Lets the other side read TLS's alert; it keeps its place at the door meanwhile.
+    pub(super) fn turn_away_unknown(&self, stream: TcpStream, place: Arc<Place>) {
+        session::see_off_unknown(&self.partings, stream, place);
     }
 
     /// Ends all connections, and lets no further ones begin.

@@ -18,6 +18,7 @@ use super::dialer::Call;
 use super::ending::Ending;
 use super::farewell::Farewell;
 use super::line::{Line, Tls};
+use super::listener::Place;
 use crate::close::CloseCode;
 use crate::connection::Traffic;
 use crate::error::LinkError;
@@ -242,7 +243,7 @@ impl Session {
         place: Option<OwnedSemaphorePermit>,
     ) {
         if let Side::Coordinator { partings, .. } = &self.side {
-            see_off(partings, tls, told, orderly);
+            see_off(partings, tls, told, orderly, None);
         }
         drop(place);
     }
@@ -261,9 +262,16 @@ impl Session {
 }
 
 /// Says `told`, and waits a little for the other side to have read it. Without `orderly` the other side is to notice that
-/// something is missing.
-pub(super) fn see_off(partings: &TaskTracker, mut tls: Tls, told: Option<Vec<u8>>, orderly: bool) {
+/// something is missing. Who came no further than the door keeps its `place` there until then.
+pub(super) fn see_off(
+    partings: &TaskTracker,
+    mut tls: Tls,
+    told: Option<Vec<u8>>,
+    orderly: bool,
+    place: Option<Arc<Place>>,
+) {
     spawn(partings, async move {
+        let _place = place;
         if let Some(told) = told {
             tls.write_all(&told).await?;
         }
@@ -276,8 +284,11 @@ pub(super) fn see_off(partings: &TaskTracker, mut tls: Tls, told: Option<Vec<u8>
 }
 
 /// As [`see_off`], of a stream whose handshake failed: TLS's alert is under way.
-pub(super) fn see_off_unknown(partings: &TaskTracker, mut stream: TcpStream) {
-    spawn(partings, async move { drain(&mut stream).await });
+pub(super) fn see_off_unknown(partings: &TaskTracker, mut stream: TcpStream, place: Arc<Place>) {
+    spawn(partings, async move {
+        let _place = place;
+        drain(&mut stream).await
+    });
 }
 
 async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {

@@ -271,6 +271,24 @@ async fn who_speaks_no_tls_is_refused_with_a_code_that_is_no_sites() {
     );
 }
 
+#[tokio::test]
+async fn who_was_refused_and_stays_keeps_its_place_at_the_door() {
+    use tokio::io::AsyncWriteExt;
+    let (listener, address) = listen_over_tcp(&Pki::new(), TcpSettings::coordinator());
+    let free = listener.free_handshakes();
+    let call = async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(&[0x5a; 64]).await.unwrap();
+        stream
+    };
+    let (stream, admitted) = tokio::join!(call, admit_over_tcp(&listener));
+    assert!(admitted.is_err(), "{admitted:?}");
+    assert_eq!(listener.free_handshakes(), free - 1, "its socket is open still");
+    drop(stream);
+    listener.close(CloseCode::Stopping).await;
+    assert_eq!(listener.free_handshakes(), free);
+}
+
 /// What both sides have of a visit with these credentials.
 async fn visit_over_tcp(pki: &Pki, config: rustls::ClientConfig) -> Visit {
     let (listener, address) = listen_over_tcp(pki, TcpSettings::coordinator());
