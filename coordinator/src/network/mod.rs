@@ -1,12 +1,14 @@
 //! The network's side of the coordinator: who knocks is let in or turned away, and what is asked is answered.
 //!
-//! `doors` are what is listened with, `enrolment` speaks with strangers who hold an invite, `session` with one connected site, `requests` answers
-//! each exchange, `upload` takes updates in, one of each site in its `slot`, `shelf` keeps open what is fetched, `rotten` says of what the
-//! disk has changed that it cannot be, `credit` says whose turn it is. No decision about rounds is made here: that is asked of the driver.
+//! `doors` are what is listened with, `enrolment` speaks with strangers who hold an invite, `session` with one connected
+//! site, `requests` answers each exchange, `upload` takes updates in, one of each site in its `slot`, `shelf` keeps open what
+//! is fetched, `rotten` says of what the disk has changed that it cannot be, `credit` says whose turn it is, `pace` who loses
+//! it. No decision about rounds is made here: that is asked of the driver.
 
 mod credit;
 mod doors;
 mod enrolment;
+mod pace;
 mod requests;
 mod rotten;
 mod session;

@@ -20,6 +20,7 @@ use link::quic::Exchange;
 use link::transfer::{self, ChunkSource};
 
 use super::credit::Stream;
+use super::pace::Moved;
 use super::rotten;
 use super::session::Session;
 use super::upload::{Intake, Upload};
@@ -31,10 +32,6 @@ use crate::store::{self, ArtifactFile, LossPoint, StoreError, StoredManifest, St
 
 /// How long a chunk may take.
 const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
-
-/// How long one exchange may move chunks. A turn of the budget is for whoever sends: one that trickles loses it, and offers again what
-/// is missing.
-const TURN: Duration = Duration::from_secs(30 * 60);
 
 /// Answers `request` on its exchange. A refusal comes back as [`LinkError::Refused`], still to be told.
 pub(super) async fn answer(
@@ -314,7 +311,8 @@ async fn serve_chunks(
     }
     let bytes = file.manifest().layout().bytes();
     let _stream = session.sending.join(&session.context.budget, &session.connection, bytes).await?;
-    let mut source = OnDisk { file: file.clone(), failed: None };
+    let moved = Arc::new(Moved::default());
+    let mut source = OnDisk { file: file.clone(), moved: moved.clone(), failed: None };
     let serving = async {
         let writer = &mut exchange.writer;
         transfer::serve_chunks(writer, file.manifest(), indices, &mut source, CHUNK_PATIENCE).await?;
@@ -322,7 +320,7 @@ async fn serve_chunks(
         exchange.delivered().await;
         Ok::<(), LinkError>(())
     };
-    let result = in_turn("artifact", serving).await;
+    let result = moved.watch("artifact", serving).await;
     match result {
         Ok(()) => {
             rotten::served(session, artifact, indices).await;
@@ -348,6 +346,7 @@ async fn serve_chunks(
 /// An artifact's chunks, read off the async threads.
 struct OnDisk {
     file: Arc<ArtifactFile>,
+    moved: Arc<Moved>,
     /// The chunk that could not be read.
     failed: Option<u32>,
 }
@@ -364,6 +363,7 @@ impl ChunkSource for OnDisk {
             self.failed = Some(index);
         }
         *buffer = read.map_err(io::Error::other)?;
+        self.moved.add(buffer.len() as u64);
         Ok(())
     }
 }
@@ -384,7 +384,8 @@ async fn take_chunks(
     let left = upload.left();
     let stream = session.receiving.join(&session.context.budget, &session.connection, left).await?;
     let mut intake = Intake::new(upload);
-    let taken = in_turn("update", take_each(&mut intake, count, &stream, exchange)).await;
+    let moved = Moved::default();
+    let taken = moved.watch("update", take_each(&mut intake, count, &stream, &moved, exchange)).await;
     // What came whole stays, whatever became of the rest: the site offers again and sends what is missing.
     let settled = intake.settle().await;
     taken?;
@@ -392,18 +393,11 @@ async fn take_chunks(
     Ok(Reply::Stored { chunks: count })
 }
 
-/// Ends a transfer that outlasts its turn.
-async fn in_turn(
-    what: &'static str,
-    transfer: impl Future<Output = Result<(), LinkError>>,
-) -> Result<(), LinkError> {
-    tokio::time::timeout(TURN, transfer).await.unwrap_or(Err(LinkError::TooSlow { what, limit: TURN }))
-}
-
 async fn take_each(
     intake: &mut Intake,
     count: u32,
     stream: &Stream<'_>,
+    moved: &Moved,
     exchange: &mut Exchange,
 ) -> Result<(), LinkError> {
     let mut buffer = ChunkBuffer::take();
@@ -416,6 +410,7 @@ async fn take_each(
             other => other,
         })?;
         let bytes = buffer.len() as u64;
+        moved.add(bytes);
         stream.came(bytes, intake.upload().came(bytes));
         buffer = intake.take(index, buffer).await.map_err(LinkError::Refused)?;
     }
