@@ -86,3 +86,26 @@ impl Arriving {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_newer_connection_waits_until_an_older_has_committed() {
+        let slots = UploadSlots::default();
+        let site: SiteId = "north".parse().unwrap();
+        let (older, newer) = (slots.session(&site), slots.session(&site));
+        let committing = older.lock().await.unwrap();
+        let mut waits = pin!(newer.lock());
+        assert!(waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        let other: SiteId = "south".parse().unwrap();
+        let other = slots.session(&other);
+        assert!(other.lock().await.is_ok(), "another site has its own");
+        drop(committing);
+        assert!(waits.await.is_ok());
+    }
+}
