@@ -47,7 +47,7 @@ struct Evaluating {
 }
 
 // By reference because serde passes one.
-fn is_zero(count: &u32) -> bool {
+pub(super) fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 

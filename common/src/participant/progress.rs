@@ -295,9 +295,10 @@ impl State {
             }
         };
         let RoundTask { study, round, base, .. } = phase.task;
+        let failures = phase.retry.failures;
         cx.report(Fact::UpdateReady { round, attempt });
         let offer = UpdateOffer { study, round, base, attempt, steps, update };
-        self.phase = Phase::Uploading(Uploading::begin(offer, cx));
+        self.phase = Phase::Uploading(Uploading::begin(offer, failures, cx));
         true
     }
 
@@ -359,12 +360,21 @@ impl State {
     }
 
     /// Goes back to training in the same attempt: the driver looks at what it kept of it, and makes it anew where it is damaged.
+    /// A disk that loses it again and again does not keep the next one either.
     fn train_again(&mut self, attempt: AttemptId, cx: &mut Context<'_>) -> bool {
-        let Some(Uploading { offer, .. }) = self.uploading(attempt).cloned() else { return false };
+        let Some(Uploading { offer, failures, .. }) = self.uploading(attempt).cloned() else { return false };
         let UpdateOffer { study, round, base, steps, .. } = offer;
         // Training does not ask how much time is left.
         let task = RoundTask { study, round, base, steps, remaining_ms: 0 };
-        self.phase = Phase::Training(Training::begin(task, attempt, cx));
+        let phase = Training::after(failures.saturating_add(1), task, attempt);
+        let goes_on = phase.goes_on();
+        if goes_on {
+            phase.ask(cx);
+        }
+        self.phase = Phase::Training(phase);
+        if !goes_on {
+            self.give_up_training(cx);
+        }
         true
     }
 

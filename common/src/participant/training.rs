@@ -1,5 +1,6 @@
 //! Training: runs whether connected or not. Ends with the update in the outbox, or with the round. A restart goes on with
-//! the same attempt; after three failures in a row the site declines the round.
+//! the same attempt; after three failures in a row the site declines the round. An update that the disk loses before it was
+//! answered is such a failure too.
 //!
 //! A model that is damaged or gone after a crash is fetched again, and training waits for it: that is no failure of the round,
 //! unless the same happens again.
@@ -35,9 +36,20 @@ pub(super) struct Training {
 
 impl Training {
     pub(super) fn begin(task: RoundTask, attempt: AttemptId, cx: &mut Context<'_>) -> Self {
-        let phase = Self { task, attempt, retry: Retry::default(), fetch: None, lost: BTreeSet::new() };
+        let phase = Self::after(0, task, attempt);
         phase.ask(cx);
         phase
+    }
+
+    /// The same training once more, after so many failures; nothing is asked for yet.
+    pub(super) fn after(failures: u32, task: RoundTask, attempt: AttemptId) -> Self {
+        let retry = Retry { failures, at: None };
+        Self { task, attempt, retry, fetch: None, lost: BTreeSet::new() }
+    }
+
+    /// False when it failed so often that it is not tried again.
+    pub(super) const fn goes_on(&self) -> bool {
+        self.retry.failures < MOST_FAILURES
     }
 
     pub(super) fn ask(&self, cx: &mut Context<'_>) {
@@ -55,7 +67,7 @@ impl Training {
         }
         if !self.lost.insert(artifact) {
             self.retry.failures = self.retry.failures.saturating_add(1);
-            if self.retry.failures >= MOST_FAILURES {
+            if !self.goes_on() {
                 return false;
             }
         }

@@ -1,9 +1,10 @@
 //! Uploading: the update is durable in the outbox and offered, at each connection and after each failure, until the
 //! coordinator gives a receipt or refuses it. Also after a restart: the answer says whether its round is still open. One that
-//! the disk has changed is trained again.
+//! the disk has changed is trained again, but not for ever.
 
 use serde::{Deserialize, Serialize};
 
+use super::evaluating::is_zero;
 use super::event::{Action, Step};
 use super::phase::Context;
 use super::retry::Retry;
@@ -24,11 +25,14 @@ pub(super) struct Uploading {
     pub(super) retry: Retry,
     /// An offer is under way.
     pub(super) offered: bool,
+    /// Failures of the training that made it: that it is lost is one more.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) failures: u32,
 }
 
 impl Uploading {
-    pub(super) fn begin(offer: UpdateOffer, cx: &mut Context<'_>) -> Self {
-        let mut phase = Self { offer, retry: Retry::default(), offered: false };
+    pub(super) fn begin(offer: UpdateOffer, failures: u32, cx: &mut Context<'_>) -> Self {
+        let mut phase = Self { offer, retry: Retry::default(), offered: false, failures };
         phase.ask(cx);
         phase
     }

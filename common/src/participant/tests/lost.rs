@@ -65,6 +65,34 @@ fn a_disk_that_loses_the_same_model_again_and_again_ends_in_a_declined_round() {
 }
 
 #[test]
+fn a_disk_that_loses_update_after_update_ends_in_a_declined_round() {
+    let reason = DeclineReason::TrainingFailed;
+    let declined = Action::DeclineRound { study: study(), round: RoundId(1), reason };
+    // Trainings that failed before count too.
+    for (failed, trained_again) in [(0, 2), (1, 1), (2, 0)] {
+        let mut site = Site::training();
+        let attempt = site.attempt();
+        for _ in 0..failed {
+            site.tick(Event::TrainingFailed { attempt });
+        }
+        let mut times = 0;
+        loop {
+            site.tick(Event::Trained { attempt, update: hash("update"), steps: 10 });
+            let actions = site.tick(Event::Refused { attempt, code: "bad-chunk".to_owned() });
+            if actions.contains(&declined) {
+                // What is left of it goes.
+                assert!(actions.contains(&Action::CancelTraining { attempt }), "{actions:?}");
+                break;
+            }
+            times += 1;
+            assert!(times < 10, "it is trained for ever");
+            site.tick(Event::Restarted);
+        }
+        assert_eq!((times, site.phase()), (trained_again, "idle"), "after {failed} failures");
+    }
+}
+
+#[test]
 fn a_round_that_closes_meanwhile_ends_the_fetch_too() {
     let mut site = Site::training();
     let attempt = site.attempt();
