@@ -231,6 +231,14 @@ pub enum Action {
         /// Why.
         reason: DropReason,
     },
+    /// Forget what the optimiser learnt in a round: its update was refused. Asked for again after a restart, for as long as the
+    /// refusal is the last thing that happened.
+    ForgetLearnt {
+        /// The study.
+        study: StudyDigest,
+        /// The round.
+        round: RoundId,
+    },
     /// Remove every update from the outbox but this: what a crash may have left there.
     PruneOutbox {
         /// The one that is still wanted, if it is there.

@@ -94,6 +94,9 @@ pub struct State {
     /// The work under way is older than the connection, on which the coordinator has not named its round yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unconfirmed: bool,
+    /// The round whose update was refused by the last thing that happened: a crash may have come before that was acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refused: Option<(StudyDigest, RoundId)>,
 }
 
 /// Where a site stands, for people.
@@ -117,8 +120,9 @@ impl ParticipantMachine {
     /// A site that has not heard of any study.
     pub fn new(identity: Identity) -> Self {
         let (studies, phase, evaluations) = (Studies::default(), Phase::Idle, Evaluations::default());
-        let (connected, unconfirmed, trainings, next) = (false, false, 0, None);
-        let state = State { identity, connected, studies, phase, evaluations, trainings, next, unconfirmed };
+        let (connected, unconfirmed, trainings, next, refused) = (false, false, 0, None, None);
+        let state =
+            State { identity, connected, studies, phase, evaluations, trainings, next, unconfirmed, refused };
         Self { state }
     }
 

@@ -22,6 +22,10 @@ impl State {
             Event::Disconnected | Event::Restarted => self.connected = false,
             _ => {}
         }
+        // What follows of an event is done before the next is taken, unless a crash comes between.
+        if event != Event::Restarted {
+            self.refused = None;
+        }
         let mut cx = Context { connected: self.connected, now, actions };
         if !self.handle(event, &mut cx) {
             cx.report(Fact::EventIgnored { event: name, phase: self.phase.name() });
@@ -123,6 +127,9 @@ impl State {
     /// Asks for what is under way and does not wait for a timer.
     pub(super) fn ask(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         let mut cx = Context { connected: self.connected, now, actions };
+        if let Some((study, round)) = self.refused {
+            cx.act(Action::ForgetLearnt { study, round });
+        }
         cx.act(Action::PruneOutbox { keep: self.phase.attempt() });
         if self.phase.retry_at().is_none() {
             self.phase.ask(&mut cx);
@@ -344,7 +351,13 @@ impl State {
     fn uploaded(&mut self, attempt: AttemptId, reason: DropReason, cx: &mut Context<'_>) -> bool {
         let Some(phase) = self.uploading(attempt).cloned() else { return false };
         self.phase = Phase::Idle;
+        let UpdateOffer { study, round, .. } = phase.offer;
+        let is_refused = matches!(reason, DropReason::Refused(_));
         phase.drop_update(reason, cx);
+        if is_refused {
+            self.refused = Some((study, round));
+            cx.act(Action::ForgetLearnt { study, round });
+        }
         self.take_next(cx);
         true
     }

@@ -141,8 +141,31 @@ fn an_update_for_a_closed_round_is_dropped_and_that_is_said() {
     let reason = DropReason::Refused("round-closed".to_owned());
     let actions = site.tick(Event::Refused { attempt, code: "round-closed".to_owned() });
     let said = Action::Report(Fact::UpdateDropped { round, reason: reason.clone() });
-    assert_eq!(actions, [said, Action::DropUpdate { attempt, reason }]);
+    let forgotten = Action::ForgetLearnt { study: study(), round };
+    assert_eq!(actions, [said, Action::DropUpdate { attempt, reason }, forgotten]);
     assert_eq!(site.phase(), "idle");
+}
+
+#[test]
+fn what_was_learnt_with_a_refused_update_is_forgotten_also_when_a_crash_came_before() {
+    let mut site = Site::uploading();
+    let attempt = site.attempt();
+    let forgotten = Action::ForgetLearnt { study: study(), round: RoundId(1) };
+    let actions = site.tick(Event::Refused { attempt, code: "norm-exceeded".to_owned() });
+    assert!(actions.contains(&forgotten), "{actions:?}");
+    // The journal has the refusal, and nothing was done about it; nor after the first restart.
+    for _ in 0..2 {
+        let actions = site.tick(Event::Restarted);
+        assert!(actions.contains(&forgotten), "{actions:?}");
+    }
+    // Once something else happened it was done, and the round may have been trained anew.
+    site.tick(Event::Connected);
+    let actions = site.tick(Event::Restarted);
+    assert!(!actions.contains(&forgotten), "{actions:?}");
+    // An update that counts is remembered.
+    let mut site = Site::uploading().all([Event::Receipt { attempt }]);
+    let actions = site.tick(Event::Restarted);
+    assert!(!actions.contains(&forgotten), "{actions:?}");
 }
 
 #[test]

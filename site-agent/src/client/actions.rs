@@ -6,7 +6,7 @@ use common::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::participant::{Action, DropReason, Event};
 use common::report::EvaluationReport;
-use common::round::{DeclineReason, RoundTask, UpdateOffer};
+use common::round::{DeclineReason, RoundTask};
 use common::signed::Signed;
 use common::study::StudyDocument;
 use common::wire::SignedBytes;
@@ -85,12 +85,6 @@ impl Agent {
             Action::DropUpdate { attempt, reason } => {
                 self.cancel(Errand::Offer(attempt));
                 files::remove(&self.state.optimizer_after(attempt))?;
-                let offered = self.offered.as_ref().filter(|(offer, _)| offer.attempt == attempt);
-                if let (DropReason::Refused(_), Some((UpdateOffer { study, round, .. }, _))) =
-                    (&reason, offered)
-                {
-                    self.state.demote_optimizer(*study, *round)?;
-                }
                 self.outbox.remove(attempt)?;
                 match reason {
                     DropReason::Counted => {}
@@ -102,6 +96,7 @@ impl Agent {
                 }
                 self.artifacts.prune(&Default::default(), SPARE_ARTIFACTS)?;
             }
+            Action::ForgetLearnt { study, round } => self.state.demote_optimizer(study, round)?,
             Action::PruneOutbox { keep } => {
                 self.state.prune_optimizer(keep)?;
                 self.residuals.prune(keep)?;

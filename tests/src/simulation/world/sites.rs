@@ -176,7 +176,10 @@ impl World {
             Action::ClearTimer(timer) => {
                 self.sites[site].timers.remove(&timer);
             }
-            Action::CancelFetch { .. } | Action::CancelEvaluation { .. } | Action::Report(_) => {}
+            Action::CancelFetch { .. }
+            | Action::ForgetLearnt { .. }
+            | Action::CancelEvaluation { .. }
+            | Action::Report(_) => {}
         }
     }
 
