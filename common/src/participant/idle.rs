@@ -42,6 +42,15 @@ impl Studies {
         }
     }
 
+    /// What the approved studies need beside their models.
+    pub(super) fn all_needs(&self) -> impl Iterator<Item = ArtifactHash> {
+        let needs = self.0.values().filter_map(|standing| match standing {
+            Standing::Approved { needs, .. } => Some(needs),
+            _ => None,
+        });
+        needs.flatten().copied()
+    }
+
     /// Whether an update counts whose round has closed.
     pub(super) fn takes_late(&self, study: StudyDigest) -> bool {
         matches!(self.0.get(&study), Some(Standing::Approved { takes_late: true, .. }))

@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 use self::evaluating::Evaluations;
 use self::idle::Studies;
 use self::phase::Phase;
-use crate::ids::{ModelHash, Role, RoundId, SiteId, StudyDigest};
+use crate::ids::{ArtifactHash, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use crate::journal::{self, Entry, RestoreError};
 use crate::round::RoundTask;
 use crate::time::Timestamp;
@@ -199,6 +199,12 @@ impl ParticipantMachine {
             connected: *connected,
             undecided: studies.undecided(),
         }
+    }
+
+    /// Artifacts that must stay: the base of the round under way, and what each approved study needs beside its models.
+    pub fn needed(&self) -> BTreeSet<ArtifactHash> {
+        let base = self.state.phase.work().map(|(.., base)| base);
+        self.state.studies.all_needs().chain(base).collect()
     }
 
     fn timers(&self) -> BTreeMap<Timer, Timestamp> {

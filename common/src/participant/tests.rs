@@ -169,6 +169,21 @@ fn what_was_learnt_with_a_refused_update_is_forgotten_also_when_a_crash_came_bef
 }
 
 #[test]
+fn what_the_round_under_way_and_the_study_need_stays() {
+    assert_eq!(Site::new(Role::Trainer).machine.needed(), BTreeSet::new());
+    let embeddings = hash("embeddings");
+    assert_eq!(Site::idle().machine.needed(), BTreeSet::from([embeddings]));
+    for site in [Site::downloading(), Site::training(), Site::uploading()] {
+        assert_eq!(site.machine.needed(), BTreeSet::from([embeddings, hash("model 0")]), "{}", site.phase());
+    }
+    // An update is dropped because the next round begins: the model of that must not go with it.
+    let mut site = Site::uploading();
+    let actions = site.tick(Event::RoundOpened { task: task(2) });
+    assert!(actions.iter().any(|action| matches!(action, Action::DropUpdate { .. })), "{actions:?}");
+    assert_eq!(site.machine.needed(), BTreeSet::from([embeddings, hash("model 1")]));
+}
+
+#[test]
 fn an_update_for_a_round_that_is_not_open_is_kept_and_offered_when_it_opens() {
     let mut site = Site::uploading();
     let attempt = site.attempt();

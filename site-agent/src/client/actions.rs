@@ -25,9 +25,9 @@ use super::work::{Job, LOOK_FOR_ROOM, Outcome};
 use crate::egress::{Egress, Outbound, Verdict};
 use crate::train::trainer::{Cancel, StepReport, TrainError};
 
-/// The newest artifacts are kept: the model at hand, the one before, which a coordinator that comes back may ask for, and the
-/// embeddings.
-const SPARE_ARTIFACTS: usize = 3;
+/// Beside what is needed, the newest artifacts are kept: the model at hand, and the one before, which a coordinator that comes
+/// back may ask for.
+const SPARE_ARTIFACTS: usize = 2;
 
 impl Agent {
     /// Begins an action, or finishes it at once; an event is what came of it.
@@ -94,7 +94,7 @@ impl Agent {
                 if reason != DropReason::Counted {
                     self.worker.submit(Job::Unlearn(attempt));
                 }
-                self.artifacts.prune(&Default::default(), SPARE_ARTIFACTS)?;
+                self.artifacts.prune(&self.needed(), SPARE_ARTIFACTS)?;
             }
             Action::ForgetLearnt { study, round } => self.state.demote_optimizer(study, round)?,
             Action::PruneOutbox { keep } => {

@@ -273,6 +273,11 @@ impl Agent {
         self.machine.outstanding(now())
     }
 
+    /// Artifacts that must stay.
+    pub(super) fn needed(&self) -> BTreeSet<ArtifactHash> {
+        self.machine.needed()
+    }
+
     /// Executes actions of before once more.
     pub(super) fn go_on_with(&mut self, actions: Vec<Action>) -> anyhow::Result<()> {
         self.todo.extend(actions.into_iter().map(Todo::Execute));
