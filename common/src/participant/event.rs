@@ -111,7 +111,8 @@ pub enum Event {
         /// The attempt.
         attempt: AttemptId,
     },
-    /// The coordinator does not want the update, with the code it gave ([`crate::round::Rejection::code`]).
+    /// The coordinator does not want the update, with the code it gave ([`crate::round::Rejection::code`]); or it may not leave
+    /// ([`super::WITHHELD_CODE`]).
     Refused {
         /// The attempt.
         attempt: AttemptId,
@@ -288,6 +289,8 @@ pub enum DropReason {
     RoundClosed,
     /// The coordinator refused it with this code.
     Refused(String),
+    /// This site's own policy keeps it here. It may have left before, under another policy.
+    Withheld,
     /// The study is over, or not approved any more.
     StudyOver,
 }

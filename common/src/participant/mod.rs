@@ -50,6 +50,7 @@ use crate::time::Timestamp;
 
 pub use event::{Action, DropReason, Event, Fact, Step, Timer};
 pub use retry::timer_is_due;
+pub use uploading::WITHHELD_CODE;
 
 /// Format of [`Snapshot`].
 pub const SNAPSHOT_VERSION: u32 = 1;

@@ -369,6 +369,9 @@ impl State {
         if code == uploading::DAMAGED_CODE {
             return self.train_again(attempt, cx);
         }
+        if code == uploading::WITHHELD_CODE {
+            return self.uploaded(attempt, DropReason::Withheld, cx);
+        }
         self.uploaded(attempt, DropReason::Refused(code), cx)
     }
 

@@ -15,6 +15,9 @@ use crate::round::UpdateOffer;
 pub(super) const KEEP_CODES: [&str; 4] =
     ["round-not-open", "unknown-attempt", "incomplete", "certificate-expired"];
 
+/// Refusal of an update by this site's own policy: this time it did not leave.
+pub const WITHHELD_CODE: &str = "withheld";
+
 /// Refusal of an update that is not what it was when it was offered: the site's disk changed it.
 pub(super) const DAMAGED_CODE: &str = "bad-chunk";
 

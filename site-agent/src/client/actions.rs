@@ -73,7 +73,6 @@ impl Agent {
                 self.residuals.unanswered(attempt)?;
             }
             Action::OfferUpdate { offer } => {
-                self.residuals.offered(offer.study, offer.round, offer.attempt)?;
                 let same = self.offered.take().filter(|(before, _)| before.attempt == offer.attempt);
                 let delivered = same.map(|(_, delivered)| delivered).unwrap_or_default();
                 self.offered = Some((offer.clone(), delivered.clone()));
@@ -89,7 +88,9 @@ impl Agent {
                 match reason {
                     DropReason::Counted => {}
                     DropReason::Refused(_) => self.residuals.not_counted(attempt)?,
-                    DropReason::RoundClosed | DropReason::StudyOver => self.residuals.unanswered(attempt)?,
+                    DropReason::RoundClosed | DropReason::StudyOver | DropReason::Withheld => {
+                        self.residuals.unanswered(attempt)?;
+                    }
                 }
                 if reason != DropReason::Counted {
                     self.worker.submit(Job::Unlearn(attempt));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::ids::{ArtifactHash, Digest, ModelHash, StudyDigest};
-use common::participant::Event;
+use common::participant::{Event, WITHHELD_CODE};
 use common::round::UpdateOffer;
 use common::study::StudyDocument;
 use common::wire::{RefusalCode, Reply, SignedBytes};
@@ -123,11 +123,16 @@ pub(super) async fn offer_update(
         }
     };
     let wire = offered_update(offer, &manifest);
+    // Not before it may leave: an update that never did changes nothing of what rounding left.
+    let leaving = || {
+        let marked = state.residuals().and_then(|residuals| residuals.offered(study, round, attempt));
+        marked.map_err(std::io::Error::other)
+    };
     let delivered = || {
         has_all.store(true, Ordering::Release);
         state.promote_optimizer(study, round, attempt).map_err(std::io::Error::other)
     };
-    match egress.send_update(&egress.line(connection), wire, &manifest, source, delivered).await {
+    match egress.send_update(&egress.line(connection), wire, &manifest, source, leaving, delivered).await {
         Ok(_) => Came::Event(Event::Receipt { attempt }),
         Err(error) => match unsent(error) {
             Unsent::Final(code) => Came::Event(Event::Refused { attempt, code }),
@@ -216,7 +221,7 @@ fn unsent(error: EgressError) -> Unsent {
         EgressError::Withheld(refusal) if refusal.rule == "egress.progress_every_s" => Unsent::Failed,
         EgressError::Withheld(refusal) => {
             tracing::error!("kept here by the policy: {refusal}");
-            Unsent::Final("withheld".to_owned())
+            Unsent::Final(WITHHELD_CODE.to_owned())
         }
         EgressError::Waits { refusal, message } => {
             let why = format!("daily egress limit reached, continues at 00:00 UTC ({refusal})");

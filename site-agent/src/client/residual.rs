@@ -8,8 +8,9 @@
 //! | `STUDY-ROUND.state` | an update of this round counted: what the next one begins with |
 //!
 //! An update is durable after its `.next`, and a receipt is journalled after its `.state`: so a residual is added to one update that counts, and
-//! to no other. An update that is refused leaves the residual of before as it was. One whose round closes without an answer may have
-//! counted or not: then the residual is forgotten. That costs less than the rounding of one update, and adding it twice would never end.
+//! to no other. An update that is refused, or that never left, leaves the residual of before as it was. One that left, and whose round closes
+//! without an answer, may have counted or not: then the residual is forgotten. That costs less than the rounding of one update, and adding
+//! it twice would never end.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -63,7 +64,7 @@ impl Residuals {
         Ok(Rounding { before, after, hasher: blake3::Hasher::new(), path, buffer: Vec::new() })
     }
 
-    /// The update of `attempt` is about to be offered. Does nothing when that was said already, or it was not rounded.
+    /// The update of `attempt` is about to leave. Does nothing when that was said already, or it was not rounded.
     ///
     /// # Errors
     /// [`FileError`].

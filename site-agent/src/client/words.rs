@@ -24,6 +24,7 @@ fn of_drop(round: RoundId, reason: &DropReason, delivered: bool) -> String {
         DropReason::RoundClosed => return of_late(round),
         DropReason::Refused(code) if code == RefusalCode::RoundClosed.code() => return of_late(round),
         DropReason::Refused(code) => code.as_str(),
+        DropReason::Withheld => "withheld by this site's policy",
         DropReason::StudyOver => "the study is over",
         DropReason::Counted => "it counts",
     };
@@ -99,6 +100,10 @@ mod tests {
         assert_eq!(
             of_drop(round, &refused("norm-exceeded"), false),
             "round 7: the update is dropped: norm-exceeded; nothing of it is kept here"
+        );
+        assert_eq!(
+            of_drop(round, &DropReason::Withheld, false),
+            "round 7: the update is dropped: withheld by this site's policy; nothing of it is kept here"
         );
     }
 }

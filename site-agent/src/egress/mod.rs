@@ -139,8 +139,9 @@ impl Egress {
         self.settle(&summary, reply)
     }
 
-    /// Offers an update, sends the chunks that the coordinator misses, and waits for its receipt. `delivered` is called once all
-    /// of it is there, before the coordinator is asked to count it: where that fails, it is not asked.
+    /// Offers an update, sends the chunks that the coordinator misses, and waits for its receipt. `leaving` is called when it may
+    /// leave, before its first byte does: where that fails, nothing leaves. `delivered` is called once all of it is there, before
+    /// the coordinator is asked to count it: where that fails, it is not asked.
     ///
     /// # Errors
     /// [`EgressError`]. After a broken link the same call sends only what is still missing.
@@ -150,12 +151,16 @@ impl Egress {
         offer: OfferedUpdate,
         manifest: &ArtifactManifest,
         source: S,
+        leaving: impl FnOnce() -> io::Result<()> + Send,
         delivered: impl FnOnce() -> io::Result<()> + Send,
     ) -> Result<Receipt, EgressError> {
         let outbound = Outbound::Update(offer.clone());
         let summary = outbound.summary();
         self.release(&summary)?;
-        let receipt = deliver(line, offer, manifest, source, delivered).await;
+        let receipt = match leaving() {
+            Ok(()) => deliver(line, offer, manifest, source, delivered).await,
+            Err(error) => Err(LinkError::Io(error)),
+        };
         match self.settle(&summary, receipt.map(Reply::Receipt))? {
             Reply::Receipt(receipt) => Ok(receipt),
             _ => Err(EgressError::Link(unexpected("a receipt"))),
