@@ -31,8 +31,8 @@ const SPARE_ARTIFACTS: usize = 2;
 
 impl Agent {
     /// Begins an action, or finishes it at once; an event is what came of it.
-    pub(super) fn execute(&mut self, action: Action) -> anyhow::Result<Option<Event>> {
-        match action.clone() {
+    pub(super) fn execute(&mut self, action: &Action) -> anyhow::Result<Option<Event>> {
+        match *action {
             Action::AskApproval { study } => return self.ask_approval(study),
             Action::RegisterManifest { study } => self.register(study, action)?,
             Action::AcceptRound { task: RoundTask { study, round, base, .. } } => {
@@ -57,7 +57,7 @@ impl Agent {
                 });
             }
             Action::CancelFetch { artifact } => self.cancel(Errand::Fetch(artifact)),
-            Action::Train { task, attempt } => return self.train(task, attempt),
+            Action::Train { ref task, attempt } => return self.train(task.clone(), attempt),
             Action::CancelTraining { attempt } => {
                 match self.training.take_if(|(under_way, _)| *under_way == attempt) {
                     // The worker removes what it kept of the round.
@@ -72,7 +72,8 @@ impl Agent {
                 // Trained again, it was offered before: where the answer was lost it may count.
                 self.residuals.unanswered(attempt)?;
             }
-            Action::OfferUpdate { offer } => {
+            Action::OfferUpdate { ref offer } => {
+                let offer = offer.clone();
                 let same = self.offered.take().filter(|(before, _)| before.attempt == offer.attempt);
                 let delivered = same.map(|(_, delivered)| delivered).unwrap_or_default();
                 self.offered = Some((offer.clone(), delivered.clone()));
@@ -81,7 +82,7 @@ impl Agent {
                     errands::offer_update(&connection, &egress, &outbox, &state, &offer, &delivered).await
                 });
             }
-            Action::DropUpdate { attempt, reason } => {
+            Action::DropUpdate { attempt, ref reason } => {
                 self.cancel(Errand::Offer(attempt));
                 files::remove(&self.state.optimizer_after(attempt))?;
                 self.outbox.remove(attempt)?;
@@ -92,7 +93,7 @@ impl Agent {
                         self.residuals.unanswered(attempt)?;
                     }
                 }
-                if reason != DropReason::Counted {
+                if *reason != DropReason::Counted {
                     self.worker.submit(Job::Unlearn(attempt));
                 }
                 self.artifacts.prune(&self.needed(), SPARE_ARTIFACTS)?;
@@ -121,7 +122,7 @@ impl Agent {
             }
             Action::SetTimer { timer, at } => drop(self.timers.insert(timer, at)),
             Action::ClearTimer(timer) => drop(self.timers.remove(&timer)),
-            Action::Report(fact) => self.report(&fact),
+            Action::Report(ref fact) => self.report(fact),
         }
         Ok(None)
     }
@@ -131,7 +132,7 @@ impl Agent {
     fn begin<F>(
         &mut self,
         errand: Errand,
-        action: Action,
+        action: &Action,
         work: impl FnOnce(Connection, Arc<Egress>) -> F + Send + 'static,
     ) where
         F: Future<Output = Came> + Send,
@@ -142,7 +143,7 @@ impl Agent {
         }
         let cancel = CancellationToken::new();
         self.errands.insert(errand, cancel.clone());
-        let (news, egress) = (self.news.clone(), self.egress.clone());
+        let (news, egress, action) = (self.news.clone(), self.egress.clone(), action.clone());
         self.tasks.spawn(async move {
             let came = tokio::select! {
                 came = work(connection, egress) => came,
@@ -207,7 +208,7 @@ impl Agent {
         }
         let (studies, news) = (self.studies.clone(), self.news.clone());
         let again = Action::AskApproval { study };
-        self.begin(Errand::Study(study), again, move |connection, _| async move {
+        self.begin(Errand::Study(study), &again, move |connection, _| async move {
             match errands::fetch_study(&connection, &studies, study).await {
                 Ok(_) => drop(news.send(News::StudyHere(study)).await),
                 Err(error) if files::disk_trouble(&error).is_some() => {
@@ -274,7 +275,7 @@ impl Agent {
     }
 
     /// Says that the study is approved; a trainer says too what it has, once that is counted.
-    fn register(&mut self, study: StudyDigest, action: Action) -> anyhow::Result<()> {
+    fn register(&mut self, study: StudyDigest, action: &Action) -> anyhow::Result<()> {
         let manifest = self.manifests.get(&study).cloned();
         if self.role == common::ids::Role::Trainer && manifest.is_none() {
             if let Some(document) = self.studies.document(study)?
@@ -385,7 +386,7 @@ impl Agent {
                 let signed = SignedBytes { bytes: signed.bytes().to_vec(), signature: *signed.signature() };
                 self.manifests.insert(study.digest(), signed);
                 let study = study.digest();
-                self.register(study, Action::RegisterManifest { study })
+                self.register(study, &Action::RegisterManifest { study })
             }
             Err(error) if files::disk_trouble(&error).is_some() => {
                 self.pause(&error);

@@ -291,7 +291,7 @@ impl Agent {
         {
             let done = match &next {
                 Todo::Take(event) => self.take(event),
-                Todo::Execute(action) => self.execute(action.clone()).map(|event| {
+                Todo::Execute(action) => self.execute(action).map(|event| {
                     self.todo.extend(event.map(Todo::Take));
                 }),
             };
