@@ -6,7 +6,7 @@
 //!
 //! What is stored here is durable, because nobody else has it. What was fetched is not: after a loss of power it may be torn,
 //! and is fetched again where it is. Each chunk is hashed as it comes, and once more in [`ArtifactFolder::load`], while its
-//! bytes become numbers; [`ArtifactFolder::has`] looks at names alone.
+//! bytes become numbers; [`ArtifactFolder::has`] looks at names alone. What the disk does not give back is as good as damaged.
 //!
 //! Tensors and files meet a chunk at a time: no artifact is in memory as bytes.
 
@@ -15,6 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use common::artifact::{ArtifactManifest, CHUNK_NUMBERS, ChunkSpan, Dtype, TensorLayout, TensorSpec};
@@ -83,14 +84,20 @@ impl ArtifactFolder {
         self.data(hash).exists() && self.manifest_path(hash).exists()
     }
 
-    /// The manifest, if it is here; a torn one, or one that does not hash to its name, counts as absent.
+    /// The manifest, if it is here; a torn one, one that cannot be read, or one that does not hash to its name, counts as absent.
     ///
     /// # Errors
     /// [`FileError`].
     pub fn manifest(&self, hash: ArtifactHash) -> Result<Option<ArtifactManifest>, FileError> {
-        let bytes = match files::read(&self.manifest_path(hash)) {
-            Err(error) if error.is_not_found() => return Ok(None),
-            read => read?,
+        let path = self.manifest_path(hash);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) if files::is_unreadable(&source) => {
+                tracing::warn!("cannot read {}: {source}; it counts as absent", path.display());
+                return Ok(None);
+            }
+            Err(source) => return Err(FileError::new("read", &path, source)),
         };
         let Ok(Stored { tensors, chunks }) = serde_json::from_slice(&bytes) else { return Ok(None) };
         let manifest = TensorLayout::new(tensors).and_then(|layout| ArtifactManifest::new(layout, chunks));
@@ -204,7 +211,7 @@ impl ArtifactFolder {
     }
 
     /// The tensors of an artifact; each chunk is compared with the manifest again, because disks err too. One that is not
-    /// whole is put aside: what is good of it need not be fetched again.
+    /// whole is put aside: what is good of it need not be fetched again. One that cannot be read is removed.
     ///
     /// # Errors
     /// [`ArtifactError`].
@@ -213,12 +220,8 @@ impl ArtifactFolder {
             self.put_aside(hash)?;
             return Err(ArtifactError::Absent(hash));
         };
-        let path = self.data(hash);
-        let fail = |source| FileError::new("read", &path, source);
-        let file = File::open(&path).map_err(fail)?;
-        let whole = file.metadata().map_err(fail)?.len() == manifest.layout().bytes();
-        let tensors = if whole { read_tensors(&file, &manifest).map_err(fail)? } else { None };
-        let Some(tensors) = tensors else {
+        let read = read_tensors(&self.data(hash), &manifest).map_err(|source| self.unread(hash, source))?;
+        let Some(tensors) = read else {
             self.put_aside(hash)?;
             return Err(ArtifactError::Damaged(hash));
         };
@@ -237,18 +240,30 @@ impl ArtifactFolder {
         }
     }
 
+    /// What it means that the data cannot be read. What the disk does not give goes: written anew, it lies elsewhere.
+    fn unread(&self, hash: ArtifactHash, source: io::Error) -> ArtifactError {
+        let path = self.data(hash);
+        if source.kind() == io::ErrorKind::NotFound {
+            return ArtifactError::Absent(hash);
+        }
+        if !files::is_unreadable(&source) {
+            return FileError::new("read", &path, source).into();
+        }
+        tracing::warn!("cannot read {}: {source}; it is removed, and had again", path.display());
+        match files::remove(&path) {
+            Ok(()) => ArtifactError::Damaged(hash),
+            Err(error) => error.into(),
+        }
+    }
+
     /// The chunks of an artifact, for sending.
     ///
     /// # Errors
     /// [`ArtifactError`].
     pub fn source(&self, hash: ArtifactHash) -> Result<(ArtifactManifest, StoredChunks), ArtifactError> {
         let manifest = self.manifest(hash)?.ok_or(ArtifactError::Absent(hash))?;
-        let path = self.data(hash);
-        let file = File::open(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => ArtifactError::Absent(hash),
-            _ => FileError::new("read", &path, source).into(),
-        })?;
-        let chunks = StoredChunks { file: Arc::new(file), manifest: Arc::new(manifest.clone()) };
+        let file = File::open(self.data(hash)).map_err(|source| self.unread(hash, source))?;
+        let chunks = StoredChunks::new(file, manifest.clone());
         Ok((manifest, chunks))
     }
 
@@ -310,9 +325,12 @@ impl Stored {
 /// Numbers of a full chunk.
 const NUMBERS_OF_A_CHUNK: usize = CHUNK_NUMBERS as usize;
 
-/// The numbers of each tensor; `None` when a chunk is not what the manifest names.
-fn read_tensors(file: &File, manifest: &ArtifactManifest) -> io::Result<Option<Vec<Vec<f32>>>> {
-    let layout = manifest.layout();
+/// The numbers of each tensor; `None` when the file is not what the manifest names.
+fn read_tensors(path: &Path, manifest: &ArtifactManifest) -> io::Result<Option<Vec<Vec<f32>>>> {
+    let (file, layout) = (File::open(path)?, manifest.layout());
+    if file.metadata()?.len() != layout.bytes() {
+        return Ok(None);
+    }
     let room = |spec: &TensorSpec| {
         // Whole files alone are read: so many numbers are there.
         Vec::with_capacity(usize::try_from(spec.elements().unwrap_or(0)).unwrap_or(0))
@@ -405,6 +423,19 @@ impl ChunkSink for PartialArtifact {
 pub struct StoredChunks {
     file: Arc<File>,
     manifest: Arc<ArtifactManifest>,
+    /// The disk did not give a chunk.
+    is_unread: Arc<AtomicBool>,
+}
+
+impl StoredChunks {
+    fn new(file: File, manifest: ArtifactManifest) -> Self {
+        Self { file: Arc::new(file), manifest: Arc::new(manifest), is_unread: Arc::default() }
+    }
+
+    /// Whether this or a clone came upon a chunk that the disk does not give.
+    pub fn is_unread(&self) -> bool {
+        self.is_unread.load(Ordering::Acquire)
+    }
 }
 
 impl ChunkSource for StoredChunks {
@@ -412,7 +443,11 @@ impl ChunkSource for StoredChunks {
         let span = span_of(&self.manifest, index)?;
         buffer.resize(span.len as usize, 0);
         link::failpoint::pass("site.mid-upload");
-        self.file.read_exact_at(buffer, span.offset)
+        let read = self.file.read_exact_at(buffer, span.offset);
+        if read.as_ref().is_err_and(files::is_unreadable) {
+            self.is_unread.store(true, Ordering::Release);
+        }
+        read
     }
 }
 

@@ -106,22 +106,9 @@ pub(super) async fn offer_update(
     let UpdateOffer { study, round, attempt, .. } = *offer;
     let (manifest, source) = match outbox.source(offer.update) {
         Ok(stored) => stored,
-        Err(error) => {
-            // As if its bytes were others. Where the disk cannot be read, it may be later.
-            let is_gone = matches!(error, ArtifactError::Absent(_) | ArtifactError::Damaged(_));
-            let code = RefusalCode::BadChunk.code().to_owned();
-            let error = anyhow::Error::from(error);
-            return Came::Event(if is_gone {
-                tracing::error!(
-                    "the update of round {round} is not in the outbox: {error:#}; it is trained again"
-                );
-                Event::Refused { attempt, code }
-            } else {
-                tracing::error!("the update of round {round} cannot be read: {error:#}");
-                Event::UploadFailed { attempt }
-            });
-        }
+        Err(error) => return Came::Event(unread(offer, error)),
     };
+    let chunks = source.clone();
     let wire = offered_update(offer, &manifest);
     // Not before it may leave: an update that never did changes nothing of what rounding left.
     let leaving = || {
@@ -136,9 +123,26 @@ pub(super) async fn offer_update(
         Ok(_) => Came::Event(Event::Receipt { attempt }),
         Err(error) => match unsent(error) {
             Unsent::Final(code) => Came::Event(Event::Refused { attempt, code }),
+            Unsent::Failed if chunks.is_unread() => {
+                Came::Event(unread(offer, ArtifactError::Damaged(offer.update)))
+            }
             Unsent::Failed => Came::Event(Event::UploadFailed { attempt }),
             Unsent::Waits(wait) => Came::Waits(wait),
         },
+    }
+}
+
+/// What it means that an update cannot be read. Gone or damaged, it is as if its bytes were others; else it may be read later.
+fn unread(offer: &UpdateOffer, error: ArtifactError) -> Event {
+    let UpdateOffer { round, attempt, .. } = *offer;
+    let is_gone = matches!(error, ArtifactError::Absent(_) | ArtifactError::Damaged(_));
+    let error = anyhow::Error::from(error);
+    if is_gone {
+        tracing::error!("the update of round {round} is not in the outbox: {error:#}; it is trained again");
+        Event::Refused { attempt, code: RefusalCode::BadChunk.code().to_owned() }
+    } else {
+        tracing::error!("the update of round {round} cannot be read: {error:#}");
+        Event::UploadFailed { attempt }
     }
 }
 

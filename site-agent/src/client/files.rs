@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use link::write_back::BlockingWriteBack;
+use nix::errno::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -42,6 +43,15 @@ impl FileError {
     pub fn is_damage(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
     }
+}
+
+/// Whether a file that is there cannot be read for good: the disk does not give what was written. Where it is forbidden, or the
+/// process has too many files open or no memory, it is as it was.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotFound, OutOfMemory, PermissionDenied};
+    let too_many = [Errno::EMFILE, Errno::ENFILE].map(|errno| Some(errno as i32));
+    !matches!(error.kind(), NotFound | OutOfMemory | PermissionDenied)
+        && !too_many.contains(&error.raw_os_error())
 }
 
 /// Free bytes that are left alone: less is no room.
@@ -366,6 +376,16 @@ mod tests {
         assert!(free_space(folder.path()).contains("MiB are free on the disk of"));
         assert!(require_room(folder.path(), 0).is_ok() && !has_room(folder.path(), u64::MAX));
         assert_eq!(disk_trouble(&require_room(folder.path(), u64::MAX).unwrap_err().into()), Some(DISK_FULL));
+    }
+
+    #[test]
+    fn a_bad_sector_is_told_from_what_passes() {
+        let error = |errno: Errno| io::Error::from_raw_os_error(errno as i32);
+        assert!([Errno::EIO, Errno::EUCLEAN].iter().all(|&errno| is_unreadable(&error(errno))));
+        assert!(is_unreadable(&io::ErrorKind::UnexpectedEof.into()));
+        let passing =
+            [Errno::ENOENT, Errno::EACCES, Errno::EPERM, Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE];
+        assert!(!passing.iter().any(|&errno| is_unreadable(&error(errno))));
     }
 
     #[test]

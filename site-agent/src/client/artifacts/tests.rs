@@ -156,6 +156,34 @@ fn a_torn_manifest_is_as_good_as_none() {
     assert_eq!(lost_artifact(&anyhow::anyhow!("something else")), None);
 }
 
+/// A file that is there and gives no byte, as on a bad sector: address 0 of a process is nobody's.
+const BAD: &str = "/proc/self/mem";
+
+#[tokio::test]
+async fn what_the_disk_does_not_give_is_damaged_and_had_again() {
+    use nix::errno::Errno;
+
+    let folder = tempfile::tempdir().unwrap();
+    let artifacts = ArtifactFolder::open(folder.path()).unwrap();
+    let manifest = artifacts.store(&tensors()).unwrap();
+    let hash = manifest.hash();
+    let fail = |errno: Errno| artifacts.unread(hash, io::Error::from_raw_os_error(errno as i32));
+    assert!(matches!(fail(Errno::EMFILE), ArtifactError::File(_)) && artifacts.has(hash), "it passes");
+    let error = anyhow::Error::from(fail(Errno::EIO));
+    assert_eq!((lost_artifact(&error), artifacts.has(hash)), (Some(hash), false));
+    assert!(matches!(artifacts.source(hash), Err(ArtifactError::Absent(_))), "nor can it be sent");
+    // While it is being sent.
+    let mut chunks = StoredChunks::new(File::open(BAD).unwrap(), manifest.clone());
+    let sent = chunks.clone();
+    assert!(chunks.read_chunk(0, &mut Vec::new()).await.is_err() && sent.is_unread());
+    // A manifest is asked for again, and takes the place of the one that cannot be read.
+    std::fs::remove_file(artifacts.manifest_path(hash)).unwrap();
+    std::os::unix::fs::symlink(BAD, artifacts.manifest_path(hash)).unwrap();
+    assert_eq!(artifacts.manifest(hash).unwrap(), None);
+    drop(artifacts.begin(&manifest).unwrap());
+    assert_eq!(artifacts.manifest(hash).unwrap(), Some(manifest));
+}
+
 #[test]
 fn pruning_keeps_what_is_needed() {
     let folder = tempfile::tempdir().unwrap();
