@@ -25,7 +25,7 @@ use crate::infer::network::StudyNetwork;
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
 use crate::train::burn_trainer::BurnTrainer;
 use crate::train::checkpoint::CheckpointKey;
-use crate::train::state::{read_state, store_state};
+use crate::train::state::store_state;
 use crate::train::trainer::{Cancel, LocalTrainer, RoundOutcome, RoundPlan, StepReport};
 
 /// Does the work of one site.
@@ -81,9 +81,9 @@ impl SiteWork {
         let (_, scans) = self.prepared.as_ref().context("the scans were just prepared")?;
         let mut trainer = scans.trainer(study, &self.config, &self.site, &embeddings)?;
         if study.training.optimizer_state == BetweenRounds::Keep
-            && let Some(kept) = self.state.optimizer_before(document.digest(), round)
+            && let Some(known) = self.state.recall_optimizer(document.digest(), round)?
         {
-            trainer.restore_optimizer(read_state(&kept)?)?;
+            trainer.restore_optimizer(known)?;
         }
         Ok(trainer)
     }

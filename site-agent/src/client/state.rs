@@ -13,7 +13,8 @@ use super::files::{self, FileError};
 use super::outbox::Outbox;
 use super::residual::Residuals;
 use super::studies::StudyFolder;
-use crate::train::state::UNFINISHED;
+use crate::train::optimizer::OptimizerState;
+use crate::train::state::{StateError, UNFINISHED, read_state};
 
 /// The folders and files below one state folder.
 #[derive(Clone, Debug)]
@@ -164,6 +165,37 @@ impl StateFolder {
     /// The signed report about a model.
     pub fn report(&self, model: ModelHash) -> PathBuf {
         self.0.join("reports").join(format!("{model}.json"))
+    }
+
+    /// What the optimiser knew before `round`, read from [`StateFolder::optimizer_before`]. What is damaged is set aside, and said:
+    /// training goes on with what it knew one round earlier, or with fresh moments.
+    ///
+    /// # Errors
+    /// [`StateError`] where it may be read later, or [`FileError`].
+    pub fn recall_optimizer(
+        &self,
+        study: StudyDigest,
+        round: RoundId,
+    ) -> anyhow::Result<Option<OptimizerState>> {
+        while let Some(path) = self.optimizer_before(study, round) {
+            let error = match read_state(&path) {
+                Ok(known) => return Ok(Some(known)),
+                Err(error) => error,
+            };
+            if let StateError::Io { source, .. } = &error
+                && !files::is_unreadable(source)
+            {
+                return Err(error.into());
+            }
+            // In the place of an earlier one: each is twice as large as the model.
+            let aside = self.0.join("optimizer").join("damaged");
+            files::rename(&path, &aside)?;
+            let aside = aside.display();
+            tracing::error!(
+                "what the optimiser remembers is lost: {error}; it is set aside as {aside}, and training goes on without it"
+            );
+        }
+        Ok(None)
     }
 
     /// What the optimiser knew before `round`: what it had learnt in the newest round below whose update counts. A coordinator
@@ -367,6 +399,44 @@ mod tests {
         state.prune_optimizer(Some(attempts[3])).unwrap();
         deliver(4);
         assert_eq!(before(5).as_deref(), Some("four"));
+    }
+
+    #[test]
+    fn a_damaged_memory_of_the_optimiser_is_set_aside_and_training_goes_on() {
+        use crate::model::NamedTensors;
+        use crate::train::state::store_state;
+
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let study = StudyDigest(common::ids::Digest::of(b"study"));
+        let learn = |round: u32| {
+            let attempt = AttemptId::from_bytes([1; 16]);
+            let learnt = OptimizerState { steps: u64::from(round), moments: NamedTensors::new() };
+            store_state(&state.optimizer_after(attempt), &learnt.into_live()).unwrap();
+            state.promote_optimizer(study, RoundId(round), attempt).unwrap();
+        };
+        let steps = |round: u32| {
+            state.recall_optimizer(study, RoundId(round)).unwrap().map(|known: OptimizerState| known.steps)
+        };
+        learn(1);
+        learn(2);
+        assert_eq!(steps(3), Some(2));
+        let newest = state.learnt(study, RoundId(2));
+        let mut bytes = std::fs::read(&newest).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&newest, &bytes).unwrap();
+        // The second time as after a restart: nothing is left to be found damaged.
+        for _ in 0..2 {
+            assert_eq!(steps(3), Some(1));
+            assert!(!newest.exists());
+        }
+        let aside = folder.path().join("optimizer").join("damaged");
+        assert_eq!(std::fs::read(&aside).unwrap(), bytes);
+        std::fs::write(state.learnt(study, RoundId(1)), "cut short").unwrap();
+        assert_eq!(steps(3), None, "fresh moments");
+        learn(3);
+        assert_eq!(steps(4), Some(3));
     }
 
     #[test]
