@@ -70,6 +70,9 @@ enum Command {
     /// Add and steer studies.
     #[command(subcommand)]
     Study(Study),
+    /// Bring back a published model, or embeddings, that the disk has lost.
+    #[command(subcommand)]
+    Artifact(Artifact),
     /// Write report.html, report.csv and report.json of a study.
     Report {
         /// Its name or the first digits of its digest; the newest when left out.
@@ -208,6 +211,16 @@ enum Study {
     CrossSite(CrossSiteCommand),
 }
 
+#[derive(Debug, Subcommand)]
+enum Artifact {
+    /// Put a copy in its place; each byte is compared with what was published.
+    Add {
+        /// Of a site: HASH.data of its state/artifacts, with HASH.json beside it. Of a backup: the folder HASH of state/artifacts.
+        #[arg(value_name = "COPY")]
+        copy: PathBuf,
+    },
+}
+
 /// Does what the command line says. `stop` ends the commands that run on.
 ///
 /// # Errors
@@ -230,6 +243,11 @@ pub async fn execute(cli: Cli, stop: CancellationToken) -> anyhow::Result<()> {
         Command::Sites { json } => show_status(&config()?, json, show::sites).await,
         Command::Revoke { site } => done(ask(&config()?, Request::Revoke { site }).await?),
         Command::Study(study) => steer(&config()?, study, &stop).await,
+        Command::Artifact(Artifact::Add { copy }) => {
+            // The running coordinator has another working folder.
+            let copy = std::path::absolute(copy)?;
+            done(ask(&config()?, Request::AddArtifact { copy }).await?)
+        }
         Command::Report { study, out } => {
             let out = std::path::absolute(out)?;
             done(ask(&config()?, Request::Report { study, out }).await?)

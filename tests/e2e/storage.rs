@@ -61,6 +61,36 @@ fn an_update_that_the_disk_changed_is_found_by_the_doctor_and_asked_for_again() 
 }
 
 #[test]
+fn a_model_that_the_disk_lost_comes_back_from_the_files_of_a_site() {
+    let mut federation = Federation::set_up();
+    let mut north = federation.north.run();
+    let mut south = federation.south.run();
+    south.until_says("round 2: taking part");
+    south.pause();
+    north.until_says("round 2: the coordinator counts the update");
+    federation.consortium.coordinator.0.kill();
+
+    let status = federation.consortium.operate(["status", "--json"]).ok();
+    let status: serde_json::Value = serde_json::from_str(&status).expect("it is JSON");
+    let model = status["studies"][0]["model"].as_str().expect("there is a study").to_owned();
+    fs::remove_dir_all(federation.state().join("artifacts").join(&model)).expect("the folder is ours");
+    let found = federation.consortium.operate(["doctor"]);
+    assert_eq!(found.code, Some(1), "{found:#?}");
+    assert!(found.out.contains("coordinator artifact add"), "{found:#?}");
+
+    let copy = federation.north.path("state/artifacts").join(format!("{model}.data"));
+    let copy = copy.to_str().expect("a plain name");
+    let told = federation.consortium.operate(["artifact", "add", copy]).ok();
+    assert!(told.contains("the current model of"), "{told}");
+    federation.consortium.operate(["doctor"]).ok();
+    federation.consortium.crash_coordinator();
+    south.resume();
+    let made = federation.finished();
+    federation.assert_made_of_both();
+    assert_eq!(made, Federation::undisturbed());
+}
+
+#[test]
 fn sites_follow_a_coordinator_that_was_restored_from_an_earlier_round() {
     let mut federation = Federation::set_up();
     let _agents = [federation.north.run(), federation.south.run()];

@@ -70,10 +70,13 @@ impl Use {
             }
             Self::Current { .. } => {
                 "the study cannot go on without it, and the updates that it was made of are gone since it was durable: \
-                 copy the folder of this name from a backup's state/artifacts, or `coordinator restore` the backup"
+                 take a copy from a site (the two files of this name in its state/artifacts, .data and .json) or a backup \
+                 (the folder of this name in its state/artifacts), and `coordinator artifact add COPY`; then \
+                 `coordinator study resume` if it is paused"
             }
             Self::Past { .. } => {
-                "the study goes on; for its scores, copy the folder of this name from a backup's state/artifacts"
+                "the study goes on; for its scores, take a copy from a site (the two files of this name in its \
+                 state/artifacts, .data and .json) or a backup (the folder of this name), and `coordinator artifact add COPY`"
             }
         }
     }

@@ -1,22 +1,31 @@
-//! Published artifacts that the disk has changed: the operator is told once, and `coordinator status` says it until one is served
-//! whole again.
+//! Published artifacts that the disk has changed or lost: the operator is told once, and `coordinator status` says it until one is
+//! served whole again, or brought back.
 //!
-//! Nothing mends them here. The updates that a model was made of are removed when it is durable, and no site sends one back; an
-//! initial model and embeddings come back by their file, any other from a backup, as the doctor says of each.
+//! Nothing mends them by itself. The updates that a model was made of are removed when it is durable, and no site sends one back; an
+//! initial model and embeddings come back by their file, any of them by a copy (`coordinator artifact add`), as the doctor says of each.
+
+use std::path::PathBuf;
 
 use common::ids::ArtifactHash;
+use tokio::task::spawn_blocking;
 
 use super::Driver;
+use super::operate::Failure;
 use super::study_run::StudyRun;
+use crate::error_report;
+use crate::operator::Reply;
 use crate::progress::Line;
-use crate::store::CORRUPT;
+use crate::store::{ArtifactFile, CORRUPT, StoreError, causes};
+
+/// Of a copy whose bytes are not those that were published.
+const TAKE_ANOTHER: &str = "take the copy of another site, or of a backup; nothing was changed here";
 
 impl Driver {
     /// Notes that an artifact cannot be served.
     pub(super) fn note_damage(&mut self, artifact: ArtifactHash, words: &str) {
-        let what = self.use_of(&artifact);
+        let what = self.use_of(&artifact).unwrap_or_else(|| format!("artifact {}", artifact.short()));
         let detail = format!(
-            "{what} is corrupt, and sites that ask for it are refused: {words}; `coordinator doctor` says how it comes back"
+            "{what} is lost or corrupt, and sites that ask for it are refused: {words}; `coordinator doctor` says how it comes back"
         );
         self.progress.say(&Line::Fault { code: CORRUPT.to_owned(), detail: detail.clone() });
         self.damaged.insert(artifact, detail);
@@ -38,26 +47,83 @@ impl Driver {
         (!words.is_empty()).then(|| (CORRUPT, Some(words.join("; "))))
     }
 
-    fn use_of(&self, artifact: &ArtifactHash) -> String {
+    /// Brings an artifact back from a copy, which need not be trusted: its bytes say what it is.
+    pub(super) async fn add_artifact(&mut self, copy: PathBuf) -> Result<Reply, Failure> {
+        let shown = copy.display().to_string();
+        let opened = spawn_blocking(move || ArtifactFile::open_copy(&copy)).await?;
+        let copy = opened.map_err(|error| match error {
+            StoreError::Corrupt { reason, .. } => Failure::new(reason, TAKE_ANOTHER),
+            error => Failure::new(causes(&error), error_report::READS_AS_ITS_USER),
+        })?;
+        let hash = copy.manifest().hash();
+        let Some(what) = self.purpose_of(&hash).await? else {
+            return Err(Failure::new(
+                format!("{shown} is artifact {hash}, which no study here has published"),
+                "`coordinator doctor` names what is missing: the last part of a path is its hash",
+            ));
+        };
+        let artifacts = self.store.artifacts().clone();
+        spawn_blocking(move || artifacts.keep_copy(&copy)).await?.map_err(|error| match error {
+            StoreError::Corrupt { reason, .. } => Failure::new(reason, TAKE_ANOTHER),
+            error => Failure::from(error),
+        })?;
+        self.note_whole(&hash);
+        let words = format!(
+            "{what} is here, and every byte is as it was published; sites that were refused ask again by themselves, and \
+             `coordinator study resume` takes up a study that paused for want of it"
+        );
+        Ok(Reply::Done { words })
+    }
+
+    /// What an artifact is, or was, to a study.
+    async fn purpose_of(&self, artifact: &ArtifactHash) -> Result<Option<String>, StoreError> {
+        if let Some(what) = self.use_of(artifact) {
+            return Ok(Some(what));
+        }
+        for (study, run) in &self.studies {
+            let rounds = self.store.rounds(study).await?;
+            if let Some(made) = rounds.iter().find(|record| record.model == Some(*artifact)) {
+                let name = &run.document.study().name;
+                return Ok(Some(format!("the model of round {} of `{name}`", made.round)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What an artifact that sites may ask for is to a study.
+    pub(super) fn use_of(&self, artifact: &ArtifactHash) -> Option<String> {
         let words = |run: &StudyRun| {
             let study = run.document.study();
             let what = match artifact {
                 known if *known == study.initial_model => "the initial model",
                 known if *known == study.embeddings.artifact => "the class embeddings",
                 known if *known == run.rounds.status().model => "the current model",
+                known if !run.evaluation.pending(known).is_empty() => "a model to be scored",
                 _ => return None,
             };
             Some(format!("{what} of `{}`", study.name))
         };
-        let of_no_study = || format!("artifact {}", artifact.short());
-        self.studies.values().find_map(words).unwrap_or_else(of_no_study)
+        self.studies.values().find_map(words)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use common::ids::{ArtifactHash, Digest};
+    use common::testing::artifact_of_zeros;
+
+    use crate::driver::Driver;
     use crate::driver::lost::tests::driver;
-    use crate::fixture::Fixture;
+    use crate::fixture::{Fixture, change_a_byte, write};
+    use crate::operator::{Reply, Request};
+    use crate::store::Store;
+
+    async fn add(driver: &mut Driver, copy: &Path) -> Reply {
+        driver.operate(Request::AddArtifact { copy: copy.to_owned() }).await
+    }
 
     #[tokio::test]
     async fn a_corrupt_model_is_in_the_status_by_its_use_until_it_is_whole() {
@@ -73,5 +139,65 @@ mod tests {
         assert!(words.contains("chunk 3") && words.contains("coordinator doctor"), "{words}");
         driver.note_whole(&model);
         assert_eq!(driver.fault(), None);
+        assert_eq!(driver.use_of(&ArtifactHash(Digest::of(b"another"))), None);
+    }
+
+    #[tokio::test]
+    async fn a_lost_model_comes_back_from_the_files_of_a_site_once_every_byte_is_right() {
+        let fixture = Fixture::new().await;
+        let store = fixture.store().await;
+        let mut driver = driver(&fixture, store.clone()).await;
+        let model = fixture.study.study().initial_model;
+        let (folder, site) = (store.artifacts().folder(&model), tempfile::tempdir().unwrap());
+        // As a site keeps it, under any name.
+        for (ours, theirs) in [("manifest.json", "m.json"), ("data", "m.data")] {
+            fs::copy(folder.join(ours), site.path().join(theirs)).unwrap();
+        }
+        let copy = site.path().join("m.data");
+        let whole = fs::read(&copy).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        driver.note_damage(model, "it is gone");
+
+        let mut changed = whole.clone();
+        changed[0] ^= 1;
+        for wrong in [changed.as_slice(), &whole[1..]] {
+            fs::write(&copy, wrong).unwrap();
+            let Reply::Failed { words, hint } = add(&mut driver, &copy).await else {
+                panic!("it is another")
+            };
+            assert!(words.contains("m.data"), "{words}");
+            assert!(hint.unwrap().contains("another site"));
+        }
+        assert!(!folder.exists() && driver.fault().is_some(), "nothing of it is kept");
+
+        fs::write(&copy, &whole).unwrap();
+        let Reply::Done { words } = add(&mut driver, &copy).await else { panic!("it is the model") };
+        assert!(words.starts_with("the initial model of `"), "{words}");
+        assert_eq!(fs::read(folder.join("data")).unwrap(), whole);
+        assert_eq!(driver.fault(), None);
+    }
+
+    #[tokio::test]
+    async fn a_corrupt_model_gives_way_to_the_folder_of_a_backup_and_a_strange_one_is_refused() {
+        let fixture = Fixture::new().await;
+        let store = fixture.store().await;
+        let mut driver = driver(&fixture, store.clone()).await;
+        let model = fixture.study.study().initial_model;
+        let (folder, backup) = (store.artifacts().folder(&model), tempfile::tempdir().unwrap());
+        for name in ["manifest.json", "data"] {
+            fs::copy(folder.join(name), backup.path().join(name)).unwrap();
+        }
+        change_a_byte(&folder);
+        assert!(matches!(add(&mut driver, backup.path()).await, Reply::Done { .. }));
+        store.artifacts().read(&model).unwrap().unwrap().verify(|_| {}).unwrap();
+
+        let other = Store::create(&backup.path().join("other")).await.unwrap();
+        let strange = write(&other, &artifact_of_zeros(&[("a", &[2])]));
+        let folder = other.artifacts().folder(&strange);
+        let Reply::Failed { words, .. } = add(&mut driver, &folder).await else { panic!("it is strange") };
+        assert!(words.contains("no study here has published"), "{words}");
+        assert!(!store.artifacts().contains(&strange));
+        let absent = add(&mut driver, &backup.path().join("no-such-copy")).await;
+        assert!(matches!(absent, Reply::Failed { .. }), "{absent:?}");
     }
 }

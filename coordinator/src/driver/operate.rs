@@ -24,13 +24,13 @@ use crate::store::{self, InviteTerms, SiteRecord, StoreError, StoredStudy};
 use crate::{clock, error_report, files};
 
 /// What went wrong, in words for the operator.
-struct Failure {
+pub(super) struct Failure {
     words: String,
     hint: Option<String>,
 }
 
 impl Failure {
-    fn new(words: impl Into<String>, hint: &'static str) -> Self {
+    pub(super) fn new(words: impl Into<String>, hint: &'static str) -> Self {
         Self { words: words.into(), hint: Some(hint.to_owned()) }
     }
 }
@@ -68,6 +68,7 @@ impl Driver {
             Request::Pause { study, reason } => self.pause_for(&study, &reason).await,
             Request::Promote { study, round } => self.promote(&study, round.map(RoundId)).await,
             Request::Export { study, round, out } => self.export(&study, round.map(RoundId), out).await,
+            Request::AddArtifact { copy } => self.add_artifact(copy).await,
             Request::Report { study, out } => self.report(study.as_deref(), &out).await,
         };
         done.unwrap_or_else(|Failure { words, hint }| Reply::failed(words, hint.as_deref()))

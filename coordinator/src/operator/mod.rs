@@ -83,6 +83,11 @@ pub enum Request {
         /// The file, which must be new.
         out: PathBuf,
     },
+    /// Brings back a model or embeddings that the disk has lost.
+    AddArtifact {
+        /// A copy of it, wherever it is from.
+        copy: PathBuf,
+    },
     /// Writes the report of a study.
     Report {
         /// Its digest, the first digits of it, or its name; the newest when absent.

@@ -102,6 +102,21 @@ impl Artifacts {
         })
     }
 
+    /// Keeps a copy of an artifact, each chunk checked; a corrupt one of this name gives way to it.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when a chunk of `copy` has changed; the disk.
+    pub fn keep_copy(&self, copy: &ArtifactFile) -> Result<ArtifactHash, StoreError> {
+        let manifest = copy.manifest();
+        let mut writer = self.write(manifest.layout().clone())?;
+        let mut bytes = Vec::new();
+        for (index, hash) in manifest.chunks().iter().enumerate() {
+            copy.read_into(index, &mut bytes)?;
+            writer.push_hashed(&bytes, *hash)?;
+        }
+        writer.finish()
+    }
+
     /// Where the artifact lies, or would.
     pub fn folder(&self, hash: &ArtifactHash) -> PathBuf {
         self.dir.join(hash.to_string())
@@ -219,15 +234,34 @@ impl ArtifactFile {
     /// # Errors
     /// [`StoreError::Corrupt`] when it is not the one called `hash`.
     pub(super) fn open(folder: &Path, hash: &ArtifactHash) -> Result<Self, StoreError> {
-        let manifest = read_manifest(folder)?;
-        let path = folder.join(DATA);
+        let file = Self::open_files(&folder.join(MANIFEST), folder.join(DATA))?;
+        if file.manifest.hash() != *hash {
+            let reason = format!("{} is not what its name says", folder.display());
+            return Err(StoreError::corrupt("artifact", reason));
+        }
+        Ok(file)
+    }
+
+    /// Opens a copy of an artifact: the folder of one, of another store or a backup, or a site's `HASH.data` with `HASH.json`
+    /// beside it. What it is called by does not count: that is the hash of its manifest.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when its files do not belong together; the disk.
+    pub fn open_copy(path: &Path) -> Result<Self, StoreError> {
+        match path.is_dir() {
+            true => Self::open_files(&path.join(MANIFEST), path.join(DATA)),
+            false => Self::open_files(&path.with_extension("json"), path.with_extension("data")),
+        }
+    }
+
+    fn open_files(manifest: &Path, data: PathBuf) -> Result<Self, StoreError> {
+        let (manifest, path) = (read_manifest_file(manifest)?, data);
         let data = File::open(&path).map_err(StoreError::file(&path))?;
-        let size = data.metadata().map_err(StoreError::file(&path))?.len();
-        if manifest.hash() != *hash || size != manifest.layout().bytes() {
-            return Err(StoreError::corrupt(
-                "artifact",
-                format!("{} is not what its name says", folder.display()),
-            ));
+        let (size, expected) =
+            (data.metadata().map_err(StoreError::file(&path))?.len(), manifest.layout().bytes());
+        if size != expected {
+            let reason = format!("{} has {size} bytes, its manifest says {expected}", path.display());
+            return Err(StoreError::corrupt("artifact", reason));
         }
         let checked = manifest.chunks().iter().map(|_| AtomicBool::new(false)).collect();
         Ok(Self { manifest, data, path, checked })
@@ -302,8 +336,11 @@ pub(super) fn write_manifest(folder: &Path, manifest: &ArtifactManifest) -> Resu
 
 /// Reads the manifest in `folder`.
 pub(super) fn read_manifest(folder: &Path) -> Result<ArtifactManifest, StoreError> {
-    let path = folder.join(MANIFEST);
-    let bytes = fs::read(&path).map_err(StoreError::file(&path))?;
+    read_manifest_file(&folder.join(MANIFEST))
+}
+
+fn read_manifest_file(path: &Path) -> Result<ArtifactManifest, StoreError> {
+    let bytes = fs::read(path).map_err(StoreError::file(path))?;
     let corrupt = |reason: String| StoreError::corrupt("artifact", format!("{}: {reason}", path.display()));
     let file: ManifestFile = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
     let layout = TensorLayout::new(file.tensors).map_err(|e| corrupt(e.to_string()))?;
