@@ -114,8 +114,10 @@ mod tests {
 
     use common::ids::{ArtifactHash, Digest};
     use common::testing::artifact_of_zeros;
+    use tokio::sync::oneshot;
 
     use crate::driver::Driver;
+    use crate::driver::handle::Command;
     use crate::driver::lost::tests::driver;
     use crate::fixture::{Fixture, change_a_byte, write};
     use crate::operator::{Reply, Request};
@@ -139,7 +141,18 @@ mod tests {
         assert!(words.contains("chunk 3") && words.contains("coordinator doctor"), "{words}");
         driver.note_whole(&model);
         assert_eq!(driver.fault(), None);
-        assert_eq!(driver.use_of(&ArtifactHash(Digest::of(b"another"))), None);
+    }
+
+    #[tokio::test]
+    async fn of_what_is_not_here_only_what_a_study_has_published_is_lost() {
+        let fixture = Fixture::new().await;
+        let mut driver = driver(&fixture, fixture.store().await).await;
+        let model = fixture.study.study().initial_model;
+        for (artifact, published) in [(model, true), (ArtifactHash(Digest::of(b"another")), false)] {
+            let (reply, answer) = oneshot::channel();
+            driver.obey(Command::IsPublished { artifact, reply }).await;
+            assert_eq!(answer.await.unwrap(), published);
+        }
     }
 
     #[tokio::test]

@@ -76,6 +76,11 @@ pub(super) enum Command {
         request: operator::Request,
         reply: oneshot::Sender<operator::Reply>,
     },
+    /// Whether a study has published an artifact, as far as sites may still ask for it.
+    IsPublished {
+        artifact: ArtifactHash,
+        reply: oneshot::Sender<bool>,
+    },
     /// A published artifact cannot be served.
     ArtifactDamaged {
         artifact: ArtifactHash,
@@ -184,7 +189,12 @@ impl DriverHandle {
         }
     }
 
-    /// A published artifact is corrupt on the disk.
+    /// Whether a study has published an artifact, as far as sites may still ask for it.
+    pub(crate) async fn is_published(&self, artifact: ArtifactHash) -> Result<bool, Refusal> {
+        self.ask(|reply| Command::IsPublished { artifact, reply }).await
+    }
+
+    /// A published artifact is lost or corrupt on the disk.
     pub(crate) async fn artifact_damaged(&self, artifact: ArtifactHash, words: String) {
         self.tell(Command::ArtifactDamaged { artifact, words }).await;
     }

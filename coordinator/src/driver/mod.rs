@@ -293,6 +293,9 @@ impl Driver {
                 let answer = self.operate(request).await;
                 let _ = reply.send(answer);
             }
+            Command::IsPublished { artifact, reply } => {
+                let _ = reply.send(self.use_of(&artifact).is_some());
+            }
             Command::ArtifactDamaged { artifact, words } => self.note_damage(artifact, &words),
             Command::ArtifactWhole { artifact } => self.note_whole(&artifact),
             Command::Say(line) if self.is_echo(&line) => tracing::debug!(%line, "said before"),

@@ -289,11 +289,11 @@ async fn open_artifact(session: &Session, artifact: ModelHash) -> Result<Arc<Art
     let context = session.context.clone();
     let read = move || context.shelf.read(context.store.artifacts(), &artifact);
     let opened = tokio::task::spawn_blocking(read).await;
-    let opened = match opened.map_err(|e| internal(StoreError::corrupt("artifact", e)))? {
-        Ok(opened) => opened,
-        Err(error) => return Err(rotten::refuse(session, artifact, None, &error).await),
-    };
-    opened.ok_or_else(|| refusal(RefusalCode::UnknownArtifact, "the coordinator has no such artifact"))
+    match opened.map_err(|e| internal(StoreError::corrupt("artifact", e)))? {
+        Ok(Some(opened)) => Ok(opened),
+        Ok(None) => Err(rotten::missing(session, artifact).await),
+        Err(error) => Err(rotten::refuse(session, artifact, None, &error).await),
+    }
 }
 
 async fn serve_chunks(

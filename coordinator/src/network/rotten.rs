@@ -1,4 +1,4 @@
-//! Artifacts that a site asks for and that the disk does not give: said to the site, to the log and to the operator.
+//! Artifacts that a site asks for and that the disk does not give, or has no more: said to the site, to the log and to the operator.
 
 use common::ids::ArtifactHash;
 use common::wire::{Refusal, RefusalCode};
@@ -22,8 +22,18 @@ pub(super) async fn refuse(
     if shelf.damage(&artifact, chunk) {
         session.context.driver.artifact_damaged(artifact, causes(error)).await;
     }
-    let words = "the coordinator's copy is corrupt; its operator is told, and it is tried again later";
+    let words =
+        "the coordinator's copy is lost or corrupt; its operator is told, and it is tried again later";
     Refusal::new(RefusalCode::Internal, words)
+}
+
+/// Says that an artifact is not here: lost, if a study has published it. Of all other names nothing is kept.
+pub(super) async fn missing(session: &Session, artifact: ArtifactHash) -> Refusal {
+    match session.context.driver.is_published(artifact).await {
+        Ok(true) => refuse(session, artifact, None, &StoreError::corrupt("artifact", "it is gone")).await,
+        Ok(false) => Refusal::new(RefusalCode::UnknownArtifact, "the coordinator has no such artifact"),
+        Err(stopping) => stopping,
+    }
 }
 
 /// Says that these chunks were served, ascending: an artifact that was corrupt may be whole again.
