@@ -168,10 +168,13 @@ impl Process {
         format!("{}, the last of {} lines:\n{}", self.name, self.heard.len(), self.heard[first..].join("\n"))
     }
 
-    /// Ends it at once, as a power cut would; all that it said.
+    /// Ends it at once, as a power cut would; all that it said. Then nothing of it is left, neither its port nor its lock.
     pub(crate) fn kill(&mut self) -> Vec<String> {
         self.child.kill().expect("it runs");
-        self.rest()
+        let said = self.rest();
+        // The kernel closes its pipes before its last file.
+        self.child.wait().expect("it is ours");
+        said
     }
 
     /// Keeps it from doing anything until [`Process::resume`].
