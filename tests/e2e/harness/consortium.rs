@@ -1,8 +1,10 @@
 //! A consortium in a folder of its own: set up by the commands that operators use.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use common::ids::Role;
@@ -34,17 +36,13 @@ pub(crate) struct Site {
 }
 
 impl Consortium {
-    /// Makes the consortium `name` and starts its coordinator on a port that the system chooses.
+    /// Makes the consortium `name` and starts its coordinator.
     pub(crate) fn found(name: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let init = ["init", "--consortium", name, "--listen", "127.0.0.1:0"];
-        finish(coordinator(folder.path(), init)).ok();
+        let listen = format!("127.0.0.1:{}", lasting_port());
+        finish(coordinator(folder.path(), ["init", "--consortium", name, "--listen", &listen])).ok();
         let mut running = Coordinator::start(folder.path(), None);
         let address = running.until_listening();
-        // The sites keep the address: started again, it must listen there.
-        let config = folder.path().join("coordinator.toml");
-        let text = fs::read_to_string(&config).expect("written by init");
-        fs::write(&config, text.replace("127.0.0.1:0", &address)).expect("the folder is ours");
         Self { coordinator: running, address, folder }
     }
 
@@ -250,6 +248,25 @@ impl Site {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
+}
+
+/// A port that is free for both lanes, and that the system gives to nobody who asks for any: the sites keep the address, and a
+/// coordinator that was killed must find it free, whoever opened a socket meanwhile.
+fn lasting_port() -> u16 {
+    /// Linux gives to who asks for any from 32768 on.
+    const PORTS: std::ops::Range<u16> = 10_000..32_768;
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    // Tests that run beside this one, each in a process of its own, begin elsewhere.
+    let first = std::process::id().wrapping_mul(16);
+    let ports = std::iter::repeat_with(|| {
+        let next = first.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed));
+        PORTS.start + u16::try_from(next % u32::from(PORTS.end - PORTS.start)).expect("one of so few")
+    });
+    let is_free = |port: &u16| {
+        let address = (Ipv4Addr::LOCALHOST, *port);
+        TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok()
+    };
+    ports.take(PORTS.len()).find(is_free).expect("a free port")
 }
 
 fn coordinator<'a>(folder: &Path, args: impl IntoIterator<Item = &'a str>) -> Command {
