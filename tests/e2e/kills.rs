@@ -10,7 +10,7 @@ use common::rng::{KeyedRng, Rng};
 
 use crate::harness::federation::{Federation, ROUNDS};
 use crate::harness::process::Process;
-use crate::harness::study::{NAME, STEPS};
+use crate::harness::study::STEPS;
 
 /// Longest time between the drawn line and the kill: several steps.
 const LONGEST_LINGER_US: u64 = 50_000;
@@ -175,12 +175,7 @@ impl Running {
 
     /// Waits for the study's end. Each round was made of the updates of both, and nothing was done twice.
     fn end(&mut self) -> End {
-        // Until it listens, a command would open the store in its place.
-        self.federation.consortium.coordinator.until_listening();
-        // A coordinator that ended with the study's last word on its lips does not say it again.
-        if self.federation.consortium.report(NAME).study.state != "finished" {
-            self.federation.finished();
-        }
+        let model = self.federation.finished();
         self.federation.assert_each_counted_once();
         for (agent, said) in self.agents.iter_mut().zip(&mut self.said) {
             said.extend(agent.kill());
@@ -195,7 +190,6 @@ impl Running {
             let all = (ROUNDS * (STEPS - 1)) as usize;
             assert!(kept.len() + killed >= all, "{} of {all} steps were kept: {said:#?}", kept.len());
         }
-        let model = self.federation.consortium.report(NAME).study.model;
         End { model, kept: kept.map(|kept| kept.len()) }
     }
 

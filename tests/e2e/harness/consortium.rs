@@ -10,6 +10,7 @@ use std::time::Instant;
 use common::ids::Role;
 use common::journal::Entry;
 use common::participant::Event;
+use coordinator::operator::{Status, StudyLine};
 use coordinator::progress::Line;
 use coordinator::report::ReportData;
 use tempfile::TempDir;
@@ -107,6 +108,16 @@ impl Consortium {
         site
     }
 
+    /// Waits until a site is one that a round of a study can be opened with: the coordinator knows what it has.
+    pub(crate) fn until_ready(&self, site: &Site) {
+        let status = || finish(coordinator(self.folder.path(), ["status", "--json"]));
+        let is_ready = |study: &StudyLine| study.ready.iter().any(|ready| ready.as_str() == site.name);
+        until_told(&format!("the coordinator has {} ready", site.name), status, |told| {
+            let status: Status = serde_json::from_str(told).expect("a status");
+            status.studies.iter().any(is_ready)
+        });
+    }
+
     /// A path in the consortium's folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -198,18 +209,9 @@ impl Site {
     }
 
     /// Asks the site's own status until it says these words.
-    ///
-    /// # Panics
-    /// When it does not come to say them.
     pub(crate) fn until_status(&self, words: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let told = finish(self.command(["status"]));
-            if told.out.contains(words) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{}: waiting for the status `{words}`: {told:#?}", self.name);
-        }
+        let status = || finish(self.command(["status"]));
+        until_told(&format!("the status of {}: {words}", self.name), status, |told| told.contains(words));
     }
 
     /// Has the agent keep every step of a round.
@@ -247,6 +249,21 @@ impl Site {
     /// A path in the site's folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+}
+
+/// Asks by a command, again and again, until the answer is as wanted.
+///
+/// # Panics
+/// When it does not come to be.
+fn until_told(what: &str, ask: impl Fn() -> Finished, is_wanted: impl Fn(&str) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let told = ask();
+        if is_wanted(&told.out) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "waiting until {what}: {told:#?}");
     }
 }
 
