@@ -8,6 +8,7 @@ use coordinator::progress::Line;
 
 use crate::harness::disk::{self, Disk};
 use crate::harness::federation::Federation;
+use crate::harness::process::Process;
 
 impl Federation {
     fn state(&self) -> PathBuf {
@@ -29,10 +30,8 @@ fn find(folder: &Path, beginning: &str) -> Option<PathBuf> {
 #[test]
 fn an_update_that_the_disk_changed_is_found_by_the_doctor_and_asked_for_again() {
     let mut federation = Federation::set_up();
+    let south = federation.run_held(&federation.south);
     let mut north = federation.north.run();
-    let mut south = federation.south.run();
-    south.until_says("round 1: taking part");
-    south.pause();
     north.until_says("round 1: the coordinator counts the update");
     let refused = federation.consortium.operate(["doctor", "--repair"]);
     assert_eq!(refused.code, Some(75), "a running coordinator repairs nothing: {refused:#?}");
@@ -93,11 +92,15 @@ fn a_model_that_the_disk_lost_comes_back_from_the_files_of_a_site() {
 #[test]
 fn sites_follow_a_coordinator_that_was_restored_from_an_earlier_round() {
     let mut federation = Federation::set_up();
-    let _agents = [federation.north.run(), federation.south.run()];
-    federation.consortium.coordinator.until_study("round-opened", "round 1");
+    let south = federation.run_held(&federation.south);
+    let mut north = federation.north.run();
+    north.until_says("round 1: the coordinator counts the update");
+    north.pause();
     let backup = federation.consortium.path("backup");
     let to = backup.to_str().expect("a plain name");
     federation.consortium.operate(["backup", to]).ok();
+    // The second round cannot end either: north is held.
+    south.resume();
     federation.consortium.coordinator.until_study("round-opened", "round 2");
     federation.consortium.coordinator.0.kill();
 
@@ -106,6 +109,7 @@ fn sites_follow_a_coordinator_that_was_restored_from_an_earlier_round() {
     fs::rename(federation.state(), federation.consortium.path("lost")).expect("the folder is ours");
     federation.consortium.operate(["restore", to]).ok();
     federation.consortium.crash_coordinator();
+    north.resume();
     let model = federation.finished();
     federation.assert_made_of_both();
     assert_eq!(model, Federation::undisturbed());
@@ -128,13 +132,18 @@ fn until_recovered(federation: &mut Federation, fault: &str) {
     });
 }
 
-/// A federation whose coordinator's state has a disk of its own.
-fn on_a_disk() -> (Federation, Disk) {
+/// A federation whose coordinator's state has a disk of its own. North trains the first round, which cannot end: south, the second of
+/// the processes, is held.
+fn on_a_disk_in_round_1() -> (Federation, [Process; 2], Disk) {
     let mut federation = Federation::set_up();
     federation.consortium.coordinator.0.kill();
     let disk = Disk::under(&federation.state());
     federation.consortium.crash_coordinator();
-    (federation, disk)
+    federation.consortium.coordinator.until_listening();
+    let south = federation.run_held(&federation.south);
+    let mut north = federation.north.run();
+    north.until_says("round 1: step ");
+    (federation, [north, south], disk)
 }
 
 #[test]
@@ -148,11 +157,9 @@ fn on_a_small_disk() {
     if !disk::is_inside() {
         return;
     }
-    let (mut federation, disk) = on_a_disk();
-    let mut north = federation.north.run();
-    let _south = federation.south.run();
-    north.until_says("round 1: step ");
+    let (mut federation, [_north, south], disk) = on_a_disk_in_round_1();
     disk.fill();
+    south.resume();
     until_paused(&mut federation, "disk-full", "paused: disk full");
     disk.make_room();
     until_recovered(&mut federation, "disk-full");
@@ -172,11 +179,9 @@ fn on_a_disk_that_turns_read_only() {
     if !disk::is_inside() {
         return;
     }
-    let (mut federation, disk) = on_a_disk();
-    let mut north = federation.north.run();
-    let _south = federation.south.run();
-    north.until_says("round 1: step ");
+    let (mut federation, [_north, south], disk) = on_a_disk_in_round_1();
     disk.cover();
+    south.resume();
     until_paused(&mut federation, "disk-read-only", "paused: disk read-only");
     disk.uncover();
     until_recovered(&mut federation, "disk-read-only");
