@@ -27,11 +27,12 @@ fn a_hospital_that_asks_trains_only_after_a_person_approved_the_study() {
     let south = consortium.enrol("south", Role::Trainer);
     south.give_phantoms(&consortium.address, "site-b");
     consortium.add_study_of(2, 1, 1);
-    consortium.start_study();
-    let mut at_south = south.run();
-    // The first round is held open, so that the other hospital is there for all of it.
-    at_south.until_says("round 1: taking part");
+    // The first round is held open, so that the other hospital is there before it ends.
+    let at_south = south.run();
+    consortium.until_ready(&south);
     at_south.pause();
+    consortium.start_study();
+    consortium.coordinator.until_study("round-opened", "round 1");
 
     let north = consortium.enrol("north", Role::Trainer);
     north.give_phantoms(&consortium.address, "site-a");
