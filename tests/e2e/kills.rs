@@ -109,8 +109,9 @@ impl Undisturbed {
 
 /// A federation under way.
 struct Running {
-    federation: Federation,
+    /// Before the federation: they end before their folders go.
     agents: [Process; 2],
+    federation: Federation,
     /// Lines of the coordinator before the sites were started.
     before: usize,
     /// What each site said before it was killed.
@@ -227,15 +228,16 @@ fn kill_at_seeded_instants(seed: u64, victims: &[Victim], undisturbed: &Undistur
     for moment in Moment::draw(seed, victims) {
         let Moment { victim, linger, .. } = moment;
         let line = moment.line(undisturbed);
-        let name = match victim {
-            Victim::Coordinator => "coordinator",
-            Victim::Site(0) => "north",
-            Victim::Site(_) => "south",
+        // It says how far it is each second: in a slower run, as the undisturbed one may have been, it says more.
+        let (name, last) = match victim {
+            Victim::Coordinator => ("coordinator", "finished with model"),
+            Victim::Site(0) => ("north", "the study is over"),
+            Victim::Site(_) => ("south", "the study is over"),
         };
         what.push_str(&format!(" {name} {:.1} ms after line {line};", linger.as_secs_f64() * 1e3));
         // Shown when the test fails.
         println!("{what}");
-        running.process(victim).until_line(line);
+        running.process(victim).until_line(line, last);
         pass(linger);
         running.kill(victim);
     }

@@ -135,12 +135,12 @@ impl Process {
         });
     }
 
-    /// Waits until it has said so many lines.
-    pub(crate) fn until_line(&mut self, wanted: usize) {
+    /// Waits until it has said so many lines, or one with these words: fewer may come in all.
+    pub(crate) fn until_line(&mut self, wanted: usize, last: &str) {
         let left = Cell::new(wanted);
-        self.until(&format!("its line {wanted}"), |_| {
+        self.until(&format!("its line {wanted} or `{last}`"), |line| {
             left.set(left.get().saturating_sub(1));
-            (left.get() == 0).then_some(())
+            (left.get() == 0 || line.contains(last)).then_some(())
         });
     }
 
