@@ -3,19 +3,26 @@
 //! The measure is the model itself. Every draw is keyed and every sum ordered, so a study that was disturbed must end
 //! with the very model, bit for bit, of one that was not.
 
+use std::time::Instant;
+
 use site_agent::egress::{self, LedgerEvent};
 
 use crate::harness::consortium::Site;
 use crate::harness::federation::{Federation, ROUNDS};
-use crate::harness::process::Process;
+use crate::harness::process::{PATIENCE, Process};
 
 impl Federation {
     /// Every round was made of both, trained and counted once, and both were told of each.
     fn assert_complete(&self, agents: [&mut Process; 2]) {
         self.assert_each_counted_once();
-        // The coordinator ends a study without waiting until its last receipts were read.
         agents.into_iter().for_each(|agent| drop(agent.until_says("the study is over")));
         for site in [&self.north, &self.south] {
+            // The coordinator ends a study without waiting until its last receipts are read.
+            let deadline = Instant::now() + PATIENCE;
+            while updates_received(site) < ROUNDS as usize {
+                assert!(Instant::now() < deadline, "{} was not told of each", site.name);
+                std::thread::yield_now();
+            }
             assert_eq!(updates_received(site), ROUNDS as usize, "{}", site.name);
         }
     }

@@ -1,6 +1,7 @@
 //! What the agent does when the machine says so, and what it makes of what came of it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use common::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
 use common::manifest::LabelManifest;
@@ -83,7 +84,13 @@ impl Agent {
                 });
             }
             Action::DropUpdate { attempt, ref reason } => {
-                self.cancel(Errand::Offer(attempt));
+                let is_delivered = self.offered.as_ref().is_some_and(|(offer, delivered)| {
+                    offer.attempt == attempt && delivered.load(Ordering::Acquire)
+                });
+                // A receipt that crosses the end of its round is too late for the update, but not for the ledger.
+                if !is_delivered {
+                    self.cancel(Errand::Offer(attempt));
+                }
                 files::remove(&self.state.optimizer_after(attempt))?;
                 self.outbox.remove(attempt)?;
                 match reason {
