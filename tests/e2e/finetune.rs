@@ -19,6 +19,21 @@ fn finetune(site: &Site, files: &TwoClasses) -> Command {
     command
 }
 
+/// What tuning said that was interrupted after its first round. `None` where this test was so slow that it came to its end: then
+/// it has yet to begin.
+fn interrupted(site: &Site, files: &TwoClasses) -> Option<Vec<String>> {
+    let mut tuning = Process::start("finetune", finetune(site, files));
+    tuning.until_says("round 1 of 4");
+    tuning.signal(Signal::SIGINT);
+    let (code, said) = tuning.end();
+    if code == Some(0) {
+        fs::remove_file(site.path("tuned.safetensors")).expect("it has tuned the model");
+        return None;
+    }
+    assert_eq!(code, Some(1), "{said:#?}");
+    Some(said)
+}
+
 #[test]
 fn one_hospital_tunes_a_model_for_other_classes_with_an_interruption() {
     let consortium = Consortium::found("thorax");
@@ -28,11 +43,8 @@ fn one_hospital_tunes_a_model_for_other_classes_with_an_interruption() {
     let ledger = || fs::read(north.path("state/egress.jsonl")).expect("enrolment is in it");
     let left_before = ledger();
 
-    let mut tuning = Process::start("finetune", finetune(&north, &files));
-    tuning.until_says("round 1 of 4");
-    tuning.signal(Signal::SIGINT);
-    let (code, said) = tuning.end();
-    assert_eq!(code, Some(1), "{said:#?}");
+    let said = (0..5).find_map(|_| interrupted(&north, &files));
+    let said = said.expect("one of five interruptions is not too late");
     assert!(said.iter().any(|line| line.contains("the same command goes on from there")), "{said:#?}");
     assert!(!north.path("tuned.safetensors").exists());
 
