@@ -112,6 +112,16 @@ fn the_processes_of_a_killed_demo_die_with_it() {
     until_none_runs_in(coarse.folder.path());
 }
 
+/// Runs a demo to its end, which must be a good one.
+fn succeed(demo: Command) {
+    let mut demo = Process::start("demo", demo);
+    // Each by itself has the patience that a slow machine needs: the evaluation is most of it.
+    demo.until_says("finished with model");
+    demo.until_says("report: ");
+    let (code, said) = demo.end();
+    assert_eq!(code, Some(0), "{said:#?}");
+}
+
 #[test]
 fn a_small_demo_succeeds_and_its_report_shows_scores_coverage_traffic_and_pictures() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -119,12 +129,7 @@ fn a_small_demo_succeeds_and_its_report_shows_scores_coverage_traffic_and_pictur
     let mut demo =
         command("coordinator", ["demo", "--rounds", "1", "--steps", "1", "--cases", "2", "--keep"]);
     demo.arg(&keep);
-    let mut demo = Process::start("demo", demo);
-    // Each by itself has the patience that a slow machine needs: the evaluation is most of it.
-    demo.until_says("finished with model");
-    demo.until_says("report: ");
-    let (code, said) = demo.end();
-    assert_eq!(code, Some(0), "{said:#?}");
+    succeed(demo);
     assert_eq!(processes_in(folder.path()), [""; 0]);
 
     let written = fs::read_dir(keep.join("report")).expect("the report").flatten();
@@ -150,10 +155,7 @@ fn a_demo_told_of_classes_in_words_says_so_in_its_report() {
     let coarse = Coarse::make();
     let mut demo = coarse.demo();
     demo.args(["--rounds", "1", "--steps", "1", "--embedding", "minilm"]);
-    let mut demo = Process::start("demo", demo);
-    demo.until_says("report: ");
-    let (code, said) = demo.end();
-    assert_eq!(code, Some(0), "{said:#?}");
+    succeed(demo);
 
     let report = fs::read(coarse.path("demo/report/report.json")).expect("written");
     let report: ReportData = serde_json::from_slice(&report).expect("a report");
@@ -166,10 +168,7 @@ fn a_demo_trains_and_scores_the_other_network() {
     let coarse = Coarse::make();
     let mut demo = coarse.demo();
     demo.args(["--rounds", "1", "--steps", "1", "--backbone", "swin-unetr"]);
-    let mut demo = Process::start("demo", demo);
-    demo.until_says("report: ");
-    let (code, said) = demo.end();
-    assert_eq!(code, Some(0), "{said:#?}");
+    succeed(demo);
 
     let model = fs::read(coarse.path("demo/model.safetensors")).expect("the initial model");
     let name = Backbone::SwinUnetr.first_tensor().as_bytes();

@@ -123,8 +123,8 @@ fn an_expired_certificate_is_refused() {
 fn a_certificate_that_expires_while_connected_ends_the_connection() {
     let mut consortium = Consortium::found("thorax");
     let site = consortium.enrol("north", Role::Trainer);
-    // Long enough to start an agent; the test waits for the end of it.
-    recertify(&consortium, &site, Validity::starting(clock::now(), Duration::from_secs(10)));
+    // Long enough to start an agent on a machine that stands still for a while; the test waits for the end of it.
+    recertify(&consortium, &site, Validity::starting(clock::now(), Duration::from_secs(20)));
     let mut agent = site.run();
     consortium.coordinator.until_connected("north");
     until_told(&mut agent, "the site certificate has expired", "site-agent enroll");
