@@ -11,6 +11,7 @@ use common::round::{self, RoundOutcome, Term};
 use common::signed::SignedDocument;
 use common::taxonomy::ClassKind;
 use common::wire::Notice;
+use tokio::task::JoinHandle;
 
 use super::aggregation::{self, Done, Job, JobError};
 use super::disk;
@@ -49,7 +50,7 @@ impl Driver {
         self.shorten_journal(study, closed.is_some()).await;
         if let Some(round) = closed {
             self.remove_spent(study, round);
-            self.count_traffic_beside();
+            self.count_traffic();
         }
     }
 
@@ -211,8 +212,9 @@ impl Driver {
         self.peers.tell_all(&Notice::RoundClosed { study, round, model, outcome: plan::outcome(outcome) });
     }
 
-    /// Adds what was moved since the last time to the store, a commit for each site, while the next round goes on.
-    fn count_traffic_beside(&mut self) {
+    /// Adds what was moved since the last time to the store, a commit for each site: while other things go on, unless that is
+    /// waited for.
+    pub(super) fn count_traffic(&mut self) -> JoinHandle<()> {
         let (store, moved) = (self.store.clone(), self.peers.take_traffic());
         self.work.spawn(async move {
             for (site, traffic) in moved {
@@ -220,7 +222,7 @@ impl Driver {
                     tracing::error!(%site, error = &error as &dyn std::error::Error, "traffic is not counted");
                 }
             }
-        });
+        })
     }
 
     fn round_record(

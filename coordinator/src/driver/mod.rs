@@ -176,7 +176,7 @@ impl Driver {
 
     async fn drain(&mut self) {
         self.peers.close_all(GoodbyeCode::Stopping);
-        self.count_traffic().await;
+        self.count_traffic();
         self.work.close();
         let (work, mut finished) = (self.work.clone(), Vec::new());
         // What work ends with is journalled, so that it need not be done again; the inbox is emptied meanwhile, or
@@ -445,12 +445,6 @@ impl Driver {
         for study in self.studies.keys().copied().collect::<Vec<_>>() {
             let event = round::Event::TrainersExpected { sites: sites.clone() };
             self.take(study, Happening::Round(event)).await;
-        }
-    }
-
-    async fn count_traffic(&mut self) {
-        for (site, traffic) in self.peers.take_traffic() {
-            self.add_traffic(&site, traffic).await;
         }
     }
 

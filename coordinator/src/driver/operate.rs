@@ -323,7 +323,8 @@ impl Driver {
     }
 
     async fn gathered(&mut self, study: &StudyDigest) -> Result<ReportData, Failure> {
-        self.count_traffic().await;
+        // Fails only with the runtime, at the end.
+        let _ = self.count_traffic().await;
         let run = self.studies.get(study).ok_or_else(no_study)?;
         let manifests = self.manifests(study).await?;
         let status = run.rounds.status();
