@@ -33,6 +33,22 @@ async fn consortium(folder: &Path) -> (PathBuf, StudyDigest) {
     (settings, digest)
 }
 
+/// A consortium with a backup beside it.
+struct BackedUp {
+    dir: tempfile::TempDir,
+    settings: PathBuf,
+    study: StudyDigest,
+    backup: PathBuf,
+}
+
+async fn backed_up() -> BackedUp {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, study) = consortium(dir.path()).await;
+    let backup = dir.path().join("backup");
+    back_up(&settings, &backup).await.unwrap();
+    BackedUp { dir, settings, study, backup }
+}
+
 /// All files below a folder, with their bytes.
 fn all_files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
@@ -77,42 +93,36 @@ async fn a_backup_of_a_store_in_use_comes_back_on_another_machine() {
 
 #[tokio::test]
 async fn a_changed_byte_anywhere_is_noticed_before_anything_is_written() {
-    let dir = tempfile::tempdir().unwrap();
-    let (settings, _) = consortium(dir.path()).await;
-    let to = dir.path().join("backup");
-    back_up(&settings, &to).await.unwrap();
+    let BackedUp { dir: _dir, backup, .. } = backed_up().await;
     let other = tempfile::tempdir().unwrap();
-    for (path, bytes) in all_files(&to) {
+    for (path, bytes) in all_files(&backup) {
         if path.ends_with(MANIFEST) {
             continue;
         }
         let mut changed = bytes.clone();
         changed[0] ^= 1;
         fs::write(&path, changed).unwrap();
-        let refused = restore(&other.path().join(SETTINGS), &to);
+        let refused = restore(&other.path().join(SETTINGS), &backup);
         assert!(matches!(refused, Err(BackupError::Damaged { .. })), "{}: {refused:?}", path.display());
         assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
         fs::write(&path, bytes).unwrap();
     }
-    fs::remove_file(to.join(STATE).join(DATABASE)).unwrap();
-    assert!(matches!(restore(&other.path().join(SETTINGS), &to), Err(BackupError::Damaged { .. })));
+    fs::remove_file(backup.join(STATE).join(DATABASE)).unwrap();
+    assert!(matches!(restore(&other.path().join(SETTINGS), &backup), Err(BackupError::Damaged { .. })));
 }
 
 #[tokio::test]
 async fn nothing_is_written_over() {
-    let dir = tempfile::tempdir().unwrap();
-    let (settings, _) = consortium(dir.path()).await;
-    let to = dir.path().join("backup");
-    back_up(&settings, &to).await.unwrap();
-    assert!(matches!(back_up(&settings, &to).await, Err(BackupError::Exists { .. })));
+    let BackedUp { dir, settings, backup, .. } = backed_up().await;
+    assert!(matches!(back_up(&settings, &backup).await, Err(BackupError::Exists { .. })));
 
     let before = all_files(&dir.path().join(STATE));
-    assert!(matches!(restore(&settings, &to), Err(BackupError::NotEmpty { .. })));
+    assert!(matches!(restore(&settings, &backup), Err(BackupError::NotEmpty { .. })));
     assert_eq!(all_files(&dir.path().join(STATE)), before);
 
     fs::rename(dir.path().join(STATE), dir.path().join("old")).unwrap();
     fs::write(dir.path().join(CERTS).join("issuing.pem"), "another").unwrap();
-    assert!(matches!(restore(&settings, &to), Err(BackupError::Differs { .. })));
+    assert!(matches!(restore(&settings, &backup), Err(BackupError::Differs { .. })));
     assert!(!dir.path().join(STATE).exists());
 }
 
@@ -120,10 +130,7 @@ async fn nothing_is_written_over() {
 async fn a_folder_that_is_there_is_filled_and_not_replaced_as_it_may_be_a_mount_point() {
     use std::os::unix::fs::MetadataExt;
 
-    let dir = tempfile::tempdir().unwrap();
-    let (settings, study) = consortium(dir.path()).await;
-    let to = dir.path().join("backup");
-    back_up(&settings, &to).await.unwrap();
+    let BackedUp { dir: _dir, study, backup, .. } = backed_up().await;
     let other = tempfile::tempdir().unwrap();
     let state = other.path().join(STATE);
     // As a fresh file system has it, and a restore that was interrupted.
@@ -132,7 +139,7 @@ async fn a_folder_that_is_there_is_filled_and_not_replaced_as_it_may_be_a_mount_
     fs::write(state.join("restoring/coordinator.db"), "half").unwrap();
     let inode = || fs::metadata(&state).unwrap().ino();
     let before = inode();
-    restore(&other.path().join(SETTINGS), &to).unwrap();
+    restore(&other.path().join(SETTINGS), &backup).unwrap();
     assert_eq!(inode(), before);
     assert!(!state.join("restoring").exists());
     let beside: Vec<_> =
@@ -146,19 +153,16 @@ async fn a_folder_that_is_there_is_filled_and_not_replaced_as_it_may_be_a_mount_
 
 #[tokio::test]
 async fn a_backup_of_a_newer_program_or_another_consortium_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let (settings, _) = consortium(dir.path()).await;
-    let to = dir.path().join("backup");
-    back_up(&settings, &to).await.unwrap();
+    let BackedUp { dir: _dir, settings, backup, .. } = backed_up().await;
     let other = tempfile::tempdir().unwrap();
     let theirs = other.path().join(SETTINGS);
     fs::write(&theirs, "consortium = \"abdomen\"\nlisten = \"127.0.0.1:0\"\n").unwrap();
-    assert!(matches!(restore(&theirs, &to), Err(BackupError::OtherConsortium { .. })));
+    assert!(matches!(restore(&theirs, &backup), Err(BackupError::OtherConsortium { .. })));
 
-    let path = to.join(MANIFEST);
+    let path = backup.join(MANIFEST);
     let text = fs::read_to_string(&path).unwrap().replace("\"schema\": 1", "\"schema\": 99");
     fs::write(&path, text).unwrap();
-    let refused = restore(&settings, &to);
+    let refused = restore(&settings, &backup);
     assert!(matches!(refused, Err(BackupError::Store(StoreError::Newer { found: 99, .. }))), "{refused:?}");
 }
 
