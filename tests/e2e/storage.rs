@@ -54,9 +54,7 @@ fn an_update_that_the_disk_changed_is_found_by_the_doctor_and_asked_for_again() 
     federation.consortium.crash_coordinator();
     federation.consortium.coordinator.until_study("update-lost", "north");
     south.resume();
-    let model = federation.finished();
-    federation.assert_made_of_both();
-    assert_eq!(model, Federation::undisturbed());
+    federation.assert_ends_undisturbed();
 }
 
 #[test]
@@ -110,9 +108,7 @@ fn sites_follow_a_coordinator_that_was_restored_from_an_earlier_round() {
     federation.consortium.operate(["restore", to]).ok();
     federation.consortium.crash_coordinator();
     north.resume();
-    let model = federation.finished();
-    federation.assert_made_of_both();
-    assert_eq!(model, Federation::undisturbed());
+    federation.assert_ends_undisturbed();
 }
 
 /// Waits for the fault of this name, and asks the operator's status for its words.
@@ -163,9 +159,7 @@ fn on_a_small_disk() {
     until_paused(&mut federation, "disk-full", "paused: disk full");
     disk.make_room();
     until_recovered(&mut federation, "disk-full");
-    let model = federation.finished();
-    federation.assert_made_of_both();
-    assert_eq!(model, Federation::undisturbed());
+    federation.assert_ends_undisturbed();
 }
 
 #[test]
@@ -195,7 +189,5 @@ fn on_a_disk_that_turns_read_only() {
     assert!(said.iter().any(|line| line.contains("mount it read-write again")), "{said:#?}");
     disk.turn_writable();
     federation.consortium.crash_coordinator();
-    let model = federation.finished();
-    federation.assert_made_of_both();
-    assert_eq!(model, Federation::undisturbed());
+    federation.assert_ends_undisturbed();
 }

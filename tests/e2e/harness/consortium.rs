@@ -236,7 +236,9 @@ impl Site {
             Event::Trained { steps, .. } => Some(steps),
             _ => None,
         };
-        journal.lines().filter_map(steps).collect()
+        // The agent may be at the last line.
+        let whole = journal.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.filter_map(steps).collect()
     }
 
     /// A command of the site's operator, with its configuration.

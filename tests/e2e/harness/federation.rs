@@ -65,6 +65,13 @@ impl Federation {
         federation.finished()
     }
 
+    /// Waits for the end, which must be that of a study that nobody disturbed: every round was made of both, and the model has its bits.
+    pub(crate) fn assert_ends_undisturbed(&mut self) {
+        let model = self.finished();
+        self.assert_made_of_both();
+        assert_eq!(model, Self::undisturbed());
+    }
+
     /// Every round was made of the updates of both.
     pub(crate) fn assert_made_of_both(&self) {
         let report = self.consortium.report(NAME);

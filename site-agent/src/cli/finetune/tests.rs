@@ -57,6 +57,11 @@ fn organs(names: &[&str]) -> String {
     names.iter().enumerate().map(class).collect()
 }
 
+fn write_embeddings(path: &Path, table: &ClassEmbeddings) {
+    let tensors = NamedTensors::from([(EMBEDDING_NAME.to_owned(), table.table().clone())]);
+    model::write(path, &tensors).unwrap();
+}
+
 /// A site with two coarse phantoms, and a model for spleen and heart.
 struct Site {
     folder: tempfile::TempDir,
@@ -76,8 +81,7 @@ impl Site {
         let initial = UniversalModel::new(&network, Some(&table), 1, &device(DeviceKind::Cpu).unwrap());
         let path = |name: &str| folder.path().join(name);
         model::write(&path("start.safetensors"), &initial.unwrap().export()).unwrap();
-        let tensors = NamedTensors::from([(EMBEDDING_NAME.to_owned(), table.table().clone())]);
-        model::write(&path("embeddings.safetensors"), &tensors).unwrap();
+        write_embeddings(&path("embeddings.safetensors"), &table);
         fs::write(path("study.toml"), STUDY).unwrap();
         fs::write(path("taxonomy.toml"), organs(&["Spleen", "Heart"])).unwrap();
         Self { folder, config }
@@ -160,12 +164,7 @@ fn what_cannot_be_trained_is_refused_before_any_training_with_a_way_out() {
     fs::write(site.path("taxonomy.toml"), organs(&["Spleen", "Heart", "Brain"])).unwrap();
     let words = refused();
     assert!(words.contains("one per class"), "{words}");
-    let wider = ClassEmbeddings::one_hot(3, 1.0).unwrap().table().clone();
-    model::write(
-        &site.path("embeddings.safetensors"),
-        &NamedTensors::from([(EMBEDDING_NAME.to_owned(), wider)]),
-    )
-    .unwrap();
+    write_embeddings(&site.path("embeddings.safetensors"), &ClassEmbeddings::one_hot(3, 1.0).unwrap());
     let words = refused();
     assert!(words.contains("width 3") && words.contains("model adapt"), "{words}");
 }
