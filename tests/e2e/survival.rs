@@ -65,6 +65,8 @@ fn a_trainer_killed_in_mid_round_rejoins_and_its_work_counts_once() {
 #[test]
 fn a_coordinator_killed_in_mid_round_goes_on_with_the_updates_that_it_acknowledged() {
     let mut federation = Federation::set_up();
+    // What it says of the coordinator's end is QUIC's.
+    federation.north.dial_over_quic();
     // One site has not even begun when the other is done.
     let mut south = federation.run_held(&federation.south);
     let mut north = federation.north.run();

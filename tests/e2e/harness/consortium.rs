@@ -221,6 +221,13 @@ impl Site {
         fs::write(path, format!("{text}\n[checkpoint]\nevery_steps = 1\n")).expect("the folder is ours");
     }
 
+    /// Has the agent dial over QUIC alone, however long that takes to answer.
+    pub(crate) fn dial_over_quic(&self) {
+        let path = self.path("site.toml");
+        let text = fs::read_to_string(&path).expect("written at enrolment");
+        fs::write(path, format!("lane = \"quic\"\n{text}")).expect("the folder is ours");
+    }
+
     /// Starts the agent as one that also says when it has kept a step, and ends itself at `failpoint`.
     pub(crate) fn run_to(&self, failpoint: Option<&str>) -> Process {
         let mut run = self.command(["run"]);
