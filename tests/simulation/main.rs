@@ -29,6 +29,7 @@ fn every_federation_finishes_and_keeps_its_promises() {
     assert!(tally.refused > 300 && tally.answered_again > 200 && tally.lies > 500, "{tally:?}");
     assert!(tally.faults > 500 && tally.corrupt > 20, "{tally:?}");
     assert!(tally.late > 20 && tally.left > 50 && tally.full > 100, "{tally:?}");
+    assert!(tally.resumed > 100, "{tally:?}");
 }
 
 #[test]
@@ -118,6 +119,7 @@ fn a_coordinator_killed_at_each_of_its_durable_writes_finishes() {
 
 #[test]
 fn a_site_killed_at_each_of_its_durable_writes_finishes() {
+    let mut resumed = 0;
     // A trainer and the evaluator.
     for site in [0, 3] {
         for (writes, moment) in writes(12) {
@@ -126,8 +128,10 @@ fn a_site_killed_at_each_of_its_durable_writes_finishes() {
             let Outcome { tally, .. } =
                 assert_holds(&scenario, &format!("site {site} killed {moment:?} write {writes}"));
             assert_eq!(tally.at_writes, 1, "write {writes} did not come");
+            resumed += tally.resumed;
         }
     }
+    assert!(resumed > 0, "no training was killed after a step that it had kept");
 }
 
 fn writes(most: u32) -> impl Iterator<Item = (u32, Moment)> {

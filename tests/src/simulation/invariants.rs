@@ -1,6 +1,7 @@
 //! What must hold after every step, checked against the harness's own books, not the machines'.
 
 mod forgery;
+mod restarts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,6 +12,7 @@ use common::round::{Term, UpdateOffer};
 
 use super::arithmetic::{aggregate, update_of};
 use super::scenario::Scenario;
+use super::site::Checkpoint;
 
 /// Cap of a site's share in every simulated study.
 pub(super) const MAX_SITE_WEIGHT: f64 = 0.5;
@@ -58,6 +60,8 @@ pub(super) struct Books {
     promoted: BTreeSet<ModelHash>,
     /// Sites that sent an update which is not of their own training, where a round could take it.
     liars: BTreeSet<SiteId>,
+    /// What each site kept last within a round.
+    kept: BTreeMap<SiteId, Checkpoint>,
     pub(super) violation: Option<String>,
 }
 
@@ -82,6 +86,7 @@ impl Books {
             stale: BTreeSet::new(),
             promoted: BTreeSet::new(),
             liars: BTreeSet::new(),
+            kept: BTreeMap::new(),
             violation: None,
         }
     }

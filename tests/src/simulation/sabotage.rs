@@ -45,11 +45,15 @@ pub enum Sabotage {
     KeepTornRecord,
     /// The driver says that a model is durable before it is.
     CommitBeforeDurable,
+    /// A site's driver begins a round at its first step, whatever it kept of it.
+    RepeatSteps,
+    /// A site's driver goes on from what it kept, whichever round that is of.
+    TakeAnyCheckpoint,
 }
 
 impl Sabotage {
     /// All that is broken.
-    pub const BROKEN: [Self; 20] = [
+    pub const BROKEN: [Self; 22] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
@@ -70,5 +74,7 @@ impl Sabotage {
         Self::KeepTornLine,
         Self::KeepTornRecord,
         Self::CommitBeforeDurable,
+        Self::RepeatSteps,
+        Self::TakeAnyCheckpoint,
     ];
 }

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, Role};
+use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, Role, RoundId};
 use common::participant::{Event, Identity, ParticipantMachine, Snapshot, Timer};
+use common::round::RoundTask;
 use common::time::Timestamp;
 
 use super::fuse::Fuse;
@@ -12,6 +13,22 @@ use super::scenario::site_id;
 
 /// Events after which a snapshot is worth its writing; a real site waits for more.
 const EVENTS_PER_SNAPSHOT: usize = 20;
+
+/// How far a training is, as its file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Checkpoint {
+    pub(super) round: RoundId,
+    pub(super) base: ModelHash,
+    /// Steps done.
+    pub(super) step: u32,
+}
+
+impl Checkpoint {
+    /// Whether training for this task may go on from it.
+    pub(super) fn is_of(&self, task: &RoundTask) -> bool {
+        (self.round, self.base) == (task.round, task.base)
+    }
+}
 
 /// One site.
 #[derive(Debug)]
@@ -28,6 +45,8 @@ pub(super) struct Site {
     pub(super) outbox: BTreeMap<AttemptId, ArtifactHash>,
     /// Attempts whose file in the outbox is not what it was.
     pub(super) rotten: BTreeSet<AttemptId>,
+    /// What was kept last within a round. Nobody removes it: a driver can fail at that.
+    pub(super) checkpoint: Option<Checkpoint>,
     /// Nothing can be written before.
     pub(super) full_until: Timestamp,
     /// What its operator decided about the study, if anything.
@@ -76,6 +95,7 @@ impl Site {
             artifacts: BTreeSet::new(),
             outbox: BTreeMap::new(),
             rotten: BTreeSet::new(),
+            checkpoint: None,
             full_until: Timestamp(0),
             up: true,
             incarnation: 0,

@@ -45,6 +45,8 @@ pub struct Tally {
     pub corrupt: u64,
     /// Lies told.
     pub lies: u64,
+    /// Trainings that went on from what was kept.
+    pub resumed: u64,
 }
 
 impl AddAssign for Tally {
@@ -57,11 +59,11 @@ impl AddAssign for Tally {
 
 impl Tally {
     /// Each number with its name.
-    pub fn fields(mut self) -> [(&'static str, u64); 19] {
+    pub fn fields(mut self) -> [(&'static str, u64); 20] {
         self.fields_mut().map(|(name, number)| (name, *number))
     }
 
-    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 19] {
+    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 20] {
         [
             ("federations", &mut self.federations),
             ("sites", &mut self.sites),
@@ -82,6 +84,7 @@ impl Tally {
             ("faults", &mut self.faults),
             ("corrupt updates", &mut self.corrupt),
             ("lies", &mut self.lies),
+            ("trainings resumed", &mut self.resumed),
         ]
     }
 }

@@ -28,7 +28,7 @@ use super::coverage::Coverage;
 use super::invariants::{Books, MAX_SITE_WEIGHT, Violation};
 use super::sabotage::Sabotage;
 use super::scenario::{Scenario, site_id};
-use super::site::Site;
+use super::site::{Checkpoint, Site};
 use super::tally::Tally;
 
 /// A federation that takes more steps than this does not finish.
@@ -143,9 +143,16 @@ enum Work {
     Approve {
         study: StudyDigest,
     },
+    /// The last step of a training, which went on from there.
     Train {
         task: RoundTask,
         attempt: AttemptId,
+        from: Option<Checkpoint>,
+    },
+    /// A training is kept as far as it is.
+    Keep {
+        attempt: AttemptId,
+        checkpoint: Checkpoint,
     },
     /// Trains again what the outbox has lost.
     Mend {

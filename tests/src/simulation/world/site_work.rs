@@ -5,7 +5,12 @@ use common::participant::Event;
 use common::round::{RoundTask, UpdateOffer};
 
 use super::{Request, Work, World};
-use crate::simulation::arithmetic::{embeddings, report_of, update_of};
+use crate::simulation::arithmetic::{artifact, embeddings, report_of, update_of};
+use crate::simulation::sabotage::Sabotage;
+use crate::simulation::site::Checkpoint;
+
+/// Steps after which a round is kept, of the ten that it has.
+const KEPT_AFTER: [u32; 2] = [4, 8];
 
 impl World {
     pub(super) fn train(&mut self, site: usize, task: RoundTask, attempt: AttemptId) {
@@ -15,8 +20,41 @@ impl World {
         });
         if running != Some(attempt) {
             self.sites[site].training = Some(attempt);
-            let delay = self.soon(120_000) + self.disk() + self.sites[site].slow_ms;
-            self.site_job_at(site, delay, Work::Train { task, attempt });
+            let whole = self.soon(120_000) + self.disk() + self.sites[site].slow_ms;
+            let from = self.take_up(site, &task);
+            let done = from.map_or(0, |kept| kept.step);
+            let RoundTask { round, base, steps, .. } = task;
+            let delay = |step: u32| whole * u64::from(step - done) / u64::from(steps);
+            for step in KEPT_AFTER.into_iter().filter(|step| *step > done) {
+                let checkpoint = Checkpoint { round, base, step };
+                self.site_job_at(site, delay(step), Work::Keep { attempt, checkpoint });
+            }
+            self.site_job_at(site, delay(steps), Work::Train { task, attempt, from });
+        }
+    }
+
+    /// Where a training goes on: at what was kept of its own round.
+    fn take_up(&mut self, site: usize, task: &RoundTask) -> Option<Checkpoint> {
+        let kept = self.sites[site].checkpoint;
+        let from = match self.sabotage {
+            Sabotage::RepeatSteps => None,
+            Sabotage::TakeAnyCheckpoint => kept,
+            _ => kept.filter(|kept| kept.is_of(task)),
+        };
+        self.tally.resumed += u64::from(from.is_some());
+        let done = from.map_or(0, |kept| kept.step);
+        self.books.trains(&self.sites[site].identity.site, task, done);
+        from
+    }
+
+    /// The file takes the place of the one before, by a rename.
+    fn keep(&mut self, site: usize, attempt: AttemptId, checkpoint: Checkpoint) {
+        if self.sites[site].training != Some(attempt) {
+            return;
+        }
+        self.site_writes(site, |site| site.checkpoint = Some(checkpoint));
+        if self.sites[site].checkpoint == Some(checkpoint) {
+            self.books.kept(self.sites[site].identity.site.clone(), checkpoint);
         }
     }
 
@@ -43,21 +81,25 @@ impl World {
                 let (needs, takes_late) = ([embeddings()].into(), self.scenario.late.is_some());
                 self.feed_site(site, Event::StudyApproved { study, needs, takes_late });
             }
-            Work::Train { task, attempt } => self.trained(site, &task, attempt),
+            Work::Train { task, attempt, from } => self.trained(site, &task, attempt, from),
+            Work::Keep { attempt, checkpoint } => self.keep(site, attempt, checkpoint),
             Work::Mend { offer } => self.mended(site, &offer),
             Work::Evaluate { model } => self.evaluated(site, model),
             Work::GiveUp { failed } => self.feed_site(site, failed),
         }
     }
 
-    fn trained(&mut self, site: usize, task: &RoundTask, attempt: AttemptId) {
+    fn trained(&mut self, site: usize, task: &RoundTask, attempt: AttemptId, from: Option<Checkpoint>) {
         if self.sites[site].training.take_if(|running| *running == attempt).is_none() {
             return;
         }
         if self.fails(site) {
             return self.feed_site(site, Event::TrainingFailed { attempt });
         }
-        let update = update_of(&self.sites[site].identity.site, task.round, task.base);
+        let update = match from {
+            Some(other) if !other.is_of(task) => artifact(&format!("from another round {attempt}")),
+            _ => update_of(&self.sites[site].identity.site, task.round, task.base),
+        };
         // What an earlier process left in the outbox is these very bits.
         let lives = self.site_writes(site, |site| {
             site.rotten.remove(&attempt);
