@@ -29,7 +29,7 @@ fn every_federation_finishes_and_keeps_its_promises() {
     assert!(tally.refused > 300 && tally.answered_again > 200 && tally.lies > 500, "{tally:?}");
     assert!(tally.faults > 500 && tally.corrupt > 20, "{tally:?}");
     assert!(tally.late > 20 && tally.left > 50 && tally.full > 100, "{tally:?}");
-    assert!(tally.resumed > 100, "{tally:?}");
+    assert!(tally.resumed > 100 && tally.stepped > 100, "{tally:?}");
 }
 
 #[test]
@@ -132,6 +132,21 @@ fn a_site_killed_at_each_of_its_durable_writes_finishes() {
         }
     }
     assert!(resumed > 0, "no training was killed after a step that it had kept");
+}
+
+/// While the coordinator runs its deadlines stay where they are; a later process starts no earlier than its journal ends.
+#[test]
+fn a_coordinator_whose_clock_is_set_finishes_as_if_it_were_not() {
+    let calm = assert_holds(&Scenario::calm(3, 1, 2), "calm");
+    for ms in [-600_000, 3_600_000] {
+        let mut scenario = Scenario::calm(3, 1, 2);
+        let stepped = [Op::Advance { ms: 90_000 }, Op::StepCoordinatorClock { ms }, Op::Advance { ms: 1 }];
+        scenario.ops.extend(stepped);
+        let Outcome { tally, model, .. } = assert_holds(&scenario, &format!("clock set by {ms} ms"));
+        assert_eq!((tally.stepped, model), (1, calm.model), "{ms} ms");
+        scenario.ops.push(Op::CrashCoordinatorAfter { actions: 0 });
+        assert_holds(&scenario, &format!("clock set by {ms} ms, and the coordinator killed"));
+    }
 }
 
 fn writes(most: u32) -> impl Iterator<Item = (u32, Moment)> {

@@ -6,6 +6,7 @@ use common::evaluation::{self, EvaluationMachine};
 use common::ids::{ArtifactHash, ModelHash, RoundId, SiteId};
 use common::round::{Event, Gate, Late, Quorum, RoundMachine, RoundPlan, Snapshot, Timer};
 use common::time::Timestamp;
+use coordinator::clock::ClockWatch;
 
 use super::arithmetic::{embeddings, initial_model, study};
 use super::fuse::Fuse;
@@ -90,9 +91,14 @@ pub(super) struct Coordinator {
     pub(super) quarantine: BTreeSet<(SiteId, ArtifactHash)>,
     /// Nothing can be written before.
     pub(super) full_until: Timestamp,
+    /// The time of the last line, also of one that a snapshot took the place of.
+    pub(super) last_at: Timestamp,
     // The process: lost in a crash.
     pub(super) up: bool,
     pub(super) incarnation: u32,
+    pub(super) started: Timestamp,
+    /// What deadlines go by: the driver's own, fed with this harness's time.
+    pub(super) clock: ClockWatch,
     pub(super) links: BTreeMap<usize, u32>,
     pub(super) timers: BTreeMap<Timer, Timestamp>,
     pub(super) gate_timer: Option<Timestamp>,
@@ -103,6 +109,8 @@ pub(super) struct Coordinator {
     pub(super) gate_closed: bool,
     pub(super) asked: Option<ModelHash>,
     // The faults.
+    /// How far the clock of its machine is ahead, milliseconds.
+    pub(super) wall_ms: i64,
     pub(super) fuse: Option<u32>,
     pub(super) write_fuse: Option<Fuse>,
 }
@@ -121,8 +129,11 @@ impl Coordinator {
             spool: BTreeMap::new(),
             quarantine: BTreeSet::new(),
             full_until: Timestamp(0),
+            last_at: Timestamp(0),
             up: true,
             incarnation: 0,
+            started: Timestamp(0),
+            clock: ClockWatch::starting(Timestamp(0), Timestamp(0)),
             links: BTreeMap::new(),
             timers: BTreeMap::new(),
             gate_timer: None,
@@ -130,6 +141,7 @@ impl Coordinator {
             waiting: VecDeque::new(),
             gate_closed: false,
             asked: None,
+            wall_ms: 0,
             fuse: None,
             write_fuse: None,
             plan,
@@ -140,6 +152,7 @@ impl Coordinator {
     pub(super) fn write(&mut self, event: &Event, at: Timestamp) {
         let read = self.journal.append(event, at);
         let _ = self.shadow.tick(read.event, read.at);
+        self.last_at = at;
     }
 
     /// Writes a part of its line.
@@ -150,6 +163,7 @@ impl Coordinator {
     /// Writes an event of the evaluations to the journal.
     pub(super) fn write_evaluation(&mut self, event: &evaluation::Event, at: Timestamp) {
         self.evaluation_journal.append(event, at);
+        self.last_at = at;
     }
 
     /// Writes a part of its line.

@@ -9,6 +9,7 @@ use std::fmt;
 use common::aggregate::weights::{SiteCounts, Weighting, discounted_weights};
 use common::ids::{ArtifactHash, AttemptId, ClassId, ModelHash, RoundId, SiteId};
 use common::round::{Term, UpdateOffer};
+use common::time::Timestamp;
 
 use super::arithmetic::{aggregate, update_of};
 use super::scenario::Scenario;
@@ -62,6 +63,8 @@ pub(super) struct Books {
     liars: BTreeSet<SiteId>,
     /// What each site kept last within a round.
     kept: BTreeMap<SiteId, Checkpoint>,
+    /// The coordinator's process at its last event, when that was, and the time that it took it for.
+    last_event: Option<(u32, Timestamp, Timestamp)>,
     pub(super) violation: Option<String>,
 }
 
@@ -87,6 +90,7 @@ impl Books {
             promoted: BTreeSet::new(),
             liars: BTreeSet::new(),
             kept: BTreeMap::new(),
+            last_event: None,
             violation: None,
         }
     }

@@ -1,5 +1,5 @@
 //! Whole federations under one virtual clock: one coordinator, up to fifty trainers and evaluators, some of them sealed, a
-//! network that loses, delays, doubles and reorders or cuts some of them off, disks that are slow, full or rotten, sites that
+//! network that loses, delays, doubles and reorders or cuts some of them off, disks that are slow, full or rotten, clocks that are set, sites that
 //! are late, leave and join, a liar, and processes that are killed at any step and any durable write and rebuilt from their
 //! journals, of which the last line may be cut at any byte. A training goes on from what was kept of its round.
 //!

@@ -120,6 +120,11 @@ pub enum Op {
         /// By how much.
         ms: i64,
     },
+    /// The clock of the coordinator's machine is set to another time.
+    StepCoordinatorClock {
+        /// By how much.
+        ms: i64,
+    },
     /// The operator pauses the study.
     Pause,
     /// He does, and says why.
@@ -244,7 +249,8 @@ pub(super) fn operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
         79..=82 => Op::CorruptUpdate { pick: rng.random_range(0..sites) },
         83..=84 => Op::CorruptOutbox { site },
         85..=86 => Op::SlowDisk { ms: rng.random_range(0..60_000) },
-        87..=88 => Op::StepClock { site, ms: rng.random_range(-600_000..600_000) },
+        87 => Op::StepClock { site, ms: rng.random_range(-600_000..600_000) },
+        88 => Op::StepCoordinatorClock { ms: rng.random_range(-600_000..6_000_000) },
         89 if rng.random_bool(0.3) => Op::PauseFor,
         89 => Op::Pause,
         90 => Op::Resume,

@@ -49,11 +49,13 @@ pub enum Sabotage {
     RepeatSteps,
     /// A site's driver goes on from what it kept, whichever round that is of.
     TakeAnyCheckpoint,
+    /// The driver's deadlines go by the clock that others set.
+    TrustTheClock,
 }
 
 impl Sabotage {
     /// All that is broken.
-    pub const BROKEN: [Self; 22] = [
+    pub const BROKEN: [Self; 23] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
@@ -76,5 +78,6 @@ impl Sabotage {
         Self::CommitBeforeDurable,
         Self::RepeatSteps,
         Self::TakeAnyCheckpoint,
+        Self::TrustTheClock,
     ];
 }

@@ -47,6 +47,8 @@ pub struct Tally {
     pub lies: u64,
     /// Trainings that went on from what was kept.
     pub resumed: u64,
+    /// Steps of the coordinator's clock.
+    pub stepped: u64,
 }
 
 impl AddAssign for Tally {
@@ -59,11 +61,11 @@ impl AddAssign for Tally {
 
 impl Tally {
     /// Each number with its name.
-    pub fn fields(mut self) -> [(&'static str, u64); 20] {
+    pub fn fields(mut self) -> [(&'static str, u64); 21] {
         self.fields_mut().map(|(name, number)| (name, *number))
     }
 
-    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 20] {
+    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 21] {
         [
             ("federations", &mut self.federations),
             ("sites", &mut self.sites),
@@ -85,6 +87,7 @@ impl Tally {
             ("corrupt updates", &mut self.corrupt),
             ("lies", &mut self.lies),
             ("trainings resumed", &mut self.resumed),
+            ("clock steps", &mut self.stepped),
         ]
     }
 }

@@ -1,7 +1,8 @@
-//! What no restart undoes: steps that were kept.
+//! What neither a restart nor a clock undoes: steps that were kept, and time that has passed.
 
 use common::ids::SiteId;
 use common::round::RoundTask;
+use common::time::Timestamp;
 
 use super::Books;
 use crate::simulation::site::Checkpoint;
@@ -17,6 +18,16 @@ impl Books {
         let kept = self.kept.get(site).filter(|kept| kept.is_of(task)).map_or(0, |kept| kept.step);
         self.check(done >= kept, || {
             format!("{site} goes on after step {done} of round {}, and had kept {kept}", task.round)
+        });
+    }
+
+    /// The coordinator's process takes an event at `now` for one of `told`: its time passes as time does, whatever its machine's
+    /// clock is set to, and does not go back when it is started again.
+    pub(in crate::simulation) fn told_time(&mut self, process: u32, now: Timestamp, told: Timestamp) {
+        let Some((before, then, told_then)) = self.last_event.replace((process, now, told)) else { return };
+        let passes = process != before || told.since(told_then) == now.since(then);
+        self.check(passes && told >= told_then, || {
+            format!("the coordinator takes {then} to {now} for {told_then} to {told}")
         });
     }
 }

@@ -72,6 +72,7 @@ impl World {
     }
 
     pub(super) fn revive_coordinator(&mut self) {
+        self.start_clock();
         let same = self.coordinator.revive(self.sabotage == Sabotage::KeepTornRecord);
         self.books.check(same, || "the coordinator that came back is not the one that died".to_owned());
         self.miss_updates();
@@ -93,7 +94,8 @@ impl World {
     /// Journals an event, ticks, and does what follows.
     pub(super) fn take(&mut self, event: Event) {
         if let Some(cut) = self.coordinator_tears() {
-            self.coordinator.tear(&event, self.now, cut);
+            let now = self.coordinator_now();
+            self.coordinator.tear(&event, now, cut);
         }
         let mut actions = Vec::new();
         if !self.coordinator_writes(|world| actions = world.tick(event)) {
@@ -112,14 +114,15 @@ impl World {
         let forgotten =
             self.sabotage == Sabotage::ForgetUpdates && matches!(event, Event::UpdateStored { .. });
         let forgotten = forgotten || self.disk_is_full();
+        let now = self.event_time();
         if !forgotten {
-            self.coordinator.write(&event, self.now);
+            self.coordinator.write(&event, now);
         }
         let name = event.name();
         let before = self.coordinator.rounds.status();
         let lets_go = matches!(event, Event::TrainersExpected { .. });
         let widens = event == Event::Resume && before.phase == "quorum-missing" && before.paused.is_none();
-        let actions = self.coordinator.rounds.tick(event, self.now).unwrap_or_default();
+        let actions = self.coordinator.rounds.tick(event, now).unwrap_or_default();
         let after = self.coordinator.rounds.status();
         let (from, to) = (of_rounds(&before), of_rounds(&after));
         self.coverage.note(Transition { machine: "rounds", from, event: name, to });
@@ -231,7 +234,7 @@ impl World {
             Action::SetTimer { .. } if self.sabotage == Sabotage::ForgetTimers => {}
             Action::SetTimer { timer, at } => {
                 self.coordinator.timers.insert(timer, at);
-                let delay = at.0.saturating_sub(self.now.0);
+                let delay = at.0.saturating_sub(self.coordinator_now().0);
                 self.at(delay, Happening::RoundTimer { timer, at });
             }
             Action::ClearTimer(timer) => {

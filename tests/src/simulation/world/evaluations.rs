@@ -25,7 +25,8 @@ impl World {
     /// Journals an event, ticks, and does what follows.
     pub(super) fn take_evaluation(&mut self, event: Event) {
         if let Some(cut) = self.coordinator_tears() {
-            self.coordinator.tear_evaluation(&event, self.now, cut);
+            let now = self.coordinator_now();
+            self.coordinator.tear_evaluation(&event, now, cut);
         }
         let mut actions = Vec::new();
         if !self.coordinator_writes(|world| actions = world.tick_evaluation(event)) {
@@ -40,8 +41,9 @@ impl World {
     }
 
     fn tick_evaluation(&mut self, event: Event) -> Vec<Action> {
+        let now = self.event_time();
         let coordinator = &mut self.coordinator;
-        coordinator.write_evaluation(&event, self.now);
+        coordinator.write_evaluation(&event, now);
         let (name, from) = (name_of(&event), coordinator.evaluation_phase());
         if let Event::Requested { model, .. } | Event::Promoted { model, .. } = event {
             coordinator.asked = Some(model);
@@ -49,7 +51,7 @@ impl World {
         if let Event::Promoted { model, .. } = event {
             self.books.promoted(model);
         }
-        let actions = coordinator.evaluation.tick(event, self.now);
+        let actions = coordinator.evaluation.tick(event, now);
         for action in &actions {
             match action {
                 Action::SetTimer { .. } => coordinator.gate_closed = true,
@@ -81,7 +83,7 @@ impl World {
             Action::SetTimer { .. } if self.sabotage == Sabotage::ForgetTimers => {}
             Action::SetTimer { at, .. } => {
                 self.coordinator.gate_timer = Some(at);
-                let delay = at.0.saturating_sub(self.now.0);
+                let delay = at.0.saturating_sub(self.coordinator_now().0);
                 self.at(delay, Happening::GateTimer { at });
             }
             Action::ClearTimer(_) => self.coordinator.gate_timer = None,

@@ -1,5 +1,6 @@
 //! The driver of both sides: what the binaries do with actions, under a virtual clock and a bad network.
 
+mod clock;
 mod coordinator;
 mod disks;
 mod evaluations;

@@ -45,6 +45,7 @@ impl World {
             }
             Op::SlowDisk { ms } => self.disk_ms = ms,
             Op::StepClock { site, ms } => self.sites[site].clock = ms,
+            Op::StepCoordinatorClock { ms } => self.step_clock(ms),
             Op::Pause => self.feed(Event::Pause),
             Op::PauseFor => self.feed(Event::PauseFor { words: "the servers move".to_owned() }),
             Op::Resume => self.feed(Event::Resume),
