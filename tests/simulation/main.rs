@@ -29,7 +29,7 @@ fn every_federation_finishes_and_keeps_its_promises() {
     assert!(tally.refused > 300 && tally.answered_again > 200 && tally.lies > 500, "{tally:?}");
     assert!(tally.faults > 500 && tally.corrupt > 20, "{tally:?}");
     assert!(tally.late > 20 && tally.left > 50 && tally.full > 100, "{tally:?}");
-    assert!(tally.resumed > 100 && tally.stepped > 100, "{tally:?}");
+    assert!(tally.resumed > 100 && tally.stepped > 100 && tally.excluded > 50, "{tally:?}");
 }
 
 #[test]
@@ -146,6 +146,17 @@ fn a_coordinator_whose_clock_is_set_finishes_as_if_it_were_not() {
         assert_eq!((tally.stepped, model), (1, calm.model), "{ms} ms");
         scenario.ops.push(Op::CrashCoordinatorAfter { actions: 0 });
         assert_holds(&scenario, &format!("clock set by {ms} ms, and the coordinator killed"));
+    }
+}
+
+/// The rounds are those of the other two; the operator is told once.
+#[test]
+fn a_trainer_that_lost_its_scans_is_excluded_and_nobody_waits_for_it() {
+    for left in [0, 19] {
+        let mut scenario = Scenario::calm(3, 1, 2);
+        scenario.ops.extend([Op::LoseScans { site: 0, left }, Op::Advance { ms: 3_000_000 }]);
+        let Outcome { tally, whole, .. } = assert_holds(&scenario, &format!("{left} scans left"));
+        assert_eq!((tally.excluded, tally.rounds, whole), (1, 2, false), "{left} scans left");
     }
 }
 

@@ -13,12 +13,13 @@ use super::fuse::Fuse;
 use super::invariants::MAX_SITE_WEIGHT;
 use super::log::Log;
 use super::sabotage::Sabotage;
-use super::scenario::Scenario;
+use super::scenario::{MIN_VOLUMES, Scenario};
 
 /// What a simulated study says of its rounds. The one place that makes a plan.
 pub(super) fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
     let sites = if sabotage == Sabotage::IgnoreQuorum { 1 } else { scenario.quorum };
     let sites_per_class = if sabotage == Sabotage::IgnoreClasses { 0 } else { scenario.sites_per_class };
+    let min_volumes = if sabotage == Sabotage::IgnoreVolumes { 0 } else { MIN_VOLUMES };
     let evaluators = scenario.validation_ids().collect();
     RoundPlan {
         study: study(),
@@ -33,7 +34,7 @@ pub(super) fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
         evaluate_every: 2,
         gate: scenario.gated.then_some(Gate { evaluators, timeout_s: 300 }),
         leave_out: BTreeSet::new(),
-        min_volumes: 0,
+        min_volumes,
     }
 }
 

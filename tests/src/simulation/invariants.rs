@@ -1,5 +1,6 @@
 //! What must hold after every step, checked against the harness's own books, not the machines'.
 
+mod exclusion;
 mod forgery;
 mod restarts;
 
@@ -65,6 +66,8 @@ pub(super) struct Books {
     kept: BTreeMap<SiteId, Checkpoint>,
     /// The coordinator's process at its last event, when that was, and the time that it took it for.
     last_event: Option<(u32, Timestamp, Timestamp)>,
+    /// Sites that have too little to train on, by their own last word.
+    without_data: BTreeSet<SiteId>,
     pub(super) violation: Option<String>,
 }
 
@@ -91,6 +94,7 @@ impl Books {
             liars: BTreeSet::new(),
             kept: BTreeMap::new(),
             last_event: None,
+            without_data: BTreeSet::new(),
             violation: None,
         }
     }

@@ -4,6 +4,7 @@ use common::rng::{ChaCha8Rng, Rng};
 use common::round::Fault;
 
 use super::fuse::Moment;
+use super::scenario::MIN_VOLUMES;
 
 /// One operation.
 #[derive(Clone, Debug)]
@@ -140,6 +141,13 @@ pub enum Op {
         /// The site.
         site: usize,
     },
+    /// Scans of a trainer are lost: at its next registration it has so many, until the faults stop.
+    LoseScans {
+        /// The site.
+        site: usize,
+        /// What is left.
+        left: u32,
+    },
     /// The site's operator takes the approval of the study back.
     Withdraw {
         /// The site.
@@ -225,7 +233,9 @@ pub(super) fn operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
     match rng.random_range(0..110) {
         0..=20 => Op::Advance { ms: rng.random_range(0..300_000) },
         25..=28 => Op::Advance { ms: rng.random_range(0..2_000) },
-        21..=24 | 29..=31 => Op::ChangeManifest { site },
+        21..=24 | 29 => Op::ChangeManifest { site },
+        30 => Op::LoseScans { site, left: 0 },
+        31 => Op::LoseScans { site, left: MIN_VOLUMES - 1 },
         32..=41 => Op::Weather {
             lose: rng.random_range(0..40),
             double: rng.random_range(0..40),

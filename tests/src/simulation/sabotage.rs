@@ -51,11 +51,13 @@ pub enum Sabotage {
     TakeAnyCheckpoint,
     /// The driver's deadlines go by the clock that others set.
     TrustTheClock,
+    /// The study's fewest volumes do not reach the machine.
+    IgnoreVolumes,
 }
 
 impl Sabotage {
     /// All that is broken.
-    pub const BROKEN: [Self; 23] = [
+    pub const BROKEN: [Self; 24] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
@@ -79,5 +81,6 @@ impl Sabotage {
         Self::RepeatSteps,
         Self::TakeAnyCheckpoint,
         Self::TrustTheClock,
+        Self::IgnoreVolumes,
     ];
 }

@@ -26,6 +26,8 @@ const LATECOMERS: f64 = 0.1;
 const PER_CLASS: [u32; 5] = [0, 0, 0, 1, 2];
 /// Most classes that are spread over the trainers.
 const SPREAD: u32 = 8;
+/// Fewest volumes of a trainer, in every simulated study.
+pub(super) const MIN_VOLUMES: u32 = 20;
 
 /// A federation and its troubles.
 #[derive(Clone, Debug)]
@@ -138,7 +140,7 @@ impl Scenario {
             let classes = u32::try_from(self.trainers).expect("few").min(SPREAD);
             annotated.insert(class(1 + n % classes), 5 * n);
         }
-        SiteCounts { volumes: 20 * n + 3 * version, annotated }
+        SiteCounts { volumes: MIN_VOLUMES * n + 3 * version, annotated }
     }
 
     pub(super) fn evaluator_ids(&self) -> impl Iterator<Item = SiteId> + use<> {

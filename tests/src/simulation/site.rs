@@ -68,6 +68,8 @@ pub(super) struct Site {
     /// Whether the coordinator lets it in.
     pub(super) enrolled: bool,
     pub(super) manifest: u32,
+    /// How many scans it has left, where it lost some.
+    pub(super) scans: Option<u32>,
     pub(super) failing: u32,
     /// How much longer its trainings take.
     pub(super) slow_ms: u64,
@@ -108,6 +110,7 @@ impl Site {
             todo: VecDeque::new(),
             enrolled: true,
             manifest: 0,
+            scans: None,
             approved: None,
             failing: 0,
             slow_ms: 0,

@@ -49,6 +49,8 @@ pub struct Tally {
     pub resumed: u64,
     /// Steps of the coordinator's clock.
     pub stepped: u64,
+    /// Sites not asked for want of data.
+    pub excluded: u64,
 }
 
 impl AddAssign for Tally {
@@ -61,11 +63,11 @@ impl AddAssign for Tally {
 
 impl Tally {
     /// Each number with its name.
-    pub fn fields(mut self) -> [(&'static str, u64); 21] {
+    pub fn fields(mut self) -> [(&'static str, u64); 22] {
         self.fields_mut().map(|(name, number)| (name, *number))
     }
 
-    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 21] {
+    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 22] {
         [
             ("federations", &mut self.federations),
             ("sites", &mut self.sites),
@@ -88,6 +90,7 @@ impl Tally {
             ("lies", &mut self.lies),
             ("trainings resumed", &mut self.resumed),
             ("clock steps", &mut self.stepped),
+            ("sites excluded", &mut self.excluded),
         ]
     }
 }

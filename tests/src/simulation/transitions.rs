@@ -19,6 +19,7 @@ rounds waiting site-ready waiting
 rounds waiting site-ready distributing
 rounds waiting timer-fired distributing
 rounds waiting site-gone waiting
+rounds waiting round-declined waiting
 rounds waiting update-stored waiting
 rounds waiting restarted waiting
 rounds waiting trainers-expected waiting
@@ -161,6 +162,7 @@ trainer idle study-approved idle
 trainer idle study-refused idle
 trainer idle study-paused idle
 trainer idle study-finished idle
+trainer idle data-unusable idle
 trainer idle round-opened idle
 trainer idle round-opened downloading
 trainer idle connected idle

@@ -120,6 +120,7 @@ impl World {
         }
         let name = event.name();
         let before = self.coordinator.rounds.status();
+        let without_data = self.books.heard(&event);
         let lets_go = matches!(event, Event::TrainersExpected { .. });
         let widens = event == Event::Resume && before.phase == "quorum-missing" && before.paused.is_none();
         let actions = self.coordinator.rounds.tick(event, now).unwrap_or_default();
@@ -128,6 +129,7 @@ impl World {
         self.coverage.note(Transition { machine: "rounds", from, event: name, to });
         let agrees = self.coordinator.replay_agrees();
         self.books.check(agrees, || "the coordinator's journal does not give its state".to_owned());
+        self.books.excluded(without_data.as_ref(), &actions, &after);
         self.observe(&actions, widens, &after);
         if lets_go {
             let revoked = after.answers.iter().filter(|(_, answer)| **answer == Answer::Revoked);
@@ -142,6 +144,7 @@ impl World {
             match action {
                 Action::Report(Fact::RoundOpened { round, .. }) => self.note_asked(*round),
                 Action::Report(Fact::LateUpdateTaken { .. }) => self.tally.late += 1,
+                Action::Report(Fact::SiteExcluded { .. }) => self.tally.excluded += 1,
                 Action::Report(Fact::UpdateDuplicated { .. }) => self.tally.answered_again += 1,
                 _ => {}
             }

@@ -52,6 +52,9 @@ impl World {
             Op::Abort => self.feed(Event::Abort),
             Op::Promote => self.promote(),
             Op::ChangeManifest { site } => self.sites[site].manifest += 1,
+            // What an evaluator has is no matter of the rounds.
+            Op::LoseScans { site, .. } if self.sites[site].evaluates() => {}
+            Op::LoseScans { site, left } => self.sites[site].scans = Some(left),
             Op::Withdraw { site } => {
                 self.sites[site].approved = Some(false);
                 self.feed_site(site, participant::Event::StudyRefused { study: study() });
@@ -86,6 +89,10 @@ impl World {
             self.sites[site].slow_ms = 0;
             self.sites[site].full_until = self.now;
             self.site_has_room(site);
+            // It counts them again when it connects.
+            if self.sites[site].scans.take().is_some() {
+                self.cut(site);
+            }
             if self.sites[site].up && self.sites[site].approved == Some(false) {
                 self.approve(site);
             }

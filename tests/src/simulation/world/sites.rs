@@ -1,6 +1,7 @@
 //! The sites' processes: driven as the binary does, killed and rebuilt from their journals.
 
 use common::participant::{Action, Event};
+use common::round::DeclineReason;
 use common::time::Timestamp;
 
 use super::{Happening, Request, Work, World};
@@ -128,8 +129,12 @@ impl World {
     fn execute_site(&mut self, site: usize, action: Action) {
         match action {
             Action::AskApproval { study } => self.site_job(site, 60_000, Work::Approve { study }),
+            Action::RegisterManifest { study } if self.sites[site].scans == Some(0) => {
+                self.feed_site(site, Event::DataUnusable { study, reason: DeclineReason::NoData });
+            }
             Action::RegisterManifest { .. } => {
-                let counts = self.scenario.counts(site, self.sites[site].manifest);
+                let mut counts = self.scenario.counts(site, self.sites[site].manifest);
+                counts.volumes = self.sites[site].scans.unwrap_or(counts.volumes);
                 self.request(site, Request::Register { counts }, None);
             }
             Action::AcceptRound { task } => self.request(site, Request::Accept { round: task.round }, None),
