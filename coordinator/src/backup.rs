@@ -227,16 +227,12 @@ impl Unfinished<'_> {
         let (to, before) = (Path::new(STATE).join(inside), self.files.len());
         let copied =
             ["manifest.json", "data"].iter().try_for_each(|name| self.file(&from.join(name), &to.join(name)));
-        match copied {
-            // An update whose round has ended meanwhile: its model is copied in its place.
-            Err(BackupError::Store(StoreError::File { source, .. }))
-                if source.kind() == io::ErrorKind::NotFound && !from.exists() =>
-            {
-                self.files.truncate(before);
-                on_disk(&to, fs::remove_dir_all(self.folder.join(&to)))
-            }
-            other => other,
+        // An update whose round has ended meanwhile, so that its file may be another's by now: its model is copied in its place.
+        if !from.exists() {
+            self.files.truncate(before);
+            return on_disk(&to, fs::remove_dir_all(self.folder.join(&to)));
         }
+        copied
     }
 
     fn file(&mut self, from: &Path, to: &Path) -> Result<(), BackupError> {

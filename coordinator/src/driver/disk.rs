@@ -46,9 +46,22 @@ impl Driver {
             Some(_) => space_in_words(&self.store),
             None => words,
         };
+        if code == store::DISK_FULL {
+            self.remove_spares();
+        }
         self.progress.say(&Line::Fault { code: code.to_owned(), detail: words.clone() });
         self.try_at = self.clock.now().after(RETRY);
         self.trouble = Some(Failing { code, words });
+    }
+
+    /// Gives back the room of updates that are kept to be written over.
+    fn remove_spares(&self) {
+        let spool = self.store.spool().clone();
+        self.work.spawn_blocking(move || {
+            if let Err(error) = spool.remove_spares() {
+                tracing::warn!(error = &error as &dyn std::error::Error, "spare files stay");
+            }
+        });
     }
 
     /// Whether the store is worth trying: it works as far as we know, or the disk takes a file again.

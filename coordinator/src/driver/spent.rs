@@ -1,5 +1,5 @@
 //! What can go once a round has closed: its updates, when they cannot count in the next either, and the moments of rounds
-//! before the last.
+//! before the last. Where a round follows, the files of the updates are kept for it to write over.
 //!
 //! It takes a while, and nobody waits for it: the next round is announced first, and then one thread removes the files. A
 //! crash meanwhile leaves files that nothing refers to. The next removal takes them along, as each removes all up to its
@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::ids::{RoundId, StudyDigest};
+use common::ids::{Role, RoundId, StudyDigest};
 
 use super::Driver;
 use crate::store::{Store, StoreError};
@@ -28,16 +28,21 @@ struct Bounds {
     updates: RoundId,
     /// Moments that rounds before this made.
     moments: RoundId,
+    /// Another round follows, and nothing is amiss with the disk.
+    goes_on: bool,
 }
 
 impl Driver {
     /// Has removed what `round`, which has closed, leaves behind. A study that takes late updates keeps those of its last
     /// round: one may be stored and not yet counted.
     pub(super) fn remove_spent(&self, study: StudyDigest, round: RoundId) {
-        let kept = self.studies.get(&study).is_some_and(|run| run.rounds.takes_late(round));
+        let run = self.studies.get(&study);
+        let kept = run.is_some_and(|run| run.rounds.takes_late(round));
+        let goes_on = self.trouble.is_none() && run.is_some_and(|run| !run.rounds.is_over_for(Role::Trainer));
         let before = RoundId(round.0.saturating_sub(1));
         // The state of this round's model stays, and that of the model before.
-        self.spent.add(study, Bounds { updates: if kept { before } else { round }, moments: before });
+        self.spent
+            .add(study, Bounds { updates: if kept { before } else { round }, moments: before, goes_on });
         let (spent, store) = (self.spent.clone(), self.store.clone());
         self.work.spawn(async move { spent.remove(store).await });
     }
@@ -50,6 +55,7 @@ impl Spent {
         let known = waiting.entry(study).or_insert(bounds);
         known.updates = known.updates.max(bounds.updates);
         known.moments = known.moments.max(bounds.moments);
+        known.goes_on = bounds.goes_on;
     }
 
     /// Removes what waits, in a thread, once the removal before is over; there may be nothing left then.
@@ -75,9 +81,14 @@ impl Spent {
 
 /// Removes the files of `study` up to `bounds`. Blocks.
 fn remove(store: &Store, study: StudyDigest, bounds: Bounds) -> Result<(), StoreError> {
-    for (of, round) in store.spool().rounds()? {
-        if of == study && round <= bounds.updates {
-            store.spool().remove_round(&study, round)?;
+    let spool = store.spool();
+    // Those that the round did not take, of fewer sites than the one before.
+    spool.remove_spares()?;
+    let rounds = spool.rounds()?.into_iter().filter(|(of, round)| *of == study && *round <= bounds.updates);
+    for (study, round) in rounds {
+        match bounds.goes_on {
+            true => spool.recycle_round(&study, round)?,
+            false => spool.remove_round(&study, round)?,
         }
     }
     store.server_states().forget_before(&study, bounds.moments)
@@ -108,7 +119,8 @@ mod tests {
         keep_updates(&store, &fixture, study, &[2, 3, 4]);
         keep_updates(&store, &fixture, other, &[1]);
         let spent = Spent::default();
-        let bounds = |updates| Bounds { updates: RoundId(updates), moments: RoundId(updates) };
+        let bounds =
+            |updates| Bounds { updates: RoundId(updates), moments: RoundId(updates), goes_on: false };
         spent.add(study, bounds(3));
         // Never back.
         spent.add(study, bounds(2));

@@ -20,7 +20,8 @@ use crate::clock;
 use crate::files::{self, Access};
 
 const MANIFEST: &str = "manifest.json";
-const DATA: &str = "data";
+/// The bytes of its tensors.
+pub(super) const DATA: &str = "data";
 /// Prefix of folders that are being written.
 pub(super) const UNFINISHED: &str = "new-";
 
@@ -347,14 +348,12 @@ fn read_manifest_file(path: &Path) -> Result<ArtifactManifest, StoreError> {
     ArtifactManifest::new(layout, file.chunks).map_err(|e| corrupt(e.to_string()))
 }
 
-/// Size and name of an unfinished data file: sparse, so that chunks may arrive in any order.
-pub(super) fn create_data(folder: &Path, manifest: &ArtifactManifest) -> Result<(), StoreError> {
+/// Gives the unfinished data file in `folder` its size, and makes it where it is not there: sparse, so that chunks may arrive in
+/// any order.
+pub(super) fn size_data(folder: &Path, manifest: &ArtifactManifest) -> Result<(), StoreError> {
     let path = folder.join(DATA);
-    let create = || -> io::Result<()> {
-        let file = File::create_new(&path)?;
-        file.set_len(manifest.layout().bytes())
-    };
-    create().map_err(StoreError::file(&path))
+    let file = File::options().write(true).create(true).truncate(false).open(&path);
+    file.and_then(|file| file.set_len(manifest.layout().bytes())).map_err(StoreError::file(&path))
 }
 
 /// Opens the data file in `folder` for reading and writing.

@@ -12,7 +12,7 @@ use sqlx::Row;
 
 use super::artifacts::{ArtifactFile, Artifacts, UNFINISHED};
 use super::server_state::{self, ServerStates};
-use super::spool::{ARRIVING, Spool};
+use super::spool::{ARRIVING, SPARE, Spool};
 use super::{DATABASE, Store, StoreError, schema};
 use crate::{clock, files};
 
@@ -89,23 +89,30 @@ impl Spool {
     /// The disk.
     pub fn entries(&self) -> Result<Vec<Entry>, StoreError> {
         let mut entries = Vec::new();
-        for round in list(&self.dir, |_| Kind::Stranger)? {
+        for round in list(&self.dir, |name| if name == SPARE { Kind::Unfinished } else { Kind::Stranger })? {
             let Some((study, number)) = round_of(&round.path) else {
                 entries.push(round);
                 continue;
             };
-            let kind = |name: &str| match update_name(study, number, name) {
-                Some(update) => Kind::Update(update),
-                None if name.ends_with(ARRIVING) => Kind::Unfinished,
-                None => Kind::Stranger,
-            };
-            match list(&round.path, kind) {
-                // The round ended while we looked.
-                Err(StoreError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                listed => entries.extend(listed?),
-            }
+            entries.extend(self.of_round(study, number)?);
         }
         Ok(entries)
+    }
+
+    /// What lies in the folder of a round, by name; nothing where it has none.
+    pub(super) fn of_round(&self, study: StudyDigest, round: RoundId) -> Result<Vec<Entry>, StoreError> {
+        let kind = |name: &str| match update_name(study, round, name) {
+            Some(update) => Kind::Update(update),
+            None if name.ends_with(ARRIVING) => Kind::Unfinished,
+            None => Kind::Stranger,
+        };
+        match list(&self.round_folder(&study, round), kind) {
+            // The round ended while we looked.
+            Err(StoreError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(Vec::new())
+            }
+            listed => listed,
+        }
     }
 
     /// The rounds that have a folder.

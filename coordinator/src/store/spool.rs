@@ -5,6 +5,9 @@
 //! chunks on disk are hashed again: those that are right need not be sent twice. Of one that was kept, and never counted because we
 //! were killed in between, nothing is sent again. What was found of a whole update lies beside it (`verification`), so that
 //! aggregation need not read it twice. All calls block.
+//!
+//! `spool/spare/` holds whole updates of a round that is over, for the next to write over their files (docs/decisions/0025). To one
+//! that arrives its site may still write. Of what is in them nothing is taken for present.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,12 +20,15 @@ use common::artifact::ArtifactManifest;
 use common::ids::{ArtifactHash, ChunkHash, Digest, RoundId, SiteId, StudyDigest};
 use common::update::{CheckedChunk, Verification};
 
-use super::artifacts::{ArtifactFile, chunk, create_data, open_data, read_manifest, write_manifest};
-use super::{Health, StoreError, scrub};
+use super::artifacts::{ArtifactFile, DATA, chunk, open_data, read_manifest, size_data, write_manifest};
+use super::{Health, Kind, StoreError, scrub};
 use crate::clock;
 use crate::files::{self, Access};
 
 const VERIFICATION: &str = "verification";
+
+/// Folder of updates whose files may be written over.
+pub(super) const SPARE: &str = "spare";
 
 /// Suffix of updates that are arriving.
 pub(super) const ARRIVING: &str = ".part";
@@ -35,13 +41,15 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Opens `dir`, making it if need be.
+    /// Opens `dir`, making it if need be, and removes what the run before had spare.
     ///
     /// # Errors
     /// The disk.
     pub(super) fn open(dir: &Path, health: Health) -> Result<Self, StoreError> {
         files::create_private_dir(dir).map_err(StoreError::file(dir))?;
-        Ok(Self::at(dir, health))
+        let spool = Self::at(dir, health);
+        spool.remove_spares()?;
+        Ok(spool)
     }
 
     /// The folder as it is: nothing is made.
@@ -83,7 +91,8 @@ impl Spool {
         if !resumable {
             remove_if_there(&folder)?;
             files::create_private_dir(&folder).map_err(StoreError::file(&folder))?;
-            create_data(&folder, &manifest)?;
+            self.take_spare(&folder)?;
+            size_data(&folder, &manifest)?;
             // Last: a manifest says that the data file beside it has its full length.
             write_manifest(&folder, &manifest)?;
         }
@@ -141,7 +150,44 @@ impl Spool {
         remove_if_there(&self.round_folder(study, round))
     }
 
-    fn round_folder(&self, study: &StudyDigest, round: RoundId) -> PathBuf {
+    /// As [`Spool::remove_round`], but whole updates become spare.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn recycle_round(&self, study: &StudyDigest, round: RoundId) -> Result<(), StoreError> {
+        let spares = self.dir.join(SPARE);
+        files::create_private_dir(&spares).map_err(StoreError::file(&spares))?;
+        for entry in self.of_round(*study, round)? {
+            if let (Kind::Update(_), Some(name)) = (&entry.kind, entry.path.file_name()) {
+                fs::rename(&entry.path, spares.join(name)).map_err(StoreError::file(&entry.path))?;
+            }
+        }
+        self.remove_round(study, round)
+    }
+
+    /// Removes what is spare: nobody took it, or its room is needed.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn remove_spares(&self) -> Result<(), StoreError> {
+        remove_if_there(&self.dir.join(SPARE))
+    }
+
+    /// Moves the data file of a spare update, if there is one, into `folder`.
+    fn take_spare(&self, folder: &Path) -> Result<(), StoreError> {
+        let Ok(spares) = fs::read_dir(self.dir.join(SPARE)) else { return Ok(()) };
+        for spare in spares.flatten() {
+            match fs::rename(spare.path().join(DATA), folder.join(DATA)) {
+                Ok(()) => return remove_if_there(&spare.path()),
+                // Another update has it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(StoreError::file(folder)(error)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn round_folder(&self, study: &StudyDigest, round: RoundId) -> PathBuf {
         self.dir.join(format!("{study}-{round}"))
     }
 }
@@ -172,7 +218,8 @@ impl SpooledUpdate {
         self.present.iter().enumerate().filter_map(absent)
     }
 
-    /// Writes a chunk that was checked: its bytes are not hashed again.
+    /// Writes a chunk that was checked: its bytes are not hashed again. One that is here stays as it is: the file of a whole update
+    /// is another's once its round is over.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when it was checked for another update; the disk.
@@ -182,12 +229,13 @@ impl SpooledUpdate {
         if !checked.is_of(&self.manifest) {
             return Err(StoreError::corrupt("update", format!("chunk {index} is of another update")));
         }
+        let Some(present) = self.present.get(index).filter(|present| !present.load(Ordering::Acquire)) else {
+            return Ok(());
+        };
         let written =
             self.data.write_all_at(checked.bytes(), span.offset).map_err(StoreError::file(&self.folder));
         self.health.note(written)?;
-        if let Some(present) = self.present.get(index) {
-            present.store(true, Ordering::Release);
-        }
+        present.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -283,7 +331,7 @@ fn kept(round_folder: &Path, site: &SiteId, update: &ArtifactHash) -> PathBuf {
     round_folder.join(format!("{site}.{update}"))
 }
 
-/// Which chunks of a file are right. A new file has none: its zeros are not looked at.
+/// Which chunks of a file are right. A new file has none: what is in it, zeros or another update, is not looked at.
 fn rehash(data: &File, manifest: &ArtifactManifest, resumed: bool) -> Vec<AtomicBool> {
     let mut buffer = vec![0; usize::try_from(common::artifact::CHUNK_BYTES).unwrap_or(0)];
     let spans = manifest.layout().spans().iter().zip(manifest.chunks());
