@@ -1,7 +1,6 @@
 //! What the agent does when the machine says so, and what it makes of what came of it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use common::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
 use common::manifest::LabelManifest;
@@ -74,23 +73,20 @@ impl Agent {
                 self.residuals.unanswered(attempt)?;
             }
             Action::OfferUpdate { ref offer } => {
-                let offer = offer.clone();
+                let (errand, offer) = (Errand::Offer(offer.attempt), offer.clone());
                 let same = self.offered.take().filter(|(before, _)| before.attempt == offer.attempt);
-                let delivered = same.map(|(_, delivered)| delivered).unwrap_or_default();
-                self.offered = Some((offer.clone(), delivered.clone()));
+                let delivery = same.map(|(_, delivery)| delivery).unwrap_or_default();
+                self.offered = Some((offer.clone(), delivery.clone()));
+                if !self.errands.contains_key(&errand) {
+                    delivery.begin();
+                }
                 let (outbox, state) = (self.outbox.updates().clone(), self.state.clone());
-                self.begin(Errand::Offer(offer.attempt), action, move |connection, egress| async move {
-                    errands::offer_update(&connection, &egress, &outbox, &state, &offer, &delivered).await
+                self.begin(errand, action, move |connection, egress| async move {
+                    errands::offer_update(&connection, &egress, &outbox, &state, &offer, &delivery).await
                 });
             }
             Action::DropUpdate { attempt, ref reason } => {
-                let is_delivered = self.offered.as_ref().is_some_and(|(offer, delivered)| {
-                    offer.attempt == attempt && delivered.load(Ordering::Acquire)
-                });
-                // A receipt that crosses the end of its round is too late for the update, but not for the ledger.
-                if !is_delivered {
-                    self.cancel(Errand::Offer(attempt));
-                }
+                self.cancel(Errand::Offer(attempt));
                 files::remove(&self.state.optimizer_after(attempt))?;
                 self.outbox.remove(attempt)?;
                 match reason {

@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, RoundId, SiteId, StudyDigest};
@@ -27,13 +26,13 @@ use super::checkpointing::Unkept;
 use super::config::SiteConfig;
 use super::connection::{Dial, LinkEvent};
 use super::files;
+use super::hearing::Delivery;
 use super::identity::Identity;
 use super::journal::Journal;
 use super::outbox::Outbox;
 use super::residual::Residuals;
 use super::state::{AgentStatus, StateFolder};
 use super::studies::StudyFolder;
-use super::translate::event_of;
 use super::waiting::{Held, Waiting};
 use super::words;
 use super::work::{LOOK_FOR_ROOM, Outcome, Work, Worker};
@@ -108,8 +107,10 @@ pub struct Agent {
     pub(super) progress_said: Option<jiff::Timestamp>,
     pub(super) status: AgentStatus,
     pub(super) waiting: Waiting,
-    /// The update that was offered last, and whether the coordinator has all of it.
-    pub(super) offered: Option<(UpdateOffer, Arc<AtomicBool>)>,
+    /// The update that was offered last.
+    pub(super) offered: Option<(UpdateOffer, Arc<Delivery>)>,
+    /// Notices that wait for a receipt.
+    pub(super) unheard: VecDeque<Notice>,
     machine: ParticipantMachine,
     journal: Journal,
     /// Whether the round under way is kept.
@@ -170,6 +171,7 @@ impl Agent {
             status: AgentStatus::of(&machine.status()),
             waiting: Waiting::default(),
             offered: None,
+            unheard: VecDeque::new(),
             machine,
             journal,
             unkept,
@@ -232,6 +234,8 @@ impl Agent {
                 Some(_) = self.tasks.join_next() => Ok(()),
             };
             self.or_pause(done)?;
+            let heard = self.hear_what_waited();
+            self.or_pause(heard)?;
         }
     }
 
@@ -371,48 +375,6 @@ impl Agent {
         self.write_status()
     }
 
-    fn heard(&mut self, event: LinkEvent) -> anyhow::Result<()> {
-        match event {
-            LinkEvent::Up { connection, welcome, lane } => {
-                tracing::info!(
-                    "connected to `{}` as {} `{}` {lane}",
-                    welcome.consortium,
-                    welcome.role,
-                    welcome.site
-                );
-                self.connection = Some(connection);
-                self.status.problem = None;
-                self.status.lane = Some(lane);
-                self.feed(Event::Connected)
-            }
-            LinkEvent::Notice(Notice::Goodbye { code }) => {
-                tracing::info!("the coordinator says goodbye: {}", code.code());
-                Ok(())
-            }
-            LinkEvent::Notice(notice) => {
-                words::hear(&notice);
-                event_of(&notice).map_or(Ok(()), |event| self.feed(event))
-            }
-            LinkEvent::Down { problem, hint, passes, retry_in } => {
-                let again = retry_in.as_secs();
-                match passes {
-                    true => tracing::warn!("not connected: {problem}; next attempt in {again} s"),
-                    false => tracing::error!("not connected: {problem}; next attempt in {again} s"),
-                }
-                if let Some(hint) = hint {
-                    tracing::warn!("hint: {hint}");
-                }
-                self.status.problem = Some(problem);
-                self.status.lane = None;
-                if self.connection.take().is_some() {
-                    self.feed(Event::Disconnected)
-                } else {
-                    self.write_status()
-                }
-            }
-        }
-    }
-
     fn learnt(&mut self, news: News) -> anyhow::Result<()> {
         match news {
             News::Done(errand, event) => {
@@ -510,7 +472,7 @@ impl Agent {
             _ => None,
         };
         let offered = self.offered.as_ref().filter(|(offer, _)| Some(offer.round) == dropped);
-        words::say(fact, offered.is_some_and(|(_, delivered)| delivered.load(Ordering::Acquire)));
+        words::say(fact, offered.is_some_and(|(_, delivery)| delivery.is_complete()));
     }
 }
 

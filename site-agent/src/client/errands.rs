@@ -1,7 +1,6 @@
 //! What the agent does over the link, one function for each: none decides anything, each ends as an event.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::ids::{ArtifactHash, Digest, ModelHash, StudyDigest};
 use common::participant::{Event, WITHHELD_CODE};
@@ -13,11 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::artifacts::{ArtifactError, ArtifactFolder};
 use super::files::{self, FileError};
+use super::hearing::Delivery;
 use super::state::StateFolder;
 use super::studies::StudyFolder;
 use super::translate::offered_update;
 use super::waiting::{Came, Until, Wait};
-use crate::egress::{Egress, EgressError, Outbound, ask};
+use crate::egress::{Egress, EgressError, Outbound, Stage, ask};
 
 /// A signed report on disk, as it will travel.
 #[derive(Serialize, Deserialize)]
@@ -101,7 +101,7 @@ pub(super) async fn offer_update(
     outbox: &ArtifactFolder,
     state: &StateFolder,
     offer: &UpdateOffer,
-    has_all: &AtomicBool,
+    delivery: &Delivery,
 ) -> Came {
     let UpdateOffer { study, round, attempt, .. } = *offer;
     let (manifest, source) = match outbox.source(offer.update) {
@@ -110,16 +110,19 @@ pub(super) async fn offer_update(
     };
     let chunks = source.clone();
     let wire = offered_update(offer, &manifest);
-    // Not before it may leave: an update that never did changes nothing of what rounding left.
-    let leaving = || {
-        let marked = state.residuals().and_then(|residuals| residuals.offered(study, round, attempt));
-        marked.map_err(std::io::Error::other)
+    let reached = |stage| {
+        delivery.reached(stage);
+        let kept = match stage {
+            // Not before: an update that never left changes nothing of what rounding left.
+            Stage::Leaving => {
+                state.residuals().and_then(|residuals| residuals.offered(study, round, attempt))
+            }
+            Stage::Wanted => Ok(()),
+            Stage::Delivered => state.promote_optimizer(study, round, attempt),
+        };
+        kept.map_err(std::io::Error::other)
     };
-    let delivered = || {
-        has_all.store(true, Ordering::Release);
-        state.promote_optimizer(study, round, attempt).map_err(std::io::Error::other)
-    };
-    match egress.send_update(&egress.line(connection), wire, &manifest, source, leaving, delivered).await {
+    match egress.send_update(&egress.line(connection), wire, &manifest, source, reached).await {
         Ok(_) => Came::Event(Event::Receipt { attempt }),
         Err(error) => match unsent(error) {
             Unsent::Final(code) => Came::Event(Event::Refused { attempt, code }),

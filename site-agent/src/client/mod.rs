@@ -19,6 +19,7 @@ pub mod enroll;
 mod errands;
 pub mod files;
 pub mod finetune;
+mod hearing;
 pub mod identity;
 pub mod journal;
 pub mod lane;

@@ -139,9 +139,8 @@ impl Egress {
         self.settle(&summary, reply)
     }
 
-    /// Offers an update, sends the chunks that the coordinator misses, and waits for its receipt. `leaving` is called when it may
-    /// leave, before its first byte does: where that fails, nothing leaves. `delivered` is called once all of it is there, before
-    /// the coordinator is asked to count it: where that fails, it is not asked.
+    /// Offers an update, sends the chunks that the coordinator misses, and waits for its receipt. `reached` is called at each stage
+    /// before what follows it: where it fails, nothing follows.
     ///
     /// # Errors
     /// [`EgressError`]. After a broken link the same call sends only what is still missing.
@@ -151,16 +150,13 @@ impl Egress {
         offer: OfferedUpdate,
         manifest: &ArtifactManifest,
         source: S,
-        leaving: impl FnOnce() -> io::Result<()> + Send,
-        delivered: impl FnOnce() -> io::Result<()> + Send,
+        reached: impl Fn(Stage) -> io::Result<()> + Send + Sync,
     ) -> Result<Receipt, EgressError> {
         let outbound = Outbound::Update(offer.clone());
         let summary = outbound.summary();
         self.release(&summary)?;
-        let receipt = match leaving() {
-            Ok(()) => deliver(line, offer, manifest, source, delivered).await,
-            Err(error) => Err(LinkError::Io(error)),
-        };
+        let receipt =
+            deliver(line, offer, manifest, source, |stage| reached(stage).map_err(LinkError::Io)).await;
         match self.settle(&summary, receipt.map(Reply::Receipt))? {
             Reply::Receipt(receipt) => Ok(receipt),
             _ => Err(EgressError::Link(unexpected("a receipt"))),
@@ -221,27 +217,40 @@ pub(crate) async fn enrol(
     Ok(reply?)
 }
 
+/// How far an update has come that is being sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It may leave, and no byte of it has.
+    Leaving,
+    /// The coordinator has said what it lacks.
+    Wanted,
+    /// The coordinator has all of it, and was not asked to count it.
+    Delivered,
+}
+
 async fn deliver<S: ChunkSource + Clone + Send + 'static>(
     line: &impl ChunkCarrier,
     offer: OfferedUpdate,
     manifest: &ArtifactManifest,
     source: S,
-    delivered: impl FnOnce() -> io::Result<()> + Send,
+    reached: impl Fn(Stage) -> Result<(), LinkError> + Send + Sync,
 ) -> Result<Receipt, LinkError> {
     let attempt = offer.attempt;
+    reached(Stage::Leaving)?;
     let missing = match line.exchange(&Request::OfferUpdate(offer)).await? {
         Reply::Receipt(receipt) => {
             let receipt = checked(receipt, attempt)?;
-            delivered().map_err(LinkError::Io)?;
+            reached(Stage::Delivered)?;
             return Ok(receipt);
         }
         Reply::UpdateWanted { missing } => missing,
         _ => return Err(unexpected("what is missing of the update")),
     };
+    reached(Stage::Wanted)?;
     if !missing.is_empty() {
         line.put_chunks(attempt, manifest, &missing, source).await?;
     }
-    delivered().map_err(LinkError::Io)?;
+    reached(Stage::Delivered)?;
     match line.exchange(&Request::CommitUpdate { attempt }).await? {
         Reply::Receipt(receipt) => checked(receipt, attempt),
         _ => Err(unexpected("a receipt")),

@@ -74,8 +74,8 @@ impl ChunkSource for Zeros {
     }
 }
 
-/// What the site does when an update leaves, and when all of it is delivered.
-fn kept() -> std::io::Result<()> {
+/// What the site does at each stage of an update.
+fn nothing(_: Stage) -> std::io::Result<()> {
     Ok(())
 }
 
@@ -132,10 +132,10 @@ impl Site {
 async fn what_the_policy_forbids_never_reaches_the_wire_and_the_line_is_named() {
     let site = site("\"progress\"");
     let coordinator = Coordinator::default();
-    let leaving = || -> std::io::Result<()> { panic!("nothing leaves") };
+    let leaving = |_| -> std::io::Result<()> { panic!("nothing leaves") };
     let error = site
         .egress
-        .send_update(&coordinator, offer(), &manifest(), Zeros::default(), leaving, kept)
+        .send_update(&coordinator, offer(), &manifest(), Zeros::default(), leaving)
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), "kept here by the policy: policy.toml:4: `egress.allow` refuses `update`");
@@ -148,14 +148,12 @@ async fn what_the_policy_forbids_never_reaches_the_wire_and_the_line_is_named() 
 async fn an_update_is_recorded_before_it_leaves_and_its_receipt_after() {
     let site = site("\"update\"");
     let coordinator = Coordinator::default();
-    let leaving = || -> std::io::Result<()> {
-        assert!(coordinator.heard.lock().unwrap().is_empty(), "it has left already");
+    let leaving = |stage| -> std::io::Result<()> {
+        let has_left = !coordinator.heard.lock().unwrap().is_empty();
+        assert_eq!(has_left, stage != Stage::Leaving, "{stage:?}");
         Ok(())
     };
-    site.egress
-        .send_update(&coordinator, offer(), &manifest(), Zeros::default(), leaving, kept)
-        .await
-        .unwrap();
+    site.egress.send_update(&coordinator, offer(), &manifest(), Zeros::default(), leaving).await.unwrap();
     assert_eq!(*coordinator.heard.lock().unwrap(), ["offer-update", "commit-update"]);
     let receipt = Some(manifest().hash().0);
     assert_eq!(
@@ -169,10 +167,9 @@ async fn an_interrupted_update_sends_only_what_is_missing() {
     let site = site("\"update\"");
     let coordinator = Coordinator { break_after: Mutex::new(Some(2)), ..Coordinator::default() };
     let source = Zeros::default();
-    let broken =
-        site.egress.send_update(&coordinator, offer(), &manifest(), source.clone(), kept, kept).await;
+    let broken = site.egress.send_update(&coordinator, offer(), &manifest(), source.clone(), nothing).await;
     assert!(matches!(broken, Err(EgressError::Link(LinkError::Reset))));
-    site.egress.send_update(&coordinator, offer(), &manifest(), source.clone(), kept, kept).await.unwrap();
+    site.egress.send_update(&coordinator, offer(), &manifest(), source.clone(), nothing).await.unwrap();
     assert_eq!(*source.0.lock().unwrap(), [0, 1, 2]);
     assert_eq!(site.events()[1].1, LedgerEvent::Unanswered);
 }
@@ -182,7 +179,12 @@ async fn send(
     coordinator: &Coordinator,
     keep: &(dyn Fn() -> std::io::Result<()> + Sync),
 ) -> Result<Receipt, EgressError> {
-    site.egress.send_update(coordinator, offer(), &manifest(), Zeros::default(), kept, keep).await
+    site.egress
+        .send_update(coordinator, offer(), &manifest(), Zeros::default(), |stage| match stage {
+            Stage::Delivered => keep(),
+            Stage::Leaving | Stage::Wanted => Ok(()),
+        })
+        .await
 }
 
 #[tokio::test]
