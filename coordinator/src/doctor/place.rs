@@ -175,12 +175,13 @@ pub(super) async fn room(
         let files = u64::try_from(takes_part).unwrap_or(u64::MAX).saturating_add(1);
         needed = needed.saturating_add(bytes.saturating_mul(files));
     }
+    let there = space.available.saturating_add(store.spool().spare_bytes());
     let words = format!(
         "the next round of every study needs {}, there are {}",
         size_in_words(needed),
-        size_in_words(space.available)
+        size_in_words(there)
     );
-    match space.available < needed {
+    match there < needed {
         true => {
             let remedy = "free some space, or move the state folder to a larger disk, before the round ends";
             examination.find(Level::Warn, store.dir(), words, remedy);

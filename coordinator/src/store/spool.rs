@@ -173,6 +173,12 @@ impl Spool {
         remove_if_there(&self.dir.join(SPARE))
     }
 
+    /// Bytes of the files that are spare: the disk counts them as taken, and the next round does not.
+    pub fn spare_bytes(&self) -> u64 {
+        let spares = fs::read_dir(self.dir.join(SPARE)).into_iter().flatten().flatten();
+        spares.filter_map(|spare| fs::metadata(spare.path().join(DATA)).ok()).map(|data| data.len()).sum()
+    }
+
     /// Moves the data file of a spare update, if there is one, into `folder`.
     fn take_spare(&self, folder: &Path) -> Result<(), StoreError> {
         let Ok(spares) = fs::read_dir(self.dir.join(SPARE)) else { return Ok(()) };

@@ -292,6 +292,7 @@ async fn a_round_writes_over_the_updates_of_the_one_before_and_takes_nothing_of_
     assert!(store.spool().rounds().unwrap().is_empty());
     let spares = || std::fs::read_dir(dir.path().join("spool/spare")).map_or(0, Iterator::count);
     assert_eq!(spares(), 1, "what still arrived is removed");
+    assert_eq!(store.spool().spare_bytes(), first.layout().bytes());
 
     // The same but for its first chunk, and shorter by its last.
     let (second, mut new) = update(9);
