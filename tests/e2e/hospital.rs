@@ -106,6 +106,31 @@ fn a_study_that_was_aborted_no_longer_waits_for_a_person() {
 }
 
 #[test]
+fn an_evaluator_does_not_keep_the_model_of_every_round() {
+    const ROUNDS: u32 = 5;
+    let mut consortium = Consortium::found("thorax");
+    let member = |name, role, hospital| {
+        let site = consortium.enrol(name, role);
+        site.give_phantoms(&consortium.address, hospital);
+        site
+    };
+    let north = member("north", Role::Trainer, "site-a");
+    let judge = member("judge", Role::Evaluator, "site-c");
+    consortium.add_study_scored_each_round(ROUNDS);
+    let mut at_judge = judge.run();
+    consortium.coordinator.until_connected("judge");
+    consortium.start_study();
+    let _at_north = north.run();
+    for round in 1..=ROUNDS {
+        at_judge.until_says(&format!("round {round}: the coordinator has the evaluation report"));
+    }
+    let kept = fs::read_dir(judge.path("state/artifacts")).expect("the agent made it").flatten();
+    let kept = kept.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "data")).count();
+    // The embeddings, the model that was scored last, and two more.
+    assert_eq!(kept, 4);
+}
+
+#[test]
 fn predicted_labels_lie_exactly_where_the_scan_lies() {
     let mut consortium = Consortium::found("thorax");
     let north = consortium.enrol("north", Role::Trainer);

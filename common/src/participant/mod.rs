@@ -202,10 +202,12 @@ impl ParticipantMachine {
         }
     }
 
-    /// Artifacts that must stay: the base of the round under way, and what each approved study needs beside its models.
+    /// Artifacts that must stay: the base of the round under way, the models that are to be scored, and what each approved study needs
+    /// beside its models.
     pub fn needed(&self) -> BTreeSet<ArtifactHash> {
         let base = self.state.phase.work().map(|(.., base)| base);
-        self.state.studies.all_needs().chain(base).collect()
+        let scored = self.state.evaluations.models().into_values();
+        self.state.studies.all_needs().chain(base).chain(scored).collect()
     }
 
     fn timers(&self) -> BTreeMap<Timer, Timestamp> {

@@ -191,6 +191,8 @@ fn what_the_round_under_way_and_the_study_need_stays() {
     let actions = site.tick(Event::RoundOpened { task: task(2) });
     assert!(actions.iter().any(|action| matches!(action, Action::DropUpdate { .. })), "{actions:?}");
     assert_eq!(site.machine.needed(), BTreeSet::from([embeddings, hash("model 1")]));
+    let to_score = [1, 2, 3].map(|round| hash(&format!("model {round}")));
+    assert_eq!(Site::evaluator().machine.needed(), BTreeSet::from(to_score));
 }
 
 #[test]

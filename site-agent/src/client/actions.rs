@@ -319,6 +319,8 @@ impl Agent {
         let Some(document) = self.studies.document(study)? else {
             return Ok(Some(Event::EvaluationFailed { model }));
         };
+        // An evaluator has no updates with which old models go.
+        self.artifacts.prune(&self.needed(), SPARE_ARTIFACTS)?;
         tracing::info!("evaluating the model of round {round}");
         let cancel = Cancel::default();
         self.evaluating = Some((model, cancel.clone()));

@@ -92,6 +92,12 @@ impl Consortium {
         self.add_study_written(&study(1, 1, 1).replace(section, &bounded));
     }
 
+    /// Adds a small study of one step a round for one site, of which the model of every round is scored.
+    pub(crate) fn add_study_scored_each_round(&self, rounds: u32) {
+        let (section, scored) = ("[evaluation]\n", "[evaluation]\nevery_rounds = 1\n");
+        self.add_study_written(&study(rounds, 1, 1).replace(section, scored));
+    }
+
     /// Adds a small study of one step a round for one site, whose updates are in bfloat16.
     pub(crate) fn add_study_in_bf16(&self, rounds: u32) {
         let (section, rounded) = ("[aggregation]\n", "[aggregation]\nupdate_dtype = \"bf16\"\n");
