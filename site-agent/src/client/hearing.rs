@@ -68,6 +68,9 @@ impl Agent {
                 tracing::info!("the coordinator says goodbye: {}", code.code());
                 Ok(())
             }
+            LinkEvent::Notice(notice) if self.unheard.is_empty() && self.names_the_offered_round(&notice) => {
+                self.act_on(&notice)
+            }
             LinkEvent::Notice(notice) => {
                 self.unheard.push_back(notice);
                 self.hear_what_waited()
@@ -107,6 +110,13 @@ impl Agent {
     fn act_on(&mut self, notice: &Notice) -> anyhow::Result<()> {
         words::hear(notice);
         event_of(notice).map_or(Ok(()), |event| self.feed(event))
+    }
+
+    /// Whether it says that the round of the update is open. That drops nothing; but after the receipt, which may come later, it
+    /// would be a round to begin.
+    fn names_the_offered_round(&self, notice: &Notice) -> bool {
+        let Notice::RoundOpened(task) = notice else { return false };
+        self.offered.as_ref().is_some_and(|(offer, _)| (offer.study, offer.round) == (task.study, task.round))
     }
 
     /// Until what came of it is known here: the errand is one until then.
