@@ -79,7 +79,7 @@ struct RawLimits {
 #[serde(deny_unknown_fields, default)]
 struct RawTransport {
     congestion: RawCongestion,
-    stream_window_mib: u32,
+    transfer_window_mib: u32,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -103,7 +103,7 @@ impl Default for RawLimits {
 
 impl Default for RawTransport {
     fn default() -> Self {
-        Self { congestion: RawCongestion::Bbr, stream_window_mib: 16 }
+        Self { congestion: RawCongestion::Bbr, transfer_window_mib: 16 }
     }
 }
 
@@ -188,7 +188,7 @@ fn check(raw: &Raw, problems: &mut Problems) -> Option<SocketAddr> {
     problems.in_range("limits.connection_hours", raw.limits.connection_hours, 1..=720);
     problems.in_range("limits.enrolments_per_minute", raw.limits.enrolments_per_minute, 1..=10_000);
     problems.in_range("limits.transfer_mib", raw.limits.transfer_mib, 16..=65_536);
-    problems.in_range("transport.stream_window_mib", raw.transport.stream_window_mib, 1..=64);
+    problems.in_range("transport.transfer_window_mib", raw.transport.transfer_window_mib, 1..=64);
     let listen = raw.listen.parse().ok();
     if listen.is_none() {
         let found = format!("`{}` is not an address", raw.listen);
@@ -211,8 +211,7 @@ fn transport(raw: &RawTransport) -> QuicSettings {
         RawCongestion::Bbr => Congestion::Bbr,
         RawCongestion::Cubic => Congestion::Cubic,
     };
-    let stream_window = raw.stream_window_mib << 20;
-    QuicSettings { congestion, stream_window, granted_window: stream_window, ..QuicSettings::coordinator() }
+    QuicSettings { congestion, granted_window: raw.transfer_window_mib << 20, ..QuicSettings::coordinator() }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! site. "Connected" is what a site may say after the coordinator's Welcome, not after [`Dialer::dial`]: in TLS 1.3 a
 //! client is through before the server has looked at its certificate.
 
+mod congestion;
 mod dialer;
 mod listener;
 mod reset;

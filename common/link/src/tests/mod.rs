@@ -3,6 +3,7 @@
 mod carry;
 mod cuts;
 mod door;
+mod line;
 mod migration;
 mod pki;
 mod proxy;
