@@ -100,7 +100,12 @@ pub async fn examine(
         return Err(StoreError::Missing { path: config.state.clone() });
     }
     let mut examination = Examination { tell, summary: Summary::default(), repair, running: false, stop };
-    let _lock = match StoreLock::take(&config.state) {
+    let taken = match repair {
+        true => StoreLock::take(&config.state).await,
+        // It looks beside whoever has it, too: there is nothing to wait for.
+        false => StoreLock::try_take(&config.state),
+    };
+    let _lock = match taken {
         Ok(lock) => Some(lock),
         Err(StoreError::Locked { .. }) if !repair => {
             examination.running = true;

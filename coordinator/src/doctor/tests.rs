@@ -114,7 +114,10 @@ async fn beside_a_running_coordinator_it_looks_and_repairs_nothing() {
     let running = fixture.store().await;
     assert_eq!(examined(&fixture, false).await.0, []);
     let stop = CancellationToken::new();
+    // It waits for the lock first.
+    tokio::time::pause();
     let refused = examine(&fixture.config, true, &stop, &mut |_| {}).await;
+    tokio::time::resume();
     assert_eq!(refused.err().map(|error| error.code()), Some("store-locked"));
     running.close().await;
 }

@@ -2,8 +2,17 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use super::StoreError;
+
+/// How long another process may have the lock before the store is said to be in use. While no coordinator runs, a command
+/// such as `status` opens the store itself, for an instant: a coordinator that starts just then is not to end over it.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Held while the store is open.
 #[derive(Debug)]
@@ -12,11 +21,25 @@ pub struct StoreLock {
 }
 
 impl StoreLock {
+    /// Takes the lock of `dir`. Waits about a second for a process that has it for an instant.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] when another process keeps it.
+    pub async fn take(dir: &Path) -> Result<Self, StoreError> {
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            match Self::try_take(dir) {
+                Err(StoreError::Locked { .. }) if Instant::now() < give_up => sleep(RETRY).await,
+                taken => return taken,
+            }
+        }
+    }
+
     /// Takes the lock of `dir` without waiting.
     ///
     /// # Errors
     /// [`StoreError::Locked`] when another process has it.
-    pub fn take(dir: &Path) -> Result<Self, StoreError> {
+    pub fn try_take(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join("lock");
         let file = File::create(&path).map_err(StoreError::file(&path))?;
         match file.try_lock() {
@@ -24,5 +47,33 @@ impl StoreLock {
             Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: dir.to_owned() }),
             Err(TryLockError::Error(source)) => Err(StoreError::File { path, source }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_that_is_let_go_within_a_second_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = StoreLock::try_take(dir.path()).unwrap();
+        let let_go = async {
+            sleep(PATIENCE / 2).await;
+            drop(held);
+        };
+        let (taken, ()) = tokio::join!(StoreLock::take(dir.path()), let_go);
+        assert!(taken.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_that_stays_is_refused_after_a_second() {
+        let dir = tempfile::tempdir().unwrap();
+        let _held = StoreLock::try_take(dir.path()).unwrap();
+        let begun = Instant::now();
+        let refused = StoreLock::take(dir.path()).await.unwrap_err();
+        assert!((PATIENCE..PATIENCE * 2).contains(&begun.elapsed()));
+        assert_eq!(refused.code(), "store-locked");
+        assert_eq!(refused.to_string(), format!("{} is in use by another process", dir.path().display()));
     }
 }

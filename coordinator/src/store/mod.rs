@@ -218,7 +218,7 @@ impl Store {
     }
 
     async fn open_database(dir: &Path, create: bool) -> Result<Self, StoreError> {
-        let lock = StoreLock::take(dir)?;
+        let lock = StoreLock::take(dir).await?;
         let path = dir.join(DATABASE);
         let options = SqliteConnectOptions::new()
             .filename(&path)

@@ -60,7 +60,10 @@ fn checked<'a>(manifest: &ArtifactManifest, data: &'a [u8], index: u32) -> Check
 #[tokio::test]
 async fn a_second_process_is_told_that_the_store_is_in_use() {
     let (dir, store) = store().await;
+    // It waits for the lock first.
+    tokio::time::pause();
     let second = Store::open(dir.path()).await;
+    tokio::time::resume();
     assert_eq!(second.err().map(|e| e.code()), Some("store-locked"));
     store.close().await;
     assert!(Store::open(dir.path()).await.is_ok());
