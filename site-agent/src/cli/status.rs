@@ -18,7 +18,7 @@ pub(super) struct StatusArgs {
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
     let state = StateFolder::open(&args.config.read()?.state)?;
-    let running = state.lock().is_err();
+    let running = state.is_locked();
     let status = state.read_status()?;
     if args.json {
         return json(&serde_json::json!({ "running": running, "status": status }));

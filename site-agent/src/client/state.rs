@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use common::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
 use common::participant::Status;
@@ -15,6 +16,12 @@ use super::residual::Residuals;
 use super::studies::StudyFolder;
 use crate::train::optimizer::OptimizerState;
 use crate::train::state::{StateError, UNFINISHED, read_state};
+
+/// How long another process may have the lock before the folder is said to be in use. `site-agent status` has it for an
+/// instant, to see whether an agent runs: one that starts just then is not to end over it.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// The folders and files below one state folder.
 #[derive(Clone, Debug)]
@@ -92,12 +99,19 @@ impl StateFolder {
         Ok(state)
     }
 
-    /// Keeps a second agent out as long as the returned file is open.
+    /// Keeps a second agent out as long as the returned file is open. Waits about a second for who only looks
+    /// ([`StateFolder::is_locked`]), and blocks meanwhile: an agent takes it before it has a runtime.
     ///
     /// # Errors
     /// [`InUse`] while another agent holds it, or [`FileError`].
     pub fn lock(&self) -> anyhow::Result<Flock<File>> {
-        lock_folder(&self.0)
+        lock_patiently(&self.0, std::thread::sleep)
+    }
+
+    /// Whether an agent works with this folder; also where that cannot be told. Who looks shares the lock for that instant with
+    /// others who look, and is not taken for an agent by them.
+    pub fn is_locked(&self) -> bool {
+        try_lock(&self.0, FlockArg::LockSharedNonblock).is_err()
     }
 
     /// Fetched models and embeddings.
@@ -336,12 +350,31 @@ impl StateFolder {
     }
 }
 
-/// Keeps a second process out of a folder as long as the returned file is open.
+/// Keeps a second process out of a folder as long as the returned file is open. Does not wait: for a folder whose lock nobody
+/// takes for an instant.
 pub(super) fn lock_folder(folder: &Path) -> anyhow::Result<Flock<File>> {
+    try_lock(folder, FlockArg::LockExclusiveNonblock)
+}
+
+/// As [`lock_folder`], and again after each `pause` until patience is at its end.
+fn lock_patiently(folder: &Path, mut pause: impl FnMut(Duration)) -> anyhow::Result<Flock<File>> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match lock_folder(folder) {
+            Err(error) if error.is::<InUse>() && waited < PATIENCE => {
+                pause(RETRY);
+                waited += RETRY;
+            }
+            taken => return taken,
+        }
+    }
+}
+
+fn try_lock(folder: &Path, how: FlockArg) -> anyhow::Result<Flock<File>> {
     let path = folder.join("lock");
     let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = opened.map_err(|source| FileError::new("write", &path, source))?;
-    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    let locked = Flock::lock(file, how);
     locked.map_err(|_| InUse(folder.display().to_string()).into())
 }
 
@@ -362,6 +395,39 @@ mod tests {
         let left = |part: &str| std::fs::read_dir(folder.path().join(part)).unwrap().count();
         assert_eq!((left("optimizer"), left("checkpoint")), (1, 0));
         assert!(!folder.path().join(half).exists());
+    }
+
+    #[test]
+    fn an_agent_that_starts_while_its_status_is_asked_for_waits_for_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut looks = Some(try_lock(folder.path(), FlockArg::LockSharedNonblock).unwrap());
+        let taken = lock_patiently(folder.path(), |_| drop(looks.take()));
+        assert!(taken.is_ok());
+        assert!(looks.is_none(), "it was let go while the agent waited");
+    }
+
+    #[test]
+    fn a_second_agent_is_refused_after_a_second() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let _first = state.lock().unwrap();
+        let mut waited = Duration::ZERO;
+        let refused = lock_patiently(folder.path(), |pause| waited += pause).unwrap_err();
+        assert_eq!(waited, PATIENCE);
+        assert!(refused.is::<InUse>());
+        let words = format!("another site-agent runs with the state folder {}", folder.path().display());
+        assert_eq!(refused.to_string(), words);
+    }
+
+    #[test]
+    fn who_asks_for_the_status_is_not_taken_for_an_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let looks = try_lock(folder.path(), FlockArg::LockSharedNonblock).unwrap();
+        assert!(!state.is_locked());
+        drop(looks);
+        let _agent = state.lock().unwrap();
+        assert!(state.is_locked());
     }
 
     #[test]
