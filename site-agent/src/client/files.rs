@@ -318,6 +318,15 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
     }
 }
 
+/// Removes a file as [`remove`] does: durable when it returns. For what nobody removes again after a loss of power.
+///
+/// # Errors
+/// [`FileError`].
+pub fn remove_durably(path: &Path) -> Result<(), FileError> {
+    remove(path)?;
+    sync_folder(&folder_of(path)).map_err(|source| FileError::new("remove", path, source))
+}
+
 /// Gives a whole file its name: durable when it returns.
 ///
 /// # Errors

@@ -275,12 +275,13 @@ impl StateFolder {
         all.filter(|(after, _)| is_spent(*after)).try_for_each(|(_, path)| files::remove(&path))
     }
 
-    /// Forgets what the optimiser learnt in `round`: its update does not count.
+    /// Forgets what the optimiser learnt in `round`: its update does not count. Durable when it returns: the machine asks for it
+    /// again only until the next event, and what came back after that would be remembered as if the update counted.
     ///
     /// # Errors
     /// [`FileError`].
     pub fn demote_optimizer(&self, study: StudyDigest, round: RoundId) -> Result<(), FileError> {
-        files::remove(&self.learnt(study, round))
+        files::remove_durably(&self.learnt(study, round))
     }
 
     fn learnt(&self, study: StudyDigest, round: RoundId) -> PathBuf {
