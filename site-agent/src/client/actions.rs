@@ -74,12 +74,7 @@ impl Agent {
             }
             Action::OfferUpdate { ref offer } => {
                 let (errand, offer) = (Errand::Offer(offer.attempt), offer.clone());
-                let same = self.offered.take().filter(|(before, _)| before.attempt == offer.attempt);
-                let delivery = same.map(|(_, delivery)| delivery).unwrap_or_default();
-                self.offered = Some((offer.clone(), delivery.clone()));
-                if !self.errands.contains_key(&errand) {
-                    delivery.begin();
-                }
+                let delivery = self.hearing.offer(&offer, self.errands.contains_key(&errand));
                 let (outbox, state) = (self.outbox.updates().clone(), self.state.clone());
                 self.begin(errand, action, move |connection, egress| async move {
                     errands::offer_update(&connection, &egress, &outbox, &state, &offer, &delivery).await

@@ -12,10 +12,9 @@ use std::time::Duration;
 
 use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::participant::{self, Action, Event, ParticipantMachine, Timer};
-use common::round::UpdateOffer;
 use common::signed::SigningKey;
 use common::time::Timestamp;
-use common::wire::{Notice, SignedBytes};
+use common::wire::SignedBytes;
 use link::{Connection, failpoint};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -26,7 +25,7 @@ use super::checkpointing::Unkept;
 use super::config::SiteConfig;
 use super::connection::{Dial, LinkEvent};
 use super::files;
-use super::hearing::Delivery;
+use super::hearing::Hearing;
 use super::identity::Identity;
 use super::journal::Journal;
 use super::outbox::Outbox;
@@ -107,10 +106,7 @@ pub struct Agent {
     pub(super) progress_said: Option<jiff::Timestamp>,
     pub(super) status: AgentStatus,
     pub(super) waiting: Waiting,
-    /// The update that was offered last.
-    pub(super) offered: Option<(UpdateOffer, Arc<Delivery>)>,
-    /// Notices that wait for a receipt.
-    pub(super) unheard: VecDeque<Notice>,
+    pub(super) hearing: Hearing,
     machine: ParticipantMachine,
     journal: Journal,
     /// Whether the round under way is kept.
@@ -170,8 +166,7 @@ impl Agent {
             progress_said: None,
             status: AgentStatus::of(&machine.status()),
             waiting: Waiting::default(),
-            offered: None,
-            unheard: VecDeque::new(),
+            hearing: Hearing::default(),
             machine,
             journal,
             unkept,
@@ -467,12 +462,11 @@ impl Agent {
     }
 
     pub(super) fn report(&self, fact: &participant::Fact) {
-        let dropped = match fact {
-            participant::Fact::UpdateDropped { round, .. } => Some(*round),
-            _ => None,
+        let delivered = match fact {
+            participant::Fact::UpdateDropped { round, .. } => self.hearing.is_delivered(*round),
+            _ => false,
         };
-        let offered = self.offered.as_ref().filter(|(offer, _)| Some(offer.round) == dropped);
-        words::say(fact, offered.is_some_and(|(_, delivery)| delivery.is_complete()));
+        words::say(fact, delivered);
     }
 }
 

@@ -4,10 +4,16 @@
 //! the notice that the round is over, which the coordinator sends after it, may come in the other order; and so may, on a new
 //! connection, the receipt of an update that was sent over the last one and the notice of the round that followed. Then the update would be
 //! dropped as one that nobody answered for. While the coordinator owes an answer that may be a receipt, notices wait.
+//!
+//! [`Hearing`] decides that and knows no link, clock or disk; the agent brings it what comes, and acts on what it gives.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::ids::{AttemptId, RoundId};
 use common::participant::Event;
+use common::round::UpdateOffer;
 use common::wire::Notice;
 
 use super::connection::LinkEvent;
@@ -15,6 +21,66 @@ use super::driver::{Agent, Errand};
 use super::translate::event_of;
 use super::words;
 use crate::egress::Stage;
+
+/// The update that was offered last, and the notices that wait for what comes of it.
+#[derive(Debug, Default)]
+pub(super) struct Hearing {
+    offered: Option<(UpdateOffer, Arc<Delivery>)>,
+    /// In the order in which they came.
+    unheard: VecDeque<Notice>,
+}
+
+impl Hearing {
+    /// An update is to be offered, for the first time or again; unless that `is_under_way` already, it begins anew. How far it
+    /// comes is for the errand to note.
+    pub(super) fn offer(&mut self, offer: &UpdateOffer, is_under_way: bool) -> Arc<Delivery> {
+        let same = self.offered.take().filter(|(before, _)| before.attempt == offer.attempt);
+        let delivery = same.map(|(_, delivery)| delivery).unwrap_or_default();
+        if !is_under_way {
+            delivery.begin();
+        }
+        self.offered = Some((offer.clone(), Arc::clone(&delivery)));
+        delivery
+    }
+
+    /// A notice came.
+    pub(super) fn take(&mut self, notice: Notice) {
+        self.unheard.push_back(notice);
+    }
+
+    /// The notice to act on now, the oldest that need not wait. `is_under_way`: whether the update of an attempt is being
+    /// offered; it is until what came of that is known here.
+    pub(super) fn next(&mut self, is_under_way: impl Fn(AttemptId) -> bool) -> Option<Notice> {
+        let owed = self.offered.as_ref().filter(|(offer, delivery)| {
+            is_under_way(offer.attempt) && delivery.is_answer_owed.load(Ordering::Acquire)
+        });
+        let may_pass = |notice: &Notice| owed.is_none_or(|(offer, _)| need_not_wait(notice, offer));
+        let next = self.unheard.iter().position(may_pass)?;
+        self.unheard.remove(next)
+    }
+
+    /// The connection ended: the next one begins with what holds then.
+    pub(super) fn hang_up(&mut self) {
+        self.unheard.clear();
+    }
+
+    /// Whether the coordinator has all of the update that was offered last, and it is that of `round`.
+    pub(super) fn is_delivered(&self, round: RoundId) -> bool {
+        let offered = self.offered.as_ref().filter(|(offer, _)| offer.round == round);
+        offered.is_some_and(|(_, delivery)| delivery.is_complete.load(Ordering::Acquire))
+    }
+}
+
+/// Whether a notice need not wait for the answer to an offer, nor for the notices that do.
+fn need_not_wait(notice: &Notice, offer: &UpdateOffer) -> bool {
+    match notice {
+        // That the round of the update is open drops nothing; but after the receipt it would be a round to begin.
+        Notice::RoundOpened(task) => (task.study, task.round) == (offer.study, offer.round),
+        // Of the connection alone.
+        Notice::Goodbye { .. } => true,
+        _ => false,
+    }
+}
 
 /// How far the sending of an update has come.
 #[derive(Debug, Default)]
@@ -27,7 +93,7 @@ pub(super) struct Delivery {
 
 impl Delivery {
     /// It is about to be offered: over an earlier connection it may have been counted.
-    pub(super) fn begin(&self) {
+    fn begin(&self) {
         self.is_answer_owed.store(true, Ordering::Release);
     }
 
@@ -41,11 +107,6 @@ impl Delivery {
                 self.is_complete.store(true, Ordering::Release);
             }
         }
-    }
-
-    /// Whether the coordinator has all of it.
-    pub(super) fn is_complete(&self) -> bool {
-        self.is_complete.load(Ordering::Acquire)
     }
 }
 
@@ -64,15 +125,8 @@ impl Agent {
                 self.status.lane = Some(lane);
                 self.feed(Event::Connected)
             }
-            LinkEvent::Notice(Notice::Goodbye { code }) => {
-                tracing::info!("the coordinator says goodbye: {}", code.code());
-                Ok(())
-            }
-            LinkEvent::Notice(notice) if self.unheard.is_empty() && self.names_the_offered_round(&notice) => {
-                self.act_on(&notice)
-            }
             LinkEvent::Notice(notice) => {
-                self.unheard.push_back(notice);
+                self.hearing.take(notice);
                 self.hear_what_waited()
             }
             LinkEvent::Down { problem, hint, passes, retry_in } => {
@@ -84,8 +138,7 @@ impl Agent {
                 if let Some(hint) = hint {
                     tracing::warn!("hint: {hint}");
                 }
-                // The next connection begins with what holds then.
-                self.unheard.clear();
+                self.hearing.hang_up();
                 self.status.problem = Some(problem);
                 self.status.lane = None;
                 if self.connection.take().is_some() {
@@ -97,33 +150,198 @@ impl Agent {
         }
     }
 
-    /// Acts on the notices that waited, once no answer is owed any more.
+    /// Acts on the notices that need not wait (any more).
     pub(super) fn hear_what_waited(&mut self) -> anyhow::Result<()> {
-        while !self.is_answer_owed()
-            && let Some(notice) = self.unheard.pop_front()
-        {
-            self.act_on(&notice)?;
+        while let Some(notice) = self.next_notice() {
+            words::hear(&notice);
+            if let Some(event) = event_of(&notice) {
+                self.feed(event)?;
+            }
         }
         Ok(())
     }
 
-    fn act_on(&mut self, notice: &Notice) -> anyhow::Result<()> {
-        words::hear(notice);
-        event_of(notice).map_or(Ok(()), |event| self.feed(event))
+    fn next_notice(&mut self) -> Option<Notice> {
+        let errands = &self.errands;
+        self.hearing.next(|attempt| errands.contains_key(&Errand::Offer(attempt)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::{ArtifactHash, Digest, StudyDigest};
+    use common::wire::{GoodbyeCode, RoundOutcome, RoundTask};
+
+    use super::*;
+
+    const OURS: &str = "the study of the update";
+    const OTHER: &str = "another study";
+
+    fn study(name: &str) -> StudyDigest {
+        StudyDigest(Digest::of(name.as_bytes()))
     }
 
-    /// Whether it says that the round of the update is open. That drops nothing; but after the receipt, which may come later, it
-    /// would be a round to begin.
-    fn names_the_offered_round(&self, notice: &Notice) -> bool {
-        let Notice::RoundOpened(task) = notice else { return false };
-        self.offered.as_ref().is_some_and(|(offer, _)| (offer.study, offer.round) == (task.study, task.round))
+    fn artifact(name: &str) -> ArtifactHash {
+        ArtifactHash(Digest::of(name.as_bytes()))
     }
 
-    /// Until what came of it is known here: the errand is one until then.
-    fn is_answer_owed(&self) -> bool {
-        self.offered.as_ref().is_some_and(|(offer, delivery)| {
-            self.errands.contains_key(&Errand::Offer(offer.attempt))
-                && delivery.is_answer_owed.load(Ordering::Acquire)
-        })
+    fn update(round: u32, attempt: u8) -> UpdateOffer {
+        let (round, attempt) = (RoundId(round), AttemptId::from_bytes([attempt; 16]));
+        let (base, update) = (artifact("base"), artifact("update"));
+        UpdateOffer { study: study(OURS), round, base, attempt, steps: 10, update }
+    }
+
+    fn opened(name: &str, round: u32) -> Notice {
+        let (study, round, base) = (study(name), RoundId(round), artifact("base"));
+        Notice::RoundOpened(RoundTask { study, round, base, steps: 10, remaining_ms: 60_000 })
+    }
+
+    fn closed(round: u32) -> Notice {
+        let (study, round, model) = (study(OURS), RoundId(round), Some(artifact("model")));
+        Notice::RoundClosed { study, round, model, outcome: RoundOutcome::Committed }
+    }
+
+    /// Every kind of notice that tells of more than the connection and an open round.
+    fn news() -> Vec<Notice> {
+        let (study, round, model) = (study(OURS), RoundId(7), artifact("model"));
+        vec![
+            Notice::StudyOffered { study, name: "demo".into() },
+            closed(7),
+            Notice::EvaluationRequested { study, round, model },
+            Notice::StudyPaused { study, reason: "maintenance".into() },
+            Notice::StudyFinished { study, model },
+        ]
+    }
+
+    /// All that is heard while the updates of these attempts are being offered.
+    fn heard(hearing: &mut Hearing, under_way: &[u8]) -> Vec<Notice> {
+        let is_under_way = |attempt: AttemptId| under_way.contains(&attempt.as_bytes()[0]);
+        std::iter::from_fn(|| hearing.next(is_under_way)).collect()
+    }
+
+    #[test]
+    fn without_an_update_every_notice_is_heard_when_it_comes() {
+        let mut hearing = Hearing::default();
+        for notice in news().into_iter().chain([opened(OURS, 8), closed(8), opened(OTHER, 1)]) {
+            hearing.take(notice.clone());
+            assert_eq!(heard(&mut hearing, &[]), [notice]);
+        }
+    }
+
+    #[test]
+    fn notices_wait_while_the_answer_may_be_a_receipt() {
+        let mut hearing = Hearing::default();
+        let delivery = hearing.offer(&update(7, 1), false);
+        // The offer itself may be answered with one: the update may have counted over an earlier connection.
+        hearing.take(closed(1));
+        assert_eq!(heard(&mut hearing, &[1]), []);
+        delivery.reached(Stage::Leaving);
+        hearing.take(closed(2));
+        assert_eq!(heard(&mut hearing, &[1]), []);
+        // Bytes are missing, so it does not count.
+        delivery.reached(Stage::Wanted);
+        assert_eq!(heard(&mut hearing, &[1]), [closed(1), closed(2)]);
+        hearing.take(closed(3));
+        assert_eq!(heard(&mut hearing, &[1]), [closed(3)]);
+        // Asked to count it, the coordinator answers or the connection ends.
+        delivery.reached(Stage::Delivered);
+        hearing.take(closed(4));
+        assert_eq!(heard(&mut hearing, &[1]), []);
+    }
+
+    #[test]
+    fn what_waited_is_heard_in_its_order_once_it_is_known_what_came_of_the_offer() {
+        let mut hearing = Hearing::default();
+        hearing.offer(&update(7, 1), false).reached(Stage::Delivered);
+        let came: Vec<Notice> = news().into_iter().chain([opened(OURS, 8)]).collect();
+        for notice in &came {
+            hearing.take(notice.clone());
+            assert_eq!(heard(&mut hearing, &[1]), [], "{notice:?}");
+        }
+        // Whatever it was; only that attempt is waited for, and it is not under way any more.
+        assert_eq!(heard(&mut hearing, &[2]), came);
+        hearing.take(closed(8));
+        assert_eq!(heard(&mut hearing, &[]), [closed(8)]);
+    }
+
+    #[test]
+    fn an_offer_that_did_not_begin_holds_nothing_back() {
+        let mut hearing = Hearing::default();
+        hearing.offer(&update(7, 1), false);
+        hearing.take(closed(7));
+        // There is no connection, or it waits for the next day.
+        assert_eq!(heard(&mut hearing, &[]), [closed(7)]);
+    }
+
+    #[test]
+    fn that_the_round_of_the_update_is_open_passes_what_waits_and_no_other_round_does() {
+        let mut hearing = Hearing::default();
+        hearing.offer(&update(7, 1), false);
+        let waiting = [news().remove(0), opened(OTHER, 7), opened(OURS, 6), opened(OURS, 8)];
+        waiting.iter().for_each(|notice| hearing.take(notice.clone()));
+        assert_eq!(heard(&mut hearing, &[1]), []);
+        hearing.take(opened(OURS, 7));
+        assert_eq!(heard(&mut hearing, &[1]), [opened(OURS, 7)]);
+        assert_eq!(heard(&mut hearing, &[]), waiting);
+    }
+
+    #[test]
+    fn a_goodbye_waits_for_nothing() {
+        let mut hearing = Hearing::default();
+        hearing.offer(&update(7, 1), false);
+        let goodbye = Notice::Goodbye { code: GoodbyeCode::Stopping };
+        [closed(7), goodbye.clone()].into_iter().for_each(|notice| hearing.take(notice));
+        assert_eq!(heard(&mut hearing, &[1]), [goodbye]);
+    }
+
+    #[test]
+    fn notices_go_with_their_connection_and_the_update_is_remembered() {
+        let mut hearing = Hearing::default();
+        hearing.offer(&update(7, 1), false).reached(Stage::Delivered);
+        hearing.take(closed(7));
+        hearing.hang_up();
+        assert_eq!(heard(&mut hearing, &[]), []);
+        assert!(hearing.is_delivered(RoundId(7)));
+        // The next connection says it again, and may do so before it gives the receipt.
+        hearing.offer(&update(7, 1), false);
+        hearing.take(closed(7));
+        assert_eq!(heard(&mut hearing, &[1]), []);
+    }
+
+    #[test]
+    fn an_offer_begins_anew_unless_it_is_under_way() {
+        let mut hearing = Hearing::default();
+        let delivery = hearing.offer(&update(7, 1), false);
+        delivery.reached(Stage::Wanted);
+        assert!(Arc::ptr_eq(&delivery, &hearing.offer(&update(7, 1), true)));
+        hearing.take(closed(1));
+        assert_eq!(heard(&mut hearing, &[1]), [closed(1)], "bytes are missing still");
+        assert!(Arc::ptr_eq(&delivery, &hearing.offer(&update(7, 1), false)));
+        hearing.take(closed(2));
+        assert_eq!(heard(&mut hearing, &[1]), []);
+    }
+
+    #[test]
+    fn how_far_an_update_came_is_known_of_that_attempt_and_that_round() {
+        let mut hearing = Hearing::default();
+        assert!(!hearing.is_delivered(RoundId(7)), "none was offered");
+        let first = hearing.offer(&update(7, 1), false);
+        for stage in [Stage::Leaving, Stage::Wanted] {
+            first.reached(stage);
+            assert!(!hearing.is_delivered(RoundId(7)), "{stage:?}");
+        }
+        first.reached(Stage::Delivered);
+        assert!(hearing.is_delivered(RoundId(7)) && !hearing.is_delivered(RoundId(8)));
+        // Offered again it may lack bytes: the coordinator once had them all, and may count them.
+        hearing.offer(&update(7, 1), false).reached(Stage::Wanted);
+        assert!(hearing.is_delivered(RoundId(7)));
+
+        let second = hearing.offer(&update(7, 2), false);
+        assert!(!hearing.is_delivered(RoundId(7)), "it is another attempt");
+        hearing.take(closed(7));
+        first.reached(Stage::Wanted);
+        assert_eq!(heard(&mut hearing, &[1, 2]), [], "the answer to the second is owed");
+        second.reached(Stage::Wanted);
+        assert_eq!(heard(&mut hearing, &[1, 2]), [closed(7)]);
     }
 }

@@ -5,10 +5,14 @@ use common::participant::{DropReason, Fact};
 use common::round::DeclineReason;
 use common::wire::{Notice, RefusalCode};
 
-/// Says what a notice tells in words of the coordinator's operator.
+/// Says what a notice tells that the machine does not, such as words of the coordinator's operator.
 pub(super) fn hear(notice: &Notice) {
-    if let Notice::StudyPaused { study, reason } = notice {
-        tracing::info!("study {} is paused: {reason}", study.short());
+    match notice {
+        Notice::StudyPaused { study, reason } => {
+            tracing::info!("study {} is paused: {reason}", study.short());
+        }
+        Notice::Goodbye { code } => tracing::info!("the coordinator says goodbye: {}", code.code()),
+        _ => {}
     }
 }
 
