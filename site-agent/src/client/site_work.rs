@@ -80,10 +80,9 @@ impl SiteWork {
         self.prepared(document)?;
         let (_, scans) = self.prepared.as_ref().context("the scans were just prepared")?;
         let mut trainer = scans.trainer(study, &self.config, &self.site, &embeddings)?;
-        if study.training.optimizer_state == BetweenRounds::Keep
-            && let Some(known) = self.state.recall_optimizer(document.digest(), round)?
-        {
-            trainer.restore_optimizer(known)?;
+        if study.training.optimizer_state == BetweenRounds::Keep {
+            let restore = |known| trainer.restore_optimizer(known);
+            self.state.recall_optimizer(document.digest(), round, restore)?;
         }
         Ok(trainer)
     }

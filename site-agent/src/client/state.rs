@@ -16,6 +16,7 @@ use super::residual::Residuals;
 use super::studies::StudyFolder;
 use crate::train::optimizer::OptimizerState;
 use crate::train::state::{StateError, UNFINISHED, read_state};
+use crate::train::trainer::TrainError;
 
 /// How long another process may have the lock before the folder is said to be in use. `site-agent status` has it for an
 /// instant, to see whether an agent runs: one that starts just then is not to end over it.
@@ -181,35 +182,48 @@ impl StateFolder {
         self.0.join("reports").join(format!("{model}.json"))
     }
 
-    /// What the optimiser knew before `round`, read from [`StateFolder::optimizer_before`]. What is damaged is set aside, and said:
-    /// training goes on with what it knew one round earlier, or with fresh moments.
+    /// Has `restore` take what the optimiser knew before `round`, read from [`StateFolder::optimizer_before`]. What is damaged, or
+    /// of another model, is set aside, and said: training goes on with what it knew one round earlier, or with fresh moments.
     ///
     /// # Errors
-    /// [`StateError`] where it may be read later, or [`FileError`].
+    /// [`StateError`] where it may be read later, [`FileError`], or what `restore` says of anything but another model.
     pub fn recall_optimizer(
         &self,
         study: StudyDigest,
         round: RoundId,
-    ) -> anyhow::Result<Option<OptimizerState>> {
+        mut restore: impl FnMut(OptimizerState) -> Result<(), TrainError>,
+    ) -> anyhow::Result<()> {
         while let Some(path) = self.optimizer_before(study, round) {
-            let error = match read_state(&path) {
-                Ok(known) => return Ok(Some(known)),
-                Err(error) => error,
-            };
-            if let StateError::Io { source, .. } = &error
-                && !files::is_unreadable(source)
-            {
-                return Err(error.into());
+            match read_state(&path).map(&mut restore) {
+                Ok(Err(TrainError::Model(misfit))) => {
+                    let aside = self.set_optimizer_aside(&path)?;
+                    let (path, misfit) = (path.display(), misfit.to_string());
+                    // Its first line counts the tensors, the others name every one.
+                    let misfit = misfit.lines().next().unwrap_or_default();
+                    tracing::warn!(
+                        "what the optimiser remembers is of another model: {path}: {misfit}; it is set aside as {aside}, and training goes on without it"
+                    );
+                }
+                Ok(restored) => return Ok(restored?),
+                Err(StateError::Io { path, source }) if !files::is_unreadable(&source) => {
+                    return Err(StateError::Io { path, source }.into());
+                }
+                Err(error) => {
+                    let aside = self.set_optimizer_aside(&path)?;
+                    tracing::error!(
+                        "what the optimiser remembers is lost: {error}; it is set aside as {aside}, and training goes on without it"
+                    );
+                }
             }
-            // In the place of an earlier one: each is twice as large as the model.
-            let aside = self.0.join("optimizer").join("damaged");
-            files::rename(&path, &aside)?;
-            let aside = aside.display();
-            tracing::error!(
-                "what the optimiser remembers is lost: {error}; it is set aside as {aside}, and training goes on without it"
-            );
         }
-        Ok(None)
+        Ok(())
+    }
+
+    /// In the place of what was set aside before: each is twice as large as the model. Says where.
+    fn set_optimizer_aside(&self, path: &Path) -> Result<String, FileError> {
+        let aside = self.0.join("optimizer").join("set-aside");
+        files::rename(path, &aside)?;
+        Ok(aside.display().to_string())
     }
 
     /// What the optimiser knew before `round`: what it had learnt in the newest round below whose update counts. A coordinator
@@ -483,7 +497,13 @@ mod tests {
             state.promote_optimizer(study, RoundId(round), attempt).unwrap();
         };
         let steps = |round: u32| {
-            state.recall_optimizer(study, RoundId(round)).unwrap().map(|known: OptimizerState| known.steps)
+            let mut steps = None;
+            let restore = |known: OptimizerState| {
+                steps = Some(known.steps);
+                Ok(())
+            };
+            state.recall_optimizer(study, RoundId(round), restore).unwrap();
+            steps
         };
         learn(1);
         learn(2);
@@ -498,12 +518,62 @@ mod tests {
             assert_eq!(steps(3), Some(1));
             assert!(!newest.exists());
         }
-        let aside = folder.path().join("optimizer").join("damaged");
+        let aside = folder.path().join("optimizer").join("set-aside");
         assert_eq!(std::fs::read(&aside).unwrap(), bytes);
         std::fs::write(state.learnt(study, RoundId(1)), "cut short").unwrap();
         assert_eq!(steps(3), None, "fresh moments");
         learn(3);
         assert_eq!(steps(4), Some(3));
+    }
+
+    #[test]
+    fn a_memory_of_the_optimiser_that_is_of_another_model_is_set_aside_and_training_goes_on() {
+        use std::collections::BTreeMap;
+
+        use crate::model::tensors::TensorMismatch;
+        use crate::model::{HostTensor, NamedTensors};
+        use crate::train::state::store_state;
+
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let study = StudyDigest(common::ids::Digest::of(b"study"));
+        let learn = |round: u32, name: &str, shape: &[usize]| {
+            let attempt = AttemptId::from_bytes([1; 16]);
+            let moment = HostTensor::from_fn(shape.to_vec(), |i| i as f32);
+            let moments = NamedTensors::from([(name.to_owned(), moment)]);
+            let learnt = OptimizerState { steps: u64::from(round), moments };
+            store_state(&state.optimizer_after(attempt), &learnt.into_live()).unwrap();
+            state.promote_optimizer(study, RoundId(round), attempt).unwrap();
+        };
+        let model = BTreeMap::from([("first.w".to_owned(), vec![3])]);
+        let steps = |round: u32| {
+            let mut steps = None;
+            let restore = |known: OptimizerState| -> Result<(), TrainError> {
+                TensorMismatch::check(&model, &known.moments)?;
+                steps = Some(known.steps);
+                Ok(())
+            };
+            state.recall_optimizer(study, RoundId(round), restore).unwrap();
+            steps
+        };
+        learn(1, "first.w", &[3]);
+        learn(2, "first.w", &[4]);
+        let newest = state.learnt(study, RoundId(2));
+        let bytes = std::fs::read(&newest).unwrap();
+        // What is wrong with the trainer is no fault of the memory.
+        let refused = state.recall_optimizer(study, RoundId(3), |_| Err(TrainError::NoGlobalModel));
+        assert!(matches!(refused.unwrap_err().downcast_ref(), Some(TrainError::NoGlobalModel)));
+        // The second time as after a restart: nothing is left that does not fit.
+        for _ in 0..2 {
+            assert_eq!(steps(3), Some(1));
+            assert!(!newest.exists());
+        }
+        assert_eq!(std::fs::read(folder.path().join("optimizer").join("set-aside")).unwrap(), bytes);
+        learn(2, "first.other", &[3]);
+        learn(3, "first.other", &[3]);
+        assert_eq!(steps(4), None, "fresh moments");
+        learn(4, "first.w", &[3]);
+        assert_eq!(steps(5), Some(4));
     }
 
     #[test]

@@ -351,3 +351,27 @@ fn a_round_suspended_at_this_site_goes_on_with_its_next_step_after_a_restart() {
     again.leave_round();
     assert!(!state.checkpoint().exists());
 }
+
+#[test]
+fn a_round_begins_without_what_the_optimiser_remembers_of_another_model() {
+    let site = Site::new(|_| {});
+    let state = StateFolder::open(&site.config.state).unwrap();
+    let base = state.artifacts().unwrap().store(&site.model).unwrap().hash();
+    state.artifacts().unwrap().store(&site.embeddings).unwrap();
+    let study = site.document.digest();
+    let task = RoundTask { study, round: RoundId(2), base, steps: 1, remaining_ms: 60_000 };
+    let attempt = AttemptId::from_bytes([1; 16]);
+    let train = || {
+        let mut work = SiteWork::new(site.config.clone(), Site::name(), state.clone()).unwrap();
+        work.train(&site.document, &task, attempt, &mut |_| {}, &Cancel::default()).unwrap()
+    };
+    let fresh = train();
+
+    let moment = HostTensor::from_fn(vec![3], |i| i as f32);
+    let moments = NamedTensors::from([("first.gone".to_owned(), moment)]);
+    let learnt = OptimizerState { steps: 2, moments }.into_live();
+    store_state(&state.optimizer_after(attempt), &learnt).unwrap();
+    state.promote_optimizer(study, RoundId(1), attempt).unwrap();
+    assert_eq!(train(), fresh);
+    assert_eq!(state.optimizer_before(study, RoundId(2)), None, "it is set aside");
+}
