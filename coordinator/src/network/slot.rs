@@ -69,13 +69,14 @@ impl UploadSlot {
     pub(super) async fn leave(&self) {
         let mut arriving = self.slot.lock().await;
         if arriving.session == self.session {
-            arriving.upload = None;
+            // Nobody is left to tell; the log has it.
+            let _ = arriving.let_go().await;
         }
     }
 }
 
 impl Arriving {
-    /// Empties the slot. Nothing more of what was in it is written once this returns.
+    /// Empties the slot. Once this returns, what was in it changes no file any more.
     ///
     /// # Errors
     /// A refusal when a thread of ours failed.

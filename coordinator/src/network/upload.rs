@@ -34,7 +34,8 @@ pub(super) struct Upload {
     open: RwLock<bool>,
     /// Bytes still to come, about: for the credit alone.
     left: AtomicU64,
-    write_back: tokio::sync::Mutex<WriteBack>,
+    /// Its syncs, until it is let go of. Who hears that one failed removes the files, and holds this meanwhile.
+    write_back: tokio::sync::Mutex<Option<WriteBack>>,
 }
 
 /// Why a chunk or update is not kept.
@@ -124,19 +125,37 @@ impl Upload {
         Ok(())
     }
 
-    /// Has nothing more of it written, on whatever stream; what is being written is waited for.
+    /// Has it synced, now and then, while more of it comes.
+    async fn wrote(&self, bytes: u64) -> Result<(), Refusal> {
+        let mut held = self.write_back.lock().await;
+        let Some(write_back) = held.as_mut() else { return Err(Fault::LetGo.into()) };
+        let synced = write_back.wrote(bytes, self.spooled.data()).await;
+        synced.map_err(|error| internal(self.spooled.failed(error)))
+    }
+
+    /// Has nothing more of it written, synced or removed, on whatever stream: its files are its successor's. What is under way
+    /// is waited for; what a sync that failed may have lost is not left to the successor.
     pub(super) async fn let_go(self: Arc<Self>) -> Result<(), Refusal> {
+        let upload = self.clone();
         off_thread(move || {
-            *self.open.write().unwrap_or_else(PoisonError::into_inner) = false;
+            *upload.open.write().unwrap_or_else(PoisonError::into_inner) = false;
             Ok(())
         })
-        .await
+        .await?;
+        let mut held = self.write_back.lock().await;
+        let Some(mut write_back) = held.take() else { return Ok(()) };
+        if let Err(error) = write_back.settle().await {
+            let error = self.spooled.failed(error);
+            tracing::error!(error = &error as &dyn std::error::Error, "a sync failed: the update comes anew");
+        }
+        Ok(())
     }
 
     /// Completes the verification and makes the update durable.
     pub(super) async fn keep(self) -> Result<VerifiedUpdate, Refusal> {
         let Self { verifier, spooled, write_back, .. } = self;
-        let synced = write_back.into_inner().settle().await;
+        let Some(mut write_back) = write_back.into_inner() else { return Err(Fault::LetGo.into()) };
+        let synced = write_back.settle().await;
         synced.map_err(|error| internal(spooled.failed(error)))?;
         off_thread(move || {
             let verified = verifier.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
@@ -177,7 +196,7 @@ fn begin(
     let spans = manifest.layout().spans();
     let to_come = verifier.missing().into_iter().filter_map(|index| spans.get(position(index)));
     let left = AtomicU64::new(to_come.map(|span| u64::from(span.len)).sum());
-    let (verifier, write_back) = (Mutex::new(verifier), tokio::sync::Mutex::default());
+    let (verifier, write_back) = (Mutex::new(verifier), tokio::sync::Mutex::new(Some(WriteBack::default())));
     Ok(Upload { attempt, manifest, verifier, spooled, open: RwLock::new(true), left, write_back })
 }
 
@@ -220,9 +239,7 @@ impl Intake {
         let Some(under_way) = self.under_way.take() else { return Ok(ChunkBuffer::take()) };
         let Taken { bytes, result } = under_way.await.map_err(|error| failed(&error))?;
         result?;
-        let spooled = &self.upload.spooled;
-        let synced = self.upload.write_back.lock().await.wrote(bytes.len() as u64, spooled.data()).await;
-        synced.map_err(|error| internal(spooled.failed(error)))?;
+        self.upload.wrote(bytes.len() as u64).await?;
         Ok(bytes)
     }
 }
@@ -240,6 +257,9 @@ fn failed(error: &JoinError) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+
     use common::artifact::{CHUNK_BYTES, TensorLayout, TensorSpec};
     use common::ids::{Digest, RoundId, StudyDigest};
 
@@ -372,6 +392,60 @@ mod tests {
         assert!(newer.lock().await.unwrap().upload.is_some());
         newer.leave().await;
         assert!(newer.lock().await.unwrap().upload.is_none(), "its files are closed");
+    }
+
+    /// Begins a sync that fails: a pipe cannot be synced.
+    async fn fail_to_sync(upload: &Upload) {
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let pipe = Arc::new(File::from(OwnedFd::from(writer)));
+        let mut write_back = upload.write_back.lock().await;
+        write_back.as_mut().unwrap().wrote(1 << 30, &pipe).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_an_older_connection_hears_of_the_disk_is_no_harm_to_the_update_of_the_newer() {
+        let folder = folder().await;
+        let data = ramp(&folder.layout);
+        let slots = UploadSlots::default();
+        let site: SiteId = "north".parse().unwrap();
+        let (older, newer) = (slots.session(&site), slots.session(&site));
+        let begun = Arc::new(folder.begin(&data).await);
+        older.lock().await.unwrap().upload = Some(begun.clone());
+        let mut stream = Intake::new(begun.clone());
+        stream.take(0, folder.chunk(&data, 0)).await.unwrap();
+        stream.settle().await.unwrap();
+        fail_to_sync(&begun).await;
+        // A chunk that was written, and what the disk says to it is still to be heard.
+        let bytes = folder.chunk(&data, 0);
+        stream.under_way = Some(spawn_blocking(move || Taken { bytes, result: Ok(()) }));
+
+        drop(newer.lock().await.unwrap());
+        let upload = Arc::new(folder.begin(&data).await);
+        assert_eq!(upload.missing(), [0, 1, 2, 3], "the disk may have lost what is in memory");
+        assert_eq!(stream.settle().await.unwrap_err().code, RefusalCode::TooBusy);
+        older.leave().await;
+        let mut stream = Intake::new(upload);
+        for index in 0..4 {
+            stream.take(index, folder.chunk(&data, index)).await.unwrap();
+        }
+        stream.settle().await.unwrap();
+        let Intake { upload, .. } = stream;
+        assert!(Arc::into_inner(upload).unwrap().keep().await.is_ok(), "its files are there");
+    }
+
+    #[tokio::test]
+    async fn a_session_that_ends_hears_what_the_disk_says_last() {
+        let folder = folder().await;
+        let data = ramp(&folder.layout);
+        let session = UploadSlots::default().session(&"north".parse().unwrap());
+        let upload = Arc::new(folder.begin(&data).await);
+        session.lock().await.unwrap().upload = Some(upload.clone());
+        let mut stream = Intake::new(upload.clone());
+        stream.take(0, folder.chunk(&data, 0)).await.unwrap();
+        stream.settle().await.unwrap();
+        fail_to_sync(&upload).await;
+        session.leave().await;
+        assert_eq!(folder.begin(&data).await.missing(), [0, 1, 2, 3]);
     }
 
     #[tokio::test]

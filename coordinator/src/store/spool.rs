@@ -251,7 +251,8 @@ impl SpooledUpdate {
     }
 
     /// The disk's word about a sync that failed. What is arriving is removed then, and comes anew: the disk says it once, and
-    /// what reads back as right afterwards may be in memory alone.
+    /// what reads back as right afterwards may be in memory alone. Not for an update whose successor may have begun: the folder is
+    /// the successor's.
     pub fn failed(&self, source: io::Error) -> StoreError {
         let arrives = self.folder.to_string_lossy().ends_with(ARRIVING);
         if arrives && let Err(error) = remove_if_there(&self.folder) {
