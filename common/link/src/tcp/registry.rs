@@ -82,16 +82,22 @@ impl Registry {
     /// Tells a site why it does not come in; it keeps its place at the door meanwhile.
     pub(super) fn turn_away(&self, tls: Tls, code: CloseCode, words: &str, place: Arc<Place>) {
         let told = Farewell::Refusal.frame(code, &words.into());
-        session::see_off(&self.partings, tls, told, true, Some(place));
+        session::see_off(&self.partings, async move {
+            let _place = place;
+            session::part(tls, told, true).await
+        });
     }
 
     fn see_off(&self, tls: Tls, farewell: Farewell, code: CloseCode, words: &str) {
-        session::see_off(&self.partings, tls, farewell.frame(code, &words.into()), true, None);
+        session::see_off(&self.partings, session::part(tls, farewell.frame(code, &words.into()), true));
     }
 
     /// Lets the other side read TLS's alert; it keeps its place at the door meanwhile.
-    pub(super) fn turn_away_unknown(&self, stream: TcpStream, place: Arc<Place>) {
-        session::see_off_unknown(&self.partings, stream, place);
+    pub(super) fn turn_away_unknown(&self, mut stream: TcpStream, place: Arc<Place>) {
+        session::see_off(&self.partings, async move {
+            let _place = place;
+            session::drain(&mut stream).await
+        });
     }
 
     /// Ends all connections, and lets no further ones begin.

@@ -18,7 +18,6 @@ use super::dialer::Call;
 use super::ending::Ending;
 use super::farewell::Farewell;
 use super::line::{Line, Tls};
-use super::listener::Place;
 use crate::close::CloseCode;
 use crate::connection::Traffic;
 use crate::error::LinkError;
@@ -243,7 +242,7 @@ impl Session {
         place: Option<OwnedSemaphorePermit>,
     ) {
         if let Side::Coordinator { partings, .. } = &self.side {
-            see_off(partings, tls, told, orderly, None);
+            see_off(partings, part(tls, told, orderly));
         }
         drop(place);
     }
@@ -261,44 +260,11 @@ impl Session {
     }
 }
 
-/// Says `told`, and waits a little for the other side to have read it. Without `orderly` the other side is to notice that
-/// something is missing. Who came no further than the door keeps its `place` there until then.
+/// Lets the last of a stream take a little while, beside whatever else is to be done.
 pub(super) fn see_off(
     partings: &TaskTracker,
-    mut tls: Tls,
-    told: Option<Vec<u8>>,
-    orderly: bool,
-    place: Option<Arc<Place>>,
+    parting: impl Future<Output = std::io::Result<()>> + Send + 'static,
 ) {
-    spawn(partings, async move {
-        let _place = place;
-        if let Some(told) = told {
-            tls.write_all(&told).await?;
-        }
-        tls.flush().await?;
-        if orderly {
-            tls.shutdown().await?;
-        }
-        drain(tls.get_mut().0).await
-    });
-}
-
-/// As [`see_off`], of a stream whose handshake failed: TLS's alert is under way.
-pub(super) fn see_off_unknown(partings: &TaskTracker, mut stream: TcpStream, place: Arc<Place>) {
-    spawn(partings, async move {
-        let _place = place;
-        drain(&mut stream).await
-    });
-}
-
-async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.shutdown().await?;
-    let mut rest = vec![0; 16 << 10];
-    while stream.read(&mut rest).await? > 0 {}
-    Ok(())
-}
-
-fn spawn(partings: &TaskTracker, parting: impl Future<Output = std::io::Result<()>> + Send + 'static) {
     // Without a runtime the process is ending.
     if tokio::runtime::Handle::try_current().is_ok() {
         partings.spawn(async move {
@@ -306,4 +272,25 @@ fn spawn(partings: &TaskTracker, parting: impl Future<Output = std::io::Result<(
             let _ = tokio::time::timeout(LINGER, parting).await;
         });
     }
+}
+
+/// Says `told`, and waits until the other side has read it. Without `orderly` the other side is to notice that something is
+/// missing.
+pub(super) async fn part(mut tls: Tls, told: Option<Vec<u8>>, orderly: bool) -> std::io::Result<()> {
+    if let Some(told) = told {
+        tls.write_all(&told).await?;
+    }
+    tls.flush().await?;
+    if orderly {
+        tls.shutdown().await?;
+    }
+    drain(tls.get_mut().0).await
+}
+
+/// Waits until the other side has read what is under way to it.
+pub(super) async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.shutdown().await?;
+    let mut rest = vec![0; 16 << 10];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
 }
