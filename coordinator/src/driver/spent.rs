@@ -28,8 +28,8 @@ struct Bounds {
     updates: RoundId,
     /// Moments that rounds before this made.
     moments: RoundId,
-    /// Another round follows, and nothing is amiss with the disk.
-    goes_on: bool,
+    /// The files of the updates become spare: another round follows to write over them, and nothing is amiss with the disk.
+    recycles: bool,
 }
 
 impl Driver {
@@ -38,11 +38,12 @@ impl Driver {
     pub(super) fn remove_spent(&self, study: StudyDigest, round: RoundId) {
         let run = self.studies.get(&study);
         let kept = run.is_some_and(|run| run.rounds.takes_late(round));
-        let goes_on = self.trouble.is_none() && run.is_some_and(|run| !run.rounds.is_over_for(Role::Trainer));
+        let follows = run.is_some_and(|run| !run.rounds.is_over_for(Role::Trainer));
+        let recycles = follows && self.trouble.is_none();
         let before = RoundId(round.0.saturating_sub(1));
         // The state of this round's model stays, and that of the model before.
         self.spent
-            .add(study, Bounds { updates: if kept { before } else { round }, moments: before, goes_on });
+            .add(study, Bounds { updates: if kept { before } else { round }, moments: before, recycles });
         let (spent, store) = (self.spent.clone(), self.store.clone());
         self.work.spawn(async move { spent.remove(store).await });
     }
@@ -55,7 +56,7 @@ impl Spent {
         let known = waiting.entry(study).or_insert(bounds);
         known.updates = known.updates.max(bounds.updates);
         known.moments = known.moments.max(bounds.moments);
-        known.goes_on = bounds.goes_on;
+        known.recycles = bounds.recycles;
     }
 
     /// Removes what waits, in a thread, once the removal before is over; there may be nothing left then.
@@ -86,7 +87,7 @@ fn remove(store: &Store, study: StudyDigest, bounds: Bounds) -> Result<(), Store
     spool.remove_spares()?;
     let rounds = spool.rounds()?.into_iter().filter(|(of, round)| *of == study && *round <= bounds.updates);
     for (study, round) in rounds {
-        match bounds.goes_on {
+        match bounds.recycles {
             true => spool.recycle_round(&study, round)?,
             false => spool.remove_round(&study, round)?,
         }
@@ -120,7 +121,7 @@ mod tests {
         keep_updates(&store, &fixture, other, &[1]);
         let spent = Spent::default();
         let bounds =
-            |updates| Bounds { updates: RoundId(updates), moments: RoundId(updates), goes_on: false };
+            |updates| Bounds { updates: RoundId(updates), moments: RoundId(updates), recycles: false };
         spent.add(study, bounds(3));
         // Never back.
         spent.add(study, bounds(2));
