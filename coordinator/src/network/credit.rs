@@ -10,19 +10,23 @@
 //! ```text
 //! 50 sites ─► 5 turns of 12 MiB (window 4 MiB, and two chunks for each of four streams) = 60 MiB
 //!             50 × (256 + 256) KiB of small windows                                  = 25 MiB
+//!             50 × 768 KiB that a whole transfer may leave, for peers that use it    = 38 MiB
 //!  2 sites ─► 2 turns of 24 MiB (window 16 MiB), if they are far away               = 48 MiB
 //! ```
 //! Flow control cannot take credit back: a window is lowered by giving none for what is read next. So it is lowered when
-//! no more is to come than the connection has credit for: the transfer loses nothing, and its last bytes pay the debt. Where a
-//! transfer is broken off with a large debt, its connection keeps what it took of the budget beyond a turn's share.
+//! no more is to come than the connection has credit for: the transfer loses nothing, and its last bytes pay the debt, but for
+//! what comes to a chunk with the small window. Where a transfer is broken off with a larger debt, its connection keeps as
+//! much of the budget until a later transfer has paid. All of them keep so much at most that one more turn has room, however
+//! long they are silent. A connection whose debt has no place in that is closed: its credit ends with it. So what is under
+//! way is bounded by the budget and 1.25 MiB for each connection.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use common::artifact::CHUNK_BYTES;
-use link::LinkError;
 use link::quic::{Connection, QuicSettings};
 use link::transfer::MAX_STREAMS;
+use link::{CloseCode, Lane, LinkError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// The window of a turn when others wait: 640 Mbit/s over 50 ms where nothing is lost.
@@ -37,6 +41,8 @@ const UNIT: u32 = 1 << 20;
 pub struct Budget {
     /// Units that nobody has. First come, first served.
     free: Arc<Semaphore>,
+    /// Units that connections without a turn may still keep: one turn has room beside all that they keep.
+    keepable: Arc<Semaphore>,
     /// Held while a turn takes more than its share.
     widening: Arc<Mutex<()>>,
     /// Units of every turn: its window when others wait, and its buffers.
@@ -58,6 +64,7 @@ impl Budget {
         let units = u32::try_from(bytes / u64::from(UNIT)).unwrap_or(u32::MAX).clamp(share, 1 << 20);
         Self {
             free: Arc::new(Semaphore::new(units as usize)),
+            keepable: Arc::new(Semaphore::new((units - share) as usize)),
             widening: Arc::default(),
             share,
             more: (settings.granted_window - least) / UNIT,
@@ -73,7 +80,7 @@ impl Budget {
     }
 
     /// What a turn may have beyond its share. Who waits has taken what was free, so nobody is passed over; and one more turn
-    /// has room beside it, so what a connection keeps never stops all others.
+    /// has room beside it.
     fn more(&self) -> Option<OwnedSemaphorePermit> {
         // It guards the order of two calls alone.
         let _alone = self.widening.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,8 +116,10 @@ struct Window {
     idle: u32,
     /// Granted in every turn.
     least: u32,
-    /// What of the budget grants more.
+    /// What of the budget grants more; without a turn, what stands for the debt.
     more: Option<OwnedSemaphorePermit>,
+    /// The place of that in what all connections may keep.
+    kept: Option<OwnedSemaphorePermit>,
     now: u32,
     /// Turns that have begun and not ended: one may begin while the last stream of the one before is going.
     turns: u32,
@@ -120,7 +129,8 @@ struct Window {
 
 impl Window {
     fn new(direction: Direction, idle: u32, least: u32) -> Self {
-        Self { direction, idle, least: least.max(idle), more: None, now: idle, turns: 0, debt: 0 }
+        let least = least.max(idle);
+        Self { direction, idle, least, more: None, kept: None, now: idle, turns: 0, debt: 0 }
     }
 
     fn granted(&self) -> u32 {
@@ -162,13 +172,38 @@ impl Window {
     /// A turn ends. The next may have the window already.
     fn close(&mut self) {
         self.turns = self.turns.saturating_sub(1);
+        if self.turns == 0 {
+            self.lower();
+        }
+    }
+
+    /// Units that the debt takes, but for what a whole transfer may leave: no more than a chunk with the small window.
+    fn owed(&self) -> u32 {
+        let left_by_a_whole = CHUNK_BYTES.saturating_sub(self.idle.into());
+        let beyond = u64::from(self.debt).saturating_sub(left_by_a_whole);
+        u32::try_from(beyond.div_ceil(UNIT.into())).unwrap_or(u32::MAX)
+    }
+
+    /// After the last turn: keeps what the debt takes, out of the turn's `share` and what it had beyond; the rest is free with the
+    /// share. Whether there was room for it in what connections may keep.
+    fn keep(&mut self, share: &mut OwnedSemaphorePermit, budget: &Budget) -> bool {
         if self.turns > 0 {
-            return;
+            return true;
         }
-        self.lower();
-        if self.idle.saturating_add(self.debt) <= self.least {
-            self.more = None;
+        if let Some(more) = self.more.take() {
+            share.merge(more);
         }
+        self.kept = None;
+        let owed = self.owed();
+        if owed == 0 {
+            return true;
+        }
+        self.kept = budget.keepable.clone().try_acquire_many_owned(owed).ok();
+        if self.kept.is_some() {
+            // Never more than the turn had: no credit was given beyond that.
+            self.more = share.split(owed as usize);
+        }
+        self.kept.is_some()
     }
 }
 
@@ -215,7 +250,7 @@ impl Bulk {
                 // The lock is held meanwhile: other streams of this connection wait for the same turn, not for another.
                 let share = budget.turn().await;
                 let (connection, window) = (connection.clone(), self.window.clone());
-                let turn = Arc::new(Turn { connection, window, _share: share });
+                let turn = Arc::new(Turn { connection, window, budget: budget.clone(), share });
                 turn.change(Window::open);
                 if turn.connection.round_trip() >= LONG_WAY {
                     turn.change(|window| window.widen(budget));
@@ -246,7 +281,8 @@ impl Stream<'_> {
 struct Turn {
     connection: Connection,
     window: Arc<Mutex<Window>>,
-    _share: OwnedSemaphorePermit,
+    budget: Budget,
+    share: OwnedSemaphorePermit,
 }
 
 impl Turn {
@@ -268,6 +304,18 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         self.change(Window::close);
+        let Self { connection, window, budget, share } = self;
+        // As in `Turn::change`.
+        let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);
+        // Over TCP nothing was granted, and of a connection that has ended nothing comes.
+        if connection.lane() == Lane::Tcp || connection.close_reason().is_some() {
+            window.debt = 0;
+        }
+        if !window.keep(share, budget) {
+            let words = "a transfer broke off, and there is no memory for what it may still send";
+            tracing::warn!(remote = %connection.remote_address(), "closed: {words}");
+            connection.close(CloseCode::TooBusy, &words.into());
+        }
     }
 }
 
@@ -302,6 +350,9 @@ mod tests {
         let settings = QuicSettings::coordinator();
         let small = 50 * u64::from(settings.receive_window + settings.send_window);
         assert!(64 * MIB + small <= 90 * MIB);
+        // And at the worst, what whole transfers leave.
+        let left = 50 * (CHUNK_BYTES - u64::from(settings.receive_window));
+        assert!(64 * MIB + small + left <= 128 * MIB);
     }
 
     #[test]
@@ -340,6 +391,12 @@ mod tests {
         share
     }
 
+    /// Whether the connection may stay.
+    fn end(budget: &Budget, window: &mut Window, mut share: OwnedSemaphorePermit) -> bool {
+        window.close();
+        window.keep(&mut share, budget)
+    }
+
     fn free(budget: &Budget) -> usize {
         budget.free.available_permits()
     }
@@ -357,8 +414,7 @@ mod tests {
         let mut waits = pin!(budget.turn());
         assert!(poll(waits.as_mut()).is_pending());
         // The first is over: its place goes to who waits, and the rest is not free before that one has all.
-        windows[0].close();
-        drop(shares.remove(0));
+        assert!(end(&budget, &mut windows[0], shares.remove(0)));
         let Poll::Ready(_share) = poll(waits.as_mut()) else { panic!("its turn") };
         let mut window = budget.window(Direction::Receive);
         window.widen(&budget);
@@ -374,11 +430,12 @@ mod tests {
         let _second = begin(&budget, &mut other);
         let mut third = pin!(budget.turn());
         assert!(poll(third.as_mut()).is_pending());
-        one.close();
-        assert_eq!(free(&budget), 0, "it goes to who waits");
         other.widen(&budget);
         assert_eq!(u64::from(other.granted()), 4 * MIB);
-        drop(first);
+        assert!(end(&budget, &mut one, first));
+        assert_eq!(free(&budget), 6, "the rest goes to who waits");
+        other.widen(&budget);
+        assert_eq!(u64::from(other.granted()), 4 * MIB, "there is no room for one more turn");
         assert!(poll(third.as_mut()).is_ready());
     }
 
@@ -388,22 +445,19 @@ mod tests {
         let mut window = budget.window(Direction::Receive);
         let share = begin(&budget, &mut window);
         window.raise(u64::MAX);
-        window.close();
-        drop(share);
-        assert_eq!(free(&budget), 52, "the other side may still send 16 MiB");
+        assert!(end(&budget, &mut window, share));
+        assert_eq!(free(&budget), 49, "the other side may still send 16 MiB, a chunk of which is nobody's");
         let share = begin(&budget, &mut window);
-        window.raise(u64::MAX);
+        window.raise(16 * MIB);
         assert_eq!(window.now, window.idle, "it has the rest already");
         window.read(16 * MIB, 0);
-        window.close();
-        drop(share);
+        assert!(end(&budget, &mut window, share));
         assert_eq!(free(&budget), 64);
 
         let mut window = budget.window(Direction::Send);
         let share = begin(&budget, &mut window);
         window.raise(u64::MAX);
-        window.close();
-        drop(share);
+        assert!(end(&budget, &mut window, share));
         assert_eq!(free(&budget), 64, "what we send ahead is for us to say");
     }
 
@@ -422,15 +476,38 @@ mod tests {
     }
 
     #[test]
-    fn broken_transfers_leave_room_for_one_turn_however_many() {
-        let budget = budget(64);
-        let mut windows: Vec<_> = (0..50).map(|_| budget.window(Direction::Receive)).collect();
-        for window in &mut windows {
-            let _share = begin(&budget, window);
-            window.raise(u64::MAX);
-            window.close();
+    fn broken_transfers_stay_in_the_budget_and_leave_room_for_one_turn_however_many() {
+        for mib in [12, 24, 64] {
+            let budget = budget(mib);
+            let mut windows: Vec<_> = (0..50).map(|_| budget.window(Direction::Receive)).collect();
+            // Who is closed has no credit any more.
+            windows.retain_mut(|window| {
+                let share = begin(&budget, window);
+                window.raise(u64::MAX);
+                end(&budget, window, share)
+            });
+            let under_way: u64 = windows.iter().map(|window| u64::from(window.now + window.debt)).sum();
+            let kept = mib - free(&budget) as u64;
+            assert!(under_way <= kept * MIB + windows.len() as u64 * CHUNK_BYTES, "{mib} MiB: {under_way}");
+            let Poll::Ready(turn) = poll(pin!(budget.turn())) else { panic!("one is always possible") };
+            drop((turn, windows));
+            assert_eq!(free(&budget) as u64, mib, "what a connection keeps ends with it");
         }
-        let Poll::Ready(_turn) = poll(pin!(budget.turn())) else { panic!("one is always possible") };
+    }
+
+    #[test]
+    fn who_has_kept_something_keeps_no_more_than_it_owes() {
+        let budget = budget(24);
+        let mut window = budget.window(Direction::Receive);
+        let share = begin(&budget, &mut window);
+        window.raise(4 * MIB);
+        assert!(end(&budget, &mut window, share));
+        assert_eq!((free(&budget), budget.keepable.available_permits()), (21, 9));
+        let share = begin(&budget, &mut window);
+        window.read(2 * MIB, MIB);
+        assert!(end(&budget, &mut window, share));
+        assert_eq!((free(&budget), budget.keepable.available_permits()), (23, 11));
+        assert!(window.debt > 0, "less than a chunk is nobody's");
     }
 
     /// What the other side may send ahead of our reading, as QUIC counts it: a lowered window takes nothing back.
@@ -474,9 +551,8 @@ mod tests {
                 assert_eq!(peer.window.now, idle);
                 assert_eq!(peer.debt, i64::from(peer.window.debt));
                 assert_eq!(peer.credit, i64::from(idle) + peer.debt);
+                assert_eq!(peer.window.owed(), 0, "{chunks} chunks: a whole transfer leaves {}", peer.debt);
             }
-            // After a whole transfer little is left over.
-            assert!(peer.debt <= MIB as i64, "{chunks} chunks: {}", peer.debt);
         }
     }
 

@@ -23,7 +23,8 @@ pub enum Congestion {
 
 /// Settings of an endpoint. Worst-case memory of a coordinator: connections × (`receive_window` + `send_window`), which are
 /// small, and the budget of the transfers under way, which alone are granted more ([`Connection::grant_receiving`],
-/// [`Connection::grant_sending`]). With 50 sites that is 50 × 512 KiB + 64 MiB = 89 MiB.
+/// [`Connection::grant_sending`]). With 50 sites that is 50 × 512 KiB + 64 MiB = 89 MiB; at the worst 127, for a transfer may
+/// leave its site credit for up to a chunk.
 ///
 /// [`Connection::grant_receiving`]: super::Connection::grant_receiving
 /// [`Connection::grant_sending`]: super::Connection::grant_sending
