@@ -23,10 +23,10 @@ use s2n_quic_core::recovery::{CongestionController as _, RttEstimator};
 use s2n_quic_core::time::{Clock as _, NoopClock, Timestamp};
 
 /// Bytes that may be under way before anything is known of a path: half of what quinn's BBR begins with. Ten packets (RFC 9002, section
-/// 7.2) would take seven round trips to fill 100 Mbit/s over 50 ms, and an update over a gigabit is through in twenty.
+/// 7.2) would take six round trips to fill 100 Mbit/s over 50 ms, and an update over a gigabit is through in some twenty.
 const INITIAL_WINDOW: u32 = 120_000;
-/// Per cent of a round trip's packets that may be lost before BBR takes it for a full queue. Its 2 are two packets of a line of
-/// 20 Mbit/s over 50 ms, which one that loses 1 at random loses often enough to be left half empty.
+/// Per cent of a round trip's packets that may be lost before BBR takes it for a full queue. Its 2 are less than one packet of a line of
+/// 5 Mbit/s over 50 ms, which loses as many at random often enough to be left half empty.
 const LOSS_THRESHOLD: u32 = 10;
 /// How long it is known what was sent: whatever is acknowledged or given up later counts as sent that long ago.
 const REMEMBERED: Duration = Duration::from_secs(2);
