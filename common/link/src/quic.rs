@@ -15,4 +15,6 @@ pub use crate::connection::{Admitted, Connection, Exchange, Reader, RecvEnd, Sen
 pub use dialer::Dialer;
 pub use listener::{Knock, Listener};
 pub use reset::ResetKey;
+#[cfg(test)]
+pub(crate) use settings::with_large_packets;
 pub use settings::{Congestion, QuicSettings, SocketBuffers};

@@ -73,7 +73,7 @@ const LARGEST_SEND: usize = 65_507;
 const _: () = assert!(SEGMENTS * LARGEST_PACKET as usize <= LARGEST_SEND);
 
 /// `config`, taking packets as large as we send.
-pub(super) fn with_large_packets(mut config: EndpointConfig) -> Result<EndpointConfig, LinkError> {
+pub(crate) fn with_large_packets(mut config: EndpointConfig) -> Result<EndpointConfig, LinkError> {
     let taken = config.max_udp_payload_size(LARGEST_PACKET);
     taken.map_err(|_| LinkError::Setting { name: "max_udp_payload_size" })?;
     Ok(config)
