@@ -11,6 +11,7 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::artifact::ArtifactManifest;
 use common::ids::{ArtifactHash, AttemptId};
 use common::wire::{ChunkError, ChunkHeader, Message, Reply, Request, chunk};
@@ -18,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::buffers::ChunkBuffer;
 use crate::error::LinkError;
-use crate::framing::{FrameReader, FrameWriter, within};
+use crate::framing::{FrameReader, FrameWriter, SendBytes, within};
 
 /// Most exchanges that move chunks of one artifact in one direction at once. A coordinator reads so many beside each other:
 /// one more would fill the connection's window with bytes that nobody reads.
@@ -43,7 +44,7 @@ pub struct Patience {
 
 /// Where chunks are read from.
 pub trait ChunkSource {
-    /// Reads chunk `index` of the artifact into `buffer`, which is emptied first.
+    /// Reads chunk `index` of the artifact into `buffer`, instead of what was there.
     fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>)
     -> impl Future<Output = io::Result<()>> + Send;
 }
@@ -134,7 +135,7 @@ pub async fn serve_chunks<W, S>(
     patience: Duration,
 ) -> Result<(), LinkError>
 where
-    W: AsyncWrite + Unpin,
+    W: SendBytes + Unpin,
     S: ChunkSource,
 {
     let chunks = manifest.chunks().len();
@@ -163,7 +164,7 @@ pub async fn put_chunks<R, W, S>(
 ) -> Result<u32, LinkError>
 where
     R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
+    W: SendBytes + Unpin,
     S: ChunkSource,
 {
     let sent = send_all(writer, attempt, manifest, indices, source, patience).await;
@@ -235,7 +236,7 @@ async fn send_all<W, S>(
     patience: Patience,
 ) -> Result<(), LinkError>
 where
-    W: AsyncWrite + Unpin,
+    W: SendBytes + Unpin,
     S: ChunkSource,
 {
     // At most 12,288 chunks in an artifact.
@@ -255,24 +256,23 @@ async fn send_chunks<W, S, M>(
     patience: Duration,
 ) -> Result<(), LinkError>
 where
-    W: AsyncWrite + Unpin,
+    W: SendBytes + Unpin,
     S: ChunkSource,
     M: Message,
 {
     let mut indices = indices.iter().copied();
-    let (mut bytes, mut spare) = (ChunkBuffer::take(), ChunkBuffer::take());
-    let mut header = read_next(source, manifest, indices.next(), &mut bytes).await?;
-    while let Some(announced) = header {
+    let mut next = read_next(source, manifest, indices.next()).await?;
+    while let Some((header, bytes)) = next {
         let send = async {
-            writer.write(&announce(announced)).await?;
-            writer.write_raw(&bytes).await
+            writer.write(&announce(header)).await?;
+            // It is lent again once it has arrived.
+            writer.give_raw(Bytes::from_owner(bytes)).await
         };
-        let read = read_next(source, manifest, indices.next(), &mut spare);
+        let read = read_next(source, manifest, indices.next());
         // A chunk that cannot be read does not cut the one before: a refusal may follow that.
-        let (sent, next) = tokio::join!(within(patience, "room for a chunk", send), read);
+        let (sent, read) = tokio::join!(within(patience, "room for a chunk", send), read);
         sent?;
-        header = next?;
-        std::mem::swap(&mut bytes, &mut spare);
+        next = read?;
     }
     Ok(())
 }
@@ -281,12 +281,11 @@ async fn read_next<S: ChunkSource>(
     source: &mut S,
     manifest: &ArtifactManifest,
     index: Option<u32>,
-    buffer: &mut Vec<u8>,
-) -> Result<Option<ChunkHeader>, LinkError> {
-    match index {
-        Some(index) => read_source(source, manifest, index, buffer).await.map(Some),
-        None => Ok(None),
-    }
+) -> Result<Option<(ChunkHeader, ChunkBuffer)>, LinkError> {
+    let Some(index) = index else { return Ok(None) };
+    let mut bytes = ChunkBuffer::take();
+    let header = read_source(source, manifest, index, &mut bytes).await?;
+    Ok(Some((header, bytes)))
 }
 
 /// Reads a chunk of ours. A disk may lie: what does not have the manifest's length is not sent.
