@@ -57,7 +57,7 @@ impl<'a> ChunkSum<'a> {
             source: ChunkError::Unknown { index, chunks: spans.len() },
         })?;
         let elements = span.len as usize / 4;
-        workspace.sums.clear();
+        // What is left of another chunk is written over by the first update.
         workspace.sums.resize(elements, 0.0);
         let table = aggregator.class_rows.as_ref().filter(|rows| rows.tensor() == span.tensor);
         let runs = match table {
@@ -100,7 +100,11 @@ impl<'a> ChunkSum<'a> {
         for Run { elements, row } in &self.runs {
             let weight = self.aggregator.scale(self.added) * self.aggregator.weight(self.added, *row);
             let sums = &mut self.workspace.sums[elements.clone()];
-            fedavg::add(sums, &deltas[elements.clone()], weight);
+            let deltas = &deltas[elements.clone()];
+            match self.added {
+                0 => fedavg::begin(sums, deltas, weight),
+                _ => fedavg::add(sums, deltas, weight),
+            }
         }
     }
 

@@ -3,6 +3,14 @@
 
 use super::chunk_sum::number;
 
+/// Begins each sum with `weight · Δ`: to the bit what adding it to nothing gives.
+pub(super) fn begin(sums: &mut [f64], deltas: &[[u8; 4]], weight: f64) {
+    for (sum, &delta) in sums.iter_mut().zip(deltas) {
+        // Nothing and -0.0 are 0.0.
+        *sum = 0.0 + weight * number(delta);
+    }
+}
+
 /// Adds `weight · Δ` to each sum.
 pub(super) fn add(sums: &mut [f64], deltas: &[[u8; 4]], weight: f64) {
     for (sum, &delta) in sums.iter_mut().zip(deltas) {
