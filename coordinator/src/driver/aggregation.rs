@@ -6,6 +6,7 @@
 //! and two of the model and of each moment, whatever the number of sites; a rule that sorts holds a chunk of every site, and takes
 //! one at a time.
 
+mod in_order;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use common::round::{Fault, Term};
 use common::study::CLASS_TABLE_TENSOR;
 use common::update::{Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate};
 
+use self::in_order::make_in_order;
 use crate::store::{ArtifactFile, ArtifactWriter, ServerState, ServerStateWriter, Store, StoreError};
 
 /// Most chunks in the making at once: hashing and reading keep a few cores busy, and each costs some MiB.
@@ -170,15 +172,13 @@ struct Output {
 }
 
 impl Output {
-    fn keep(&mut self, chunks: Vec<AggregatedChunk>, made: &[Made]) -> Result<(), JobError> {
-        for (chunk, made) in chunks.into_iter().zip(made) {
-            self.writer.push_hashed(&made.new, chunk.hash())?;
-            link::failpoint::pass("coordinator.mid-aggregation");
-            if let Some(state) = &mut self.state {
-                state.push_chunk(&made.moments)?;
-            }
-            self.chunks.push(chunk);
+    fn keep(&mut self, chunk: AggregatedChunk, made: &Made) -> Result<(), JobError> {
+        self.writer.push_hashed(&made.new, chunk.hash())?;
+        link::failpoint::pass("coordinator.mid-aggregation");
+        if let Some(state) = &mut self.state {
+            state.push_chunk(&made.moments)?;
         }
+        self.chunks.push(chunk);
         Ok(())
     }
 }
@@ -196,7 +196,12 @@ fn write_model(
         names => Some(store.server_states().write(job.study, layout, names)?),
     };
     let mut output = Output { writer, state, chunks: Vec::with_capacity(aggregator.chunks()) };
-    make_all(aggregator, sources, side_by_side(job.method), &mut output)?;
+    make_in_order(
+        u32::try_from(aggregator.chunks()).unwrap_or(u32::MAX),
+        side_by_side(job.method),
+        |index, scratch, made| make_chunk(aggregator, sources, index, scratch, made),
+        |chunk, made| output.keep(chunk, made),
+    )?;
     let Output { writer, state, chunks } = output;
     let model = aggregator.seal(chunks)?.hash();
     let written = writer.finish()?;
@@ -208,64 +213,12 @@ fn write_model(
     Ok(model)
 }
 
-/// Makes all chunks, so many side by side; each lot is written while the next is made.
-fn make_all(
-    aggregator: &Aggregator,
-    sources: &Sources,
-    side_by_side: usize,
-    output: &mut Output,
-) -> Result<(), JobError> {
-    let (mut scratch, mut making, mut made) = (Vec::new(), Vec::new(), Vec::new());
-    scratch.resize_with(side_by_side, Scratch::default);
-    making.resize_with(side_by_side, Made::default);
-    made.resize_with(side_by_side, Made::default);
-    let mut chunks = Vec::new();
-    let indices: Vec<u32> = (0u32..).take(aggregator.chunks()).collect();
-    for lot in indices.chunks(side_by_side) {
-        let before = std::mem::take(&mut chunks);
-        let write = || output.keep(before, &made);
-        let (next, written) = make_chunks(aggregator, sources, lot, &mut scratch, &mut making, write);
-        written?;
-        chunks = next.into_iter().collect::<Result<_, _>>()?;
-        std::mem::swap(&mut making, &mut made);
-    }
-    output.keep(chunks, &made)
-}
-
 /// How many chunks to make at once.
 fn side_by_side(method: Method) -> usize {
     if method.rule.sorts() {
         return 1;
     }
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_THREADS))
-}
-
-/// Makes these chunks, each on its own thread in its own buffers; and what came of `meanwhile`.
-fn make_chunks<T>(
-    aggregator: &Aggregator,
-    sources: &Sources,
-    indices: &[u32],
-    scratch: &mut [Scratch],
-    made: &mut [Made],
-    meanwhile: impl FnOnce() -> T,
-) -> (Vec<Result<AggregatedChunk, JobError>>, T) {
-    std::thread::scope(|scope| {
-        let running: Vec<_> = indices
-            .iter()
-            .zip(scratch)
-            .zip(made)
-            .map(|((&index, scratch), made)| {
-                scope.spawn(move || make_chunk(aggregator, sources, index, scratch, made))
-            })
-            .collect();
-        let met = meanwhile();
-        let chunks = running.into_iter().map(|thread| match thread.join() {
-            Ok(chunk) => chunk,
-            // It goes on in whoever asked for the aggregate.
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        (chunks.collect(), met)
-    })
 }
 
 fn make_chunk(
