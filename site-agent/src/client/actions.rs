@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use common::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
 use common::manifest::LabelManifest;
-use common::participant::{Action, DropReason, Event};
+use common::participant::{Action, DropReason, Event, Fact};
 use common::report::EvaluationReport;
 use common::round::{DeclineReason, RoundTask};
 use common::signed::Signed;
@@ -91,6 +91,9 @@ impl Agent {
                         self.residuals.unanswered(attempt)?;
                     }
                 }
+                if *reason == DropReason::StudyOver {
+                    self.give_up_spare();
+                }
                 if *reason != DropReason::Counted {
                     self.worker.submit(Job::Unlearn(attempt));
                 }
@@ -120,7 +123,12 @@ impl Agent {
             }
             Action::SetTimer { timer, at } => drop(self.timers.insert(timer, at)),
             Action::ClearTimer(timer) => drop(self.timers.remove(&timer)),
-            Action::Report(ref fact) => self.report(fact),
+            Action::Report(ref fact) => {
+                if *fact == Fact::StudyFinished {
+                    self.give_up_spare();
+                }
+                self.report(fact);
+            }
         }
         Ok(None)
     }
@@ -165,6 +173,7 @@ impl Agent {
             Until::Room { .. } => {
                 tracing::error!("paused: {why}; it is tried again each {} s", LOOK_FOR_ROOM.as_secs());
                 tracing::error!("hint: {}; it goes on by itself then", files::DISK_HINT);
+                self.give_up_spare();
             }
         }
         self.waiting.add(held);

@@ -8,6 +8,9 @@
 //! and is fetched again where it is. Each chunk is hashed as it comes, and once more in [`ArtifactFolder::load`], while its
 //! bytes become numbers; [`ArtifactFolder::has`] looks at names alone. What the disk does not give back is as good as damaged.
 //!
+//! `spare` is the file of an artifact that was stored and that nobody wants any more, for the next to be written over it
+//! (docs/decisions/0025).
+//!
 //! Tensors and files meet a chunk at a time: no artifact is in memory as bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +30,9 @@ use serde::{Deserialize, Serialize};
 use super::files::{self, FileError};
 use crate::model::{HostTensor, NamedTensors};
 use crate::train::tensors::{TensorError, layout_of};
+
+/// Name of a file whose content nobody wants any more.
+const SPARE: &str = "spare";
 
 /// A folder of artifacts.
 #[derive(Clone, Debug)]
@@ -192,7 +198,7 @@ impl ArtifactFolder {
         mut encode: impl FnMut(&[f32], &mut Vec<u8>) -> Result<(), FileError>,
     ) -> Result<ArtifactManifest, ArtifactError> {
         let layout = layout_of(tensors)?.in_dtype(dtype);
-        let mut file = files::Unnamed::begin(&self.0)?;
+        let mut file = files::Unnamed::begin_over(&self.spare())?;
         let (mut chunks, mut buffer) = (Vec::with_capacity(layout.spans().len()), Vec::<u8>::new());
         for tensor in tensors.values() {
             for values in tensor.values().chunks(NUMBERS_OF_A_CHUNK) {
@@ -278,13 +284,32 @@ impl ArtifactFolder {
         Ok(())
     }
 
-    /// Removes all artifacts but those to keep and the `spare` newest others.
+    /// As [`ArtifactFolder::remove`], but what is stored next is written over its file (docs/decisions/0025).
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn prune(&self, keep: &BTreeSet<ArtifactHash>, spare: usize) -> Result<(), FileError> {
+    pub fn recycle(&self, hash: ArtifactHash) -> Result<(), FileError> {
+        if self.has(hash) && !self.spare().exists() {
+            files::rename_unsynced(&self.data(hash), &self.spare())?;
+        }
+        self.remove(hash)
+    }
+
+    /// Removes what was recycled and not taken.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn remove_spare(&self) -> Result<(), FileError> {
+        files::remove(&self.spare())
+    }
+
+    /// Removes all artifacts but those to keep and the `also` newest others.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn prune(&self, keep: &BTreeSet<ArtifactHash>, also: usize) -> Result<(), FileError> {
         let others = self.newest_first()?.into_iter().filter(|hash| !keep.contains(hash));
-        others.skip(spare).try_for_each(|hash| self.remove(hash))
+        others.skip(also).try_for_each(|hash| self.remove(hash))
     }
 
     /// What is here, whole or not, newest first.
@@ -309,6 +334,10 @@ impl ArtifactFolder {
 
     fn data(&self, hash: ArtifactHash) -> PathBuf {
         self.0.join(format!("{hash}.data"))
+    }
+
+    fn spare(&self) -> PathBuf {
+        self.0.join(SPARE)
     }
 
     fn part(&self, hash: ArtifactHash) -> PathBuf {

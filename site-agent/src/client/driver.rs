@@ -337,9 +337,17 @@ impl Agent {
         }
     }
 
+    /// Gives the disk what the next update would have been written over.
+    pub(super) fn give_up_spare(&self) {
+        if let Err(error) = self.outbox.remove_spare() {
+            tracing::warn!("outbox: a spare file stays: {error:#}");
+        }
+    }
+
     /// Stops doing anything: what cannot be remembered must not be done.
     pub(super) fn pause(&mut self, error: &anyhow::Error) {
         self.is_halted = true;
+        self.give_up_spare();
         if self.status.paused.is_none() {
             let free = files::free_space(self.state.path());
             let name = files::disk_trouble(error).unwrap_or("disk");

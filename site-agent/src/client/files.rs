@@ -2,7 +2,7 @@
 //! synced, and says so in its name.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -204,6 +204,24 @@ impl Unnamed {
         Ok(Self { temporary, folder: folder.to_owned(), write_back: BlockingWriteBack::default() })
     }
 
+    /// As [`Unnamed::begin`] in the folder of `spare`, a private file whose content nobody wants; over that, if it is there: the disk need
+    /// neither take its blocks back nor find others.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn begin_over(spare: &Path) -> Result<Self, FileError> {
+        let folder = folder_of(spare);
+        let taken = tempfile::Builder::new().prefix(UNFINISHED).make_in(&folder, |path| {
+            fs::rename(spare, path)?;
+            fs::OpenOptions::new().write(true).open(path)
+        });
+        match taken {
+            Ok(temporary) => Ok(Self { temporary, folder, write_back: BlockingWriteBack::default() }),
+            // It need not be there, and nothing hangs on it.
+            Err(_) => Self::begin(&folder),
+        }
+    }
+
     /// Adds a piece.
     ///
     /// # Errors
@@ -223,6 +241,9 @@ impl Unnamed {
         let Self { temporary, folder, mut write_back } = self;
         let place = || {
             write_back.settle()?;
+            // What it was written over may have been longer.
+            let length = temporary.as_file().stream_position()?;
+            temporary.as_file().set_len(length)?;
             temporary.as_file().sync_all()?;
             temporary.persist(path).map_err(|error| error.error)?;
             sync_folder(&folder)

@@ -2,6 +2,7 @@
 //!
 //! `HASH.json` and `HASH.data` are the update, as in every folder of artifacts; `ATTEMPT.trained` says that the attempt has
 //! ended with it. That file is written last: an attempt that has one need not be trained again, whatever the journal knows.
+//! `spare` is the file of an update that nobody wants any more, for the next to be written over it (docs/decisions/0025).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -102,7 +103,7 @@ impl Outbox {
         })
     }
 
-    /// Removes what an attempt ended with, if it ended.
+    /// Removes what an attempt ended with, if it ended; the next may be written over it.
     ///
     /// # Errors
     /// [`FileError`].
@@ -113,16 +114,25 @@ impl Outbox {
         let Some(Finished { update, .. }) = finished else { return Ok(()) };
         let is_wanted =
             self.attempts()?.iter().filter_map(|path| read(path)).any(|other| other.update == update);
-        if is_wanted { Ok(()) } else { self.updates.remove(update) }
+        if is_wanted { Ok(()) } else { self.updates.recycle(update) }
     }
 
-    /// Removes every update but that of `keep`. Where it is not known which that is, nothing is removed.
+    /// Removes what is spare: no update follows, or its room is needed.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn remove_spare(&self) -> Result<(), FileError> {
+        self.updates.remove_spare()
+    }
+
+    /// Removes every update but that of `keep`, and what is spare. Where it is not known which that is, no update is removed.
     ///
     /// # Errors
     /// [`FileError`].
     pub fn prune(&self, keep: Option<AttemptId>) -> Result<(), FileError> {
         let kept = keep.map(|attempt| self.trained(attempt));
         let finished = kept.as_deref().and_then(read);
+        self.remove_spare()?;
         if keep.is_some() && finished.is_none() {
             return Ok(());
         }
@@ -156,6 +166,8 @@ fn read(path: &Path) -> Option<Finished> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use common::ids::{RoundId, StudyDigest};
 
     use super::*;
@@ -242,7 +254,34 @@ mod tests {
         assert_eq!((outbox.find(ONE), outbox.find(TWO)), (None, Some(finished)));
         outbox.remove(TWO).unwrap();
         outbox.remove(TWO).unwrap();
+        outbox.remove_spare().unwrap();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_update_is_written_over_one_that_nobody_wants_whatever_its_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(folder.path()).unwrap();
+        let spare = folder.path().join("spare");
+        let outcome = |numbers: Vec<f32>| {
+            let tensor = HostTensor::new(vec![numbers.len()], numbers).unwrap();
+            RoundOutcome { delta: NamedTensors::from([("w".to_owned(), tensor)]), steps: 4, mean_loss: 0.5 }
+        };
+        let mut written_over = None;
+        for (attempt, numbers) in [(1, vec![1.0, 2.0, 3.0]), (2, vec![4.0]), (3, vec![5.0, 6.0])] {
+            let (attempt, outcome) = (AttemptId::from_bytes([attempt; 16]), outcome(numbers));
+            let finished = outbox.keep(attempt, &outcome).unwrap();
+            assert_eq!(outbox.updates().load(finished.update).unwrap(), outcome.delta);
+            let data = folder.path().join(format!("{}.data", finished.update));
+            let file = std::fs::metadata(data).unwrap().ino();
+            assert!(!spare.exists() && written_over.is_none_or(|before| before == file));
+            outbox.remove(attempt).unwrap();
+            assert_eq!(std::fs::metadata(&spare).unwrap().ino(), file);
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "and nothing else");
+            written_over = Some(file);
+        }
+        outbox.prune(Some(ONE)).unwrap();
+        assert!(!spare.exists(), "a start begins with none");
     }
 
     #[test]
