@@ -5,8 +5,8 @@ use libmimalloc_sys::{mi_option_set_default, mi_option_t};
 /// mimalloc's `mi_option_purge_delay`, milliseconds; the bindings leave it out of their constants.
 const PURGE_DELAY: mi_option_t = 15;
 
-/// Longer than a training step of the largest network takes: what one step gives back, the next takes.
-const KEEP_MS: i64 = 5000;
+/// Longer than a training step of the largest network takes, and a round that hardly trains: what one gives back, the next takes.
+const KEEP_MS: i64 = 30_000;
 
 /// Keeps freed blocks for some seconds, unless `MIMALLOC_PURGE_DELAY` says otherwise. To be called first thing in a process
 /// whose allocator is mimalloc.
