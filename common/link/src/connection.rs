@@ -2,20 +2,18 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
-use std::slice;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use common::wire::Words;
 use quinn::VarInt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::close::CloseCode;
 use crate::error::LinkError;
-use crate::framing::{FrameReader, FrameWriter, SendBytes, poll_copy};
+use crate::framing::{FrameReader, FrameWriter};
 use crate::identity::PeerIdentity;
 use crate::tcp::{Line, Session};
 
@@ -282,20 +280,6 @@ impl AsyncWrite for SendEnd {
         match &mut self.0 {
             Sending::Quic(stream) => AsyncWrite::poll_shutdown(Pin::new(stream), cx),
             Sending::Tcp(line) => line.poll_finish(cx),
-        }
-    }
-}
-
-impl SendBytes for SendEnd {
-    fn poll_send(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<()>> {
-        match &mut self.0 {
-            Sending::Quic(stream) => {
-                // It leaves what it did not take.
-                let taken = ready!(pin!(stream.write_chunks(slice::from_mut(bytes))).poll(cx));
-                Poll::Ready(taken.map(drop).map_err(io::Error::from))
-            }
-            // TLS encrypts into a buffer of its own anyway.
-            Sending::Tcp(_) => poll_copy(self, cx, bytes),
         }
     }
 }

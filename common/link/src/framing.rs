@@ -4,13 +4,8 @@
 //! messages on; a timeout is fine when the stream is given up after it, which is what [`FrameReader::read_within`] is
 //! for.
 
-use std::future::poll_fn;
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
 use common::wire::{CodecError, Message, codec};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -20,31 +15,8 @@ use crate::error::LinkError;
 const READ_STEP: usize = 64 << 10;
 
 /// Bytes written at a time. QUIC keeps a copy of each write until it is acknowledged: pieces of one size, which also fit where
-/// packets were, leave fewer holes in memory than whole messages.
+/// packets were, leave fewer holes in memory than whole chunks.
 const WRITE_STEP: usize = 64 << 10;
-
-/// A stream to which bytes may be given instead of lent.
-pub trait SendBytes: AsyncWrite {
-    /// Takes some bytes off the front of `bytes`, which is not empty.
-    ///
-    /// # Errors
-    /// As [`AsyncWrite::poll_write`].
-    fn poll_send(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<()>> {
-        poll_copy(self, cx, bytes)
-    }
-}
-
-/// Takes off `bytes` what the stream copies of them.
-pub(crate) fn poll_copy(
-    stream: Pin<&mut (impl AsyncWrite + ?Sized)>,
-    cx: &mut Context<'_>,
-    bytes: &mut Bytes,
-) -> Poll<io::Result<()>> {
-    let piece = bytes.get(..WRITE_STEP).unwrap_or(bytes);
-    let written = ready!(stream.poll_write(cx, piece))?;
-    bytes.advance(written);
-    Poll::Ready(if written == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) })
-}
 
 /// Reads frames.
 #[derive(Debug)]
@@ -166,20 +138,6 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// What the stream says.
     pub async fn write_raw(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
         self.send(bytes).await
-    }
-
-    /// Sends raw bytes that the stream may keep: where it can, it does so instead of a copy until they have arrived.
-    ///
-    /// # Errors
-    /// What the stream says.
-    pub async fn give_raw(&mut self, mut bytes: Bytes) -> Result<(), LinkError>
-    where
-        W: SendBytes,
-    {
-        while !bytes.is_empty() {
-            poll_fn(|cx| Pin::new(&mut self.stream).poll_send(cx, &mut bytes)).await?;
-        }
-        Ok(self.stream.flush().await?)
     }
 
     /// TLS over TCP keeps what the socket does not take at once; the other side waits for it.

@@ -11,7 +11,6 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
 use common::artifact::ArtifactManifest;
 use common::ids::{ArtifactHash, AttemptId};
 use common::wire::{ChunkError, ChunkHeader, Message, Reply, Request, chunk};
@@ -19,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::buffers::ChunkBuffer;
 use crate::error::LinkError;
-use crate::framing::{FrameReader, FrameWriter, SendBytes, within};
+use crate::framing::{FrameReader, FrameWriter, within};
 
 /// Most exchanges that move chunks of one artifact in one direction at once. A coordinator reads so many beside each other:
 /// one more would fill the connection's window with bytes that nobody reads.
@@ -44,7 +43,7 @@ pub struct Patience {
 
 /// Where chunks are read from.
 pub trait ChunkSource {
-    /// Reads chunk `index` of the artifact into `buffer`, instead of what was there.
+    /// Reads chunk `index` of the artifact into `buffer`, which is emptied first.
     fn read_chunk(&mut self, index: u32, buffer: &mut Vec<u8>)
     -> impl Future<Output = io::Result<()>> + Send;
 }
@@ -135,7 +134,7 @@ pub async fn serve_chunks<W, S>(
     patience: Duration,
 ) -> Result<(), LinkError>
 where
-    W: SendBytes + Unpin,
+    W: AsyncWrite + Unpin,
     S: ChunkSource,
 {
     let chunks = manifest.chunks().len();
@@ -164,7 +163,7 @@ pub async fn put_chunks<R, W, S>(
 ) -> Result<u32, LinkError>
 where
     R: AsyncRead + Unpin,
-    W: SendBytes + Unpin,
+    W: AsyncWrite + Unpin,
     S: ChunkSource,
 {
     let sent = send_all(writer, attempt, manifest, indices, source, patience).await;
@@ -236,7 +235,7 @@ async fn send_all<W, S>(
     patience: Patience,
 ) -> Result<(), LinkError>
 where
-    W: SendBytes + Unpin,
+    W: AsyncWrite + Unpin,
     S: ChunkSource,
 {
     // At most 12,288 chunks in an artifact.
@@ -256,23 +255,24 @@ async fn send_chunks<W, S, M>(
     patience: Duration,
 ) -> Result<(), LinkError>
 where
-    W: SendBytes + Unpin,
+    W: AsyncWrite + Unpin,
     S: ChunkSource,
     M: Message,
 {
     let mut indices = indices.iter().copied();
-    let mut next = read_next(source, manifest, indices.next()).await?;
-    while let Some((header, bytes)) = next {
+    let (mut bytes, mut spare) = (ChunkBuffer::take(), ChunkBuffer::take());
+    let mut header = read_next(source, manifest, indices.next(), &mut bytes).await?;
+    while let Some(announced) = header {
         let send = async {
-            writer.write(&announce(header)).await?;
-            // It is lent again once it has arrived.
-            writer.give_raw(Bytes::from_owner(bytes)).await
+            writer.write(&announce(announced)).await?;
+            writer.write_raw(&bytes).await
         };
-        let read = read_next(source, manifest, indices.next());
+        let read = read_next(source, manifest, indices.next(), &mut spare);
         // A chunk that cannot be read does not cut the one before: a refusal may follow that.
-        let (sent, read) = tokio::join!(within(patience, "room for a chunk", send), read);
+        let (sent, next) = tokio::join!(within(patience, "room for a chunk", send), read);
         sent?;
-        next = read?;
+        header = next?;
+        std::mem::swap(&mut bytes, &mut spare);
     }
     Ok(())
 }
@@ -281,11 +281,12 @@ async fn read_next<S: ChunkSource>(
     source: &mut S,
     manifest: &ArtifactManifest,
     index: Option<u32>,
-) -> Result<Option<(ChunkHeader, ChunkBuffer)>, LinkError> {
-    let Some(index) = index else { return Ok(None) };
-    let mut bytes = ChunkBuffer::take();
-    let header = read_source(source, manifest, index, &mut bytes).await?;
-    Ok(Some((header, bytes)))
+    buffer: &mut Vec<u8>,
+) -> Result<Option<ChunkHeader>, LinkError> {
+    match index {
+        Some(index) => read_source(source, manifest, index, buffer).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Reads a chunk of ours. A disk may lie: what does not have the manifest's length is not sent.

@@ -311,7 +311,6 @@ mod tests {
         fn chunk(&self, data: &[u8], index: u32) -> ChunkBuffer {
             let span = self.layout.spans()[index as usize];
             let mut chunk = ChunkBuffer::take();
-            chunk.clear();
             chunk.extend_from_slice(&data[span.offset as usize..][..span.len as usize]);
             chunk
         }

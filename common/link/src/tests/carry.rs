@@ -8,7 +8,7 @@ use super::pki::PATIENCE;
 use super::store::Store;
 use super::*;
 use crate::CloseCode;
-use crate::framing::{FrameReader, FrameWriter, SendBytes};
+use crate::framing::{FrameReader, FrameWriter};
 use crate::quic::Exchange;
 use crate::transfer::{
     ChunkSink, Patience, fetch_chunks, fetch_manifest, put_chunks, read_reply, receive_chunk, serve_chunks,
@@ -142,8 +142,6 @@ async fn a_chunk_of_another_length_is_refused_before_it_is_read() {
     let (_kept_open, fetched) = tokio::join!(lie, fetch(&pair, &mut sink));
     assert!(matches!(fetched, Err(LinkError::Chunk(ChunkError::Length { index: 0, .. }))), "{fetched:?}");
 }
-
-impl SendBytes for tokio::io::DuplexStream {}
 
 #[tokio::test]
 async fn an_index_beyond_the_artifact_is_refused_before_a_byte_is_sent() {

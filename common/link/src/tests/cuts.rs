@@ -5,15 +5,13 @@ use common::wire::{Reply, Request, codec};
 
 use super::pki::PATIENCE;
 use super::store::Store;
-use crate::framing::{FrameReader, FrameWriter, SendBytes};
+use crate::framing::{FrameReader, FrameWriter};
 use crate::transfer::{
     ChunkSink, MAX_STREAMS, Patience, fetch_chunks, put_chunks, receive_chunk, serve_chunks, share,
 };
 
 const WAITS: Patience = Patience { turn: PATIENCE, chunk: PATIENCE };
 const ATTEMPT: AttemptId = AttemptId::from_bytes([9; 16]);
-
-impl SendBytes for &mut Vec<u8> {}
 
 /// Five small chunks.
 fn full() -> Store {
