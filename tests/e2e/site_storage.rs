@@ -54,6 +54,9 @@ fn while_a_round_is_trained(
     until_named(&mut federation, &mut south);
     mend(&disk);
     let model = federation.finished();
+    south.until_says("the study is over");
+    let left = fs::read_dir(federation.south.path("state/outbox")).expect("the agent made it");
+    assert_eq!(left.count(), 0, "neither updates nor what one could be written over");
     federation.assert_each_counted_once();
     assert_eq!(model, Federation::undisturbed());
 }
@@ -75,11 +78,13 @@ fn on_a_disk_that_fills_before_a_download() {
     let north = federation.run_held(&federation.north);
     let mut south = federation.south.run();
     south.until_says("round 1: the coordinator counts the update");
+    let spare = federation.south.path("state/outbox/spare");
     // The next thing that it has to keep is the model of round 2.
     disk.fill();
     let before = south.said(DISK_FULL).len();
     north.resume();
     south.until_said(DISK_FULL, before + 1);
+    assert!(!spare.exists(), "its room is needed");
     disk.make_room();
     let model = federation.finished();
     federation.assert_each_counted_once();

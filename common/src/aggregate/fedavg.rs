@@ -27,6 +27,7 @@ pub(super) fn step(model: &mut [[u8; 4]], sums: &[f64], total: f64, server_lr: f
 
 #[cfg(test)]
 mod tests {
+    use super::{add, begin};
     use crate::aggregate::Method;
     use crate::aggregate::tests::Rounds;
 
@@ -39,5 +40,15 @@ mod tests {
         assert_eq!(rounds.model(), [2.0, 1.5]);
         rounds.run(&[("a", 3.0, &[-2.0, 0.0]), ("b", 1.0, &[2.0, 8.0])]);
         assert_eq!(rounds.model(), [1.5, 2.5]);
+    }
+
+    #[test]
+    fn sums_begin_as_if_the_first_update_were_added_to_nothing() {
+        let deltas = [0.0, -0.0, 1.0 / 3.0, -f32::MIN_POSITIVE].map(f32::to_le_bytes);
+        // What was there before is overwritten.
+        let (mut begun, mut added) = ([f64::NAN; 4], [0.0; 4]);
+        begin(&mut begun, &deltas, 3.0);
+        add(&mut added, &deltas, 3.0);
+        assert_eq!(begun.map(f64::to_bits), added.map(f64::to_bits));
     }
 }

@@ -10,7 +10,7 @@ use super::printable;
 use crate::client::enroll::EnrollError;
 use crate::client::identity::IdentityError;
 use crate::client::journal::JournalError;
-use crate::client::state::InUse;
+use crate::client::lock::InUse;
 use crate::data::DataError;
 use crate::egress::{EgressError, LedgerError, PolicyRefusal};
 use crate::infer::InferError;

@@ -171,9 +171,9 @@ impl Agent {
         match held.wait.until {
             Until::Allowance(_) => tracing::warn!("waiting: {why}; it is kept, and sent by itself then"),
             Until::Room { .. } => {
+                self.give_up_spare();
                 tracing::error!("paused: {why}; it is tried again each {} s", LOOK_FOR_ROOM.as_secs());
                 tracing::error!("hint: {}; it goes on by itself then", files::DISK_HINT);
-                self.give_up_spare();
             }
         }
         self.waiting.add(held);

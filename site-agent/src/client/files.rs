@@ -213,7 +213,8 @@ impl Unnamed {
         let folder = folder_of(spare);
         let taken = tempfile::Builder::new().prefix(UNFINISHED).make_in(&folder, |path| {
             fs::rename(spare, path)?;
-            fs::OpenOptions::new().write(true).open(path)
+            let opened = fs::OpenOptions::new().write(true).open(path);
+            opened.inspect_err(|_| drop(fs::remove_file(path)))
         });
         match taken {
             Ok(temporary) => Ok(Self { temporary, folder, write_back: BlockingWriteBack::default() }),

@@ -17,7 +17,7 @@ use super::artifacts::ArtifactFolder;
 use super::base_model::BaseModel;
 use super::checkpointing::{CheckpointPolicy, RoundFile};
 use super::files::{self, FileError};
-use super::state::lock_folder;
+use super::lock::lock_folder;
 use crate::model::{LiveTensor, ModelError, NamedTensors};
 use crate::train::checkpoint::CheckpointKey;
 use crate::train::optimizer::OptimizerState;

@@ -23,6 +23,7 @@ mod hearing;
 pub mod identity;
 pub mod journal;
 pub mod lane;
+pub mod lock;
 pub mod outbox;
 pub mod residual;
 pub mod site_work;

@@ -74,8 +74,7 @@ fn take_all<Room, Made, Error>(
             if let Some(found) = early.remove(&wanted) {
                 break found;
             }
-            // The threads end when all is made, and so have sent what is wanted.
-            let Ok((index, made, room)) = arriving.recv() else { return Ok(()) };
+            let (index, made, room) = arriving.recv().expect("the threads end when all is made and sent");
             early.insert(index, (made, room));
         };
         take(made.unwrap_or_else(|panic| resume_unwind(panic))?, &room)?;

@@ -8,8 +8,9 @@ use common::testing::example_study;
 
 use super::*;
 use crate::client::config::SiteConfig;
+use crate::client::lock::InUse;
 use crate::client::site_work::SiteWork;
-use crate::client::state::{InUse, StateFolder};
+use crate::client::state::StateFolder;
 use crate::client::training::PreparedScans;
 use crate::client::work::Work;
 use crate::model::adapt::{Controller, adapt};
