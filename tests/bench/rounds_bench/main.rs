@@ -3,9 +3,11 @@
 //! All processes are real: the coordinator is the program that is given out, a site is this program again, with the agent
 //! of the program that is given out and a trainer that only changes the weights ([`site`]). [`rounds`] times rounds,
 //! [`memory`] looks at the coordinator with many sites ([`load`]), [`wan`] puts a bad line between, [`consortium`] sets up what runs them.
+//! [`bare`] and [`peers`] move the same bytes without us.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
+mod bare;
 mod consortium;
 mod load;
 mod memory;
@@ -16,6 +18,7 @@ mod rounds;
 mod site;
 mod wan;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
@@ -50,6 +53,16 @@ enum What {
     Site {
         /// Its configuration.
         config: PathBuf,
+    },
+    /// Be a site of QUIC alone.
+    #[command(hide = true)]
+    BareSite {
+        /// Where the certificate is.
+        folder: PathBuf,
+        /// The coordinator.
+        address: SocketAddr,
+        /// Of the model.
+        bytes: u64,
     },
 }
 
@@ -92,5 +105,6 @@ fn main() -> anyhow::Result<()> {
         What::Memory(options) => memory::run(&options),
         What::Wan(options) => wan::run(&options),
         What::Site { config } => site::run(&config),
+        What::BareSite { folder, address, bytes } => bare::site(&folder, address, bytes),
     }
 }

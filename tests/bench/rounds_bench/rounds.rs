@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::consortium::{Consortium, Lane, Size, turn, until};
 use super::peers::{self, Peers};
 use super::process::Process;
-use super::{Places, model};
+use super::{Places, bare, model};
 
 /// Models that a consortium has on the disk at once: the model of two rounds, the updates at both ends.
 pub(crate) const fn models_on_disk(sites: usize) -> u64 {
@@ -32,6 +32,9 @@ pub(crate) struct Options {
     /// How sites reach the coordinator.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "quic")]
     lane: Vec<Lane>,
+    /// The same bytes over QUIC alone beside it, with next to nothing around it: how much of a round's time is the machine's.
+    #[arg(long)]
+    bare: bool,
     /// NVFlare and Flower beside it, and how many times faster ours is.
     #[arg(long)]
     peers: bool,
@@ -90,7 +93,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             row.print(options.json)?;
             ours = ours.or(Some(row.s_per_round));
         }
-        let Some(ours) = ours.filter(|_| options.peers) else { continue };
+        let Some(ours) = ours else { continue };
+        if options.bare {
+            let mut row = bare::measure(&options.places.folder(), params, options.sites, options.rounds)?;
+            row.ratio = Some(row.s_per_round / ours);
+            row.print(options.json)?;
+        }
+        if !options.peers {
+            continue;
+        }
         let programs = Peers { nvflare: options.nvflare.as_deref(), flower: options.flower.as_deref() };
         for mut row in peers::measure(&programs, params, options.sites, options.rounds)? {
             row.ratio = Some(row.s_per_round / ours);
