@@ -68,6 +68,7 @@ pub(crate) struct Row {
     pub(crate) s_cold_start: f64,
     /// Bytes of a round, of all sites, both ways; of a peer also what its own processes tell each other.
     pub(crate) bytes: Option<u64>,
+    /// Not a number where it was not measured.
     pub(crate) coordinator_peak_mb: f64,
     /// Of the site that had the most.
     pub(crate) site_peak_mb: f64,
@@ -195,10 +196,12 @@ impl Row {
         let Self { system, lane, params, sites, s_per_round, s_per_round_min, s_first_round, .. } = self;
         let Self { s_cold_start, coordinator_peak_mb, site_peak_mb, .. } = self;
         let moved = self.bytes.map_or("-".to_owned(), |bytes| format!("{:.1}", bytes as f64 / 1e6));
-        let ratio = self.ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.1}"));
+        let ratio = self.ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
+        let peak = |mb: f64| if mb.is_nan() { "-".to_owned() } else { format!("{mb:.0}") };
+        let (coordinator, site) = (peak(*coordinator_peak_mb), peak(*site_peak_mb));
         println!(
             "| {system} | {lane} | {params} | {sites} | {s_per_round:.3} | {s_per_round_min:.3} | {s_first_round:.3} | \
-             {s_cold_start:.2} | {moved} | {coordinator_peak_mb:.0} | {site_peak_mb:.0} | {ratio} |"
+             {s_cold_start:.2} | {moved} | {coordinator} | {site} | {ratio} |"
         );
         Ok(())
     }
