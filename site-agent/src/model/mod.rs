@@ -17,6 +17,7 @@ mod cpu_step;
 pub mod device;
 pub mod embedding;
 pub mod error;
+mod graph;
 pub mod head;
 pub mod init;
 mod layers;

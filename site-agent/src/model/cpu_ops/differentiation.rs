@@ -4,12 +4,10 @@
 //! them: they are made again, to the bit, from what was read to make them. A step then holds the outputs of its other
 //! convolutions.
 //!
-//! Every operation is recorded here. The backward passes are in `recomputed` and `convolution`, the rest of them below; `source`
-//! is what is read to make something again.
+//! Every operation is recorded here. The backward passes are in `recomputed` and, of convolutions, in `graph`, the rest of them
+//! below.
 
-mod convolution;
 mod recomputed;
-mod source;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -20,14 +18,13 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, TensorMetadata};
+use burn::backend::{Autodiff, TensorMetadata};
 
-use self::convolution::{Convolution, PairConvolution};
 use self::recomputed::{Gelu, GeluAgain, LayerNorm, LayerNormAgain, NormRelu, NormReluAgain};
-use self::source::{Source, recorded};
 use super::{Counted, CpuGradients, CpuOps};
 use crate::kernels::norm_relu::Normalisation;
 use crate::kernels::windows::Windows;
+use crate::model::graph::{Convolution, PairConvolution, Source, recorded, register};
 
 impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> {
     fn conv1(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -38,6 +35,7 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
                 dx
             },
             weight: |x, dy| B::conv1_weight([x], dy),
+            bias: B::channel_sums,
             made_again: false,
         };
         convolution.record::<C>(x, weight, bias)
@@ -53,6 +51,7 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
             forward: |[a, b, weight, bias]| B::conv1_pair(a, b, weight, bias),
             input: B::conv1_input::<2>,
             weight: B::conv1_weight::<2>,
+            bias: B::channel_sums,
         };
         convolution.record::<C>([a, b, weight, bias])
     }
@@ -65,6 +64,7 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
                 dx
             },
             weight: |x, dy| B::conv3_weight([x], dy),
+            bias: B::channel_sums,
             made_again: false,
         };
         convolution.record::<C>(x, weight, bias)
@@ -80,6 +80,7 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
             forward: |[a, b, weight, bias]| B::conv3_pair(a, b, weight, bias),
             input: B::conv3_input::<2>,
             weight: B::conv3_weight::<2>,
+            bias: B::channel_sums,
         };
         convolution.record::<C>([a, b, weight, bias])
     }
@@ -177,6 +178,7 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
             forward: B::up2,
             input: B::up2_input,
             weight: B::up2_weight,
+            bias: B::channel_sums,
             made_again: true,
         };
         convolution.record::<C>(x, weight, bias)
@@ -211,19 +213,6 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
             OpsKind::UnTracked(prep) => {
                 prep.finish(B::masked_loss(x.into_primitive(), target, annotated, dice_terms))
             }
-        }
-    }
-}
-
-/// Hands each gradient to the node that asks for it.
-fn register<B: Backend, const N: usize>(
-    grads: &mut Gradients,
-    nodes: [Option<NodeId>; N],
-    gradients: [FloatTensor<B>; N],
-) {
-    for (node, gradient) in nodes.into_iter().zip(gradients) {
-        if let Some(node) = node {
-            grads.register::<B>(node, gradient);
         }
     }
 }

@@ -13,11 +13,10 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::tensor::FloatTensor;
 
-use super::register;
-use super::source::Source;
 use crate::kernels::layer_norm;
 use crate::kernels::norm_relu::{Normalisation, Statistics};
 use crate::model::cpu_ops::{CpuGradients, CpuOps};
+use crate::model::graph::{Source, register};
 
 #[derive(Debug)]
 pub(super) struct NormRelu;

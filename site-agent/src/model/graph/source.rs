@@ -11,11 +11,11 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend};
 
-pub(super) type Recorded<B, C> = FloatTensor<Autodiff<B, C>>;
+pub(in crate::model) type Recorded<B, C> = FloatTensor<Autodiff<B, C>>;
 
 /// A tensor that an output is made from.
 #[derive(Debug)]
-pub(super) enum Source<B: Backend> {
+pub(in crate::model) enum Source<B: Backend> {
     /// burn keeps it, or makes it again too.
     Node(NodeId),
     /// It is in no graph, and kept here.
@@ -23,12 +23,12 @@ pub(super) enum Source<B: Backend> {
 }
 
 impl<B: Backend> Source<B> {
-    pub(super) fn of<C: CheckpointStrategy>(tensor: &Recorded<B, C>) -> Self {
+    pub(in crate::model) fn of<C: CheckpointStrategy>(tensor: &Recorded<B, C>) -> Self {
         if tensor.is_tracked() { Self::Node(tensor.id()) } else { Self::Constant(tensor.primitive().clone()) }
     }
 
     /// To be called once: burn has counted how often a node is read.
-    pub(super) fn read(&self, states: &mut BackwardStates) -> FloatTensor<B> {
+    pub(in crate::model) fn read(&self, states: &mut BackwardStates) -> FloatTensor<B> {
         match self {
             Self::Node(node) => states.get_state::<FloatTensor<B>>(node),
             Self::Constant(tensor) => tensor.clone(),
@@ -37,7 +37,7 @@ impl<B: Backend> Source<B> {
 }
 
 /// The parents that burn has to hand over: the input, without which nothing is made again, and what is recorded of the parameters.
-pub(super) fn recorded<'a, B: Backend, C: CheckpointStrategy>(
+pub(in crate::model) fn recorded<'a, B: Backend, C: CheckpointStrategy>(
     x: &'a Recorded<B, C>,
     parameters: [&'a Recorded<B, C>; 2],
 ) -> impl Iterator<Item = &'a Recorded<B, C>> {

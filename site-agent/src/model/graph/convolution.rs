@@ -16,26 +16,27 @@ use burn::backend::{Backend, TensorMetadata};
 
 use super::register;
 use super::source::{Recorded, Source, recorded};
-use crate::model::cpu_ops::CpuGradients;
 
 /// From input, weight and bias.
 type Forward<B> = fn(FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>;
 
 /// A convolution of one volume and its gradients, whatever its kernel.
 #[derive(Debug)]
-pub(super) struct Convolution<B: Backend> {
-    pub(super) forward: Forward<B>,
+pub(in crate::model) struct Convolution<B: Backend> {
+    pub(in crate::model) forward: Forward<B>,
     /// From the output's gradient, the weight and the input's shape.
-    pub(super) input: fn(FloatTensor<B>, FloatTensor<B>, [usize; 5]) -> FloatTensor<B>,
+    pub(in crate::model) input: fn(FloatTensor<B>, FloatTensor<B>, [usize; 5]) -> FloatTensor<B>,
     /// From the input and the output's gradient.
-    pub(super) weight: fn(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+    pub(in crate::model) weight: fn(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+    /// From the output's gradient.
+    pub(in crate::model) bias: fn(FloatTensor<B>) -> FloatTensor<B>,
     /// Whether its output is made again for those who read it.
-    pub(super) made_again: bool,
+    pub(in crate::model) made_again: bool,
 }
 
-impl<B: CpuGradients> Convolution<B> {
+impl<B: Backend> Convolution<B> {
     /// Runs the convolution and records it if anybody will ask for its gradients.
-    pub(super) fn record<C: CheckpointStrategy>(
+    pub(in crate::model) fn record<C: CheckpointStrategy>(
         self,
         x: Recorded<B, C>,
         weight: Recorded<B, C>,
@@ -63,7 +64,7 @@ impl<B: CpuGradients> Convolution<B> {
     }
 }
 
-impl<B: CpuGradients> Backward<B, 3> for Convolution<B> {
+impl<B: Backend> Backward<B, 3> for Convolution<B> {
     type State = (NodeId, NodeId, [usize; 5]);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
@@ -72,7 +73,7 @@ impl<B: CpuGradients> Backward<B, 3> for Convolution<B> {
         let (x, weight, shape) = ops.state;
         let [x, weight] = [x, weight].map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
         if let Some(node) = bias_node {
-            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
+            grads.register::<B>(node.id, (self.bias)(dy.clone()));
         }
         if let Some(node) = weight_node {
             grads.register::<B>(node.id, (self.weight)(x, dy.clone()));
@@ -103,18 +104,23 @@ type Pair<B> = [FloatTensor<B>; 2];
 
 /// A convolution of two volumes that are never joined and its gradients, whatever its kernel.
 #[derive(Debug)]
-pub(super) struct PairConvolution<B: Backend> {
+pub(in crate::model) struct PairConvolution<B: Backend> {
     /// From both inputs, weight and bias.
-    pub(super) forward: fn([FloatTensor<B>; 4]) -> FloatTensor<B>,
+    pub(in crate::model) forward: fn([FloatTensor<B>; 4]) -> FloatTensor<B>,
     /// From the output's gradient, the weight and the channels of the inputs.
-    pub(super) input: fn(FloatTensor<B>, FloatTensor<B>, [usize; 2]) -> Pair<B>,
+    pub(in crate::model) input: fn(FloatTensor<B>, FloatTensor<B>, [usize; 2]) -> Pair<B>,
     /// From the inputs and the output's gradient.
-    pub(super) weight: fn(Pair<B>, FloatTensor<B>) -> FloatTensor<B>,
+    pub(in crate::model) weight: fn(Pair<B>, FloatTensor<B>) -> FloatTensor<B>,
+    /// From the output's gradient.
+    pub(in crate::model) bias: fn(FloatTensor<B>) -> FloatTensor<B>,
 }
 
-impl<B: CpuGradients> PairConvolution<B> {
+impl<B: Backend> PairConvolution<B> {
     /// Runs the convolution of both inputs, weight and bias, and records it if anybody will ask for its gradients.
-    pub(super) fn record<C: CheckpointStrategy>(self, tensors: [Recorded<B, C>; 4]) -> Recorded<B, C> {
+    pub(in crate::model) fn record<C: CheckpointStrategy>(
+        self,
+        tensors: [Recorded<B, C>; 4],
+    ) -> Recorded<B, C> {
         let forward = self.forward;
         let run = |tensors: [Recorded<B, C>; 4]| forward(tensors.map(|tensor| tensor.into_primitive()));
         let nodes = tensors.each_ref().map(|tensor| tensor.node());
@@ -130,7 +136,7 @@ impl<B: CpuGradients> PairConvolution<B> {
     }
 }
 
-impl<B: CpuGradients> Backward<B, 4> for PairConvolution<B> {
+impl<B: Backend> Backward<B, 4> for PairConvolution<B> {
     type State = ([NodeId; 3], [usize; 2]);
 
     fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
@@ -139,7 +145,7 @@ impl<B: CpuGradients> Backward<B, 4> for PairConvolution<B> {
         let (saved, channels) = ops.state;
         let [a, b, weight] = saved.map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
         if let Some(node) = bias_node {
-            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
+            grads.register::<B>(node.id, (self.bias)(dy.clone()));
         }
         if let Some(node) = weight_node {
             grads.register::<B>(node.id, (self.weight)([a, b], dy.clone()));
