@@ -5,7 +5,7 @@ and ReLU in place, only the classes asked for, head layers of all classes as two
 
 Reads a folder that the benchmark wrote (case.json, model.safetensors, data.safetensors), then obeys lines on standard
 input: `go` runs the case once and answers with milliseconds and a number to compare, `peak` with the largest resident
-memory since the start of the first run, above what was resident then, in MiB.
+memory since the start of the first run, above what was resident then, in MiB; on a card what is set aside there.
 """
 
 import json
@@ -122,7 +122,7 @@ def stepper(case, model, data, layout):
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=case["learning_rate"], weight_decay=1e-5, fused=True
     )
-    channels = torch.tensor(case["channels"])
+    channels = torch.tensor(case["channels"], device=image.device)
 
     def step():
         optimizer.zero_grad(set_to_none=True)
@@ -136,13 +136,13 @@ def stepper(case, model, data, layout):
 
 def inferrer(case, model, data, layout):
     volume, importance = data["image"], data["importance"]
-    channels = torch.tensor(case["channels"])
+    channels = torch.tensor(case["channels"], device=volume.device)
     roi = importance.shape
 
     @torch.inference_mode()
     def infer():
-        blended = torch.zeros(len(channels), *volume.shape[2:])
-        weights = torch.zeros(volume.shape[2:])
+        blended = torch.zeros(len(channels), *volume.shape[2:], device=volume.device)
+        weights = torch.zeros(volume.shape[2:], device=volume.device)
         for x, y, z in case["starts"]:
             at = (slice(x, x + roi[0]), slice(y, y + roi[1]), slice(z, z + roi[2]))
             window = volume[(slice(None), slice(None), *at)].contiguous(memory_format=layout)
@@ -176,19 +176,27 @@ def resident_mb():
         }
 
 
+def peak_mb(device, before):
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved() / 2**20
+    return resident_mb()["VmHWM"] - before
+
+
 def main():
     folder, threads, layout = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    device = torch.device(sys.argv[4])
     case = json.loads((folder / "case.json").read_text())
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
     torch.set_flush_denormal(True)
     layout = {"default": torch.contiguous_format, "channels-last": torch.channels_last_3d}[layout]
-    data = load_file(folder / "data.safetensors")
+    data = {name: tensor.to(device) for name, tensor in load_file(folder / "data.safetensors").items()}
     if case["kind"] == "block":
         model = Block(case["width"], case["width"] // 16, True)
     else:
         model = UniversalModel(case["backbone"], case["width"], data["table"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
+    model = model.to(device)
     # A block has no convolution to lay out.
     model = model if case["kind"] == "block" else model.to(memory_format=layout)
     makers = {"step": stepper, "infer": inferrer, "block": differentiator}
@@ -200,7 +208,7 @@ def main():
     print(json.dumps({"ready": torch.__version__}), flush=True)
     for line in sys.stdin:
         if line.strip() == "peak":
-            print(json.dumps({"peak_mb": resident_mb()["VmHWM"] - before}), flush=True)
+            print(json.dumps({"peak_mb": peak_mb(device, before)}), flush=True)
             continue
         start = time.perf_counter()
         value = work()

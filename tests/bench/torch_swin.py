@@ -87,7 +87,7 @@ class Block(nn.Module):
         if any(s):
             y = y.roll([-a for a in s], (1, 2, 3))
             if self.mask is None:
-                self.mask = mask_of(padded, w, s)
+                self.mask = mask_of(padded, w, s).to(x.device)
         y = volume_of(self.attn(windows_of(y, w), self.mask), w, n, *padded)
         if any(s):
             y = y.roll(s, (1, 2, 3))

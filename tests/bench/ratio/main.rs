@@ -18,6 +18,7 @@ use clap::Parser;
 use mimalloc::MiMalloc;
 use serde::Serialize;
 use site_agent::kernels::memory;
+use site_agent::model::DeviceKind;
 
 use self::cases::{CASES, Case};
 use self::side::{Isa, Side};
@@ -46,6 +47,9 @@ struct Options {
     /// Only these cases.
     #[arg(long = "case", value_name = "NAME")]
     cases: Vec<String>,
+    /// Where both sides compute: `cpu`, or `cuda:0` or `vulkan:0` in a build with that feature; PyTorch then takes CUDA.
+    #[arg(long, default_value_t)]
+    device: DeviceKind,
     /// Threads of each side.
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     threads: Vec<usize>,
@@ -64,6 +68,7 @@ struct Options {
 #[derive(Debug, Serialize)]
 struct Row {
     case: &'static str,
+    device: String,
     threads: usize,
     ours_ms: f64,
     torch_ms: f64,
@@ -79,7 +84,7 @@ fn main() -> anyhow::Result<()> {
     memory::keep_blocks();
     let options = Options::parse();
     if let Some(folder) = &options.ours {
-        return ours::serve(folder);
+        return ours::serve(folder, options.device);
     }
     let wanted = |case: &&Case| match options.cases.as_slice() {
         [] => case.quick || !options.quick,
@@ -117,11 +122,9 @@ fn compare(
     options: &Options,
     seconds: Duration,
 ) -> anyhow::Result<Row> {
-    let mut ours = Side::ours(folder, threads, options.isa)?;
+    let mut ours = Side::ours(folder, threads, options)?;
     let mut torch = LAYOUTS
-        .map(|layout| {
-            Side::torch(&options.python, folder, threads, layout, options.isa).map(|side| (layout, side))
-        })
+        .map(|layout| Side::torch(folder, threads, layout, options).map(|side| (layout, side)))
         .into_iter()
         .collect::<anyhow::Result<Vec<_>>>()?;
     // The first run of each warms up, and shows that they compute the same.
@@ -153,6 +156,7 @@ fn compare(
     let torch_peak_mb = peaks.into_iter().fold(f64::INFINITY, f64::min);
     Ok(Row {
         case: case.name,
+        device: options.device.to_string(),
         threads,
         ours_ms,
         torch_ms,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use common::ids::{ClassId, RoundId};
 use common::study::sections::{Loss, Optimizer, OptimizerKind, OptimizerState, Training, Unlabelled};
 use serde::Serialize;
@@ -26,36 +26,42 @@ use crate::cases::{self, CaseFile, HEAD_WIDTH, Kind, Loaded, OVERLAP};
 use crate::side::{Peak, Run};
 
 /// Obeys lines on standard input until it ends.
-pub(crate) fn serve(folder: &Path) -> anyhow::Result<()> {
+pub(crate) fn serve(folder: &Path, kind: DeviceKind) -> anyhow::Result<()> {
     let Loaded { file, model: weights, mut data } = cases::load(folder)?;
     if file.kind == Kind::Block {
-        return block(&file, &weights, data.get("x").context("x")?);
+        return block(&file, &weights, data.get("x").context("x")?, kind);
     }
     let table = data.remove("table").context("table")?;
     let embeddings = ClassEmbeddings::new(EmbeddingKind::Imported, table)?;
     let device = match file.kind {
-        Kind::Step => training_device(DeviceKind::Cpu, true)?,
-        Kind::Infer | Kind::Block => device(DeviceKind::Cpu)?,
+        Kind::Step => training_device(kind, true)?,
+        Kind::Infer | Kind::Block => device(kind)?,
     };
     let mut model =
         UniversalModel::new(&cases::config(file.backbone, file.width), Some(&embeddings), 0, &device)?;
     model.load(&weights)?;
     match file.kind {
         Kind::Step => {
-            steps(&file, BurnTrainer::new(model, device, source(&file, &mut data)?, settings(&file)), weights)
+            let trainer = BurnTrainer::new(model, device.clone(), source(&file, &mut data)?, settings(&file));
+            steps(&file, trainer, weights, device)
         }
         Kind::Infer | Kind::Block => {
-            let network = Network(WindowNetwork::new(model, device, file.channels.len()));
+            let network = Network(WindowNetwork::new(model, device.clone(), file.channels.len()));
             drop(weights);
-            scans(&file, &network, data.get("image").context("image")?)
+            scans(&file, &network, data.get("image").context("image")?, device)
         }
     }
 }
 
 /// One long round, of which each step waits to be asked for.
-fn steps(file: &CaseFile, mut trainer: BurnTrainer, weights: NamedTensors) -> anyhow::Result<()> {
+fn steps(
+    file: &CaseFile,
+    mut trainer: BurnTrainer,
+    weights: NamedTensors,
+    device: Device,
+) -> anyhow::Result<()> {
     trainer.load_global(weights)?;
-    let mut desk = Desk::open()?;
+    let mut desk = Desk::open(device.clone())?;
     if !desk.wait()? {
         return Ok(());
     }
@@ -70,8 +76,17 @@ fn steps(file: &CaseFile, mut trainer: BurnTrainer, weights: NamedTensors) -> an
             cancel.cancel();
         }
     };
-    let ended =
-        trainer.train_round(&plan, &mut |step| answer(step.duration.as_secs_f64() * 1e3, step.loss), &cancel);
+    let ended = trainer.train_round(
+        &plan,
+        &mut |step| {
+            // A card is still busy with the optimiser's step.
+            let told = Instant::now();
+            let synced = device.sync();
+            debug_assert!(synced.is_ok(), "{synced:?}");
+            answer((step.duration + told.elapsed()).as_secs_f64() * 1e3, step.loss);
+        },
+        &cancel,
+    );
     match (failed, ended) {
         (Some(error), _) => Err(error),
         // It was cancelled.
@@ -79,26 +94,27 @@ fn steps(file: &CaseFile, mut trainer: BurnTrainer, weights: NamedTensors) -> an
     }
 }
 
-fn block(file: &CaseFile, weights: &NamedTensors, x: &HostTensor) -> anyhow::Result<()> {
-    let device = training_device(DeviceKind::Cpu, true)?;
+fn block(file: &CaseFile, weights: &NamedTensors, x: &HostTensor, kind: DeviceKind) -> anyhow::Result<()> {
+    let device = training_device(kind, true)?;
     let block = SwinBlock::new(file.width, file.width / HEAD_WIDTH, &device);
     let block = parameters::load(block, weights)?;
     let values = TensorData::new(x.values().to_vec(), x.shape().to_vec());
     let x = Tensor::<3>::from_data(values, &device).require_grad();
-    let mut desk = Desk::open()?;
+    let mut desk = Desk::open(device.clone())?;
     while desk.wait()? {
         let start = Instant::now();
         let square = block.forward(x.clone(), file.shape, true).powi_scalar(2).mean();
         let value = f64::from(square.clone().into_scalar::<f32>());
         drop(Gradients::of(&block, &square));
+        device.sync()?;
         desk.answer(&Run { ms: start.elapsed().as_secs_f64() * 1e3, value })?;
     }
     Ok(())
 }
 
-fn scans(file: &CaseFile, network: &Network, image: &HostTensor) -> anyhow::Result<()> {
+fn scans(file: &CaseFile, network: &Network, image: &HostTensor, device: Device) -> anyhow::Result<()> {
     let plan = WindowPlan::gaussian([file.window; 3], OVERLAP);
-    let mut desk = Desk::open()?;
+    let mut desk = Desk::open(device)?;
     while desk.wait()? {
         let start = Instant::now();
         let (mut positive, mut all) = (0_usize, 0_usize);
@@ -166,15 +182,17 @@ fn settings(file: &CaseFile) -> TrainerSettings {
 /// Where orders come in and answers go out.
 struct Desk {
     orders: std::io::Lines<std::io::StdinLock<'static>>,
+    device: Device,
     /// Resident before the first run, MiB.
     before: f64,
 }
 
 impl Desk {
-    fn open() -> anyhow::Result<Self> {
+    fn open(device: Device) -> anyhow::Result<Self> {
         // The peak so far, that of loading, is forgotten.
         fs::write("/proc/self/clear_refs", "5").context("forgetting the peak so far")?;
-        let mut desk = Self { orders: std::io::stdin().lock().lines(), before: resident("VmRSS:")? };
+        let before = resident("VmRSS:")?;
+        let mut desk = Self { orders: std::io::stdin().lock().lines(), device, before };
         desk.answer(&"ready")?;
         Ok(desk)
     }
@@ -185,8 +203,11 @@ impl Desk {
             if order? == "go" {
                 return Ok(true);
             }
-            let peak = Peak { peak_mb: resident("VmHWM:")? - self.before };
-            self.answer(&peak)?;
+            let peak_mb = match self.device.memory_pool_usage() {
+                Some(usage) => usage.bytes_reserved as f64 / 1024.0 / 1024.0,
+                None => resident("VmHWM:")? - self.before,
+            };
+            self.answer(&Peak { peak_mb })?;
         }
         Ok(false)
     }

@@ -7,6 +7,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use site_agent::model::DeviceKind;
+
+use crate::Options;
 
 /// What both sides may use of the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -28,7 +31,7 @@ pub(crate) struct Run {
     pub(crate) value: f64,
 }
 
-/// Largest resident memory since the first run began, above what was resident then.
+/// Largest resident memory since the first run began, above what was resident then; on a card what it has set aside there.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Peak {
     /// MiB.
@@ -44,10 +47,11 @@ pub(crate) struct Side {
 
 impl Side {
     /// Ours: this program again.
-    pub(crate) fn ours(folder: &Path, threads: usize, isa: Isa) -> anyhow::Result<Self> {
+    pub(crate) fn ours(folder: &Path, threads: usize, options: &Options) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("--ours").arg(folder).env("RAYON_NUM_THREADS", threads.to_string());
-        match isa {
+        command.arg("--ours").arg(folder).arg("--device").arg(options.device.to_string());
+        command.env("RAYON_NUM_THREADS", threads.to_string());
+        match options.isa {
             Isa::Best => &mut command,
             Isa::Avx2 => command.env("CONSILIUM_ISA", "avx2"),
             Isa::Portable => command.env("CONSILIUM_ISA", "portable"),
@@ -57,17 +61,17 @@ impl Side {
 
     /// PyTorch, with one of its memory layouts.
     pub(crate) fn torch(
-        python: &Path,
         folder: &Path,
         threads: usize,
         layout: &str,
-        isa: Isa,
+        options: &Options,
     ) -> anyhow::Result<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/torch_peer.py");
-        let mut command = Command::new(python);
-        command.arg(script).arg(folder).arg(threads.to_string()).arg(layout);
+        let device = if options.device == DeviceKind::Cpu { "cpu" } else { "cuda" };
+        let mut command = Command::new(&options.python);
+        command.arg(script).arg(folder).arg(threads.to_string()).arg(layout).arg(device);
         command.env("OMP_NUM_THREADS", threads.to_string()).env("MKL_NUM_THREADS", threads.to_string());
-        let limits: &[(&str, &str)] = match isa {
+        let limits: &[(&str, &str)] = match options.isa {
             Isa::Best => &[],
             Isa::Avx2 => &[("ATEN_CPU_CAPABILITY", "avx2"), ("ONEDNN_MAX_CPU_ISA", "AVX2")],
             Isa::Portable => &[("ATEN_CPU_CAPABILITY", "default"), ("ONEDNN_MAX_CPU_ISA", "SSE41")],
