@@ -8,6 +8,8 @@ use burn::tensor::{
     activation::{relu, sigmoid},
 };
 
+use super::ops::row_sums;
+
 /// Mean cross-entropy and mean Dice loss of logits `[n, k, x, y, z]` over the annotated pairs, each of `dice_terms` terms.
 pub(super) fn masked_loss(
     logits: Tensor<5>,
@@ -63,10 +65,14 @@ fn parts(x: Tensor<3>, y: Tensor<3>) -> Parts {
     let p = sigmoid(x.clone());
 
     let cross_entropy = relu(x.clone()) - x.clone() * y.clone() + x.abs().neg().exp().log1p();
-    let bce = Term { value: cross_entropy.mean(), gradient: (p.clone() - y.clone()) / voxels };
+    let sum = |x: Tensor<3>| {
+        let sums = row_sums(x.reshape([shape[0] * shape[1], shape[2]]));
+        sums.reshape([shape[0], shape[1], 1])
+    };
+    let bce = Term { value: sum(cross_entropy).sum() / voxels, gradient: (p.clone() - y.clone()) / voxels };
 
-    let overlap = (p.clone() * y.clone()).sum_dim(2);
-    let size = p.clone().sum_dim(2) + y.clone().sum_dim(2) + 1.0;
+    let overlap = sum(p.clone() * y.clone());
+    let size = sum(p.clone() + y.clone()) + 1.0;
     let value = (overlap.clone() / size.clone() * 2.0).mean().neg() + 1.0;
     // d dice/dp = 2 overlap/size² - 2 y/size, and dp/dx = p (1 - p).
     let shrink = overlap / (size.clone() * size.clone()) * (2.0 / dice_terms);
@@ -77,6 +83,7 @@ fn parts(x: Tensor<3>, y: Tensor<3>) -> Parts {
 
 /// `value` as a node of the autodiff graph whose gradient with respect to `input` is `gradient`.
 fn with_gradient(value: Tensor<1>, input: Tensor<5>, gradient: Tensor<5>) -> Tensor<1> {
-    let linear = (input * gradient).sum();
+    let [n, k, x, y, z] = input.dims();
+    let linear = row_sums((input * gradient).reshape([n * k, x * y * z])).sum();
     linear.clone() - linear.detach() + value
 }

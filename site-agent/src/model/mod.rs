@@ -9,6 +9,7 @@
 
 pub mod adapt;
 mod backbone;
+mod card_ops;
 pub mod checkpoint;
 pub mod config;
 pub mod cost;

@@ -10,11 +10,12 @@ use burn::backend::Dispatch;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{
     DType, Device, Int, Tensor,
-    activation::{leaky_relu, relu, softmax},
-    module::{self, batch_norm_train, max_pool2d},
-    ops::{ConvOptions, ConvTransposeOptions, MaxPoolOptions},
+    activation::{relu, softmax},
+    module::{self, max_pool2d},
+    ops::MaxPoolOptions,
 };
 
+use super::card_ops::CardOps;
 use super::cpu_ops::CpuOps;
 use super::cpu_step::CpuStep;
 use super::loss_parts;
@@ -56,7 +57,7 @@ pub(super) fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor
     if on_cpu(&x) {
         return on_dispatch(Dispatch::conv3, x, weight, bias);
     }
-    module::conv3d(x, weight, Some(bias), ConvOptions::new([1; 3], [1; 3], [1; 3], 1))
+    on_dispatch(Dispatch::conv3_by_products, x, weight, bias)
 }
 
 /// As [`conv3d`] on the channels of both, `a` first.
@@ -72,30 +73,7 @@ pub(super) fn norm_relu(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, how: N
     if on_cpu(&x) {
         return on_dispatch(|x, weight, bias| Dispatch::norm_relu(x, weight, bias, how), x, weight, bias);
     }
-    norm_relu_by_burn(x, weight, bias, how)
-}
-
-/// A channel or a group of one sample is normalised as a channel of a batch of one would be: burn has a batch normalisation
-/// with a gradient of its own.
-fn norm_relu_by_burn(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, how: Normalisation) -> Tensor<5> {
-    let (epsilon, slope) = (f64::from(how.epsilon), f64::from(how.slope));
-    let rectify = |x: Tensor<5>| if slope == 0.0 { relu(x) } else { leaky_relu(x, slope) };
-    let Together::Groups(groups) = how.together else {
-        return rectify(batch_norm_train(x, weight, bias, epsilon).output);
-    };
-    let shape = x.dims();
-    let [n, channels, sx, sy, sz] = shape;
-    if groups == channels {
-        let [weight, bias] = [weight, bias].map(|values| values.repeat_dim(0, n));
-        let apart = x.reshape([1, n * channels, sx, sy, sz]);
-        return rectify(batch_norm_train(apart, weight, bias, epsilon).output.reshape(shape));
-    }
-    let sets = n * groups;
-    let size = shape.iter().product::<usize>() / sets;
-    let (ones, zeros) = (Tensor::ones([sets], &x.device()), Tensor::zeros([sets], &x.device()));
-    let normalised = batch_norm_train(x.reshape([1, sets, size]), ones, zeros, epsilon).output.reshape(shape);
-    let per_channel = [1, channels, 1, 1, 1];
-    rectify(normalised * weight.reshape(per_channel) + bias.reshape(per_channel))
+    on_dispatch(|x, weight, bias| Dispatch::norm_relu_by_sums(x, weight, bias, how), x, weight, bias)
 }
 
 /// Each channel of each sample normalised by itself, without parameters; then a rectifier of this slope below zero.
@@ -110,12 +88,17 @@ pub(super) fn conv_transpose3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>)
     if on_cpu(&x) {
         return on_dispatch(Dispatch::up2, x, weight, bias);
     }
-    module::conv_transpose3d(
-        x,
-        weight,
-        Some(bias),
-        ConvTransposeOptions::new([2; 3], [0; 3], [0; 3], [1; 3], 1),
-    )
+    transposed_by_product(x, weight, bias)
+}
+
+/// Each voxel is one of 8 products with the voxel that it comes from.
+fn transposed_by_product(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+    let ([n, ins, sx, sy, sz], [_, outs, ..]) = (x.dims(), weight.dims());
+    let weight = weight.reshape([1, ins, outs * 8]).transpose();
+    let bias = bias.reshape([outs, 1]).repeat_dim(1, 8).reshape([1, outs * 8]);
+    let y = voxel_products(x.reshape([n, ins, sx * sy * sz]), weight, bias);
+    let y = y.reshape([n, outs, 2, 2, 2, sx, sy, sz]).permute([0, 1, 5, 2, 6, 3, 7, 4]);
+    y.reshape([n, outs, 2 * sx, 2 * sy, 2 * sz])
 }
 
 /// 1x1x1 convolution; weight `[out, in, 1, 1, 1]`.
@@ -134,18 +117,44 @@ pub(super) fn pointwise_pair(a: Tensor<5>, b: Tensor<5>, weight: Tensor<5>, bias
     pointwise(Tensor::cat(vec![a, b], 1), weight, bias)
 }
 
-/// One matrix product per sample.
 fn pointwise_by_product(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
-    let [n, channels, sx, sy, sz] = x.dims();
-    let out = bias.dims()[0];
-    let flat = x.reshape([n, channels, sx * sy * sz]);
-    let y = weight.reshape([1, out, channels]).matmul(flat) + bias.reshape([1, out, 1]);
-    y.reshape([n, out, sx, sy, sz])
+    let ([n, ins, sx, sy, sz], [outs, ..]) = (x.dims(), weight.dims());
+    let (weight, bias) = (weight.reshape([1, outs, ins]), bias.reshape([1, outs]));
+    voxel_products(x.reshape([n, ins, sx * sy * sz]), weight, bias).reshape([n, outs, sx, sy, sz])
+}
+
+/// Matrices `[1 or n, out, in]` times voxels `[n, in, voxel]`, plus a bias `[1 or n, out]`: `[n, out, voxel]`.
+fn voxel_products(x: Tensor<3>, matrices: Tensor<3>, bias: Tensor<2>) -> Tensor<3> {
+    let (x, matrices, bias) = (x.into_dispatch(), matrices.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(Dispatch::voxel_products(x, matrices, bias))
+}
+
+/// The sum of each row of `[rows, many]`, many side by side.
+pub(super) fn row_sums(x: Tensor<2>) -> Tensor<1> {
+    Tensor::from_dispatch(Dispatch::row_sums(x.into_dispatch()))
 }
 
 /// Linear map of rows, `[…, in]` to `[…, out]`; weight `[out, in]`.
 pub(super) fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    module::linear(x, weight.transpose(), bias)
+    if on_cpu(&x) {
+        return module::linear(x, weight.transpose(), bias);
+    }
+    linear_by_parts(x, weight, bias)
+}
+
+/// The gradient of the weight is small and a sum over all rows, which a card would walk with a few blocks of threads. So rows come
+/// in parts, each of which has its own part of that sum.
+fn linear_by_parts<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    let (mut shape, [outs, ins]) = (x.dims(), weight.dims());
+    shape[D - 1] = outs;
+    let rows = shape[..D - 1].iter().product::<usize>();
+    let parts = 64.min(1 << rows.trailing_zeros());
+    let y = x.reshape([parts, rows / parts, ins]).matmul(weight.transpose().unsqueeze_dim::<3>(0));
+    let y = match bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
+    };
+    y.reshape(shape)
 }
 
 /// Normalises each row over its numbers; shape kept.
@@ -267,13 +276,13 @@ fn segment_by_products(voxels: Tensor<5>, parameters: Tensor<3>) -> Tensor<5> {
     let w1 = take(HIDDEN * HIDDEN).reshape([n, k * HIDDEN, HIDDEN]);
     let w2 = take(HIDDEN * HIDDEN).reshape([n * k, HIDDEN, HIDDEN]);
     let w3 = take(HIDDEN).reshape([n * k, 1, HIDDEN]);
-    let b1 = take(HIDDEN).reshape([n, k * HIDDEN, 1]);
-    let b2 = take(HIDDEN).reshape([n * k, HIDDEN, 1]);
-    let b3 = take(1).reshape([n * k, 1, 1]);
+    let b1 = take(HIDDEN).reshape([n, k * HIDDEN]);
+    let b2 = take(HIDDEN).reshape([n * k, HIDDEN]);
+    let b3 = take(1).reshape([n * k, 1]);
 
-    let hidden = relu(w1.matmul(voxels.reshape([n, HIDDEN, size])) + b1);
-    let hidden = relu(w2.matmul(hidden.reshape([n * k, HIDDEN, size])) + b2);
-    (w3.matmul(hidden) + b3).reshape([n, k, x, y, z])
+    let hidden = relu(voxel_products(voxels.reshape([n, HIDDEN, size]), w1, b1));
+    let hidden = relu(voxel_products(hidden.reshape([n * k, HIDDEN, size]), w2, b2));
+    voxel_products(hidden, w3, b3).reshape([n, k, x, y, z])
 }
 
 /// Mean cross-entropy and mean Dice loss over the annotated (sample, class) pairs: logits and target `[n, k, x, y, z]`, one

@@ -4,8 +4,8 @@
 //! them: they are made again, to the bit, from what was read to make them. A step then holds the outputs of its other
 //! convolutions.
 //!
-//! Every operation is recorded here. The backward passes are in `recomputed` and, of convolutions, in `graph`, the rest of them
-//! below.
+//! Every operation is recorded here. The backward passes are in `graph` where they are of any device, in `recomputed`, and the
+//! rest of them below.
 
 mod recomputed;
 
@@ -20,22 +20,22 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, TensorMetadata};
 
-use self::recomputed::{Gelu, GeluAgain, LayerNorm, LayerNormAgain, NormRelu, NormReluAgain};
+use self::recomputed::{Gelu, GeluAgain, LayerNorm, LayerNormAgain};
 use super::{Counted, CpuGradients, CpuOps};
-use crate::kernels::norm_relu::Normalisation;
+use crate::kernels::norm_relu::{Normalisation, Statistics};
 use crate::kernels::windows::Windows;
-use crate::model::graph::{Convolution, PairConvolution, Source, recorded, register};
+use crate::model::graph::{Convolution, NormRelu, PairConvolution, Source, recorded, register};
 
 impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> {
     fn conv1(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         let convolution = Convolution::<B> {
             forward: B::conv1,
-            input: |dy, w, [_, channels, ..]| {
-                let [dx] = B::conv1_input(dy, w, [channels]);
+            input: |dy, w, shapes| {
+                let [dx] = B::conv1_input(dy, w, [shapes.input[1]]);
                 dx
             },
-            weight: |x, dy| B::conv1_weight([x], dy),
-            bias: B::channel_sums,
+            weight: |x, dy, _| B::conv1_weight([x], dy),
+            bias: |dy, _| B::channel_sums(dy),
             made_again: false,
         };
         convolution.record::<C>(x, weight, bias)
@@ -59,12 +59,12 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
     fn conv3(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         let convolution = Convolution::<B> {
             forward: B::conv3,
-            input: |dy, w, [_, channels, ..]| {
-                let [dx] = B::conv3_input(dy, w, [channels]);
+            input: |dy, w, shapes| {
+                let [dx] = B::conv3_input(dy, w, [shapes.input[1]]);
                 dx
             },
-            weight: |x, dy| B::conv3_weight([x], dy),
-            bias: B::channel_sums,
+            weight: |x, dy, _| B::conv3_weight([x], dy),
+            bias: |dy, _| B::channel_sums(dy),
             made_again: false,
         };
         convolution.record::<C>(x, weight, bias)
@@ -91,20 +91,12 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
         bias: FloatTensor<Self>,
         how: Normalisation,
     ) -> FloatTensor<Self> {
-        let nodes = [x.node(), weight.node(), bias.node()];
-        let primitives = [&x, &weight, &bias].map(|tensor| tensor.clone().into_primitive());
-        let [input, gamma, beta] = primitives;
-        let (y, statistics) = B::norm_relu_forward(input, gamma, beta, how);
-        let sources = [&x, &weight, &bias].map(Source::<B>::of::<C>);
-        let again = NormReluAgain { sources, how, statistics: statistics.clone() };
-        let prep = NormRelu.prepare::<C>(nodes).memory_bound().retro_forward(again);
-        match prep.parents(recorded::<B, C>(&x, [&weight, &bias])).stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let parents = [&x, &weight, &bias].map(|tensor| prep.checkpoint(tensor));
-                prep.finish((parents, how, statistics), y)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        let norm = NormRelu::<B, Statistics> {
+            forward: B::norm_relu_forward,
+            again: B::norm_relu_again,
+            backward: B::norm_relu_backward,
+        };
+        norm.record::<C>([x, weight, bias], how)
     }
 
     fn row_norm(
@@ -176,9 +168,9 @@ impl<B: CpuOps + CpuGradients, C: CheckpointStrategy> CpuOps for Autodiff<B, C> 
     fn up2(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         let convolution = Convolution::<B> {
             forward: B::up2,
-            input: B::up2_input,
-            weight: B::up2_weight,
-            bias: B::channel_sums,
+            input: |dy, w, shapes| B::up2_input(dy, w, shapes.input.dims()),
+            weight: |x, dy, _| B::up2_weight(x, dy),
+            bias: |dy, _| B::channel_sums(dy),
             made_again: true,
         };
         convolution.record::<C>(x, weight, bias)

@@ -13,6 +13,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
+use burn::tensor::Shape;
 
 use super::register;
 use super::source::{Recorded, Source, recorded};
@@ -24,14 +25,21 @@ type Forward<B> = fn(FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) -> FloatTen
 #[derive(Debug)]
 pub(in crate::model) struct Convolution<B: Backend> {
     pub(in crate::model) forward: Forward<B>,
-    /// From the output's gradient, the weight and the input's shape.
-    pub(in crate::model) input: fn(FloatTensor<B>, FloatTensor<B>, [usize; 5]) -> FloatTensor<B>,
+    /// From the output's gradient and the weight.
+    pub(in crate::model) input: fn(FloatTensor<B>, FloatTensor<B>, &Shapes) -> FloatTensor<B>,
     /// From the input and the output's gradient.
-    pub(in crate::model) weight: fn(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+    pub(in crate::model) weight: fn(FloatTensor<B>, FloatTensor<B>, &Shapes) -> FloatTensor<B>,
     /// From the output's gradient.
-    pub(in crate::model) bias: fn(FloatTensor<B>) -> FloatTensor<B>,
+    pub(in crate::model) bias: fn(FloatTensor<B>, &Shapes) -> FloatTensor<B>,
     /// Whether its output is made again for those who read it.
     pub(in crate::model) made_again: bool,
+}
+
+/// What a gradient cannot always tell from the tensors that it is made of.
+#[derive(Clone, Debug)]
+pub(in crate::model) struct Shapes {
+    pub(in crate::model) input: Shape,
+    pub(in crate::model) weight: Shape,
 }
 
 impl<B: Backend> Convolution<B> {
@@ -42,7 +50,8 @@ impl<B: Backend> Convolution<B> {
         weight: Recorded<B, C>,
         bias: Recorded<B, C>,
     ) -> Recorded<B, C> {
-        let (forward, made_again, shape) = (self.forward, self.made_again, x.shape().dims());
+        let (forward, made_again) = (self.forward, self.made_again);
+        let shapes = Shapes { input: x.shape(), weight: weight.shape() };
         let prep = self.prepare::<C>([x.node(), weight.node(), bias.node()]);
         let prep = if made_again {
             let sources = [&x, &weight, &bias].map(Source::<B>::of::<C>);
@@ -56,7 +65,7 @@ impl<B: Backend> Convolution<B> {
         };
         match prep.stateful() {
             OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), prep.checkpoint(&weight), shape);
+                let state = (prep.checkpoint(&x), prep.checkpoint(&weight), shapes);
                 prep.finish(state, run(x, weight, bias))
             }
             OpsKind::UnTracked(prep) => prep.finish(run(x, weight, bias)),
@@ -65,22 +74,22 @@ impl<B: Backend> Convolution<B> {
 }
 
 impl<B: Backend> Backward<B, 3> for Convolution<B> {
-    type State = (NodeId, NodeId, [usize; 5]);
+    type State = (NodeId, NodeId, Shapes);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let [x_node, weight_node, bias_node] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
-        let (x, weight, shape) = ops.state;
+        let (x, weight, shapes) = ops.state;
         let [x, weight] = [x, weight].map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
         if let Some(node) = bias_node {
-            grads.register::<B>(node.id, (self.bias)(dy.clone()));
+            grads.register::<B>(node.id, (self.bias)(dy.clone(), &shapes));
         }
         if let Some(node) = weight_node {
-            grads.register::<B>(node.id, (self.weight)(x, dy.clone()));
+            grads.register::<B>(node.id, (self.weight)(x, dy.clone(), &shapes));
         }
         // The first layer's input is the scan: nobody asks for its gradient, which would cost most of that layer.
         if let Some(node) = x_node {
-            grads.register::<B>(node.id, (self.input)(dy, weight, shape));
+            grads.register::<B>(node.id, (self.input)(dy, weight, &shapes));
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What operations of ours record in burn's automatic differentiation, whatever the device that computes them.
 //!
-//! `convolution` is what every convolution records, and its backward pass; `source` what is read to make something again.
+//! `convolution` and `normalisation` are what each of these records, with its backward pass; `source` is what is read to make
+//! something again.
 
 mod convolution;
+mod normalisation;
 mod source;
 
 use burn::backend::Backend;
@@ -11,6 +13,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::tensor::FloatTensor;
 
 pub(super) use self::convolution::{Convolution, PairConvolution};
+pub(super) use self::normalisation::NormRelu;
 pub(super) use self::source::{Source, recorded};
 
 /// Hands each gradient to the node that asks for it.

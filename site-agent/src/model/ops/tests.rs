@@ -2,7 +2,11 @@ use crate::kernels::segmentor::PARAMETERS;
 use crate::kernels::windows::OFFSETS;
 use crate::model::layers::plain_layer_norm;
 use burn::backend::TensorMetadata;
-use burn::tensor::activation;
+use burn::tensor::{
+    activation::{self, leaky_relu},
+    module::batch_norm_train,
+    ops::{ConvOptions, ConvTransposeOptions},
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -73,6 +77,29 @@ fn assert_differences<const W: usize>(
     compare("db", up, weighted(x, w, b - along_b.clone()), &db, &values(along_b));
 }
 
+/// A channel or a group of one sample is normalised as a channel of a batch of one would be: burn has a batch normalisation
+/// with a gradient of its own.
+fn norm_relu_by_burn(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, how: Normalisation) -> Tensor<5> {
+    let (epsilon, slope) = (f64::from(how.epsilon), f64::from(how.slope));
+    let rectify = |x: Tensor<5>| if slope == 0.0 { relu(x) } else { leaky_relu(x, slope) };
+    let Together::Groups(groups) = how.together else {
+        return rectify(batch_norm_train(x, weight, bias, epsilon).output);
+    };
+    let shape = x.dims();
+    let [n, channels, sx, sy, sz] = shape;
+    if groups == channels {
+        let [weight, bias] = [weight, bias].map(|values| values.repeat_dim(0, n));
+        let apart = x.reshape([1, n * channels, sx, sy, sz]);
+        return rectify(batch_norm_train(apart, weight, bias, epsilon).output.reshape(shape));
+    }
+    let sets = n * groups;
+    let size = shape.iter().product::<usize>() / sets;
+    let (ones, zeros) = (Tensor::ones([sets], &x.device()), Tensor::zeros([sets], &x.device()));
+    let normalised = batch_norm_train(x.reshape([1, sets, size]), ones, zeros, epsilon).output.reshape(shape);
+    let per_channel = [1, channels, 1, 1, 1];
+    rectify(normalised * weight.reshape(per_channel) + bias.reshape(per_channel))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -97,6 +124,17 @@ proptest! {
         let pairs = run(conv3d, &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
         for (name, (ours, burns)) in names.into_iter().zip(pairs) {
             assert_close(name, ours, burns);
+        }
+    }
+
+    #[test]
+    fn our_convolution_is_made_of_products_where_there_is_no_kernel(n in 1usize..3, ins in 1usize..20, outs in 1usize..36, sides in [1usize..9, 1usize..9, 1usize..9]) {
+        let (x, weight, bias) = (tensor([n, ins, sides[0], sides[1], sides[2]], 1), tensor([outs, ins, 3, 3, 3], 2), tensor([outs], 3));
+        let products = |x, w, b| on_dispatch(Dispatch::conv3_by_products, x, w, b);
+        let names = ["y", "dx", "dw", "db"];
+        let pairs = run(conv3d, &x, &weight, &bias).into_iter().zip(run(products, &x, &weight, &bias));
+        for (name, (ours, products)) in names.into_iter().zip(pairs) {
+            assert_close(name, ours, products);
         }
     }
 
@@ -138,9 +176,22 @@ proptest! {
         let options = ConvTransposeOptions::new([2; 3], [0; 3], [0; 3], [1; 3], 1);
         let burns = |x, w, b| module::conv_transpose3d(x, w, Some(b), options.clone());
         let names = ["y", "dx", "dw", "db"];
-        let pairs = run(conv_transpose3d, &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias));
-        for (name, (ours, burns)) in names.into_iter().zip(pairs) {
-            assert_close(name, ours, burns);
+        let burns = run(burns, &x, &weight, &bias);
+        for ours in [run(conv_transpose3d, &x, &weight, &bias), run(transposed_by_product, &x, &weight, &bias)] {
+            for (name, (ours, burns)) in names.into_iter().zip(ours.into_iter().zip(burns.clone())) {
+                assert_close(name, ours, burns);
+            }
+        }
+    }
+
+    #[test]
+    fn a_linear_map_of_rows_in_parts_is_burns(n in 1usize..3, rows in 1usize..40, ins in 1usize..20, outs in 1usize..20) {
+        let (x, weight, bias) = (tensor([n, rows, 1, 1, ins], 1), tensor([outs, ins], 2), tensor([outs], 3));
+        let burns = |x, w: Tensor<2>, b| module::linear(x, w.transpose(), Some(b));
+        let parts = |x, w, b| linear_by_parts(x, w, Some(b));
+        let names = ["y", "dx", "dw", "db"];
+        for (name, (parts, burns)) in names.into_iter().zip(run(parts, &x, &weight, &bias).into_iter().zip(run(burns, &x, &weight, &bias))) {
+            assert_close(name, parts, burns);
         }
     }
 
@@ -165,10 +216,12 @@ proptest! {
         let channels = channels * groups.max(1);
         let (x, weight, bias) = (tensor([n, channels, sides[0], sides[1], sides[2]], 1), tensor([channels], 2), tensor([channels], 3));
         let names = ["y", "dx", "dw", "db"];
-        let ours = run(|x, w, b| norm_relu(x, w, b, how), &x, &weight, &bias);
         let burns = run(|x, w, b| norm_relu_by_burn(x, w, b, how), &x, &weight, &bias);
-        for (name, (ours, burns)) in names.into_iter().zip(ours.into_iter().zip(burns)) {
-            assert_close(name, ours, burns);
+        let sums = |x, w, b| on_dispatch(|x, w, b| Dispatch::norm_relu_by_sums(x, w, b, how), x, w, b);
+        for ours in [run(|x, w, b| norm_relu(x, w, b, how), &x, &weight, &bias), run(sums, &x, &weight, &bias)] {
+            for (name, (ours, burns)) in names.into_iter().zip(ours.into_iter().zip(burns.clone())) {
+                assert_close(name, ours, burns);
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Normalisations and activations, whose output is cheap to make beside the memory that it takes: where the device says so, it is
+//! Row normalisation and activation, whose output is cheap to make beside the memory that it takes: where the device says so, it is
 //! made again for those who read it.
 
 use std::marker::PhantomData;
@@ -14,38 +14,8 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::tensor::FloatTensor;
 
 use crate::kernels::layer_norm;
-use crate::kernels::norm_relu::{Normalisation, Statistics};
 use crate::model::cpu_ops::{CpuGradients, CpuOps};
 use crate::model::graph::{Source, register};
-
-#[derive(Debug)]
-pub(super) struct NormRelu;
-
-impl<B: CpuGradients> Backward<B, 3> for NormRelu {
-    type State = ([NodeId; 3], Normalisation, Statistics);
-
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let dy = grads.consume::<B>(&ops.node);
-        let (parents, how, statistics) = ops.state;
-        let [x, weight, bias] = parents.map(|node| checkpointer.retrieve_node_output(node));
-        let gradients = B::norm_relu_backward(x, dy, weight, bias, how, &statistics);
-        register::<B, 3>(grads, ops.parents.map(|node| node.map(|node| node.id)), gradients);
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct NormReluAgain<B: Backend> {
-    pub(super) sources: [Source<B>; 3],
-    pub(super) how: Normalisation,
-    pub(super) statistics: Statistics,
-}
-
-impl<B: CpuGradients> RetroForward for NormReluAgain<B> {
-    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
-        let [x, weight, bias] = self.sources.each_ref().map(|source| source.read(states));
-        states.save(out_node, B::norm_relu_again(x, weight, bias, self.how, &self.statistics));
-    }
-}
 
 #[derive(Debug)]
 pub(super) struct LayerNorm;
