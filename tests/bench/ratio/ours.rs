@@ -20,7 +20,7 @@ use site_agent::model::{
     UniversalModel, WindowNetwork, device, parameters, training_device,
 };
 use site_agent::train::burn_trainer::{BurnTrainer, TrainerSettings};
-use site_agent::train::trainer::{Cancel, LocalTrainer, RoundPlan};
+use site_agent::train::trainer::{Cancel, LocalTrainer, RoundPlan, StepReport};
 
 use crate::cases::{self, CaseFile, HEAD_WIDTH, Kind, Loaded, OVERLAP};
 use crate::side::{Peak, Run};
@@ -68,25 +68,22 @@ fn steps(
     let plan = RoundPlan { round: RoundId(1), steps: u32::MAX, learning_rate: file.learning_rate };
     let cancel = Cancel::default();
     let mut failed = None;
-    let mut answer = |ms: f64, value: f64| match desk.answer(&Run { ms, value }).and_then(|()| desk.wait()) {
-        Ok(true) => {}
-        Ok(false) => cancel.cancel(),
-        Err(error) => {
-            failed = Some(error);
-            cancel.cancel();
+    let mut answer = |step: &StepReport| {
+        let told = Instant::now();
+        // A card is still busy with the optimiser's step.
+        let waited = device.sync().map_err(anyhow::Error::from);
+        let ms = (step.duration + told.elapsed()).as_secs_f64() * 1e3;
+        let answered = waited.and_then(|()| desk.answer(&Run { ms, value: step.loss }));
+        match answered.and_then(|()| desk.wait()) {
+            Ok(true) => {}
+            Ok(false) => cancel.cancel(),
+            Err(error) => {
+                failed = Some(error);
+                cancel.cancel();
+            }
         }
     };
-    let ended = trainer.train_round(
-        &plan,
-        &mut |step| {
-            // A card is still busy with the optimiser's step.
-            let told = Instant::now();
-            let synced = device.sync();
-            debug_assert!(synced.is_ok(), "{synced:?}");
-            answer((step.duration + told.elapsed()).as_secs_f64() * 1e3, step.loss);
-        },
-        &cancel,
-    );
+    let ended = trainer.train_round(&plan, &mut |step| answer(&step), &cancel);
     match (failed, ended) {
         (Some(error), _) => Err(error),
         // It was cancelled.
