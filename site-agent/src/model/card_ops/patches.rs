@@ -7,7 +7,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{Shape, Slice};
 
-use super::sums::PARTS;
+use super::voxels::PARTS;
 
 /// Numbers of the patches that are made at a time: 128 MiB of them, the largest buffer that every Vulkan driver has. Tests have
 /// small volumes, and are to make several runs.

@@ -4,8 +4,6 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Shape;
 
-/// Into how many parts a sum of products is cut at most.
-pub(super) const PARTS: usize = 64;
 /// As many numbers as one thread may sum without being waited for.
 const SHORT: usize = 64;
 

@@ -4,8 +4,10 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Shape;
 
-use super::sums::{self, PARTS};
+use super::sums;
 
+/// Into how many parts a sum of products is cut at most.
+pub(super) const PARTS: usize = 64;
 /// Numbers of the partial sums of a matrix's gradient, at most.
 const PARTIAL: usize = 1 << 22;
 
