@@ -31,14 +31,28 @@ pub enum AskError {
     Pki(#[from] PkiError),
 }
 
+/// How often a store in use is asked for, a second each. A coordinator that starts has the lock before it listens to operators,
+/// and one that ends has it for longer than it does.
+const TRIES: usize = 10;
+
 /// Asks the coordinator of `config`, running or not.
 ///
 /// # Errors
 /// [`AskError`]; that the request itself was refused is a [`Reply::Failed`].
 pub async fn ask(config: &Config, request: Request) -> Result<Reply, AskError> {
-    match ask_running(&config.state, &request).await? {
+    for _ in 1..TRIES {
+        match ask_once(config, &request).await {
+            Err(AskError::Store(StoreError::Locked { .. })) => {}
+            answered => return answered,
+        }
+    }
+    ask_once(config, &request).await
+}
+
+async fn ask_once(config: &Config, request: &Request) -> Result<Reply, AskError> {
+    match ask_running(&config.state, request).await? {
         Some(reply) => Ok(reply),
-        None => ask_store(config, request).await,
+        None => ask_store(config, request.clone()).await,
     }
 }
 
@@ -78,4 +92,48 @@ async fn ask_store(config: &Config, request: Request) -> Result<Reply, AskError>
     let reply = Driver::open(parts).await?.operate_offline(request).await;
     store.close().await;
     Ok(reply)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::fixture::Fixture;
+    use crate::store::StoreLock;
+
+    fn written_by_hand() -> Reply {
+        Reply::Done { words: "it is asked".to_owned() }
+    }
+
+    /// The database's own waiting is of real time: time stands still from when it is there.
+    #[tokio::test]
+    async fn a_coordinator_that_is_starting_is_asked_when_it_listens() {
+        let fixture = Fixture::new().await;
+        let state = &fixture.config.state;
+        let _held = StoreLock::try_take(state).unwrap();
+        tokio::time::pause();
+        let starting = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let listener = UnixListener::bind(socket_path(state).unwrap()).unwrap();
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut line = String::new();
+            BufReader::new(&mut stream).read_line(&mut line).await.unwrap();
+            stream.write_all(&serde_json::to_vec(&written_by_hand()).unwrap()).await.unwrap();
+        };
+        let (answered, ()) = tokio::join!(ask(&fixture.config, Request::Status), starting);
+        assert_eq!(answered.unwrap(), written_by_hand());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_stays_in_use_is_said_to_be() {
+        let fixture = Fixture::new().await;
+        let _held = StoreLock::try_take(&fixture.config.state).unwrap();
+        tokio::time::pause();
+        let refused = ask(&fixture.config, Request::Status).await.unwrap_err();
+        assert!(matches!(refused, AskError::Store(StoreError::Locked { .. })));
+    }
 }
