@@ -2,6 +2,7 @@
 
 mod cross_site;
 mod doctor;
+mod init;
 mod show;
 
 pub(crate) use show::line;
@@ -16,16 +17,15 @@ use common::study::StudyDocument;
 use tokio_util::sync::CancellationToken;
 
 use self::cross_site::CrossSiteCommand;
+use self::init::Init;
 use crate::config::Config;
 use crate::error_report::Refused;
 use crate::files::{self, Access};
 use crate::operator::client::ask;
 use crate::operator::{Order, Reply, Request};
-use crate::pki::Authority;
 use crate::progress::{Line, Progress};
 use crate::service::Service;
-use crate::store::Store;
-use crate::{backup, clock, demo};
+use crate::{backup, demo};
 
 /// The consortium's server: invites hospitals, runs rounds, reports how the model generalises.
 #[derive(Debug, Parser)]
@@ -104,19 +104,6 @@ enum Command {
     },
     /// Show everything on this machine: a consortium of processes that trains on phantoms and reports.
     Demo(demo::Options),
-}
-
-#[derive(Debug, Args)]
-struct Init {
-    /// The consortium's name: in every certificate, never to change.
-    #[arg(long, value_name = "NAME")]
-    consortium: SiteId,
-    /// What hospitals dial, HOST:PORT; written into invites.
-    #[arg(long, value_name = "HOST:PORT")]
-    address: Option<String>,
-    /// Where the server listens (UDP).
-    #[arg(long, default_value = "0.0.0.0:443", value_name = "IP:PORT")]
-    listen: std::net::SocketAddr,
 }
 
 #[derive(Debug, Args)]
@@ -228,7 +215,7 @@ enum Artifact {
 pub async fn execute(cli: Cli, stop: CancellationToken) -> anyhow::Result<()> {
     let config = || Config::read(&cli.config);
     match cli.command {
-        Command::Init(init) => initialise(&cli.config, &init).await,
+        Command::Init(init) => init::initialise(&cli.config, &init).await,
         Command::Invite(Invite { site, role, hours, out }) => {
             let out = out.unwrap_or_else(|| format!("{site}.invite.toml").into());
             // Asked first, an invite whose file cannot be written would count and be lost.
@@ -276,36 +263,6 @@ fn restore(settings: &Path, from: &Path) -> anyhow::Result<()> {
     line(
         "what happened since is not in it: sites that enrolled later need an invite, later rounds are trained again",
     );
-    Ok(())
-}
-
-async fn initialise(path: &Path, init: &Init) -> anyhow::Result<()> {
-    if path.exists() {
-        let config = Config::read(path)?;
-        if config.consortium != init.consortium.as_str() {
-            bail!(
-                "{} is of the consortium `{}`, not of `{}`: for another one, name another file with --config",
-                path.display(),
-                config.consortium,
-                init.consortium
-            );
-        }
-    } else {
-        let mut text = format!("consortium = \"{}\"\nlisten = \"{}\"\n", init.consortium, init.listen);
-        if let Some(address) = &init.address {
-            text.push_str(&format!("address = \"{address}\"\n"));
-        }
-        // Read before it is written: a wrong address is told now.
-        Config::parse(&path.display().to_string(), &text, files::parent(path))?;
-        files::write_new(path, text.as_bytes(), Access::Public)
-            .with_context(|| path.display().to_string())?;
-    }
-    let config = Config::read(path)?;
-    let authority = Authority::create(&config.certs, &config.consortium, clock::now())?;
-    Store::create(&config.state).await?.close().await;
-    let fingerprint = data_encoding::HEXLOWER.encode(&authority.root_fingerprint());
-    line(&format!("made the consortium `{}`; its root is {fingerprint}", config.consortium));
-    line(&format!("now take {} away and keep it in a safe", config.certs.join("root.key").display()));
     Ok(())
 }
 

@@ -19,7 +19,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Whether TCP is listened on too, for sites whose networks let no UDP out.
     pub tcp: bool,
-    /// What sites dial, `host:port`; without it invites name the address that the running server is bound to.
+    /// What sites dial, `host:port`; without it invites name the address that the running server is bound to, unless that stands
+    /// for all of the machine's.
     pub address: Option<String>,
     /// Folder of database, artifacts and socket.
     pub state: PathBuf,

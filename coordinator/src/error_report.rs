@@ -103,7 +103,12 @@ pub(crate) fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> 
         },
     });
     match pki {
-        Some(PkiError::Missing { .. }) => return Some("run `coordinator init` first".to_owned()),
+        Some(PkiError::Missing { .. }) => {
+            return Some(
+                "run `coordinator init` first; for a consortium that was made before, mount its folder or copy it from a backup"
+                    .to_owned(),
+            );
+        }
         Some(PkiError::File { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
             return Some(AS_ITS_USER.to_owned());
         }
@@ -173,7 +178,10 @@ fn store_hint(error: &StoreError) -> Option<&'static str> {
             Some("another coordinator, or a command of it, is at work here: wait for it or stop it")
         }
         "store-newer" => Some("install the newer program again, or restore the backup that it made"),
-        "store-missing" => Some("run `coordinator init` first, or name the right file with `--config`"),
+        "store-missing" => Some(
+            "run `coordinator init` first, or name the right file with `--config`; the state of a consortium that was made before \
+             comes back by its mount or `coordinator restore BACKUP`",
+        ),
         store::DISK_FULL => Some("free some space: all that was acknowledged is safe, and the study goes on"),
         store::DISK_READ_ONLY => {
             Some("mount it read-write again: all that was acknowledged is safe, and the study goes on")

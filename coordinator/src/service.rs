@@ -63,12 +63,14 @@ impl Service {
         let store = Store::open(&config.state).await?;
         let socket = OperatorSocket::bind(&config.state)?;
         let doors = listen(config, &authority)?;
-        let address = local(&doors, config)?;
-        progress.say(&Line::Listening { address: address.clone(), tcp: doors.has_tcp() });
+        let listening = local(&doors, config)?;
+        progress.say(&Line::Listening { address: listening.clone(), tcp: doors.has_tcp() });
+        // An address that stands for all of the machine's is none that sites can dial.
+        let dialled = (!config.listen.ip().is_unspecified()).then_some(listening);
         let driver = Driver::open(Parts {
             store: store.clone(),
             authority: authority.clone(),
-            address: Some(config.address.clone().unwrap_or(address)),
+            address: config.address.clone().or(dialled),
             progress,
             stop: stop.clone(),
         })

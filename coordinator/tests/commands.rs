@@ -43,6 +43,51 @@ fn init_makes_a_consortium_once() {
     assert!(text(&status.stdout).starts_with("consortium thorax: not running\n"), "{}", text(&status.stdout));
 }
 
+#[test]
+fn init_makes_nothing_where_a_part_of_a_consortium_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let init = ["init", "--consortium", "thorax", "--listen", "127.0.0.1:0"];
+    coordinator(folder.path(), &init);
+    let (certs, state) = (folder.path().join("certs"), folder.path().join("state"));
+    let key = std::fs::read(certs.join("issuing.key")).unwrap();
+    let refused = |words: &str| {
+        let again = coordinator(folder.path(), &init);
+        assert_eq!((again.status.code(), text(&again.stdout)), (Some(1), ""));
+        assert!(text(&again.stderr).contains(words), "{}", text(&again.stderr));
+    };
+
+    std::fs::rename(certs.join("issuing.pem"), folder.path().join("lost.pem")).unwrap();
+    refused("`coordinator restore BACKUP`");
+    assert_eq!(std::fs::read(certs.join("issuing.key")).unwrap(), key, "what signed the sites' certificates");
+    std::fs::rename(folder.path().join("lost.pem"), certs.join("issuing.pem")).unwrap();
+
+    std::fs::rename(&state, folder.path().join("unmounted")).unwrap();
+    refused("mount the folder");
+    assert!(!state.exists());
+}
+
+#[test]
+fn settings_that_are_there_are_not_contradicted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("coordinator.toml");
+    let settings = "consortium = \"thorax\"\nlisten = \"127.0.0.1:0\"\naddress = \"old.example.org:443\"\n";
+    std::fs::write(&path, settings).unwrap();
+    let told =
+        coordinator(folder.path(), &["init", "--consortium", "thorax", "--address", "new.example.org:443"]);
+    assert_eq!(told.status.code(), Some(1));
+    assert!(text(&told.stderr).contains("`address = \"old.example.org:443\"`"), "{}", text(&told.stderr));
+    assert!(!folder.path().join("certs").exists());
+}
+
+#[test]
+fn invites_name_an_address_that_can_be_dialled() {
+    let folder = tempfile::tempdir().unwrap();
+    coordinator(folder.path(), &["init", "--consortium", "thorax", "--listen", "127.0.0.1:0"]);
+    let told = coordinator(folder.path(), &["invite", "north", "--role", "trainer"]);
+    assert_eq!(told.status.code(), Some(1));
+    assert!(text(&told.stderr).contains("set `address` in coordinator.toml"), "{}", text(&told.stderr));
+}
+
 /// A safetensors file of zeros.
 fn write_zeros(path: &Path, tensors: &[(&str, &[usize])]) {
     let zeros = |shape: &[usize]| vec![0; 4 * shape.iter().product::<usize>()];

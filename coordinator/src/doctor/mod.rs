@@ -96,9 +96,7 @@ pub async fn examine(
     stop: &CancellationToken,
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Summary, StoreError> {
-    if !config.state.join(DATABASE).exists() {
-        return Err(StoreError::Missing { path: config.state.clone() });
-    }
+    Store::must_be_in(&config.state)?;
     let mut examination = Examination { tell, summary: Summary::default(), repair, running: false, stop };
     let taken = match repair {
         true => StoreLock::take(&config.state).await,

@@ -20,7 +20,7 @@ use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, gather
 use crate::pki::{Invite, Token};
 use crate::progress::Line;
 use crate::report::ReportData;
-use crate::store::{self, InviteTerms, SiteRecord, StoreError, StoredStudy};
+use crate::store::{self, InviteTerms, SiteRecord, SiteStatus, StoreError, StoredStudy};
 use crate::{clock, error_report, files};
 
 /// What went wrong, in words for the operator.
@@ -146,9 +146,18 @@ impl Driver {
         let coordinator = self.address.clone().ok_or_else(|| {
             Failure::new(
                 "no address to write into the invite",
-                "set `address` in coordinator.toml, or start the coordinator",
+                "set `address` in coordinator.toml to what sites dial, such as `federation.example.org:443`, and start the coordinator anew",
             )
         })?;
+        if let Some(known) = self.store.site(&site).await?
+            && known.status == SiteStatus::Active
+            && known.role != role
+        {
+            return Err(Failure::new(
+                format!("`{site}` takes part as {}, and a site has one role", known.role),
+                "invite it under another name; to give this one up first: `coordinator revoke SITE`",
+            ));
+        }
         let (token, now) = (Token::random(), clock::now());
         let expires = now.after(Duration::from_secs(u64::from(hours) * 3600));
         let terms = InviteTerms { site: site.clone(), role };
@@ -412,5 +421,35 @@ fn answer_word(answer: &Answer) -> &'static str {
         Answer::Declined { .. } => "declined",
         Answer::Updated(_) => "updated",
         Answer::Revoked => "revoked",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::lost::tests::driver;
+    use crate::fixture::{Fixture, site};
+    use crate::pki::Serial;
+
+    #[tokio::test]
+    async fn an_enrolled_site_is_invited_in_its_own_role_alone() {
+        let fixture = Fixture::new().await;
+        let store = fixture.store().await;
+        let (token, now) = (Token::random(), clock::now());
+        let (terms, until) =
+            (InviteTerms { site: site(), role: Role::Evaluator }, now.after(Duration::from_secs(60)));
+        store.add_invite(token.hash(), &terms, now, until).await.unwrap();
+        store.enrol(token.hash(), &[7; 32], Serial::random(), until, now).await.unwrap().unwrap();
+        let mut driver = driver(&fixture, store).await;
+        driver.address = Some("federation.example.org:443".to_owned());
+
+        let invite = |role| Request::Invite { site: site(), role, hours: 1 };
+        let Reply::Failed { words, .. } = driver.operate(invite(Role::Trainer)).await else {
+            panic!("a held-out site was invited to train");
+        };
+        assert_eq!(words, "`north` takes part as evaluator, and a site has one role");
+        assert!(matches!(driver.operate(invite(Role::Evaluator)).await, Reply::Invite { .. }));
+        driver.operate(Request::Revoke { site: site() }).await;
+        assert!(matches!(driver.operate(invite(Role::Trainer)).await, Reply::Invite { .. }));
     }
 }

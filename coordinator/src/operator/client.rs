@@ -61,11 +61,16 @@ async fn ask_once(config: &Config, request: &Request) -> Result<Reply, AskError>
 /// # Errors
 /// [`AskError::Socket`] or [`AskError::Exchange`].
 pub async fn ask_running(state: &Path, request: &Request) -> Result<Option<Reply>, AskError> {
-    let mut stream = match UnixStream::connect(socket_path(state)?).await {
+    let socket = socket_path(state)?;
+    let mut stream = match UnixStream::connect(&socket).await {
         Ok(stream) => stream,
         // No file, or the file of one that was killed.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);
+        }
+        // Whether one runs, another user cannot know.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(StoreError::file(&socket)(error).into());
         }
         Err(error) => return Err(AskError::Exchange(error)),
     };

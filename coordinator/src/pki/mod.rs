@@ -149,7 +149,7 @@ impl Authority {
     /// [`PkiError::Exists`] when `dir` holds a consortium; [`PkiError::File`] and [`PkiError::Make`].
     pub fn create(dir: &Path, consortium: &str, now: Timestamp) -> Result<Self, PkiError> {
         let paths = Paths::in_dir(dir);
-        if paths.issuing.exists() {
+        if Self::is_in(dir)? {
             return Err(PkiError::Exists { path: paths.issuing });
         }
         files::create_private_dir(dir).map_err(|source| PkiError::File { path: dir.to_owned(), source })?;
@@ -172,6 +172,15 @@ impl Authority {
         // Last: its presence says that all the others are whole.
         write(&paths.issuing, issuing.pem(), Access::Public)?;
         Self::open(dir, consortium)
+    }
+
+    /// Whether `dir` holds what [`Authority::create`] made, to its end.
+    ///
+    /// # Errors
+    /// [`PkiError::File`] when it cannot be looked at.
+    pub fn is_in(dir: &Path) -> Result<bool, PkiError> {
+        let Paths { issuing, .. } = Paths::in_dir(dir);
+        issuing.try_exists().map_err(|source| PkiError::File { path: issuing, source })
     }
 
     /// Reads what [`Authority::create`] made. The root key may be absent: it belongs in a safe.

@@ -118,7 +118,7 @@ impl StoreError {
         Self::Corrupt { what, reason: reason.to_string() }
     }
 
-    fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { path, source }
     }
@@ -211,10 +211,22 @@ impl Store {
     /// [`StoreError::Missing`] before `init`; [`StoreError::Locked`], [`StoreError::Newer`], [`StoreError::Corrupt`] when
     /// the database is older than what was here; or the disk.
     pub async fn open(dir: &Path) -> Result<Self, StoreError> {
-        if !dir.join(DATABASE).exists() {
-            return Err(StoreError::Missing { path: dir.to_owned() });
-        }
+        Self::must_be_in(dir)?;
         Self::open_database(dir, false).await
+    }
+
+    /// Whether `dir` holds the state of a coordinator.
+    ///
+    /// # Errors
+    /// [`StoreError::File`] when it cannot be looked at, as by another user than the coordinator's.
+    pub fn is_in(dir: &Path) -> Result<bool, StoreError> {
+        dir.join(DATABASE).try_exists().map_err(StoreError::file(dir))
+    }
+
+    /// # Errors
+    /// [`StoreError::Missing`], or that `dir` cannot be looked at.
+    pub(crate) fn must_be_in(dir: &Path) -> Result<(), StoreError> {
+        if Self::is_in(dir)? { Ok(()) } else { Err(StoreError::Missing { path: dir.to_owned() }) }
     }
 
     async fn open_database(dir: &Path, create: bool) -> Result<Self, StoreError> {
@@ -249,11 +261,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Missing`] before `init`; the database.
     pub async fn inspect(dir: &Path) -> Result<Self, StoreError> {
-        let path = dir.join(DATABASE);
-        if !path.exists() {
-            return Err(StoreError::Missing { path: dir.to_owned() });
-        }
-        let options = SqliteConnectOptions::new().filename(&path).read_only(true);
+        Self::must_be_in(dir)?;
+        let options = SqliteConnectOptions::new().filename(dir.join(DATABASE)).read_only(true);
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
         let health = Health::new();
         Ok(Self {
