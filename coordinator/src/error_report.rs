@@ -8,7 +8,7 @@
 //! | 75 | another process has the state folder: try again later |
 //! | 78 | coordinator.toml is missing or has mistakes, all of them listed |
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use common::config::Diagnostics;
@@ -42,12 +42,9 @@ pub struct Refused {
     pub hint: Option<String>,
 }
 
-/// Tells `error` on standard error and gives the exit code.
+/// Tells `error` on standard error and gives the exit code, also where nothing more can be written: scripts go by the code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    #[expect(clippy::print_stderr, reason = "the one place that tells a failure")]
-    {
-        eprint!("{}", render(error));
-    }
+    let _ = write!(io::stderr(), "{}", render(error));
     ExitCode::from(exit_code(error))
 }
 

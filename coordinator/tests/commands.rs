@@ -88,6 +88,22 @@ fn invites_name_an_address_that_can_be_dialled() {
     assert!(text(&told.stderr).contains("set `address` in coordinator.toml"), "{}", text(&told.stderr));
 }
 
+#[test]
+fn a_log_on_a_full_disk_changes_no_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let code = |args: &[&str]| {
+        let full = || std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
+        command.current_dir(folder.path()).args(args).env("CONSILIUM_LOG", "trace");
+        command.stdout(full()).stderr(full()).status().expect("the program starts").code()
+    };
+    let init = ["init", "--consortium", "thorax", "--listen", "127.0.0.1:0"];
+    assert_eq!(code(&["status"]), Some(78));
+    assert_eq!(code(&init), Some(0));
+    assert_eq!(code(&init), Some(1));
+    assert_eq!(code(&["status"]), Some(0));
+}
+
 /// A safetensors file of zeros.
 fn write_zeros(path: &Path, tensors: &[(&str, &[usize])]) {
     let zeros = |shape: &[usize]| vec![0; 4 * shape.iter().product::<usize>()];

@@ -31,7 +31,13 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("CONSILIUM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // Colours are for a person who looks; a log file or a pipe gets plain text.
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        // A log on a full disk is no reason to end, and to tell of it on the same standard error would panic.
+        .log_internal_errors(false)
+        .init();
     match cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.report(),

@@ -193,3 +193,11 @@ fn check_names_each_file_that_is_wrong_and_says_what_is_wrong_with_it() {
     assert!(scan.contains("case-0001/ct.nii.gz: ") && scan.contains("not a NIfTI file"), "{scan}");
     assert!(told.out.contains("welcomed by"), "it goes on after a mistake: {}", told.out);
 }
+
+#[test]
+fn a_log_on_a_full_disk_changes_no_exit_code() {
+    let full = || fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let mut check = command("site-agent", ["check", "--config", "nowhere/site.toml"]);
+    check.env("CONSILIUM_LOG", "trace").stdout(full()).stderr(full());
+    assert_eq!(check.status().expect("the program starts").code(), Some(64));
+}

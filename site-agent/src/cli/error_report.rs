@@ -1,6 +1,6 @@
 //! How errors reach the user: what, caused by what, and what to do; and the exit codes.
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use common::config::Diagnostics;
@@ -104,10 +104,9 @@ impl CliError {
         printable(&text)
     }
 
-    /// Tells the user, and gives the exit code.
-    #[expect(clippy::print_stderr, reason = "the one reporter of errors")]
+    /// Tells the user, and gives the exit code, also where nothing more can be written: scripts go by the code.
     pub fn report(&self) -> ExitCode {
-        eprintln!("{}", self.text());
+        let _ = writeln!(io::stderr(), "{}", self.text());
         ExitCode::from(self.exit as u8)
     }
 }
