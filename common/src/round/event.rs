@@ -180,9 +180,9 @@ pub enum Fault {
     StorageFull,
     /// The storage takes nothing: worth trying again too.
     StorageReadOnly,
-    /// The storage failed otherwise.
+    /// The storage failed otherwise: that may pass, or somebody puts back what is missing.
     Storage,
-    /// The numbers cannot be aggregated (not finite).
+    /// The numbers cannot be aggregated (not finite): trying again would give the same.
     Numbers,
 }
 
@@ -208,7 +208,7 @@ pub enum Timer {
     Accept,
     /// End of the time to answer a round.
     Deadline,
-    /// Time to ask again: the sites when a quorum is missing, the storage when it was full.
+    /// Time to ask again: the sites when a quorum is missing, the storage when it failed.
     Retry,
 }
 

@@ -1,6 +1,5 @@
 //! Paused: an overlay of any phase. What is under way ends and is recorded; nothing new begins and deadlines stand still.
-//! Ends when the operator resumes, or by itself when the storage was full or read-only: then after 30 s, doubling up to
-//! 10 minutes.
+//! Ends when the operator resumes, or by itself when the storage failed: then after 30 s, doubling up to 10 minutes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,7 +31,10 @@ impl Pause {
 
     /// A pause for a fault that occurred `failures` times in a row.
     pub(super) fn by_fault(reason: PauseReason, failures: u32, now: Timestamp) -> Self {
-        let passes = |fault| matches!(fault, Fault::StorageFull | Fault::StorageReadOnly);
+        let passes = |fault| match fault {
+            Fault::StorageFull | Fault::StorageReadOnly | Fault::Storage => true,
+            Fault::Numbers => false,
+        };
         let patient = match reason {
             PauseReason::Aggregation(fault) | PauseReason::Commit(fault) => passes(fault),
             PauseReason::Operator => false,

@@ -274,18 +274,23 @@ fn nothing_is_announced_before_it_is_durable() {
 }
 
 #[test]
-fn a_full_storage_is_tried_again_later_and_later() {
-    let mut study = Study::committing();
-    let mut waits = vec![];
-    for _ in 0..7 {
-        study.tick(Event::CommitFailed { round: RoundId(1), fault: Fault::StorageFull });
-        let at = study.machine.status().timers[&Timer::Retry];
-        waits.push(at.since(study.now).as_secs());
-        study.now = at;
-        let actions = study.tick(Event::TimerFired(Timer::Retry));
-        assert!(actions.contains(&Action::Commit { round: RoundId(1), model: hash("one") }));
+fn a_storage_that_fails_is_tried_again_later_and_later() {
+    let round = RoundId(1);
+    for fault in [Fault::StorageFull, Fault::StorageReadOnly, Fault::Storage] {
+        let failed = [Event::AggregationFailed { round, fault }, Event::CommitFailed { round, fault }];
+        for (mut study, failed) in [Study::aggregating(), Study::committing()].into_iter().zip(failed) {
+            let mut waits = vec![];
+            for _ in 0..7 {
+                study.tick(failed.clone());
+                let at = study.machine.status().timers[&Timer::Retry];
+                waits.push(at.since(study.now).as_secs());
+                study.now = at;
+                let actions = study.tick(Event::TimerFired(Timer::Retry));
+                assert!(asks_for_a_model(&actions), "{fault:?}: {actions:?}");
+            }
+            assert_eq!(waits, [30, 60, 120, 240, 480, 600, 600], "{fault:?}");
+        }
     }
-    assert_eq!(waits, [30, 60, 120, 240, 480, 600, 600]);
 }
 
 #[test]

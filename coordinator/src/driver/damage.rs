@@ -70,7 +70,7 @@ impl Driver {
         self.note_whole(&hash);
         let words = format!(
             "{what} is here, and every byte is as it was published; sites that were refused ask again by themselves, and \
-             `coordinator study resume` takes up a study that paused for want of it"
+             a study that paused for want of it tries again within 10 minutes, at once after `coordinator study resume`"
         );
         Ok(Reply::Done { words })
     }

@@ -87,6 +87,8 @@ impl Driver {
         }
         let Some(Failing { code, .. }) = self.trouble.take() else { return };
         self.progress.say(&Line::Recovered { code: code.to_owned() });
+        // A disk that fails otherwise may take files and not give one: that is for the machine's own timer, or a lasting fault
+        // would be tried, and told, every few seconds.
         let held_up = |reason| match reason {
             PauseReason::Aggregation(fault) | PauseReason::Commit(fault) => {
                 matches!(fault, Fault::StorageFull | Fault::StorageReadOnly)
