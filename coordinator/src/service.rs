@@ -7,7 +7,6 @@ use link::tls::Credentials;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
-use crate::clock;
 use crate::config::Config;
 use crate::driver::{Driver, DriverHandle, Parts};
 use crate::network::{self, Budget, Context, Doors, Frame, Shelf, UploadSlots};
@@ -114,7 +113,7 @@ impl Service {
 }
 
 fn listen(config: &Config, authority: &Authority) -> Result<Doors, ServiceError> {
-    let identity = authority.certify_server(&config.server_names(), clock::now())?;
+    let identity = authority.certify_server(&config.server_names())?;
     let opened = Doors::open(&Frame {
         listen: config.listen,
         tcp: config.tcp,

@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use common::ids::Role;
 use common::time::Timestamp;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::records::Known;
 use super::{Examination, Level};
 use crate::clock;
 use crate::config::Config;
 use crate::files::{size_in_words, space};
-use crate::pki::Authority;
+use crate::pki::{Authority, Validity};
 use crate::store::{SiteStatus, Store, StoreError};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -112,7 +111,7 @@ fn certificates(config: &Config, examination: &mut Examination<'_>) {
     let remedy = "sites and server cannot be certified beyond it: plan a new consortium in time";
     for (name, der) in [("root.pem", authority.root()), ("issuing.pem", authority.issuing())] {
         let path = config.certs.join(name);
-        match end(der) {
+        match Validity::of(der).map(Validity::not_after) {
             None => examination.find(Level::Bad, path, "is no certificate", "copy it from a backup"),
             Some(until) => {
                 let (level, words) = lasts(until, clock::now(), SOON);
@@ -120,7 +119,7 @@ fn certificates(config: &Config, examination: &mut Examination<'_>) {
             }
         }
     }
-    examination.good("server certificate", "made anew at each start, for two years");
+    examination.good("server certificate", "made anew at each start; it lasts as long as the issuing one");
 }
 
 /// Looks at the certificates of the sites that may speak.
@@ -189,13 +188,6 @@ pub(super) async fn room(
         false => examination.good(store.dir(), words),
     }
     Ok(())
-}
-
-/// The end of a certificate.
-fn end(der: &[u8]) -> Option<Timestamp> {
-    let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
-    Some(Timestamp(seconds.saturating_mul(1000)))
 }
 
 /// What it means that something lasts until then.

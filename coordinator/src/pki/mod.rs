@@ -22,6 +22,7 @@ use rcgen::{
 use rustls_pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject,
 };
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use invite::{Invite, InviteError, Token, TokenHash};
 
@@ -31,8 +32,6 @@ use crate::files::{self, Access};
 const ROOT_LIFE: Duration = days(20 * 365);
 /// How long the intermediate is valid.
 const ISSUING_LIFE: Duration = days(8 * 365);
-/// How long one run of the server may last before its certificate ends.
-const SERVER_LIFE: Duration = days(2 * 365);
 /// Clocks of hospitals differ: certificates begin this much before they are made.
 const BACKDATE: Duration = days(1);
 
@@ -138,6 +137,8 @@ pub struct Authority {
     root: CertificateDer<'static>,
     issuing: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+    /// Of the issuing certificate.
+    validity: Validity,
     reset_key: ResetKey,
 }
 
@@ -194,9 +195,12 @@ impl Authority {
         let key = KeyPair::from_pem(&read_text(&paths.issuing_key)?)
             .map_err(|e| PkiError::Malformed { path: paths.issuing_key, reason: e.to_string() })?;
         let reset_key = ResetKey::new(blake3::derive_key(RESET_KEY, &key.serialize_der()));
-        let issuer = Issuer::from_ca_cert_der(&issuing, key)
-            .map_err(|e| PkiError::Malformed { path: paths.issuing, reason: e.to_string() })?;
-        Ok(Self { consortium: consortium.to_owned(), root, issuing, issuer, reset_key })
+        let malformed = |reason: String| PkiError::Malformed { path: paths.issuing, reason };
+        let Some(validity) = Validity::of(&issuing) else {
+            return Err(malformed("no certificate with dates from 1970 on".to_owned()));
+        };
+        let issuer = Issuer::from_ca_cert_der(&issuing, key).map_err(|e| malformed(e.to_string()))?;
+        Ok(Self { consortium: consortium.to_owned(), root, issuing, issuer, validity, reset_key })
     }
 
     /// The root certificate, which sites pin.
@@ -252,14 +256,16 @@ impl Authority {
         self.issue(&params, &request.public_key, serial, validity)
     }
 
-    /// Makes a key and a certificate for this start of the server, valid for `names` (host names or addresses).
+    /// Makes a key and a certificate for this start of the server, valid for `names` (host names or addresses). It counts for
+    /// as long as the certificate that signs it: the key ends with this process in any case, and what the clock says at a
+    /// start, which may be wrong, decides nothing.
     ///
     /// # Errors
     /// [`PkiError::Make`] when a name is neither.
-    pub fn certify_server(&self, names: &[String], now: Timestamp) -> Result<ServerIdentity, PkiError> {
+    pub fn certify_server(&self, names: &[String]) -> Result<ServerIdentity, PkiError> {
         let key = KeyPair::generate()?;
         let serial = Serial::random();
-        let validity = Validity::starting(now, SERVER_LIFE);
+        let validity = self.validity;
         let mut params = leaf_params("coordinator", serial, validity);
         params.subject_alt_names = CertificateParams::new(names)?.subject_alt_names;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -295,6 +301,15 @@ impl Validity {
     pub fn starting(now: Timestamp, life: Duration) -> Self {
         let back = u64::try_from(BACKDATE.as_millis()).unwrap_or(u64::MAX);
         Self { not_before: Timestamp(now.0.saturating_sub(back)), not_after: now.after(life) }
+    }
+
+    /// Of a certificate; nothing where that is none, or not of this era.
+    pub(crate) fn of(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let time = |seconds: i64| Some(Timestamp(u64::try_from(seconds).ok()?.saturating_mul(1000)));
+        let validity = certificate.validity();
+        let (not_before, not_after) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        Some(Self { not_before: time(not_before)?, not_after: time(not_after)? })
     }
 
     /// The end.

@@ -113,8 +113,21 @@ fn a_key_that_is_not_p256_is_refused() {
 fn the_server_certificate_carries_host_names_and_addresses() {
     let (_dir, authority) = authority();
     let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let identity = authority.certify_server(&names, NOW).unwrap();
+    let identity = authority.certify_server(&names).unwrap();
     let (_, leaf) = X509Certificate::from_der(&identity.chain[0]).unwrap();
     assert_eq!(leaf.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 2);
     assert!(leaf.validity().is_valid_at(x509_parser::time::ASN1Time::from_timestamp(1_800_000_000).unwrap()));
+}
+
+/// The consortium may be older than the clock's battery, or the clock be ahead: that is no date to go by.
+#[test]
+fn the_server_certificate_counts_as_long_as_the_one_that_signs_it() {
+    const YEAR_2050: Timestamp = Timestamp(2_524_608_000_000);
+    for founded in [Timestamp(0), NOW, YEAR_2050] {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create(dir.path(), "demo", founded).unwrap();
+        let identity = authority.certify_server(&["localhost".to_owned()]).unwrap();
+        assert_eq!(Validity::of(&identity.chain[0]), Some(Validity::starting(founded, ISSUING_LIFE)));
+        assert_eq!(Validity::of(&identity.chain[0]), Validity::of(authority.issuing()));
+    }
 }
