@@ -10,6 +10,7 @@ use common::report::EvaluationReport;
 use common::signed::SignedDocument;
 use common::study::StudyDocument;
 
+use super::files::{corrupt, move_away};
 use super::moments::Needed;
 use super::{Examination, Level};
 use crate::driver::{Rehearsal, rehearse};
@@ -107,10 +108,7 @@ pub(super) async fn database(store: &Store, examination: &mut Examination<'_>) -
     if problems.is_empty() {
         examination.good(&path, "SQLite finds it whole");
     }
-    match store.check_mark().await {
-        Ok(()) => examination.good(&path, "every journal has come as far as it ever had"),
-        Err(error) => examination.find(Level::Bad, &path, causes(&error), RESTORE),
-    }
+    mark(store, examination).await;
     let (found, newest) = store.schema().await?;
     if found == newest {
         examination.good(&path, format!("schema version {found}"));
@@ -122,6 +120,27 @@ pub(super) async fn database(store: &Store, examination: &mut Examination<'_>) -
         examination.find(Level::Bad, &path, words, "install the newer program again");
     }
     Ok(())
+}
+
+/// Looks whether the database is behind its mark. A mark that is damaged says nothing of it.
+async fn mark(store: &Store, examination: &mut Examination<'_>) {
+    let marks = match store.marks() {
+        Ok(marks) => marks,
+        Err(error) => {
+            let path = store.mark_file();
+            let (level, words) = match move_away(store, &path, &error, examination) {
+                None => (Level::Warn, corrupt(&error, None)),
+                moved => (Level::Repaired, corrupt(&error, moved)),
+            };
+            let remedy = "nothing: nothing is lost, and when the next round is committed another is written";
+            return examination.find(level, &path, words, remedy);
+        }
+    };
+    let path = store.database();
+    match store.check_marks(&marks).await {
+        Ok(()) => examination.good(&path, "every journal has come as far as it ever had"),
+        Err(error) => examination.find(Level::Bad, &path, causes(&error), RESTORE),
+    }
 }
 
 /// Rebuilds every study.

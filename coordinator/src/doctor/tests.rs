@@ -256,6 +256,22 @@ async fn moments_that_the_next_round_starts_from_are_missed_and_it_is_said_what_
     assert!(remedy.contains("pauses the study") && remedy.contains("study resume"), "{}", found[0]);
 }
 
+#[tokio::test]
+async fn a_damaged_mark_is_no_fault_of_the_database() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store().await;
+    let mark = store.mark_file();
+    store.close().await;
+    fs::write(&mark, "{").unwrap();
+    let (found, summary) = examined(&fixture, false).await;
+    let [finding] = found.as_slice() else { panic!("{found:#?}") };
+    assert_eq!((finding.level, summary.bad), (Level::Warn, 0));
+    assert_eq!(finding.subject, mark.display().to_string());
+    let (found, _) = examined(&fixture, true).await;
+    assert_eq!((found[0].level, mark.exists(), quarantined(&fixture)), (Level::Repaired, false, 1));
+    assert_eq!(examined(&fixture, false).await.0, []);
+}
+
 #[test]
 fn certificates_are_told_in_time() {
     let days = |n: u64| Timestamp(NOW.0 + n * 86_400_000);

@@ -252,7 +252,7 @@ impl Store {
             health,
             _lock: Some(std::sync::Arc::new(lock)),
         };
-        store.check_mark().await?;
+        store.heed_mark().await?;
         Ok(store)
     }
 

@@ -194,14 +194,9 @@ impl Store {
             .bind(bytes(study))
             .execute(&mut *transaction)
             .await?;
-        let row = sqlx::query("SELECT seq FROM snapshots WHERE study = ?")
-            .bind(bytes(study))
-            .fetch_one(&mut *transaction)
-            .await?;
-        let seq = row.try_get("seq")?;
         transaction.commit().await?;
         // After the commit: the mark must never be ahead of what is durable.
-        self.mark(*study, seq).await
+        self.mark().await
     }
 
     /// What the state of `study` is rebuilt from.

@@ -465,6 +465,31 @@ async fn an_older_database_in_the_place_of_the_newest_is_refused() {
 }
 
 #[tokio::test]
+async fn a_damaged_mark_is_moved_away_and_written_anew() {
+    let (dir, store) = store().await;
+    let study = study(&store).await;
+    let entry = JournalEntry { at: NOW, event: "one".to_owned() };
+    store.append_event(&study, &entry).await.unwrap();
+    store.put_snapshot(&study, "after one").await.unwrap();
+    let mark = store.mark_file();
+    let whole = std::fs::read_to_string(&mark).unwrap();
+    store.close().await;
+
+    let ahead = whole.replace(":1}", ":9}");
+    for (number, text) in (1..).zip(["", &whole[..whole.len() / 2], &ahead]) {
+        std::fs::write(&mark, text).unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let quarantined = std::fs::read_dir(dir.path().join(QUARANTINE)).unwrap().count();
+        assert_eq!((mark.exists(), quarantined), (false, number));
+        // As it looks where it is damaged while the coordinator runs.
+        std::fs::write(&mark, text).unwrap();
+        store.put_snapshot(&study, "after one").await.unwrap();
+        assert_eq!(std::fs::read_to_string(&mark).unwrap(), whole);
+        store.close().await;
+    }
+}
+
+#[tokio::test]
 async fn a_database_that_lost_its_end_is_noticed() {
     let (dir, store) = store().await;
     study(&store).await;
