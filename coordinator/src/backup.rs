@@ -10,6 +10,7 @@ mod landing;
 mod restore;
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -45,6 +46,12 @@ pub enum BackupError {
     /// The state folder to restore into has something in it.
     #[error("{} is not empty", .path.display())]
     NotEmpty {
+        /// The state folder.
+        path: PathBuf,
+    },
+    /// A restore into it was killed while it moved its files up.
+    #[error("{} has a part of what an interrupted restore was to bring", .path.display())]
+    Interrupted {
         /// The state folder.
         path: PathBuf,
     },
@@ -88,6 +95,9 @@ impl BackupError {
             Self::NotEmpty { .. } => {
                 "move the folder away and keep it, or, if it is a mount point, what lies in it: a backup is restored into an \
                  empty one"
+            }
+            Self::Interrupted { .. } => {
+                "remove what lies in it, `restoring` too, and restore again: all of it is of the backup"
             }
             Self::Differs { .. } => "move the file away: it is not the one that the backup was made with",
             Self::Damaged { .. } => "nothing was changed; take another backup, or copy this one again",
@@ -138,6 +148,7 @@ pub async fn back_up(settings: &Path, to: &Path) -> Result<Summary, BackupError>
         return Err(BackupError::Exists { path: to.to_owned() });
     }
     let unfinished = beside(to);
+    remove_leftovers(to);
     let made = fill(settings, &unfinished).await;
     let made = made.and_then(|summary| {
         on_disk(to, fs::rename(&unfinished, to).and_then(|()| files::sync_dir(files::parent(to))))?;
@@ -155,6 +166,7 @@ async fn fill(settings: &Path, folder: &Path) -> Result<Summary, BackupError> {
     let store = Store::inspect(&config.state).await?;
     let mut copy = Unfinished { folder, files: Vec::new(), done: BTreeSet::new() };
     on_disk(folder, files::create_private_dir(folder))?;
+    let _held = hold(folder);
     copy.file(settings, Path::new(SETTINGS))?;
     copy.certificates(&config.certs)?;
     copy.contents(&store)?;
@@ -310,10 +322,38 @@ fn sync_folders(folder: &Path) -> io::Result<()> {
     files::sync_dir(folder)
 }
 
+/// Where what is to be `path` is filled.
 fn beside(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".unfinished-{}", std::process::id()));
+    let mut name = unfinished(path);
+    name.push(std::process::id().to_string());
     path.with_file_name(name)
+}
+
+/// How the names begin of what is to be `path`, whichever process fills it.
+fn unfinished(path: &Path) -> OsString {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".unfinished-");
+    name
+}
+
+/// Locks a folder that is being filled. The kernel releases it with the process, however that ends: what nobody holds is
+/// left over.
+fn hold(folder: &Path) -> Option<File> {
+    let folder = File::open(folder).ok()?;
+    folder.try_lock().ok()?;
+    Some(folder)
+}
+
+/// Removes what killed tries to make `path` have left beside it, which holds keys. Best effort: it is in nobody's way.
+fn remove_leftovers(path: &Path) {
+    let Ok(entries) = fs::read_dir(files::parent(path)) else { return };
+    let begin = unfinished(path);
+    for entry in entries.flatten() {
+        let is_unfinished = entry.file_name().as_encoded_bytes().starts_with(begin.as_encoded_bytes());
+        if is_unfinished && hold(&entry.path()).is_some() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn text(path: &Path) -> String {

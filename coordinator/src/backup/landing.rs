@@ -4,7 +4,7 @@
 //! point, which nothing can be renamed onto and beside which there may be no room: then inside it, from where the database moves up
 //! last; without one nothing takes the folder for a coordinator's state.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,8 @@ const OF_THE_FILE_SYSTEM: &str = "lost+found";
 pub(super) struct Landing {
     state: PathBuf,
     unfinished: PathBuf,
+    /// While it is filled, where it lies beside the state folder.
+    _held: Option<File>,
 }
 
 impl Landing {
@@ -33,12 +35,14 @@ impl Landing {
             true => state.join(UNFINISHED),
             false => super::beside(state),
         };
+        super::remove_leftovers(state);
         match fs::remove_dir_all(&unfinished) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         files::create_private_dir(&unfinished)?;
-        Ok(Self { state: state.to_owned(), unfinished })
+        let held = super::hold(&unfinished);
+        Ok(Self { state: state.to_owned(), unfinished, _held: held })
     }
 
     /// The folder to fill.
@@ -92,4 +96,9 @@ pub(super) fn is_free(state: &Path) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Whether a restore was killed while it moved up what it had filled: the database comes last, so no coordinator has used it.
+pub(super) fn is_half_landed(state: &Path) -> bool {
+    state.join(UNFINISHED).is_dir() && !state.join(DATABASE).exists()
 }

@@ -96,7 +96,11 @@ fn settings_of(settings: &Path, from: &Path, manifest: &Manifest) -> Result<Conf
 
 fn refuse_what_is_in_the_way(config: &Config, from: &Path, manifest: &Manifest) -> Result<(), BackupError> {
     if !on_disk(&config.state, landing::is_free(&config.state))? {
-        return Err(BackupError::NotEmpty { path: config.state.clone() });
+        let path = config.state.clone();
+        return Err(match landing::is_half_landed(&path) {
+            true => BackupError::Interrupted { path },
+            false => BackupError::NotEmpty { path },
+        });
     }
     for file in &manifest.files {
         let Ok(inside) = Path::new(&file.path).strip_prefix(CERTS) else { continue };

@@ -175,3 +175,36 @@ async fn a_backup_that_failed_leaves_nothing() {
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("backup")), "{left:?}");
 }
+
+#[tokio::test]
+async fn what_a_killed_backup_or_restore_left_goes_with_the_next() {
+    let BackedUp { dir, settings, backup, .. } = backed_up().await;
+    let second = dir.path().join("second");
+    let names = ["second.unfinished-1", "second.unfinished-2", "second-to-none"];
+    let [left, under_way, other] = names.map(|name| dir.path().join(name));
+    for folder in [&left, &under_way, &other] {
+        fs::create_dir_all(folder.join(CERTS)).unwrap();
+    }
+    let _held = hold(&under_way).unwrap();
+    back_up(&settings, &second).await.unwrap();
+    assert_eq!([left, under_way, other].map(|folder| folder.exists()), [false, true, true]);
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let left = elsewhere.path().join("state.unfinished-1");
+    fs::create_dir(&left).unwrap();
+    restore(&elsewhere.path().join(SETTINGS), &backup).unwrap();
+    assert!(!left.exists());
+}
+
+#[tokio::test]
+async fn a_restore_that_was_killed_at_its_end_is_told_from_a_state() {
+    let BackedUp { dir: _dir, backup, .. } = backed_up().await;
+    let other = tempfile::tempdir().unwrap();
+    let (settings, state) = (other.path().join(SETTINGS), other.path().join(STATE));
+    fs::create_dir_all(state.join(ARTIFACTS)).unwrap();
+    assert!(matches!(restore(&settings, &backup), Err(BackupError::NotEmpty { .. })));
+    fs::create_dir(state.join("restoring")).unwrap();
+    assert!(matches!(restore(&settings, &backup), Err(BackupError::Interrupted { .. })));
+    fs::write(state.join(DATABASE), "of a coordinator").unwrap();
+    assert!(matches!(restore(&settings, &backup), Err(BackupError::NotEmpty { .. })));
+}
