@@ -406,6 +406,8 @@ impl Agent {
 
     fn look_around(&mut self) -> anyhow::Result<()> {
         self.look_for_decisions(self.machine.status().undecided)?;
+        // Whether they can be written was said when they came.
+        let _ = self.egress.write_owed();
         self.take_up_what_waited()
     }
 
@@ -460,6 +462,10 @@ impl Agent {
             Ok(Ok(true)) => tracing::info!("stopped"),
             Ok(_) => tracing::error!("the worker panicked; its message is above"),
             Err(_) => tracing::warn!("the work under way did not stop within {} s", DRAIN.as_secs()),
+        }
+        if let Err(error) = self.egress.write_owed() {
+            let error = anyhow::Error::from(error);
+            tracing::error!("the last answers are not in the ledger: {error:#}");
         }
         let mut status = self.status;
         (status.connected, status.paused, status.waiting) = (false, None, None);

@@ -170,6 +170,12 @@ impl Ledger {
         self.next += 1;
         Ok(entry)
     }
+
+    /// Appends to `file` from here on: in a test, a full disk, or the ledger again.
+    #[cfg(test)]
+    pub(super) fn append_to(&mut self, file: File) {
+        self.file = file;
+    }
 }
 
 /// Reads a ledger from end to end without changing it, and passes each entry to `seen`.

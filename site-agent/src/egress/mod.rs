@@ -1,8 +1,9 @@
 //! The one way out of a hospital: policy, limits, ledger, transport, in that order.
 //!
 //! A message about the site or its data is an [`Outbound`] value; [`Egress`] is the only thing that can send one. It is
-//! written to the ledger, on the disk, before its first byte is sent, and the coordinator's answer after. What merely
-//! asks for something (a study, a model) goes through `ask` and carries nothing.
+//! written to the ledger, on the disk, before its first byte is sent, and the coordinator's answer after; an answer that the
+//! disk does not take is given all the same, and written before anything else leaves. What merely asks for something (a
+//! study, a model) goes through `ask` and carries nothing.
 
 pub mod bandwidth;
 mod ledger;
@@ -13,6 +14,7 @@ mod policy;
 mod tests;
 mod transport;
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -87,6 +89,19 @@ pub struct Egress {
 struct Books {
     ledger: Ledger,
     spent: Spent,
+    /// What became of messages and is not in the ledger yet, in its order.
+    owed: VecDeque<(jiff::Timestamp, Summary, LedgerEvent)>,
+}
+
+impl Books {
+    /// Writes down what is owed.
+    fn write_owed(&mut self) -> Result<(), LedgerError> {
+        while let Some((at, message, event)) = self.owed.front() {
+            self.ledger.append(*at, message, event.clone())?;
+            self.owed.pop_front();
+        }
+        Ok(())
+    }
 }
 
 impl Egress {
@@ -99,7 +114,8 @@ impl Egress {
         let ledger = Ledger::open(path, |entry| spent.note(entry))?;
         let Traffic { streams, bandwidth } = Traffic::default();
         let pace = Arc::new(Pace::new(bandwidth));
-        Ok(Self { policy, books: Mutex::new(Books { ledger, spent }), streams, pace })
+        let books = Mutex::new(Books { ledger, spent, owed: VecDeque::new() });
+        Ok(Self { policy, books, streams, pace })
     }
 
     /// With streams and caps of the site's own.
@@ -122,6 +138,14 @@ impl Egress {
     pub(crate) fn may_leave(&self, message: &Summary, now: jiff::Timestamp) -> bool {
         let books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
         books.spent.permit(&self.policy, message, now).is_ok()
+    }
+
+    /// Writes down the answers that the disk did not take when they came.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: they are owed still, and are written before anything else leaves.
+    pub(crate) fn write_owed(&self) -> Result<(), LedgerError> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner).write_owed()
     }
 
     /// Sends a message and waits for the coordinator's answer. An [`Outbound::Update`] goes through
@@ -168,6 +192,7 @@ impl Egress {
         let now = jiff::Timestamp::now();
         // Poisoning means that a panic interrupted bookkeeping; the ledger's own file is consistent line by line.
         let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        books.write_owed()?;
         let permitted = self.policy.permit_kind(message.kind).map_err(Limit::Never);
         let permitted = permitted.and_then(|()| books.spent.permit(&self.policy, message, now));
         if let Err(limit) = permitted {
@@ -187,10 +212,16 @@ impl Egress {
         Ok(())
     }
 
-    /// Writes down what became of a message.
+    /// Writes down what became of a message. It has left by then: the answer is given, also where the disk does not take its line.
     fn settle(&self, message: &Summary, reply: Result<Reply, LinkError>) -> Result<Reply, EgressError> {
         let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        books.ledger.append(jiff::Timestamp::now(), message, event_of(&reply))?;
+        books.owed.push_back((jiff::Timestamp::now(), *message, event_of(&reply)));
+        if let Err(error) = books.write_owed() {
+            let error = anyhow::Error::from(error);
+            tracing::warn!(
+                "an answer cannot be written down yet: {error:#}; nothing else leaves before it is"
+            );
+        }
         reply.map_err(EgressError::from)
     }
 }

@@ -121,6 +121,12 @@ fn site(allow: &str) -> Site {
 }
 
 impl Site {
+    /// Has the ledger append to another file.
+    fn append_to(&self, path: &Path) {
+        let file = std::fs::OpenOptions::new().append(true).open(path).unwrap();
+        self.egress.books.lock().unwrap().ledger.append_to(file);
+    }
+
     fn events(&self) -> Vec<(Kind, LedgerEvent)> {
         let mut events = Vec::new();
         verify(&self.folder.path().join("egress.jsonl"), |e| events.push((e.kind, e.event.clone()))).unwrap();
@@ -207,6 +213,33 @@ async fn the_site_keeps_what_it_learnt_when_all_is_delivered_and_before_it_can_c
     assert!(!coordinator.heard.lock().unwrap().contains(&"commit-update"));
     send(&site, &coordinator, &keep).await.unwrap();
     assert_eq!(*seen.lock().unwrap(), [(3, false)]);
+}
+
+#[tokio::test]
+async fn an_answer_that_found_no_room_is_given_and_written_before_anything_else_leaves() {
+    let site = site("\"update\", \"progress\"");
+    let coordinator = Coordinator::default();
+    let fills = || -> std::io::Result<()> {
+        site.append_to(Path::new("/dev/full"));
+        Ok(())
+    };
+    let receipt = send(&site, &coordinator, &fills).await.unwrap();
+    assert_eq!(receipt.update, manifest().hash());
+    let refused = site.egress.send(&coordinator, progress()).await;
+    assert!(matches!(refused, Err(EgressError::Ledger(_))), "{refused:?}");
+    assert_eq!(*coordinator.heard.lock().unwrap(), ["offer-update", "commit-update"]);
+    site.append_to(&site.folder.path().join("egress.jsonl"));
+    site.egress.send(&coordinator, progress()).await.unwrap();
+    let receipt = Some(manifest().hash().0);
+    assert_eq!(
+        site.events(),
+        [
+            (Kind::Update, LedgerEvent::Sending),
+            (Kind::Update, LedgerEvent::Received { receipt }),
+            (Kind::Progress, LedgerEvent::Sending),
+            (Kind::Progress, LedgerEvent::Received { receipt: None }),
+        ]
+    );
 }
 
 #[tokio::test]
