@@ -370,7 +370,21 @@ fn folder_of(path: &Path) -> PathBuf {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
 }
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
+#[cfg(test)]
+thread_local! {
+    /// Whether a test says that the disk has no room: none for the names of files.
+    pub(super) static IS_FULL: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Makes the names of a folder's files durable.
+///
+/// # Errors
+/// What the disk says.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    if IS_FULL.get() {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
     File::open(folder)?.sync_all()
 }
 

@@ -1,7 +1,9 @@
 //! The memory of the participant machine on disk: a snapshot and the events since.
 //!
 //! `snapshot-N.json` belongs to `events-N.jsonl`; a new snapshot has a new number, so that a crash between the two can
-//! never replay events onto a state that has seen them. An event is on the disk before its actions are executed.
+//! never replay events onto a state that has seen them. The newest snapshot is what a start begins with, so events go beside
+//! it as soon as it has its name; those of before are removed once that name is durable, and whenever it can be done. An
+//! event is on the disk before its actions are executed.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -47,6 +49,8 @@ pub struct Journal {
     length: u64,
     /// A write failed: there may be part of a line behind them.
     torn: bool,
+    /// The names of the snapshot and its events are durable, and those of before are removed as far as that could be.
+    is_settled: bool,
     since_snapshot: usize,
 }
 
@@ -65,7 +69,8 @@ impl Journal {
         let machine = ParticipantMachine::replay(identity, snapshot, entries)?;
         let (events, length) = append(&path)?;
         let folder = folder.to_owned();
-        Ok((Self { folder, number, events, length, torn: false, since_snapshot }, machine))
+        let journal = Self { folder, number, events, length, torn: false, is_settled: false, since_snapshot };
+        Ok((journal, machine))
     }
 
     /// Writes an event down; on return it is on the disk.
@@ -78,6 +83,7 @@ impl Journal {
         let entry = Entry { at, event: event.clone() };
         let mut line = serde_json::to_vec(&entry).map_err(|error| fail(error.into()))?;
         line.push(b'\n');
+        self.settle()?;
         if self.torn {
             self.events.set_len(self.length).map_err(fail)?;
         }
@@ -91,28 +97,65 @@ impl Journal {
     /// Replaces the events so far by a snapshot, when there are many.
     ///
     /// # Errors
-    /// [`FileError`]; the journal stays as it was.
+    /// [`FileError`]; the journal goes on, with the new snapshot if that is there, else as it was.
     pub fn compact(&mut self, machine: &ParticipantMachine) -> Result<(), FileError> {
         if self.since_snapshot < EVENTS_PER_SNAPSHOT {
             return Ok(());
         }
         let next = self.number + 1;
         let (events, length) = append(&events_path(&self.folder, next))?;
-        files::write_json(&snapshot_path(&self.folder, next), &machine.snapshot())?;
-        files::remove(&events_path(&self.folder, self.number))?;
-        files::remove(&snapshot_path(&self.folder, self.number))?;
-        let folder = std::mem::take(&mut self.folder);
-        *self = Self { folder, number: next, events, length, torn: false, since_snapshot: 0 };
+        let snapshot = snapshot_path(&self.folder, next);
+        let written = files::write_json(&snapshot, &machine.snapshot());
+        // Where only its folder could not be synced, it is there all the same, and the next start takes it.
+        if written.is_ok() || snapshot.exists() {
+            let folder = std::mem::take(&mut self.folder);
+            let (number, torn, is_settled, since_snapshot) = (next, false, false, 0);
+            *self = Self { folder, number, events, length, torn, is_settled, since_snapshot };
+        }
+        written
+    }
+
+    /// Makes the names of the snapshot and its events durable, and then removes those of before: what cannot be removed takes
+    /// room, and nobody reads it.
+    fn settle(&mut self) -> Result<(), FileError> {
+        if self.is_settled {
+            return Ok(());
+        }
+        let synced = files::sync_folder(&self.folder);
+        synced.map_err(|source| FileError::new("write in", &self.folder, source))?;
+        let spent =
+            names(&self.folder).unwrap_or_default().into_iter().filter(|name| is_before(name, self.number));
+        for path in spent.map(|name| self.folder.join(name)) {
+            if let Err(error) = files::remove(&path) {
+                tracing::warn!("the journal keeps what it does not need: {:#}", anyhow::Error::from(error));
+            }
+        }
+        self.is_settled = true;
         Ok(())
     }
 }
 
 /// The number of the newest snapshot; 0 before the first.
 fn latest(folder: &Path) -> Result<u64, FileError> {
+    Ok(names(folder)?.iter().filter_map(|name| snapshot_number(name)).max().unwrap_or(0))
+}
+
+/// Whether a file is of an earlier snapshot.
+fn is_before(name: &str, number: u64) -> bool {
+    snapshot_number(name).or_else(|| events_number(name)).is_some_and(|of| of < number)
+}
+
+fn snapshot_number(name: &str) -> Option<u64> {
+    name.strip_prefix("snapshot-")?.strip_suffix(".json")?.parse().ok()
+}
+
+fn events_number(name: &str) -> Option<u64> {
+    name.strip_prefix("events-")?.strip_suffix(".jsonl")?.parse().ok()
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, FileError> {
     let listed = std::fs::read_dir(folder).map_err(|source| FileError::new("read", folder, source))?;
-    let names = listed.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let numbers = names.filter_map(|n| n.strip_prefix("snapshot-")?.strip_suffix(".json")?.parse().ok());
-    Ok(numbers.max().unwrap_or(0))
+    Ok(listed.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
 fn snapshot_path(folder: &Path, number: u64) -> PathBuf {
@@ -213,6 +256,67 @@ mod tests {
         journal.events.write_all(b"{\"at\":6,\"ev").unwrap();
         feed(&mut journal, &mut machine, offered(2), 7);
         feed(&mut journal, &mut machine, offered(3), 8);
+        assert_eq!(Journal::open(folder.path(), &identity()).unwrap().1, machine);
+    }
+
+    /// So many events that the journal is compacted after the next.
+    fn long() -> (tempfile::TempDir, Journal, ParticipantMachine) {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, mut machine) = Journal::open(folder.path(), &identity()).unwrap();
+        for n in 1..EVENTS_PER_SNAPSHOT as u64 {
+            feed(&mut journal, &mut machine, offered(n % 7), n);
+        }
+        (folder, journal, machine)
+    }
+
+    /// The names of the files of the first snapshot.
+    const FIRST: [&str; 2] = ["events-1.jsonl", "snapshot-1.json"];
+
+    fn sorted_names(folder: &Path) -> Vec<String> {
+        let mut names = names(folder).unwrap();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_snapshot_that_has_its_name_is_gone_on_with_although_the_disk_had_no_room_to_sync_it() {
+        let (folder, mut journal, mut machine) = long();
+        journal.record(&offered(7), Timestamp(300)).unwrap();
+        machine.tick(offered(7), Timestamp(300));
+        files::IS_FULL.set(true);
+        let refused = journal.compact(&machine).unwrap_err();
+        assert_eq!(files::disk_trouble(&refused.into()), Some(files::DISK_FULL));
+        let refused = journal.record(&offered(8), Timestamp(301)).unwrap_err();
+        assert_eq!(files::disk_trouble(&refused.into()), Some(files::DISK_FULL), "it may lose its name yet");
+        files::IS_FULL.set(false);
+        feed(&mut journal, &mut machine, offered(8), 302);
+        assert_eq!(Journal::open(folder.path(), &identity()).unwrap().1, machine);
+        assert_eq!(sorted_names(folder.path()), FIRST);
+    }
+
+    #[test]
+    fn what_a_kill_left_of_before_a_snapshot_is_not_read_and_goes() {
+        let (folder, mut journal, mut machine) = long();
+        feed(&mut journal, &mut machine, offered(7), 300);
+        drop(journal);
+        assert_eq!(sorted_names(folder.path()), ["events-0.jsonl", FIRST[0], FIRST[1]]);
+        let (mut journal, again) = Journal::open(folder.path(), &identity()).unwrap();
+        assert_eq!(again, machine);
+        feed(&mut journal, &mut machine, offered(8), 301);
+        assert_eq!(sorted_names(folder.path()), FIRST);
+        assert_eq!(Journal::open(folder.path(), &identity()).unwrap().1, machine);
+    }
+
+    #[test]
+    fn what_cannot_be_removed_holds_nothing_up() {
+        let (folder, mut journal, mut machine) = long();
+        let events = events_path(folder.path(), 0);
+        std::fs::remove_file(&events).unwrap();
+        // As a file that may not be removed.
+        std::fs::create_dir(&events).unwrap();
+        for n in 7..9 {
+            feed(&mut journal, &mut machine, offered(n), 300 + n);
+        }
         assert_eq!(Journal::open(folder.path(), &identity()).unwrap().1, machine);
     }
 
