@@ -99,7 +99,10 @@ impl Agent {
                 }
                 self.artifacts.prune(&self.needed(), SPARE_ARTIFACTS)?;
             }
-            Action::ForgetLearnt { study, round } => self.state.demote_optimizer(study, round)?,
+            Action::ForgetLearnt { study, round } => {
+                self.residuals.refused(study, round)?;
+                self.state.demote_optimizer(study, round)?;
+            }
             Action::PruneOutbox { keep } => {
                 self.state.prune_optimizer(keep)?;
                 self.residuals.prune(keep)?;

@@ -97,7 +97,19 @@ impl Residuals {
     /// [`FileError`].
     pub fn not_counted(&self, attempt: AttemptId) -> Result<(), FileError> {
         files::remove(&self.next(attempt))?;
-        self.find(attempt).map_or(Ok(()), |offered| files::remove(&offered.path))
+        self.find(attempt).map_or(Ok(()), |offered| files::remove_durably(&offered.path))
+    }
+
+    /// The last word on `round` was that its update is refused: as [`Residuals::not_counted`] of what was offered of it. After a
+    /// crash that came before, [`Residuals::prune`] would take it for an update that nobody answered for.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn refused(&self, study: StudyDigest, round: RoundId) -> Result<(), FileError> {
+        let of_round = format!("{study}-{round}-");
+        let is_refused = |name: &String| name.starts_with(&of_round) && name.ends_with(OFFERED);
+        let refused = self.names().into_iter().filter(is_refused);
+        refused.map(|name| self.0.join(name)).try_for_each(|path| files::remove_durably(&path))
     }
 
     /// Nobody will say any more whether the update of `attempt` counted. If it was offered, what remains is forgotten.
@@ -352,6 +364,24 @@ mod tests {
         site.offer(3, 5);
         site.residuals.prune(None).unwrap();
         assert_eq!(site.files(), 0, "it was offered, and nobody knows");
+    }
+
+    #[test]
+    fn after_a_crash_a_refused_update_leaves_what_remained_before_it() {
+        let site = Site::new();
+        site.count(1, 1);
+        site.round(2, 2);
+        site.offer(2, 2);
+        // The journal has the refusal, and the attempt is left to be pruned.
+        site.residuals.refused(study(), RoundId(2)).unwrap();
+        site.residuals.prune(None).unwrap();
+        assert_eq!(site.files(), 1, "what remains after round 1");
+        assert_eq!(site.round(21, 3), SECOND);
+        site.offer(21, 3);
+        // Of another round.
+        site.residuals.refused(study(), RoundId(2)).unwrap();
+        site.residuals.counted(attempt(3)).unwrap();
+        assert_eq!(site.round(22, 4), FIRST);
     }
 
     #[test]
