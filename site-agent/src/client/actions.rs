@@ -357,10 +357,10 @@ impl Agent {
             Outcome::Evaluated(study, model, evaluated) => {
                 self.evaluating.take_if(|(under_way, _)| *under_way == model);
                 match evaluated {
-                    Ok(report) => match self.keep_report(&study, model, &report) {
-                        Err(error) if files::disk_trouble(&error).is_some() => self.wait_with_work(&error),
-                        kept => kept,
-                    },
+                    Ok(report) => {
+                        let signed = self.sign_report(&study, &report);
+                        self.keep(model, signed)
+                    }
                     Err(error) if was_cancelled(&error) => Ok(()),
                     Err(error) if files::disk_trouble(&error).is_some() => self.wait_with_work(&error),
                     Err(error) => self.feed(failure("evaluation", &error, Event::EvaluationFailed { model })),
@@ -439,21 +439,20 @@ impl Agent {
         Ok(())
     }
 
-    fn keep_report(
-        &mut self,
-        study: &StudyDocument,
-        model: ModelHash,
-        report: &EvaluationReport,
-    ) -> anyhow::Result<()> {
+    fn sign_report(&self, study: &StudyDocument, report: &EvaluationReport) -> StoredReport {
         let signed = Signed::sign(report, &self.signing);
-        let stored = StoredReport {
+        StoredReport {
             study: study.digest(),
             // A report is JSON, which is UTF-8.
             document: String::from_utf8_lossy(signed.bytes()).into_owned(),
             signature: data_encoding::HEXLOWER.encode(signed.signature()),
-        };
-        files::write_json(&self.state.report(model), &stored)?;
-        self.feed(Event::Evaluated { model, report: stored.digest() })
+        }
+    }
+
+    /// Keeps a signed report; the event that it is there.
+    pub(super) fn keep_report(&self, model: ModelHash, report: &StoredReport) -> anyhow::Result<Event> {
+        files::write_json(&self.state.report(model), report)?;
+        Ok(Event::Evaluated { model, report: report.digest() })
     }
 }
 

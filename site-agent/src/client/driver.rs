@@ -24,6 +24,7 @@ use super::artifacts::ArtifactFolder;
 use super::checkpointing::Unkept;
 use super::config::SiteConfig;
 use super::connection::{Dial, LinkEvent};
+use super::errands::StoredReport;
 use super::files;
 use super::hearing::Hearing;
 use super::identity::Identity;
@@ -80,6 +81,8 @@ enum Todo {
     Take(Event),
     /// Execute an action of one that was taken.
     Execute(Action),
+    /// Keep the signed report on a model: then there is an event to take.
+    Keep(ModelHash, StoredReport),
 }
 
 /// A running site.
@@ -283,6 +286,12 @@ impl Agent {
         self.go_on()
     }
 
+    /// Keeps the report on a model, at once or when the disk has room: all scans were scored for it.
+    pub(super) fn keep(&mut self, model: ModelHash, report: StoredReport) -> anyhow::Result<()> {
+        self.todo.push_back(Todo::Keep(model, report));
+        self.go_on()
+    }
+
     /// Does what is to be done, unless or until the disk is full: then all that is left stays, in its order.
     fn go_on(&mut self) -> anyhow::Result<()> {
         while !self.is_halted
@@ -292,6 +301,10 @@ impl Agent {
                 Todo::Take(event) => self.take(event),
                 Todo::Execute(action) => self.execute(action).map(|event| {
                     self.todo.extend(event.map(Todo::Take));
+                }),
+                // Before what waits, as that is later: it could ask for the evaluation again.
+                Todo::Keep(model, report) => self.keep_report(*model, report).map(|event| {
+                    self.todo.push_front(Todo::Take(event));
                 }),
             };
             match done {
@@ -511,4 +524,110 @@ fn after_journal(event: &Event) {
 /// The clock, read in one place.
 pub(super) fn now() -> Timestamp {
     Timestamp(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use common::ids::Digest;
+    use common::manifest::LabelManifest;
+    use common::report::{EvaluationReport, ReportSubject};
+    use common::round::RoundTask;
+    use common::study::StudyDocument;
+    use common::testing::example_study;
+    use link::tls::Credentials;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+    use super::*;
+    use crate::client::identity::Membership;
+    use crate::egress::Policy;
+    use crate::train::trainer::{RoundOutcome, StepReport};
+
+    const SITE_TOML: &str =
+        "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p\"\n";
+    const POLICY_TOML: &str = "[studies]\napprove = \"ask\"\n[egress]\nallow = [\"evaluation-report\"]\n\
+                               max_update_mib = 1\nmax_mib_per_day = 2\nprogress_every_s = 3600\n";
+
+    /// Scores any model, and counts how often.
+    struct Scores(Arc<AtomicU32>);
+
+    impl Work for Scores {
+        fn count_labels(&mut self, _: &StudyDocument) -> anyhow::Result<LabelManifest> {
+            anyhow::bail!("nobody asks")
+        }
+
+        fn train(
+            &mut self,
+            _: &StudyDocument,
+            _: &RoundTask,
+            _: AttemptId,
+            _: &mut dyn FnMut(StepReport),
+            _: &Cancel,
+        ) -> anyhow::Result<RoundOutcome> {
+            anyhow::bail!("nobody asks")
+        }
+
+        fn evaluate(
+            &mut self,
+            study: &StudyDocument,
+            round: RoundId,
+            model: ModelHash,
+            _: &Cancel,
+        ) -> anyhow::Result<EvaluationReport> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let (site, taxonomy) = (judge(), study.study().taxonomy.digest());
+            let subject = ReportSubject { site, model, round, study: study.digest(), taxonomy };
+            Ok(EvaluationReport::summarise(subject, &[], |_| 1.0, 1, 0))
+        }
+    }
+
+    fn judge() -> SiteId {
+        "judge".parse().unwrap()
+    }
+
+    /// An evaluator that was never connected.
+    fn evaluator(folder: &Path, work: Scores) -> Agent {
+        let membership = Membership { site: judge(), role: Role::Evaluator, consortium: "test".to_owned() };
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(vec![0]));
+        let identity = Identity {
+            membership,
+            credentials: Credentials { chain: Vec::new(), key },
+            root: CertificateDer::from(vec![0]),
+            signing: SigningKey::from_bytes(&[7; 32]),
+        };
+        let config = SiteConfig::parse(Path::new("site.toml"), SITE_TOML).unwrap();
+        let state = StateFolder::open(folder).unwrap();
+        let policy = Policy::parse("policy.toml", POLICY_TOML).unwrap();
+        let egress = Egress::open(policy, &state.ledger()).unwrap();
+        Agent::open(&config, &identity, egress, state, Box::new(work)).unwrap()
+    }
+
+    #[test]
+    fn a_finished_evaluation_waits_for_room_and_is_not_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let scored = Arc::new(AtomicU32::new(0));
+        let mut agent = evaluator(folder.path(), Scores(Arc::clone(&scored)));
+        let document = example_study();
+        let (study, model) = (document.digest(), ArtifactHash(Digest::of(b"model")));
+        agent.studies.store(study, document.bytes().to_vec()).unwrap();
+        for event in [
+            Event::StudyApproved { study, needs: BTreeSet::new(), takes_late: false },
+            Event::EvaluationRequested { study, round: RoundId(1), model },
+            Event::ModelStored { artifact: model },
+        ] {
+            agent.feed(event).unwrap();
+        }
+        let outcome = agent.outcomes.blocking_recv().unwrap();
+        files::IS_FULL.set(true);
+        agent.worked(outcome).unwrap();
+        agent.look_for_room().unwrap();
+        assert!(agent.is_halted);
+        files::IS_FULL.set(false);
+        agent.look_for_room().unwrap();
+        assert_eq!((agent.is_halted, agent.machine.status().evaluation), (false, "reporting"));
+        assert!(agent.worker.finish());
+        assert_eq!(scored.load(Ordering::Relaxed), 1);
+    }
 }
