@@ -323,7 +323,7 @@ pub enum Fact {
         /// Why.
         reason: DeclineReason,
     },
-    /// Work on the round was given up, because it ended or another one opened.
+    /// Work on the round was given up, because it ended or a later one of its study opened.
     RoundLeft {
         /// The round.
         round: RoundId,

@@ -10,7 +10,9 @@
 //! An update that the disk lost or changed goes back from uploading to training, in the same attempt.
 //!
 //! Where a study takes late updates into the next round, training and uploading go on when their own round closes, and the
-//! next round waits here until the coordinator has answered.
+//! next round waits here until the coordinator has answered. A round of another study waits too, whatever is under way: it is
+//! declined as `Busy`, so that nobody waits for this site, and accepted when it is its turn, if it is open still. Studies that run
+//! at once have the site by turns, a round each.
 //!
 //! Connections come and go in any phase: training goes on without one, the other steps are taken up again with the next.
 //! After a restart the journal gives back the phase: what was trained is offered under the same attempt id, so that it counts
@@ -36,9 +38,9 @@ mod tests;
 mod training;
 mod uploading;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use self::evaluating::Evaluations;
 use self::idle::Studies;
@@ -88,16 +90,30 @@ pub struct State {
     evaluations: Evaluations,
     /// Trainings begun so far; makes each attempt id a new one.
     trainings: u64,
-    /// The open round, which waits until an update of the one before has its answer. The coordinator says it again at each
-    /// connection.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    next: Option<RoundTask>,
+    /// Open rounds that wait until the work under way has ended, one of a study at most, in the order in which they came. The
+    /// coordinator says them again at each connection.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty", deserialize_with = "one_or_many")]
+    next: VecDeque<RoundTask>,
     /// The work under way is older than the connection, on which the coordinator has not named its round yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unconfirmed: bool,
     /// The round whose update was refused by the last thing that happened: a crash may have come before that was acted on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refused: Option<(StudyDigest, RoundId)>,
+}
+
+/// Snapshots of before several studies could wait have one task and no list.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<VecDeque<RoundTask>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Kept {
+        One(RoundTask),
+        Many(VecDeque<RoundTask>),
+    }
+    Ok(match Kept::deserialize(deserializer)? {
+        Kept::One(task) => [task].into(),
+        Kept::Many(tasks) => tasks,
+    })
 }
 
 /// Where a site stands, for people.
@@ -121,7 +137,7 @@ impl ParticipantMachine {
     /// A site that has not heard of any study.
     pub fn new(identity: Identity) -> Self {
         let (studies, phase, evaluations) = (Studies::default(), Phase::Idle, Evaluations::default());
-        let (connected, unconfirmed, trainings, next, refused) = (false, false, 0, None, None);
+        let (connected, unconfirmed, trainings, next, refused) = (false, false, 0, VecDeque::new(), None);
         let state =
             State { identity, connected, studies, phase, evaluations, trainings, next, unconfirmed, refused };
         Self { state }

@@ -119,7 +119,7 @@ impl State {
     }
 
     fn disconnected(&mut self) {
-        self.next = None;
+        self.next.clear();
         self.phase.disconnected();
         self.evaluations.disconnected();
     }
@@ -188,10 +188,11 @@ impl State {
     }
 
     fn leave_study(&mut self, study: StudyDigest, cx: &mut Context<'_>) {
-        self.next.take_if(|next| next.study == study);
+        self.next.retain(|next| next.study != study);
         if self.phase.work().is_some_and(|(working, ..)| working == study) {
             self.phase.leave(DropReason::StudyOver, cx);
         }
+        self.take_next(cx);
     }
 
     fn opened(&mut self, task: RoundTask, cx: &mut Context<'_>) -> bool {
@@ -210,6 +211,14 @@ impl State {
                 self.phase.reopened(cx);
                 return true;
             }
+            // Each study would undo what was done for the other. But for a download that is older than the connection, whose
+            // round the coordinator may not have any more: it would be waited for without end.
+            Some((study, ..))
+                if study != task.study
+                    && !(self.unconfirmed && matches!(self.phase, Phase::Downloading(_))) =>
+            {
+                return self.wait_with(task, cx);
+            }
             // A notice that was overtaken. On a connection that never named the later round it is none: the coordinator
             // was restored from a backup, and asks for what it does not remember.
             Some((study, round, _)) if study == task.study && round > task.round && !self.unconfirmed => {
@@ -219,12 +228,15 @@ impl State {
                 if study == task.study && round.next() == task.round && self.ends_late() =>
             {
                 self.wait_with(task, cx);
+                // What the coordinator would not take between two rounds is welcome now.
+                self.phase.reopened(cx);
                 return true;
             }
             Some(_) => self.phase.leave(DropReason::RoundClosed, cx),
             None => {}
         }
-        (self.next, self.unconfirmed) = (None, false);
+        self.next.retain(|next| next.study != task.study);
+        self.unconfirmed = false;
         let missing = needs.iter().copied().chain([task.base]).collect();
         cx.report(Fact::RoundStarted { round: task.round });
         cx.act(Action::AcceptRound { task: task.clone() });
@@ -239,33 +251,45 @@ impl State {
         begun && self.phase.work().is_some_and(|(study, ..)| self.studies.takes_late(study))
     }
 
-    /// Keeps the open round until the update of the one before has its answer, and says that nobody need wait.
-    fn wait_with(&mut self, task: RoundTask, cx: &mut Context<'_>) {
-        if self.next.as_ref().is_none_or(|next| next.round != task.round) {
+    /// Keeps an open round until the work under way has ended, and says, once, that nobody need wait. False for a notice that was
+    /// overtaken.
+    fn wait_with(&mut self, task: RoundTask, cx: &mut Context<'_>) -> bool {
+        let known = self.next.iter_mut().find(|next| next.study == task.study);
+        let before = known.as_ref().map(|next| next.round);
+        if before.is_some_and(|before| before > task.round) {
+            return false;
+        }
+        if before != Some(task.round) {
             decline(task.study, task.round, DeclineReason::Busy, cx);
         }
-        self.next = Some(task);
-        // What the coordinator would not take between two rounds is welcome now.
-        self.phase.reopened(cx);
+        match known {
+            Some(next) => *next = task,
+            None => self.next.push_back(task),
+        }
+        true
     }
 
-    /// Begins the round that waited, if one did.
+    /// Begins the round that waits longest, if nothing is under way.
     fn take_next(&mut self, cx: &mut Context<'_>) {
-        if let Some(task) = self.next.take() {
+        while self.phase.work().is_none()
+            && let Some(task) = self.next.pop_front()
+        {
             self.opened(task, cx);
         }
     }
 
     fn closed(&mut self, study: StudyDigest, round: RoundId, cx: &mut Context<'_>) -> bool {
-        self.next.take_if(|next| next.study == study && next.round <= round);
+        let waiting = self.next.len();
+        self.next.retain(|next| next.study != study || next.round > round);
         match self.phase.work() {
             Some((working, at, _)) if working == study && at == round && self.ends_late() => {
                 cx.report(Fact::RoundMissed { round });
             }
             Some((working, at, _)) if working == study && at <= round => {
                 self.phase.leave(DropReason::RoundClosed, cx);
+                self.take_next(cx);
             }
-            _ => return false,
+            _ => return self.next.len() != waiting,
         }
         true
     }

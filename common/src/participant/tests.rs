@@ -2,6 +2,7 @@
 
 mod late;
 mod lost;
+mod several;
 
 use std::fmt::Write as _;
 use std::time::Duration;

@@ -153,7 +153,8 @@ pub enum DeclineReason {
     NoData,
     /// The site cannot use its training scans. Of all rounds, until it registers a manifest.
     DataError,
-    /// The site is still at the round before, whose update counts late. It takes part if it is done in time.
+    /// The site is still at the round before, whose update counts late, or at a round of another study. It takes part if it is
+    /// done in time.
     Busy,
 }
 

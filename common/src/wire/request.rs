@@ -178,7 +178,8 @@ pub enum DeclineReason {
     NoData,
     /// It cannot use its training scans; its operator finds the reason in the site's log. Said as `NoData` is.
     DataError,
-    /// It is still at the round before, whose update counts late. It takes part after all if it is done in time.
+    /// It is still at the round before, whose update counts late, or at a round of another study. It takes part after all if it
+    /// is done in time.
     Busy,
 }
 
