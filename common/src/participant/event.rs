@@ -240,6 +240,12 @@ pub enum Action {
         /// The round.
         round: RoundId,
     },
+    /// Forget what the optimiser learnt and what rounding left in the study, in all rounds: it is over, or not approved any more.
+    /// Asked for whenever that is said, also of a study that is not known here: a crash may have come before.
+    ForgetStudy {
+        /// The study.
+        study: StudyDigest,
+    },
     /// Remove every update from the outbox but this: what a crash may have left there.
     PruneOutbox {
         /// The one that is still wanted, if it is there.

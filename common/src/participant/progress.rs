@@ -182,8 +182,8 @@ impl State {
         let known = owes || self.studies.forget(study);
         if known {
             cx.report(Fact::StudyFinished);
-            self.leave_study(study, cx);
         }
+        self.leave_study(study, cx);
         known
     }
 
@@ -192,6 +192,8 @@ impl State {
         if self.phase.work().is_some_and(|(working, ..)| working == study) {
             self.phase.leave(DropReason::StudyOver, cx);
         }
+        // After its update was dropped, which could leave something.
+        cx.act(Action::ForgetStudy { study });
         self.take_next(cx);
     }
 

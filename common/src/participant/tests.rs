@@ -334,6 +334,24 @@ fn a_study_that_is_refused_after_all_ends_its_work() {
 }
 
 #[test]
+fn a_study_that_is_over_leaves_nothing_also_when_a_crash_came_before() {
+    let forgotten = Action::ForgetStudy { study: study() };
+    for over in [Event::StudyFinished { study: study() }, Event::StudyRefused { study: study() }] {
+        let mut site = Site::uploading();
+        let attempt = site.attempt();
+        let actions = site.tick(over.clone());
+        let at = |wanted: &Action| actions.iter().position(|action| action == wanted);
+        let dropped = at(&Action::DropUpdate { attempt, reason: DropReason::StudyOver });
+        assert!(dropped.is_some() && dropped < at(&forgotten), "{actions:?}");
+        // The coordinator says it again at each connection, the driver what was decided at each start.
+        let actions = site.tick(over);
+        assert!(actions.contains(&forgotten), "{actions:?}");
+    }
+    let actions = Site::new(Role::Trainer).tick(Event::StudyFinished { study: study() });
+    assert!(actions.contains(&forgotten), "it was never heard of: {actions:?}");
+}
+
+#[test]
 fn a_site_without_data_says_so_at_once_and_again_when_it_is_connected() {
     let mut site = Site::idle();
     let reason = DeclineReason::NoData;

@@ -103,6 +103,10 @@ impl Agent {
                 self.residuals.refused(study, round)?;
                 self.state.demote_optimizer(study, round)?;
             }
+            Action::ForgetStudy { study } => {
+                self.state.forget_optimizer(study)?;
+                self.residuals.forget(study)?;
+            }
             Action::PruneOutbox { keep } => {
                 self.state.prune_optimizer(keep)?;
                 self.residuals.prune(keep)?;

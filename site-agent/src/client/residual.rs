@@ -124,6 +124,16 @@ impl Residuals {
         files::remove(&path)
     }
 
+    /// Forgets what remained of a study, whatever of it counts: no update of it will be rounded again.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn forget(&self, study: StudyDigest) -> Result<(), FileError> {
+        let of_study = format!("{study}-");
+        let names = self.names().into_iter().filter(|name| name.starts_with(&of_study));
+        names.map(|name| self.0.join(name)).try_for_each(|path| files::remove(&path))
+    }
+
     /// Forgets every attempt but `keep`: a crash came between the end of each and its consequences.
     ///
     /// # Errors
@@ -394,6 +404,25 @@ mod tests {
         // Round 3 again: of a coordinator that was restored from a backup.
         assert_eq!(site.count(3, 9), FIRST);
         assert_eq!(site.round(4, 10), SECOND);
+    }
+
+    #[test]
+    fn a_study_that_is_over_leaves_nothing_and_others_stay() {
+        let site = Site::new();
+        for round in 1..=2 {
+            site.count(round, round as u8);
+        }
+        site.round(3, 3);
+        site.offer(3, 3);
+        assert_eq!(site.files(), 3);
+        site.residuals.forget(StudyDigest(Digest::of(b"another"))).unwrap();
+        assert_eq!(site.files(), 3);
+        site.residuals.forget(study()).unwrap();
+        site.residuals.forget(study()).unwrap();
+        assert_eq!(site.files(), 0);
+        // A receipt that came after all brings nothing back.
+        site.residuals.counted(attempt(3)).unwrap();
+        assert_eq!(site.files(), 0);
     }
 
     #[test]

@@ -287,6 +287,14 @@ impl StateFolder {
         files::remove_durably(&self.learnt(study, round))
     }
 
+    /// Forgets what the optimiser learnt in all rounds of a study. Twice the model's size each, it would stay for ever.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn forget_optimizer(&self, study: StudyDigest) -> Result<(), FileError> {
+        self.optimizers(study).iter().try_for_each(|(_, path)| files::remove(path))
+    }
+
     fn learnt(&self, study: StudyDigest, round: RoundId) -> PathBuf {
         self.0.join("optimizer").join(format!("{study}-{round}.state"))
     }

@@ -54,6 +54,25 @@ fn the_optimiser_remembers_the_rounds_that_count_and_no_others() {
 }
 
 #[test]
+fn the_optimiser_forgets_a_study_that_is_over_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateFolder::open(folder.path()).unwrap();
+    let [over, other] = [b"over", b"next"].map(|name| StudyDigest(common::ids::Digest::of(name)));
+    let attempt = AttemptId::from_bytes([1; 16]);
+    for study in [over, other] {
+        for round in 1..=2 {
+            std::fs::write(state.optimizer_after(attempt), "learnt").unwrap();
+            state.promote_optimizer(study, RoundId(round), attempt).unwrap();
+        }
+    }
+    state.forget_optimizer(over).unwrap();
+    state.forget_optimizer(over).unwrap();
+    assert_eq!(state.optimizer_before(over, RoundId(9)), None);
+    let left = std::fs::read_dir(folder.path().join("optimizer")).unwrap().count();
+    assert_eq!((left, state.optimizers(other).len()), (2, 2));
+}
+
+#[test]
 fn a_damaged_memory_of_the_optimiser_is_set_aside_and_training_goes_on() {
     use crate::model::NamedTensors;
     use crate::train::state::store_state;

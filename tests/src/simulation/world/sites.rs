@@ -183,6 +183,7 @@ impl World {
             }
             Action::CancelFetch { .. }
             | Action::ForgetLearnt { .. }
+            | Action::ForgetStudy { .. }
             | Action::CancelEvaluation { .. }
             | Action::Report(_) => {}
         }
