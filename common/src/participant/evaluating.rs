@@ -41,7 +41,7 @@ pub(super) struct Request {
 struct Evaluating {
     request: Request,
     step: EvaluationStep,
-    /// How often something that it needs was lost.
+    /// How often something that it needs, or its report, was lost.
     #[serde(default, skip_serializing_if = "is_zero")]
     lost: u32,
 }
@@ -169,6 +169,21 @@ impl Evaluations {
             }
             _ => false,
         }
+    }
+
+    /// Scores again what the disk has lost of it; not for ever: others wait.
+    pub(super) fn report_lost(&mut self, model: ModelHash, cx: &mut Context<'_>) -> bool {
+        let Some(current) = self.current_of(model) else { return false };
+        let EvaluationStep::Sending { .. } = current.step else { return false };
+        current.lost = current.lost.saturating_add(1);
+        if current.lost > MOST_FAILURES {
+            give_up(current.request, "report-damaged", cx);
+            self.current = None;
+        } else {
+            current.step = EvaluationStep::Scoring { retry: Retry::default() };
+            current.ask(cx);
+        }
+        true
     }
 
     /// Forgets the evaluations of a study.

@@ -153,6 +153,11 @@ pub enum Event {
         /// The model.
         model: ModelHash,
     },
+    /// The report is damaged or gone, as it turned out when it was to be sent.
+    ReportLost {
+        /// The model.
+        model: ModelHash,
+    },
     /// A timer set by [`Action::SetTimer`] is due.
     TimerFired(Timer),
 }
@@ -265,7 +270,8 @@ pub enum Action {
         /// The model.
         model: ModelHash,
     },
-    /// Send the signed report; comes back as `ReportReceipt`, `ReportRefused` or `ReportFailed`.
+    /// Send the signed report; comes back as `ReportReceipt`, `ReportRefused`, `ReportFailed` or
+    /// `ReportLost`.
     SendReport {
         /// The model.
         model: ModelHash,
@@ -441,6 +447,7 @@ impl Event {
             Self::ReportReceipt { .. } => "report-receipt",
             Self::ReportRefused { .. } => "report-refused",
             Self::ReportFailed { .. } => "report-failed",
+            Self::ReportLost { .. } => "report-lost",
             Self::TimerFired(_) => "timer-fired",
         }
     }

@@ -101,6 +101,7 @@ impl State {
             Event::ReportReceipt { model } => self.evaluations.answered(model, None, cx),
             Event::ReportRefused { model, code } => self.evaluations.answered(model, Some(&code), cx),
             Event::ReportFailed { model } => self.evaluations.report_failed(model, cx),
+            Event::ReportLost { model } => self.evaluations.report_lost(model, cx),
             Event::TimerFired(Timer::Round) => {
                 let due = self.phase.take_due(cx.now);
                 if due {

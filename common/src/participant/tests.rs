@@ -508,6 +508,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("report receipt", Event::ReportReceipt { model }),
         ("report refused", Event::ReportRefused { model, code: code() }),
         ("report failed", Event::ReportFailed { model }),
+        ("report lost", Event::ReportLost { model }),
         ("timer: round", Event::TimerFired(Timer::Round)),
         ("timer: evaluation", Event::TimerFired(Timer::Evaluation)),
     ]
@@ -538,7 +539,7 @@ fn every_event_has_an_outcome_in_every_phase() {
         }
     }
     // A new event belongs into the table.
-    assert_eq!(seen.len(), 26);
+    assert_eq!(seen.len(), 27);
     insta::assert_snapshot!(table);
 }
 

@@ -122,10 +122,10 @@ impl Agent {
                     cancel.cancel();
                 }
             }
-            Action::SendReport { model, .. } => {
+            Action::SendReport { model, report } => {
                 let state = self.state.clone();
                 self.begin(Errand::Report(model), action, move |connection, egress| async move {
-                    errands::send_report(&connection, &egress, &state, model).await
+                    errands::send_report(&connection, &egress, &state, model, report).await
                 });
             }
             Action::SetTimer { timer, at } => drop(self.timers.insert(timer, at)),

@@ -1,5 +1,6 @@
 //! What the agent does over the link, one function for each: none decides anything, each ends as an event.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use common::ids::{ArtifactHash, Digest, ModelHash, StudyDigest};
@@ -11,7 +12,7 @@ use link::quic::Connection;
 use serde::{Deserialize, Serialize};
 
 use super::artifacts::{ArtifactError, ArtifactFolder};
-use super::files::{self, FileError};
+use super::files;
 use super::hearing::Delivery;
 use super::state::StateFolder;
 use super::studies::StudyFolder;
@@ -149,22 +150,20 @@ fn unread(offer: &UpdateOffer, error: ArtifactError) -> Event {
     }
 }
 
-/// Sends a signed report.
+/// Sends the signed report of this digest.
 pub(super) async fn send_report(
     connection: &Connection,
     egress: &Egress,
     state: &StateFolder,
     model: ModelHash,
+    report: Digest,
 ) -> Came {
-    let stored: Result<Option<StoredReport>, FileError> = files::read_json(&state.report(model));
-    let ready =
-        stored.ok().flatten().and_then(|stored| Some((stored.study, stored.digest(), stored.signed()?)));
-    let Some((study, digest, signed)) = ready else {
-        tracing::error!("the report on model {} cannot be read", model.short());
-        return Came::Event(Event::ReportFailed { model });
+    let (study, signed) = match stored_report(&state.report(model), model, report) {
+        Ok(stored) => stored,
+        Err(event) => return Came::Event(event),
     };
     match egress.send(connection, Outbound::EvaluationReport { study, signed }).await {
-        Ok(Reply::ReportReceipt { report }) if report == digest => {
+        Ok(Reply::ReportReceipt { report: counted }) if counted == report => {
             Came::Event(Event::ReportReceipt { model })
         }
         Ok(_) => Came::Event(Event::ReportFailed { model }),
@@ -174,6 +173,28 @@ pub(super) async fn send_report(
             Unsent::Waits(wait) => Came::Waits(wait),
         },
     }
+}
+
+/// The report of this digest, and of which study it is; else what it means that it cannot be had. Gone or damaged, it is made again; else
+/// it may be read later.
+fn stored_report(path: &Path, model: ModelHash, report: Digest) -> Result<(StudyDigest, SignedBytes), Event> {
+    let lost = |why: anyhow::Error| {
+        tracing::error!("the report on model {} is lost: {why:#}; the model is scored again", model.short());
+        Event::ReportLost { model }
+    };
+    let stored: StoredReport = match files::read_json(path) {
+        Ok(Some(stored)) => stored,
+        Ok(None) => return Err(lost(anyhow::anyhow!("{} is gone", path.display()))),
+        Err(error) if error.is_unreadable() => return Err(lost(error.into())),
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            tracing::error!("the report on model {}: {error:#}; it is tried again", model.short());
+            return Err(Event::ReportFailed { model });
+        }
+    };
+    let signed = stored.signed().filter(|_| stored.digest() == report);
+    let signed = signed.ok_or_else(|| lost(anyhow::anyhow!("{} is not what was signed", path.display())))?;
+    Ok((stored.study, signed))
 }
 
 /// Approves a study and, for a trainer, registers its manifest.
@@ -269,6 +290,28 @@ mod tests {
 
     use super::*;
     use crate::egress::{Kind, LedgerError, PolicyRefusal, Summary};
+
+    #[test]
+    fn a_report_that_is_not_what_was_signed_is_lost_and_one_that_is_goes_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        let model = ArtifactHash(Digest::of(b"model"));
+        let study = StudyDigest(Digest::of(b"study"));
+        let stored = StoredReport { study, document: "{}".to_owned(), signature: "07".repeat(64) };
+        let (report, lost) = (stored.digest(), Err(Event::ReportLost { model }));
+        assert_eq!(stored_report(&path, model, report), lost, "there is none");
+        files::write_json(&path, &stored).unwrap();
+        let signed = SignedBytes { bytes: b"{}".to_vec(), signature: [7; 64] };
+        assert_eq!(stored_report(&path, model, report), Ok((study, signed)));
+        assert_eq!(stored_report(&path, model, Digest::of(b"another")), lost);
+        let whole = std::fs::read_to_string(&path).unwrap();
+        for damaged in
+            [&whole[..whole.len() / 2], "", &whole.replace("07", "0x"), &whole.replace("{}", "{ }")]
+        {
+            std::fs::write(&path, damaged).unwrap();
+            assert_eq!(stored_report(&path, model, report), lost, "{damaged}");
+        }
+    }
 
     #[test]
     fn what_cannot_leave_today_or_be_written_down_waits_with_a_name() {

@@ -39,6 +39,11 @@ impl FileError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
+    /// Whether the disk does not give what was written, and never will ([`is_unreadable`]).
+    pub fn is_unreadable(&self) -> bool {
+        is_unreadable(&self.source)
+    }
+
     /// Whether the file was read and is not what was written.
     pub fn is_damage(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)

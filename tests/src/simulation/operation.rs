@@ -104,7 +104,7 @@ pub enum Op {
         /// Which of them, counted round.
         pick: usize,
     },
-    /// What lies in a site's outbox turns into something else.
+    /// What lies in a site's outbox turns into something else; of an evaluator, its next report.
     CorruptOutbox {
         /// The site.
         site: usize,

@@ -45,6 +45,8 @@ pub(super) struct Site {
     pub(super) outbox: BTreeMap<AttemptId, ArtifactHash>,
     /// Attempts whose file in the outbox is not what it was.
     pub(super) rotten: BTreeSet<AttemptId>,
+    /// The next report turns into something else on its disk before it is sent.
+    pub(super) rots_report: bool,
     /// What was kept last within a round. Nobody removes it: a driver can fail at that.
     pub(super) checkpoint: Option<Checkpoint>,
     /// Nothing can be written before.
@@ -97,6 +99,7 @@ impl Site {
             artifacts: BTreeSet::new(),
             outbox: BTreeMap::new(),
             rotten: BTreeSet::new(),
+            rots_report: false,
             checkpoint: None,
             full_until: Timestamp(0),
             up: true,

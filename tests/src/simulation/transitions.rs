@@ -240,6 +240,7 @@ evaluator evaluating restarted evaluating
 evaluator reporting report-receipt idle
 evaluator reporting report-receipt downloading
 evaluator reporting report-failed reporting
+evaluator reporting report-lost evaluating
 evaluator reporting timer-fired reporting
 evaluator reporting evaluation-requested reporting
 evaluator reporting study-refused idle

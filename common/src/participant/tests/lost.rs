@@ -125,3 +125,19 @@ fn an_evaluator_fetches_a_lost_model_again_but_not_for_ever() {
     let given_up = |action: &Action| matches!(action, Action::Report(Fact::EvaluationDropped { .. }));
     assert!(site.tick(lost(model)).iter().any(given_up));
 }
+
+#[test]
+fn a_lost_report_is_made_again_but_not_for_ever() {
+    let model = hash("model 1");
+    let mut site = Site::evaluator().all([stored("model 1")]);
+    let report = Digest::of(b"report");
+    for _ in 0..3 {
+        assert_eq!(site.tick(Event::Evaluated { model, report }), [Action::SendReport { model, report }]);
+        let score = Action::Evaluate { study: study(), round: RoundId(1), model };
+        assert_eq!(site.tick(Event::ReportLost { model }), [score]);
+    }
+    site.tick(Event::Evaluated { model, report });
+    let (round, code) = (RoundId(1), "report-damaged".to_owned());
+    let given_up = Action::Report(Fact::EvaluationDropped { round, model, code });
+    assert_eq!(site.tick(Event::ReportLost { model }), [given_up, fetch("model 3")], "the next model's turn");
+}

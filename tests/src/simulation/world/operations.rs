@@ -42,6 +42,7 @@ impl World {
             Op::CorruptOutbox { site } => {
                 let site = &mut self.sites[site];
                 site.rotten = site.outbox.keys().copied().collect();
+                site.rots_report = site.evaluates();
             }
             Op::SlowDisk { ms } => self.disk_ms = ms,
             Op::StepClock { site, ms } => self.sites[site].clock = ms,

@@ -168,6 +168,11 @@ impl World {
                     self.site_job(site, 120_000, Work::Evaluate { model });
                 }
             }
+            Action::SendReport { model, .. } if self.sites[site].rots_report => {
+                self.sites[site].rots_report = false;
+                self.tally.faults += 1;
+                self.site_job_at(site, 100, Work::GiveUp { failed: Event::ReportLost { model } });
+            }
             Action::SendReport { model, report } => {
                 let failed = Event::ReportFailed { model };
                 self.request(site, Request::Report { model, report }, Some(failed));
