@@ -73,20 +73,14 @@ impl Dial {
     /// Why there is no Welcome.
     pub(crate) async fn try_once(&self) -> Result<(Connected, String), LinkError> {
         let chooser = LaneChooser::new(self.network.lane);
-        let connected = self.connect(chooser.plan(Instant::now())).await?;
+        let plan = chooser.plan(Instant::now());
+        let connected = hello(self.dial(plan).await?).await?;
         let lane = self.words(&chooser, connected.dialled.connection.lane());
         Ok((connected, lane))
     }
 
-    async fn connect(&self, plan: Plan) -> Result<Connected, LinkError> {
-        let dialled = self.network.dial(&self.tls()?, plan).await?;
-        match ask::watch(&dialled.connection).await {
-            Ok((welcome, watch)) => Ok(Connected { dialled, welcome, watch }),
-            // The connection's own end says more than the broken stream.
-            Err(error) => {
-                Err(dialled.connection.close_reason().filter(|_| error.is_transient()).unwrap_or(error))
-            }
-        }
+    async fn dial(&self, plan: Plan) -> Result<Dialled, LinkError> {
+        self.network.dial(&self.tls()?, plan).await
     }
 
     fn tls(&self) -> Result<rustls::ClientConfig, LinkError> {
@@ -95,7 +89,7 @@ impl Dial {
 
     fn words(&self, chooser: &LaneChooser, lane: Lane) -> String {
         let proxy = self.network.proxy.as_ref().map(ToString::to_string);
-        chooser.words(lane, &self.network.coordinator, proxy.as_deref())
+        chooser.words(lane, &self.network.coordinator, proxy.as_deref(), Instant::now())
     }
 
     /// Keeps a connection up until `stop`; ends when the agent is gone.
@@ -136,16 +130,27 @@ impl Dial {
         stop: &CancellationToken,
     ) -> Session {
         let plan = chooser.plan(Instant::now());
-        let Connected { dialled, welcome, mut watch } = match self.connect(plan).await {
-            Ok(connected) => connected,
+        let dialled = match self.dial(plan).await {
+            Ok(dialled) => dialled,
             Err(error) => {
                 chooser.failed();
                 return Session::Ended { welcomed: false, error };
             }
         };
+        let (over, since) = (dialled.connection.lane(), Instant::now());
+        let Connected { dialled, welcome, mut watch } = match hello(dialled).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                match (over, timed_out(&error)) {
+                    (Lane::Quic, true) => chooser.lost(over, true, since.elapsed(), Instant::now()),
+                    _ => chooser.failed(),
+                }
+                return Session::Ended { welcomed: false, error };
+            }
+        };
         let connection = dialled.connection.clone();
-        chooser.connected(plan, connection.lane(), Instant::now());
-        let lane = self.words(chooser, connection.lane());
+        chooser.connected(plan, over, Instant::now());
+        let lane = self.words(chooser, over);
         if out.send(LinkEvent::Up { connection: connection.clone(), welcome, lane }).await.is_err() {
             return Session::Stopped;
         }
@@ -170,6 +175,9 @@ impl Dial {
             () = self.quic_is_back(&connection, chooser) => Session::Moved,
             () = stop.cancelled() => Session::Stopped,
         };
+        if let Session::Ended { error, .. } = &outcome {
+            chooser.lost(over, timed_out(error), since.elapsed(), Instant::now());
+        }
         dialled.close().await;
         outcome
     }
@@ -194,6 +202,22 @@ impl Dial {
             tokio::time::sleep(LOOK_FOR_QUIET).await;
         }
     }
+}
+
+/// Says Hello.
+async fn hello(dialled: Dialled) -> Result<Connected, LinkError> {
+    match ask::watch(&dialled.connection).await {
+        Ok((welcome, watch)) => Ok(Connected { dialled, welcome, watch }),
+        // The connection's own end says more than the broken stream.
+        Err(error) => {
+            Err(dialled.connection.close_reason().filter(|_| error.is_transient()).unwrap_or(error))
+        }
+    }
+}
+
+/// Whether nothing was heard any more: what a flow that a firewall drops looks like.
+const fn timed_out(error: &LinkError) -> bool {
+    matches!(error, LinkError::TimedOut | LinkError::TooSlow { .. })
 }
 
 /// Why a connection ended whose notices did. QUIC says it itself; over TCP the last notice does.

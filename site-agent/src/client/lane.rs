@@ -11,7 +11,7 @@ use super::address::Address;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LaneSetting {
-    /// QUIC, and TCP where QUIC gets no answer.
+    /// QUIC, and TCP where QUIC gets no answer or does not last.
     #[default]
     Auto,
     /// QUIC alone.
@@ -35,19 +35,25 @@ pub enum Plan {
 const FIRST_RETRY: Duration = Duration::from_secs(60);
 /// How often it is tried after that.
 const RETRY_QUIC: Duration = Duration::from_secs(600);
+/// A connection over QUIC that lives so long is not one whose flow a firewall drops after its first packets.
+const LASTING: Duration = Duration::from_secs(600);
+/// How long QUIC is left alone at most where it does not last: each try may break a transfer, a minute later.
+const LONGEST_RETRY: Duration = Duration::from_secs(3600);
 
-/// Remembers whether QUIC got an answer here. Time is an argument.
+/// Remembers whether QUIC got an answer here, and whether it lasted. Time is an argument.
 #[derive(Clone, Debug)]
 pub struct LaneChooser {
     setting: LaneSetting,
-    /// QUIC got none although TCP did: when to try it again.
+    /// QUIC got no answer although TCP did, or went silent: when to try it again.
     retry_at: Option<Instant>,
+    /// Connections over QUIC that went silent early, since one lasted.
+    losses: u32,
 }
 
 impl LaneChooser {
     /// Of a process that knows nothing yet.
     pub const fn new(setting: LaneSetting) -> Self {
-        Self { setting, retry_at: None }
+        Self { setting, retry_at: None, losses: 0 }
     }
 
     /// How to dial now.
@@ -76,6 +82,22 @@ impl LaneChooser {
         self.retry_at = None;
     }
 
+    /// A connection ended that had lived so long, or its Hello got no answer. Some firewalls let the first packets of a UDP flow through
+    /// and drop it then, so that every handshake succeeds: after a connection over QUIC that went silent early, TCP alone is dialled, for
+    /// twice as long each time. What else cuts a network off may look the same once, which costs a minute.
+    pub fn lost(&mut self, lane: Lane, timed_out: bool, lived: Duration, now: Instant) {
+        if self.setting != LaneSetting::Auto || lane != Lane::Quic {
+            return;
+        }
+        if lived >= LASTING {
+            self.losses = 0;
+        } else if timed_out {
+            let wait = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(self.losses)).min(LONGEST_RETRY);
+            self.losses = self.losses.saturating_add(1);
+            self.retry_at = Some(now + wait);
+        }
+    }
+
     /// How long until QUIC is to be tried beside a connection over TCP; `None` when it is not.
     pub fn next_probe(&self, now: Instant) -> Option<Duration> {
         Some(self.retry_at?.saturating_duration_since(now))
@@ -87,12 +109,18 @@ impl LaneChooser {
     }
 
     /// The lane and the reason for it, after "connected".
-    pub fn words(&self, lane: Lane, coordinator: &Address, proxy: Option<&str>) -> String {
+    pub fn words(&self, lane: Lane, coordinator: &Address, proxy: Option<&str>, now: Instant) -> String {
         if lane == Lane::Quic {
             return "over QUIC".to_owned();
         }
         let through = proxy.map_or(String::new(), |proxy| format!(" through the proxy {proxy}"));
         match self.setting {
+            LaneSetting::Auto if self.losses > 0 => format!(
+                "over TCP{through}: UDP {} to {} was answered and then went silent (a firewall?); QUIC is tried again in {} min",
+                coordinator.port(),
+                coordinator.host(),
+                self.next_probe(now).unwrap_or_default().as_secs().div_ceil(60),
+            ),
             LaneSetting::Auto => format!(
                 "over TCP{through}: UDP {} to {} gets no answer (a firewall?); QUIC is tried again every {} minutes",
                 coordinator.port(),
@@ -119,6 +147,8 @@ mod tests {
             let mut chooser = LaneChooser::new(setting);
             assert_eq!(chooser.plan(now), plan);
             chooser.connected(plan, lane, now);
+            chooser.lost(lane, true, MINUTE, now);
+            assert_eq!((chooser.plan(now), chooser.next_probe(now)), (plan, None));
             chooser.failed();
             assert_eq!((chooser.plan(now), chooser.next_probe(now)), (plan, None));
         }
@@ -159,16 +189,75 @@ mod tests {
         assert_eq!(chooser.plan(now), Plan::Both);
     }
 
+    /// Dials over QUIC as planned, and loses that connection a minute later, when nothing was heard for as long as it may be idle.
+    fn lose_quic(chooser: &mut LaneChooser, now: Instant) -> Instant {
+        assert_eq!(chooser.plan(now), Plan::Both);
+        chooser.connected(Plan::Both, Lane::Quic, now);
+        chooser.lost(Lane::Quic, true, MINUTE, now + MINUTE);
+        now + MINUTE
+    }
+
+    #[test]
+    fn where_quic_is_answered_and_goes_silent_tcp_is_taken_for_longer_each_time() {
+        let mut now = Instant::now();
+        let mut chooser = LaneChooser::new(LaneSetting::Auto);
+        for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
+            now = lose_quic(&mut chooser, now);
+            assert_eq!(chooser.plan(now), Plan::Tcp);
+            chooser.connected(Plan::Tcp, Lane::Tcp, now);
+            assert_eq!(chooser.next_probe(now), Some(minutes * MINUTE));
+            now += minutes * MINUTE;
+            // A handshake is answered, as before: that alone forgets nothing.
+            chooser.probed(true, now);
+        }
+    }
+
+    #[test]
+    fn a_quic_connection_that_lasted_or_was_closed_is_dialled_again() {
+        let start = Instant::now();
+        let mut chooser = LaneChooser::new(LaneSetting::Auto);
+        chooser.connected(Plan::Both, Lane::Quic, start);
+        chooser.lost(Lane::Quic, false, MINUTE, start + MINUTE);
+        assert_eq!(chooser.plan(start + MINUTE), Plan::Both);
+
+        let lost = lose_quic(&mut chooser, start + MINUTE);
+        let again = lost + MINUTE;
+        chooser.connected(Plan::Both, Lane::Quic, again);
+        chooser.lost(Lane::Quic, true, 10 * MINUTE, again + 10 * MINUTE);
+        assert_eq!(chooser.plan(again + 10 * MINUTE), Plan::Both);
+        // The loss before it is forgotten: the next one counts as the first.
+        let lost = lose_quic(&mut chooser, again + 10 * MINUTE);
+        assert_eq!(chooser.next_probe(lost), Some(MINUTE));
+    }
+
+    #[test]
+    fn after_a_silent_quic_both_are_tried_where_tcp_fails_too() {
+        let start = Instant::now();
+        let mut chooser = LaneChooser::new(LaneSetting::Auto);
+        let lost = lose_quic(&mut chooser, start);
+        assert_eq!(chooser.plan(lost), Plan::Tcp);
+        chooser.failed();
+        assert_eq!(chooser.plan(lost), Plan::Both);
+        // The end of a connection over TCP says nothing about QUIC.
+        chooser.lost(Lane::Tcp, true, MINUTE, lost);
+        assert_eq!(chooser.plan(lost), Plan::Both);
+    }
+
     #[test]
     fn the_operator_is_told_which_lane_and_why() {
-        let coordinator = "c.example.org:443".parse().unwrap();
-        let auto = LaneChooser::new(LaneSetting::Auto);
-        assert_eq!(auto.words(Lane::Quic, &coordinator, None), "over QUIC");
+        let (coordinator, now) = ("c.example.org:443".parse().unwrap(), Instant::now());
+        let mut auto = LaneChooser::new(LaneSetting::Auto);
+        assert_eq!(auto.words(Lane::Quic, &coordinator, None, now), "over QUIC");
         assert_eq!(
-            auto.words(Lane::Tcp, &coordinator, Some("http://p:3128")),
+            auto.words(Lane::Tcp, &coordinator, Some("http://p:3128"), now),
             "over TCP through the proxy http://p:3128: UDP 443 to c.example.org gets no answer (a firewall?); QUIC is tried again every 10 minutes"
         );
+        auto.lost(Lane::Quic, true, MINUTE, now);
+        assert_eq!(
+            auto.words(Lane::Tcp, &coordinator, None, now + Duration::from_secs(1)),
+            "over TCP: UDP 443 to c.example.org was answered and then went silent (a firewall?); QUIC is tried again in 1 min"
+        );
         let tcp = LaneChooser::new(LaneSetting::Tcp);
-        assert_eq!(tcp.words(Lane::Tcp, &coordinator, None), "over TCP, as site.toml says");
+        assert_eq!(tcp.words(Lane::Tcp, &coordinator, None, now), "over TCP, as site.toml says");
     }
 }
