@@ -1,8 +1,11 @@
-//! `host:port` of the coordinator.
+//! `host:port` of the coordinator, and which of the addresses behind it to dial.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
+
+use tokio::sync::OnceCell;
 
 /// Where the coordinator answers. The host part is the name that its certificate must cover.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,13 +47,9 @@ impl Address {
         self.port
     }
 
-    /// Looks the host up.
-    ///
-    /// # Errors
-    /// What the resolver says, or that it knows no address.
-    pub async fn resolve(&self) -> std::io::Result<SocketAddr> {
-        let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await?.next();
-        found.ok_or_else(|| std::io::Error::other(format!("no address is known for {}", self.host)))
+    /// Looks the host up: all its addresses, in the order in which to try them.
+    async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host((self.host.as_str(), self.port)).await?.collect())
     }
 }
 
@@ -63,9 +62,102 @@ impl fmt::Display for Address {
     }
 }
 
+/// Which of the coordinator's addresses to dial: a name may have some that nothing answers at, such as those of IPv6 where the
+/// coordinator listens on IPv4. The next one has its turn when one fails. The name is looked up when a lane first wants
+/// the address; the other lane dials the same one.
+#[derive(Debug, Default)]
+pub(super) struct Remote {
+    failures: usize,
+    found: OnceCell<Vec<SocketAddr>>,
+}
+
+impl Remote {
+    /// The address whose turn it is.
+    ///
+    /// # Errors
+    /// What the resolver says, or that it knows no address.
+    pub(super) async fn address(&self, coordinator: &Address) -> io::Result<SocketAddr> {
+        let found = self.found.get_or_try_init(|| coordinator.resolve()).await?;
+        let nothing = || io::Error::other(format!("no address is known for {}", coordinator.host));
+        pick(found, self.failures).ok_or_else(nothing)
+    }
+
+    /// This one failed. Whether there is one that was not dialled before.
+    pub(super) fn failed(&mut self) -> bool {
+        self.failures = self.failures.wrapping_add(1);
+        self.failures < self.found().len()
+    }
+
+    /// Looks the name up anew the next time: it may have got other addresses.
+    pub(super) fn forget(&mut self) {
+        self.found = OnceCell::new();
+    }
+
+    /// Which address has its turn, where the name has several.
+    pub(super) fn one_of_several(&self) -> Option<String> {
+        let found = self.found();
+        let one = pick(found, self.failures).filter(|_| found.len() > 1)?;
+        Some(format!("{one}, one of {} addresses, which are dialled in turn", found.len()))
+    }
+
+    /// All addresses, where the name has several.
+    pub(super) fn all_of_several(&self) -> Option<String> {
+        let all: Vec<_> = self.found().iter().map(ToString::to_string).collect();
+        (all.len() > 1).then(|| all.join(", "))
+    }
+
+    fn found(&self) -> &[SocketAddr] {
+        self.found.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// As if a name server had said so.
+    #[cfg(test)]
+    pub(super) fn known(found: Vec<SocketAddr>) -> Self {
+        Self { failures: 0, found: OnceCell::new_with(Some(found)) }
+    }
+}
+
+/// The address whose turn it is after so many that failed: round and round.
+fn pick(found: &[SocketAddr], failures: usize) -> Option<SocketAddr> {
+    found.get(failures.checked_rem(found.len())?).copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn each_failure_turns_to_the_next_address_and_after_the_last_to_the_first() {
+        let found = addresses(&["[2001:db8::1]:443", "192.0.2.1:443", "192.0.2.2:443"]);
+        let dialled: Vec<_> = (0..5).map(|failures| pick(&found, failures).unwrap()).collect();
+        assert_eq!(dialled, [found[0], found[1], found[2], found[0], found[1]]);
+        assert_eq!(pick(&[], 3), None);
+    }
+
+    #[tokio::test]
+    async fn every_address_has_a_turn_and_is_named() {
+        let coordinator = "c.example.org:443".parse().unwrap();
+        let found = addresses(&["[2001:db8::1]:443", "192.0.2.1:443"]);
+        let mut remote = Remote::known(found.clone());
+        assert_eq!(remote.address(&coordinator).await.unwrap(), found[0]);
+        assert_eq!(remote.all_of_several().unwrap(), "[2001:db8::1]:443, 192.0.2.1:443");
+        assert!(remote.failed());
+        assert_eq!(remote.address(&coordinator).await.unwrap(), found[1]);
+        let words = remote.one_of_several().unwrap();
+        assert!(words.starts_with("192.0.2.1:443, one of 2 addresses"), "{words}");
+        assert!(!remote.failed());
+    }
+
+    #[test]
+    fn a_single_address_is_named_by_nobody() {
+        let mut remote = Remote::known(addresses(&["192.0.2.1:443"]));
+        assert_eq!((remote.one_of_several(), remote.all_of_several()), (None, None));
+        assert!(!remote.failed());
+    }
 
     #[test]
     fn addresses_read_back_what_they_show() {

@@ -11,6 +11,7 @@ use link::{CloseCode, Connection, Lane, LinkError, tls};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::address::Remote;
 use super::dial::{Dialled, Network};
 use super::identity::Identity;
 use super::lane::{LaneChooser, Plan};
@@ -67,20 +68,25 @@ impl Dial {
         Self { network, credentials, root }
     }
 
-    /// Dials once and says Hello; with it the lane and why, in words.
+    /// Dials each address once, until one answers, and says Hello; with it the lane and why, in words.
     ///
     /// # Errors
     /// Why there is no Welcome.
-    pub(crate) async fn try_once(&self) -> Result<(Connected, String), LinkError> {
+    pub(crate) async fn try_once(&self) -> anyhow::Result<(Connected, String)> {
         let chooser = LaneChooser::new(self.network.lane);
-        let plan = chooser.plan(Instant::now());
-        let connected = hello(self.dial(plan).await?).await?;
+        let (plan, mut remote) = (chooser.plan(Instant::now()), Remote::default());
+        let dialled = self.network.dial_each(&self.tls()?, plan, &mut remote).await;
+        let dialled = dialled.map_err(|error| match remote.all_of_several() {
+            Some(all) => anyhow::Error::new(error).context(format!("cannot connect to any of {all}")),
+            None => error.into(),
+        })?;
+        let connected = hello(dialled).await?;
         let lane = self.words(&chooser, connected.dialled.connection.lane());
         Ok((connected, lane))
     }
 
-    async fn dial(&self, plan: Plan) -> Result<Dialled, LinkError> {
-        self.network.dial(&self.tls()?, plan).await
+    async fn dial(&self, plan: Plan, remote: &Remote) -> Result<Dialled, LinkError> {
+        self.network.dial(&self.tls()?, plan, remote).await
     }
 
     fn tls(&self) -> Result<rustls::ClientConfig, LinkError> {
@@ -96,20 +102,26 @@ impl Dial {
     pub async fn keep_connected(self, out: mpsc::Sender<LinkEvent>, stop: CancellationToken) {
         let mut waits = back_off();
         let mut chooser = LaneChooser::new(self.network.lane);
+        let mut remote = Remote::default();
         while !stop.is_cancelled() {
+            remote.forget();
             let outcome = tokio::select! {
-                outcome = self.session(&mut chooser, &out, &stop) => outcome,
+                outcome = self.session(&mut chooser, &mut remote, &out, &stop) => outcome,
                 () = stop.cancelled() => return,
             };
             let (down, wait) = match outcome {
                 Session::Stopped => return,
                 Session::Moved => (moving(), Duration::ZERO),
+                Session::NotMade { error, dialled } => {
+                    let wait = waits.next().unwrap_or(LONGEST_WAIT);
+                    (down(&error, dialled, wait), wait)
+                }
                 Session::Ended { welcomed, error } => {
                     if welcomed {
                         waits = back_off();
                     }
                     let wait = waits.next().unwrap_or(LONGEST_WAIT);
-                    (down(&error, wait), wait)
+                    (down(&error, None, wait), wait)
                 }
             };
             if out.send(down).await.is_err() {
@@ -126,15 +138,18 @@ impl Dial {
     async fn session(
         &self,
         chooser: &mut LaneChooser,
+        remote: &mut Remote,
         out: &mpsc::Sender<LinkEvent>,
         stop: &CancellationToken,
     ) -> Session {
         let plan = chooser.plan(Instant::now());
-        let dialled = match self.dial(plan).await {
+        let dialled = match self.dial(plan, remote).await {
             Ok(dialled) => dialled,
             Err(error) => {
                 chooser.failed();
-                return Session::Ended { welcomed: false, error };
+                let dialled = remote.one_of_several().filter(|_| !matches!(error, LinkError::Proxy { .. }));
+                remote.failed();
+                return Session::NotMade { error, dialled };
             }
         };
         let (over, since) = (dialled.connection.lane(), Instant::now());
@@ -172,7 +187,7 @@ impl Dial {
         };
         let outcome = tokio::select! {
             error = reading => Session::Ended { welcomed: true, error },
-            () = self.quic_is_back(&connection, chooser) => Session::Moved,
+            () = self.quic_is_back(&connection, chooser, remote) => Session::Moved,
             () = stop.cancelled() => Session::Stopped,
         };
         if let Session::Ended { error, .. } = &outcome {
@@ -183,13 +198,13 @@ impl Dial {
     }
 
     /// While on TCP because QUIC got no answer: waits until it does, and nothing is under way on TCP.
-    async fn quic_is_back(&self, connection: &Connection, chooser: &mut LaneChooser) {
+    async fn quic_is_back(&self, connection: &Connection, chooser: &mut LaneChooser, remote: &Remote) {
         loop {
             let wait = chooser.next_probe(Instant::now()).filter(|_| connection.lane() == Lane::Tcp);
             let Some(wait) = wait else { return std::future::pending().await };
             tokio::time::sleep(wait).await;
             let answered = match self.tls() {
-                Ok(tls) => self.network.quic_answers(&tls).await,
+                Ok(tls) => self.network.quic_answers(&tls, remote).await,
                 Err(_) => false,
             };
             chooser.probed(answered, Instant::now());
@@ -233,9 +248,9 @@ async fn ended(connection: &Connection, goodbye: Option<GoodbyeCode>, error: Opt
     }
 }
 
-fn down(error: &LinkError, retry_in: Duration) -> LinkEvent {
-    let (problem, hint, passes) = (error.to_string(), error.hint(), error.is_transient());
-    LinkEvent::Down { problem, hint, passes, retry_in }
+fn down(error: &LinkError, dialled: Option<String>, retry_in: Duration) -> LinkEvent {
+    let problem = dialled.map_or(error.to_string(), |dialled| format!("{error} (dialled {dialled})"));
+    LinkEvent::Down { problem, hint: error.hint(), passes: error.is_transient(), retry_in }
 }
 
 fn moving() -> LinkEvent {
@@ -250,6 +265,12 @@ enum Session {
     Stopped,
     /// Dial again at once: QUIC is back.
     Moved,
+    /// Nobody answered, or not as must be.
+    NotMade {
+        error: LinkError,
+        /// The address dialled, where the name has several.
+        dialled: Option<String>,
+    },
     Ended {
         welcomed: bool,
         error: LinkError,
@@ -270,7 +291,38 @@ fn back_off() -> backon::ExponentialBackoff {
 
 #[cfg(test)]
 mod tests {
+    use link::quic::QuicSettings;
+    use rustls_pki_types::PrivateKeyDer;
+
+    use super::super::dial::tests::refusing;
+    use super::super::lane::LaneSetting;
     use super::*;
+
+    /// A site that dials over TCP, with a certificate of its own making.
+    fn site() -> Dial {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(["c.example.org".to_owned()]).unwrap();
+        let root = params.self_signed(&key).unwrap().der().clone();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let credentials = tls::Credentials { chain: vec![root.clone()], key };
+        let (coordinator, lane) = ("c.example.org:443".parse().unwrap(), LaneSetting::Tcp);
+        let network = Network { coordinator, lane, proxy: None, quic: QuicSettings::site() };
+        Dial { network, credentials, root }
+    }
+
+    #[tokio::test]
+    async fn a_failed_attempt_names_its_address_and_the_next_dials_the_other() {
+        let ((_one, first), (_other, second)) = (refusing(), refusing());
+        let (site, stop, (out, _heard)) = (site(), CancellationToken::new(), mpsc::channel(1));
+        let mut chooser = LaneChooser::new(LaneSetting::Tcp);
+        let mut remote = Remote::known(vec![first, second]);
+        for address in [first, second, first] {
+            let outcome = site.session(&mut chooser, &mut remote, &out, &stop).await;
+            let Session::NotMade { error, dialled } = outcome else { panic!("connected to nobody") };
+            let LinkEvent::Down { problem, .. } = down(&error, dialled, Duration::ZERO) else { panic!() };
+            assert!(problem.contains(&format!("dialled {address}, one of 2 addresses")), "{problem}");
+        }
+    }
 
     #[test]
     fn waits_grow_to_a_minute_and_never_end() {

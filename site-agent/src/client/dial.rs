@@ -10,7 +10,7 @@ use link::tcp::{Proxy, Route, TcpSettings};
 use link::{CloseCode, Connection, LinkError, quic, tcp};
 use rustls::ClientConfig;
 
-use super::address::Address;
+use super::address::{Address, Remote};
 use super::lane::{LaneSetting, Plan};
 
 /// How long QUIC may take before TCP is dialled beside it.
@@ -49,18 +49,45 @@ impl Dialled {
 }
 
 impl Network {
-    /// Dials as planned.
-    pub(super) async fn dial(&self, tls: &ClientConfig, plan: Plan) -> Result<Dialled, LinkError> {
+    /// Dials the address that has its turn, as planned.
+    pub(super) async fn dial(
+        &self,
+        tls: &ClientConfig,
+        plan: Plan,
+        remote: &Remote,
+    ) -> Result<Dialled, LinkError> {
         match plan {
-            Plan::Quic => self.over_quic(tls.clone()).await,
-            Plan::Tcp => self.over_tcp(tls.clone()).await,
-            Plan::Both => self.race(tls).await,
+            Plan::Quic => self.over_quic(tls.clone(), remote).await,
+            Plan::Tcp => self.over_tcp(tls.clone(), remote).await,
+            Plan::Both => self.race(tls, remote).await,
+        }
+    }
+
+    /// Dials one address after the other, until one connects. Of several failures, the first that stays the same however often one
+    /// asks is told.
+    pub(super) async fn dial_each(
+        &self,
+        tls: &ClientConfig,
+        plan: Plan,
+        remote: &mut Remote,
+    ) -> Result<Dialled, LinkError> {
+        let mut telling: Option<LinkError> = None;
+        loop {
+            let error = match self.dial(tls, plan, remote).await {
+                Ok(dialled) => return Ok(dialled),
+                Err(error) => telling.filter(|told| !told.is_transient()).unwrap_or(error),
+            };
+            // A proxy says the same whatever address has its turn.
+            if matches!(error, LinkError::Proxy { .. }) || !remote.failed() {
+                return Err(error);
+            }
+            telling = Some(error);
         }
     }
 
     /// Whether QUIC gets an answer now. The coordinator hears no Hello and forgets the connection.
-    pub(super) async fn quic_answers(&self, tls: &ClientConfig) -> bool {
-        match self.over_quic(tls.clone()).await {
+    pub(super) async fn quic_answers(&self, tls: &ClientConfig, remote: &Remote) -> bool {
+        match self.over_quic(tls.clone(), remote).await {
             Ok(dialled) => {
                 dialled.close().await;
                 true
@@ -71,9 +98,9 @@ impl Network {
 
     /// Who connects first is taken. An answer over QUIC that stays the same however often one asks is taken as well: TCP
     /// would get the same one.
-    async fn race(&self, tls: &ClientConfig) -> Result<Dialled, LinkError> {
-        let mut over_quic = pin!(self.over_quic(tls.clone()));
-        let mut over_tcp = pin!(self.over_tcp(tls.clone()));
+    async fn race(&self, tls: &ClientConfig, remote: &Remote) -> Result<Dialled, LinkError> {
+        let mut over_quic = pin!(self.over_quic(tls.clone(), remote));
+        let mut over_tcp = pin!(self.over_tcp(tls.clone(), remote));
         match tokio::time::timeout(HEAD_START, &mut over_quic).await {
             Ok(Err(error)) if error.is_transient() => {
                 return over_tcp.await.map_err(|tcp| more_telling(error, tcp));
@@ -93,17 +120,17 @@ impl Network {
         }
     }
 
-    async fn over_quic(&self, tls: ClientConfig) -> Result<Dialled, LinkError> {
-        let remote = self.coordinator.resolve().await.map_err(LinkError::Io)?;
+    async fn over_quic(&self, tls: ClientConfig, remote: &Remote) -> Result<Dialled, LinkError> {
+        let remote = remote.address(&self.coordinator).await.map_err(LinkError::Io)?;
         let endpoint = quic::Dialer::bind(any_port(remote), tls, self.quic.clone())?;
         let connection = endpoint.dial(remote, self.coordinator.host()).await?;
         Ok(Dialled { connection, endpoint: Some(endpoint) })
     }
 
-    async fn over_tcp(&self, tls: ClientConfig) -> Result<Dialled, LinkError> {
+    async fn over_tcp(&self, tls: ClientConfig, remote: &Remote) -> Result<Dialled, LinkError> {
         let route = match &self.proxy {
             Some(proxy) => Route::Proxy(proxy.clone()),
-            None => Route::Direct(self.coordinator.resolve().await.map_err(LinkError::Io)?),
+            None => Route::Direct(remote.address(&self.coordinator).await.map_err(LinkError::Io)?),
         };
         let dialer =
             tcp::Dialer::new(tls, TcpSettings { congestion: self.quic.congestion, ..TcpSettings::site() });
@@ -126,8 +153,32 @@ fn any_port(remote: SocketAddr) -> SocketAddr {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use link::tls;
+    use tokio::net::TcpSocket;
+
     use super::*;
+
+    /// An address that refuses connections for as long as the socket lives: nobody listens.
+    pub(in crate::client) fn refusing() -> (TcpSocket, SocketAddr) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = socket.local_addr().unwrap();
+        (socket, address)
+    }
+
+    #[tokio::test]
+    async fn each_address_is_dialled_when_those_before_it_fail() {
+        let ((_one, first), (_other, second)) = (refusing(), refusing());
+        let coordinator = "c.example.org:443".parse().unwrap();
+        let network =
+            Network { coordinator, lane: LaneSetting::Tcp, proxy: None, quic: QuicSettings::site() };
+        let tls = tls::enroll_config("ab".repeat(32).parse().unwrap()).unwrap();
+        let mut remote = Remote::known(vec![first, second]);
+        let error = network.dial_each(&tls, Plan::Tcp, &mut remote).await.err().unwrap();
+        let LinkError::Unreachable { address, .. } = &error else { panic!("{error}") };
+        assert_eq!(address.as_str(), second.to_string());
+    }
 
     #[test]
     fn of_two_failures_the_operator_hears_the_one_that_says_more() {

@@ -15,7 +15,7 @@ use rcgen::PublicKeyData;
 use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
 
-use super::address::Address;
+use super::address::{Address, Remote};
 use super::dial::{Dialled, Network};
 use super::identity::{IdentityError, IdentityFolder, Membership, SiteKeys};
 use super::lane::{LaneChooser, LaneSetting};
@@ -85,7 +85,7 @@ pub enum EnrollError {
     /// The coordinator cannot be reached, or is not the one that the invite pins.
     #[error("cannot connect to the coordinator at {address}")]
     Connect {
-        /// As in the invite.
+        /// As in the invite; with all that were dialled where its name has several.
         address: String,
         /// Why.
         #[source]
@@ -202,16 +202,21 @@ pub async fn enroll(
 async fn connect(invite: &Invite, proxy: Option<Proxy>) -> Result<Dialled, EnrollError> {
     let coordinator = invite.coordinator.clone();
     let address = coordinator.to_string();
+    let mut remote = Remote::default();
     if proxy.is_none()
-        && let Err(source) = coordinator.resolve().await
+        && let Err(source) = remote.address(&coordinator).await
     {
         return Err(EnrollError::Resolve { address, source });
     }
     let lane = LaneSetting::Auto;
     let network = Network { coordinator, lane, proxy, quic: QuicSettings::site() };
     let plan = LaneChooser::new(lane).plan(Instant::now());
-    let dialled = async { network.dial(&tls::enroll_config(invite.root)?, plan).await };
-    dialled.await.map_err(|source| EnrollError::Connect { address, source })
+    let dialled = async { network.dial_each(&tls::enroll_config(invite.root)?, plan, &mut remote).await };
+    let dialled = dialled.await;
+    dialled.map_err(|source| {
+        let several = remote.all_of_several().map(|all| format!("{address} ({all})"));
+        EnrollError::Connect { address: several.unwrap_or(address), source }
+    })
 }
 
 /// Checks the answer and keeps it.
