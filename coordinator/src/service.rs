@@ -81,6 +81,7 @@ impl Service {
             uploads: UploadSlots::default(),
             budget: Budget::new(config.transfer_bytes, &config.transport),
             admission: Admission::new(store.clone(), config.consortium.clone()),
+            seats: driver.seats(),
             authority,
             site_certificate_life: config.site_certificate_life,
             connection_age: config.connection_age,
@@ -101,6 +102,12 @@ impl Service {
     /// The socket.
     pub fn local_address(&self) -> Result<std::net::SocketAddr, LinkError> {
         self.doors.local_address()
+    }
+
+    /// What its connections share.
+    #[cfg(test)]
+    pub(crate) fn context(&self) -> Arc<Context> {
+        self.context.clone()
     }
 
     /// Serves until the token is cancelled, then drains: connections are closed, work under way is journalled.

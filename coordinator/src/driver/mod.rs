@@ -19,6 +19,7 @@ mod plan;
 mod rehearse;
 mod retries;
 mod seal;
+mod seats;
 mod spent;
 mod study_run;
 
@@ -45,6 +46,8 @@ pub(crate) use self::peers::{NOTICES, Peer};
 pub(crate) use self::plan::decline;
 pub(crate) use self::rehearse::{Rehearsal, rehearse};
 use self::retries::Retries;
+pub(crate) use self::seats::SEATS;
+pub use self::seats::Seats;
 use self::spent::Spent;
 use self::study_run::{Happening, StudyRun, TickError};
 use crate::clock::SteadyClock;
@@ -78,6 +81,7 @@ pub struct Driver {
     stop: CancellationToken,
     studies: BTreeMap<StudyDigest, StudyRun>,
     peers: Peers,
+    seats: Seats,
     handle: DriverHandle,
     inbox: mpsc::Receiver<Command>,
     /// Sites that wait for a receipt.
@@ -122,6 +126,7 @@ impl Driver {
             stop: parts.stop,
             studies,
             peers: Peers::default(),
+            seats: Seats::default(),
             handle,
             inbox,
             claims: BTreeMap::new(),
@@ -140,6 +145,11 @@ impl Driver {
     /// To talk to it.
     pub fn handle(&self) -> DriverHandle {
         self.handle.clone()
+    }
+
+    /// Where every connection of a site is entered.
+    pub fn seats(&self) -> Seats {
+        self.seats.clone()
     }
 
     /// Runs until told to stop; then ends all connections and waits for the work under way.

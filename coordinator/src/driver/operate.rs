@@ -10,7 +10,7 @@ use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::round::{self, Answer};
 use common::study::StudyDraft;
 use common::taxonomy::Taxonomy;
-use common::wire::{GoodbyeCode, Notice, Words};
+use common::wire::{Notice, Words};
 
 use super::study_run::{Happening, StudyRun, TickError};
 use super::{Driver, facts};
@@ -183,7 +183,7 @@ impl Driver {
         }
         self.progress.say(&Line::Revoked { site: site.clone() });
         // The disconnection that follows tells the machines.
-        self.peers.close(&site, GoodbyeCode::Revoked);
+        self.seats.end_all(&site);
         self.expect_trainers().await;
         Ok(Reply::Done { words: format!("{site} is revoked: its certificates no longer count") })
     }

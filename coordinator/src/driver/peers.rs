@@ -63,13 +63,6 @@ impl Peers {
         Some((entry.peer.role, entry.uncounted()))
     }
 
-    /// Ends the connection of `site`, if it has one.
-    pub(super) fn close(&mut self, site: &SiteId, code: GoodbyeCode) {
-        if let Some(entry) = self.by_site.get(site) {
-            entry.close(code);
-        }
-    }
-
     /// Ends all connections.
     pub(super) fn close_all(&mut self, code: GoodbyeCode) {
         self.by_site.values().for_each(|entry| entry.close(code));

@@ -64,6 +64,7 @@ async fn enrol(request: &EnrollRequest, context: &Context) -> Result<Enrolled, R
     // Recorded before it leaves: a certificate that we do not know does not count.
     let enrolled = context.store.enrol(token, &request.signing_key, serial, validity.not_after(), now).await;
     enrolled.map_err(internal)?.map_err(refuse)?;
+    context.seats.end_older(&site, serial);
     context.driver.sites_changed(Line::Enrolled { site: site.clone(), role }).await;
     let mut chain: Vec<Vec<u8>> = issued.chain.iter().map(|certificate| certificate.to_vec()).collect();
     let root_der = chain.pop().unwrap_or_default();

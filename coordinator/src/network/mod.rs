@@ -30,7 +30,7 @@ pub use self::credit::Budget;
 pub use self::shelf::Shelf;
 pub use self::slot::UploadSlots;
 use crate::admission::Admission;
-use crate::driver::DriverHandle;
+use crate::driver::{DriverHandle, Seats};
 use crate::pki::Authority;
 use crate::progress::Line;
 use crate::store::Store;
@@ -51,6 +51,8 @@ pub struct Context {
     pub budget: Budget,
     /// Who may speak.
     pub admission: Admission,
+    /// The connections of sites.
+    pub seats: Seats,
     /// Signs certificates.
     pub authority: Arc<Authority>,
     /// Life of a site's certificate.
@@ -186,14 +188,4 @@ impl RateLimit {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_new_minute_has_new_places() {
-        let limit = RateLimit::new(2);
-        let start = Instant::now();
-        assert_eq!([0, 1, 2].map(|s| limit.allow(start + Duration::from_secs(s))), [true, true, false]);
-        assert!(limit.allow(start + Duration::from_secs(60)));
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use super::slot::UploadSlot;
 use super::{Context, close_code, requests};
 use crate::admission::check_role;
 use crate::clock;
-use crate::driver::{NOTICES, Peer};
+use crate::driver::{NOTICES, Peer, SEATS};
 use crate::progress::Line;
 
 /// How long a site may take from opening an exchange to its request.
@@ -33,6 +33,8 @@ pub(super) struct Session {
 
 /// Serves a connection until it ends.
 pub(super) async fn serve(connection: Connection, identity: PeerIdentity, context: Arc<Context>) {
+    // Before the store is asked: who is revoked after its answer is ended by the seat.
+    let seat = context.seats.enter(&identity, &connection);
     let bulk = |direction| Bulk::new(direction, &context.budget);
     let (receiving, sending) = (bulk(Direction::Receive), bulk(Direction::Send));
     let upload = context.uploads.session(&identity.site);
@@ -41,6 +43,9 @@ pub(super) async fn serve(connection: Connection, identity: PeerIdentity, contex
         session.say_refused("connection", &refusal).await;
         let words = refusal.detail.as_str().into();
         return session.connection.close(close_code(refusal.code), &words);
+    }
+    if let Some(oldest) = seat.admit() {
+        session.make_room(&oldest).await;
     }
     let tasks = TaskTracker::new();
     let ends = tokio::time::sleep(session.life());
@@ -63,6 +68,15 @@ impl Session {
     /// Whether the site may speak now.
     async fn admit(&self) -> Result<(), Refusal> {
         self.context.admission.check(&self.identity, clock::now()).await.map_err(requests::internal)?
+    }
+
+    /// Ends a connection of the site that is one too many.
+    async fn make_room(&self, oldest: &Connection) {
+        oldest.close(CloseCode::Replaced, &CloseCode::Replaced.words().into());
+        let remote = oldest.remote_address();
+        let detail = format!("connection: {remote} is closed, the oldest of more than {SEATS} of this site");
+        let (site, code) = (Some(self.identity.site.clone()), CloseCode::Replaced.code().to_owned());
+        self.context.driver.say(Line::Refused { site, code, detail }).await;
     }
 
     /// How long this connection may last: to its greatest age or until the certificate's last moment is over.

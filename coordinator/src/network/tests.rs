@@ -1,0 +1,184 @@
+//! A coordinator in this process, over QUIC on loopback, and sites that do what no program of ours would.
+
+use std::net::Ipv4Addr;
+
+use common::ids::{Role, SiteId};
+use common::wire::{EnrollReply, EnrollRequest, EnrollToken, Hello, Reply, Request};
+use link::quic::{Dialer, Exchange, QuicSettings};
+use link::tls::{self, Credentials, RootFingerprint};
+use link::transfer::read_reply;
+use rcgen::{CertificateParams, KeyPair};
+use rustls::ClientConfig;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::*;
+use crate::clock;
+use crate::config::Config;
+use crate::fixture::Fixture;
+use crate::operator;
+use crate::pki::Token;
+use crate::progress::Progress;
+use crate::service::Service;
+use crate::store::InviteTerms;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_new_minute_has_new_places() {
+    let limit = RateLimit::new(2);
+    let start = Instant::now();
+    assert_eq!([0, 1, 2].map(|s| limit.allow(start + Duration::from_secs(s))), [true, true, false]);
+    assert!(limit.allow(start + Duration::from_secs(60)));
+}
+
+/// A coordinator that serves the fixture's consortium.
+struct Served {
+    context: Arc<Context>,
+    address: SocketAddr,
+    fixture: Fixture,
+}
+
+/// Serves while `visit` lasts.
+async fn serve_while<F: Future<Output = ()>>(
+    settings: impl FnOnce(&mut Config),
+    visit: impl FnOnce(Served) -> F,
+) {
+    let mut fixture = Fixture::new().await;
+    settings(&mut fixture.config);
+    let stop = CancellationToken::new();
+    let service = Service::open(&fixture.config, Progress::Silent, stop.clone()).await.unwrap();
+    let (context, address) = (service.context(), service.local_address().unwrap());
+    let visit = visit(Served { context, address, fixture });
+    let visit = async {
+        visit.await;
+        stop.cancel();
+    };
+    tokio::join!(service.run(), visit);
+}
+
+impl Served {
+    /// Enrols a site as its program does; what dials with its certificate.
+    async fn enrol(&self, name: &str) -> Dialer {
+        let (now, token) = (clock::now(), Token::random());
+        let terms = InviteTerms { site: name.parse().unwrap(), role: Role::Trainer };
+        let until = now.after(Duration::from_secs(3600));
+        self.context.store.add_invite(token.hash(), &terms, now, until).await.unwrap();
+        let token = data_encoding::BASE32_NOPAD.decode(token.to_text().as_bytes()).unwrap();
+        let token = EnrollToken(token.try_into().unwrap());
+        let key = KeyPair::generate().unwrap();
+        let csr_der = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+        let signing_key = signing_key().verifying_key().to_bytes();
+
+        let root = self.context.authority.root();
+        let stranger = dialer(tls::enroll_config(RootFingerprint::of(root)).unwrap());
+        let connection = self.dial(&stranger).await;
+        let mut exchange = connection.open().await.unwrap();
+        let request = EnrollRequest { token, csr_der, signing_key };
+        exchange.writer.write(&request).await.unwrap();
+        exchange.writer.finish().await.unwrap();
+        let EnrollReply::Enrolled(enrolled) = exchange.reader.read_within(PATIENCE).await.unwrap() else {
+            panic!("the invite counts")
+        };
+        connection.close(CloseCode::Done, &"".into());
+        let chain = enrolled.chain_der.into_iter().map(CertificateDer::from).collect();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        dialer(tls::site_config(Credentials { chain, key }, root).unwrap())
+    }
+
+    async fn dial(&self, dialer: &Dialer) -> Connection {
+        dialer.dial(self.address, "127.0.0.1").await.unwrap()
+    }
+
+    /// A connection that is served, and says no Hello.
+    async fn lurk(&self, dialer: &Dialer) -> Connection {
+        let connection = self.dial(dialer).await;
+        let study = self.fixture.digest();
+        assert!(matches!(ask(&connection, &Request::GetStudy { study }).await, Ok(Reply::Study { .. })));
+        connection
+    }
+
+    async fn revoke(&self, name: &str) {
+        let site: SiteId = name.parse().unwrap();
+        let reply = self.context.driver.operate(operator::Request::Revoke { site }).await;
+        assert!(matches!(reply, operator::Reply::Done { .. }), "{reply:?}");
+    }
+}
+
+/// The same of all sites.
+fn signing_key() -> common::signed::SigningKey {
+    common::signed::SigningKey::from_bytes(&[7; 32])
+}
+
+fn dialer(config: ClientConfig) -> Dialer {
+    Dialer::bind((Ipv4Addr::LOCALHOST, 0).into(), config, QuicSettings::site()).unwrap()
+}
+
+async fn ask(connection: &Connection, request: &Request) -> Result<Reply, LinkError> {
+    let mut exchange = connection.open().await?;
+    exchange.writer.write(request).await?;
+    exchange.writer.finish().await?;
+    read_reply(&mut exchange.reader, PATIENCE).await
+}
+
+/// Says hello; the watch stream, once welcome.
+async fn greet(connection: &Connection) -> Exchange {
+    let mut exchange = connection.open().await.unwrap();
+    let hello = Hello { minor_min: 0, minor_max: 0, agent_version: "test".into(), capabilities: vec![] };
+    exchange.writer.write(&Request::Hello(hello)).await.unwrap();
+    let reply = read_reply(&mut exchange.reader, PATIENCE).await.unwrap();
+    assert!(matches!(reply, Reply::Welcome(_)), "{reply:?}");
+    exchange
+}
+
+/// Why the coordinator ended a connection.
+async fn ended(connection: &Connection) -> &'static str {
+    let ended = tokio::time::timeout(PATIENCE, connection.closed()).await;
+    ended.expect("the coordinator ends it").code()
+}
+
+#[tokio::test]
+async fn a_site_takes_nobodys_place_and_goes_with_all_its_connections() {
+    let settings = |config: &mut Config| config.connections = 8;
+    serve_while(settings, |served| async move {
+        let (north, south) = (served.enrol("north").await, served.enrol("south").await);
+        let mut lurking = Vec::new();
+        for _ in 0..10 {
+            lurking.push(served.lurk(&north).await);
+        }
+        let newest = lurking.split_off(6);
+        for connection in &lurking {
+            assert_eq!(ended(connection).await, "replaced");
+        }
+        let other = served.dial(&south).await;
+        let _watch = greet(&other).await;
+        assert!(newest.iter().all(|connection| connection.close_reason().is_none()));
+
+        served.revoke("north").await;
+        for connection in &newest {
+            assert_eq!(ended(connection).await, "site-revoked");
+        }
+        assert!(other.close_reason().is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_newer_certificate_ends_the_connections_of_the_older_which_drives_nobody_out() {
+    serve_while(
+        |_| {},
+        |served| async move {
+            let older = served.enrol("north").await;
+            let lurking = served.lurk(&older).await;
+            let newer = served.enrol("north").await;
+            assert_eq!(ended(&lurking).await, "site-revoked");
+            let connection = served.lurk(&newer).await;
+            for _ in 0..6 {
+                let refused = served.dial(&older).await;
+                assert_eq!(ended(&refused).await, "site-revoked");
+            }
+            let _watch = greet(&connection).await;
+        },
+    )
+    .await;
+}
