@@ -14,6 +14,9 @@ use crate::error::LinkError;
 /// Bytes read at most before memory for them is taken: what a peer only announces costs nothing here.
 const READ_STEP: usize = 64 << 10;
 
+/// Bytes of a body from which on [`FrameReader::read_with_room`] asks for room.
+pub const SMALL_BODY: usize = 64 << 10;
+
 /// Bytes written at a time. QUIC keeps a copy of each write until it is acknowledged: pieces of one size, which also fit where
 /// packets were, leave fewer holes in memory than whole chunks.
 const WRITE_STEP: usize = 64 << 10;
@@ -48,14 +51,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// # Errors
     /// As [`FrameReader::read`], the end inside a message included.
     pub async fn read_or_end<M: Message>(&mut self) -> Result<Option<M>, LinkError> {
-        let Some(len) = self.read_length(M::NAME).await? else { return Ok(None) };
-        let (got, limit) = (len as usize, M::SIZE.limit());
-        if got > limit {
-            return Err(CodecError::TooLarge { name: M::NAME, limit, got }.into());
-        }
-        let mut body = Vec::new();
-        self.read_raw(got, &mut body, M::NAME).await?;
-        Ok(Some(codec::decode(&body)?))
+        let Some(len) = self.read_length::<M>().await? else { return Ok(None) };
+        Ok(Some(self.read_body(len).await?))
     }
 
     /// The next message, if it comes within `limit`. After [`LinkError::TooSlow`] the stream is of no more use.
@@ -64,6 +61,24 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// As [`FrameReader::read`].
     pub async fn read_within<M: Message>(&mut self, limit: Duration) -> Result<M, LinkError> {
         within(limit, M::NAME, self.read()).await
+    }
+
+    /// As [`FrameReader::read_within`], with `room` waited for before a body of more than [`SMALL_BODY`] bytes is read, within the
+    /// same limit. What it gives is the caller's, to be held as long as the message.
+    ///
+    /// # Errors
+    /// As [`FrameReader::read`].
+    pub async fn read_with_room<M: Message, P>(
+        &mut self,
+        limit: Duration,
+        room: impl Future<Output = P>,
+    ) -> Result<(M, Option<P>), LinkError> {
+        let read = async {
+            let len = self.read_length::<M>().await?.ok_or(LinkError::CutOff { what: M::NAME })?;
+            let room = if len > SMALL_BODY { Some(room.await) } else { None };
+            Ok((self.read_body(len).await?, room))
+        };
+        within(limit, M::NAME, read).await
     }
 
     /// Exactly `len` raw bytes into `buffer`, which is emptied first. The caller has checked `len` against a manifest.
@@ -88,17 +103,28 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Ok(())
     }
 
-    async fn read_length(&mut self, what: &'static str) -> Result<Option<u32>, LinkError> {
+    /// Bytes of the next message's body; `None` when the stream ended before it.
+    async fn read_length<M: Message>(&mut self) -> Result<Option<usize>, LinkError> {
         let mut prefix = [0; 4];
         let mut filled = 0;
         while filled < prefix.len() {
             match self.stream.read(&mut prefix[filled..]).await? {
                 0 if filled == 0 => return Ok(None),
-                0 => return Err(LinkError::CutOff { what }),
+                0 => return Err(LinkError::CutOff { what: M::NAME }),
                 read => filled += read,
             }
         }
-        Ok(Some(u32::from_le_bytes(prefix)))
+        let (got, limit) = (u32::from_le_bytes(prefix) as usize, M::SIZE.limit());
+        if got > limit {
+            return Err(CodecError::TooLarge { name: M::NAME, limit, got }.into());
+        }
+        Ok(Some(got))
+    }
+
+    async fn read_body<M: Message>(&mut self, len: usize) -> Result<M, LinkError> {
+        let mut body = Vec::new();
+        self.read_raw(len, &mut body, M::NAME).await?;
+        Ok(codec::decode(&body)?)
     }
 }
 
@@ -164,4 +190,40 @@ pub(crate) async fn within<T>(
     work: impl Future<Output = Result<T, LinkError>>,
 ) -> Result<T, LinkError> {
     tokio::time::timeout(limit, work).await.unwrap_or(Err(LinkError::TooSlow { what, limit }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use common::ids::{Digest, StudyDigest};
+    use common::wire::{Request, SignedBytes};
+    use tokio::io::duplex;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    fn manifest(bytes: usize) -> Request {
+        let manifest = SignedBytes { bytes: vec![7; bytes], signature: [0; 64] };
+        Request::RegisterManifest { study: StudyDigest(Digest::of(b"study")), manifest }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_body_is_read_when_there_is_room_for_it() {
+        let (small, large) = (manifest(60 << 10), manifest(1 << 20));
+        let (near, far) = duplex(4 << 20);
+        let (mut reader, mut writer) = (FrameReader::new(near), FrameWriter::new(far));
+        for request in [&small, &large, &large] {
+            writer.write(request).await.unwrap();
+        }
+        let (read, room) = reader.read_with_room::<Request, ()>(LIMIT, pending()).await.unwrap();
+        assert_eq!((read, room), (small, None));
+        let (read, room) = reader.read_with_room::<Request, _>(LIMIT, ready("room")).await.unwrap();
+        assert_eq!((read, room), (large, Some("room")));
+        let late = reader.read_with_room::<Request, ()>(LIMIT, pending()).await;
+        assert!(matches!(late, Err(LinkError::TooSlow { what: "request", .. })), "{late:?}");
+        let mut rest = Vec::new();
+        reader.read_raw(1 << 20, &mut rest, "body").await.unwrap();
+    }
 }

@@ -2,12 +2,13 @@
 //!
 //! `doors` are what is listened with, `enrolment` speaks with strangers who hold an invite, `session` with one connected
 //! site, `requests` answers each exchange, `upload` takes updates in, one of each site in its `slot`, `shelf` keeps open what
-//! is fetched, `rotten` says of what the disk has changed that it cannot be, `credit` says whose turn it is, `pace` who loses
+//! is fetched, `large` bounds what requests take, `rotten` says of what the disk has changed that it cannot be, `credit` says whose turn it is, `pace` who loses
 //! it. No decision about rounds is made here: that is asked of the driver.
 
 mod credit;
 mod doors;
 mod enrolment;
+mod large;
 mod pace;
 mod requests;
 mod rotten;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::credit::Budget;
+pub use self::large::LargeRequests;
 pub use self::shelf::Shelf;
 pub use self::slot::UploadSlots;
 use crate::admission::Admission;
@@ -49,6 +51,8 @@ pub struct Context {
     pub uploads: UploadSlots,
     /// Memory for transfers.
     pub budget: Budget,
+    /// Memory for large requests.
+    pub large: LargeRequests,
     /// Who may speak.
     pub admission: Admission,
     /// The connections of sites.

@@ -13,11 +13,15 @@ use common::signed::{Signed, SignedDocument, SignedError, VerifyingKey};
 use common::study::StudyDocument;
 use common::study::sections::Aggregation;
 use common::update::UpdateOffer;
-use common::wire::{Manifest, OfferedUpdate, Receipt, Refusal, RefusalCode, Reply, Request, SignedBytes};
+use common::wire::{
+    ChunkError, Manifest, OfferedUpdate, Receipt, Refusal, RefusalCode, Reply, Request, SignedBytes,
+};
 use link::LinkError;
 use link::buffers::ChunkBuffer;
+use link::framing::FrameWriter;
 use link::quic::Exchange;
 use link::transfer::{self, ChunkSource};
+use tokio::io::AsyncWrite;
 
 use super::credit::Stream;
 use super::pace::Moved;
@@ -32,6 +36,8 @@ use crate::store::{self, ArtifactFile, LossPoint, StoreError, StoredManifest, St
 
 /// How long a chunk may take.
 const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a site may take to take a reply.
+const REPLY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answers `request` on its exchange. A refusal comes back as [`LinkError::Refused`], still to be told.
 pub(super) async fn answer(
@@ -46,8 +52,23 @@ pub(super) async fn answer(
         Request::PutChunks { attempt, count } => take_chunks(session, attempt, count, exchange).await?,
         other => session.reply_to(other).await.map_err(LinkError::Refused)?,
     };
-    exchange.writer.write(&reply).await?;
-    exchange.writer.finish().await
+    say(&reply, &mut exchange.writer).await
+}
+
+/// Says the last of an exchange.
+///
+/// # Errors
+/// [`LinkError::TooSlow`] for a site that takes nothing: what it is told would stay in our memory.
+pub(super) async fn say<W: AsyncWrite + Unpin>(
+    reply: &Reply,
+    writer: &mut FrameWriter<W>,
+) -> Result<(), LinkError> {
+    let said = async {
+        writer.write(reply).await?;
+        writer.finish().await
+    };
+    let slow = LinkError::TooSlow { what: "room for a reply", limit: REPLY_PATIENCE };
+    tokio::time::timeout(REPLY_PATIENCE, said).await.unwrap_or(Err(slow))
 }
 
 /// A failure of the store, as a site is told it.
@@ -308,6 +329,12 @@ async fn serve_chunks(
             RefusalCode::BadRequest,
             "chunks are asked for once, ascending",
         )));
+    }
+    // Before it waits for its turn: the list is in our memory meanwhile.
+    let chunks = file.manifest().chunks().len();
+    if let Some(&index) = indices.last().filter(|&&last| position(last) >= chunks) {
+        let words = ChunkError::Unknown { index, chunks }.to_string();
+        return Err(LinkError::Refused(refusal(RefusalCode::UnknownChunk, words)));
     }
     let bytes = file.manifest().layout().bytes();
     let _stream = session.sending.join(&session.context.budget, &session.connection, bytes).await?;

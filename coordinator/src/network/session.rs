@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::wire::{self, GoodbyeCode, Hello, Notice, Refusal, RefusalCode, Reply, Request, Welcome};
+use common::wire::{self, GoodbyeCode, Notice, Refusal, RefusalCode, Reply, Request, Welcome};
 use link::{CloseCode, Connection, Exchange, LinkError, PeerIdentity};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -98,14 +98,36 @@ impl Session {
 
     /// Answers one exchange. Errors of the stream end the exchange, not the connection.
     async fn answer(self: Arc<Self>, mut exchange: Exchange) {
-        let request = match exchange.reader.read_within::<Request>(PATIENCE).await {
-            Ok(request) => request,
+        let mut is_large = false;
+        let room = async {
+            let room = self.context.large.room(&self.identity.site).await;
+            is_large = true;
+            room
+        };
+        let read = tokio::select! {
+            // What came before a close counts.
+            biased;
+            read = exchange.reader.read_with_room::<Request, _>(PATIENCE, room) => read,
+            // Who is gone waits for no room: a connection has its place until its exchanges are over.
+            error = self.connection.closed() => Err(error),
+        };
+        let (request, room) = match read {
+            Ok(read) => read,
+            // It would come again, and take the room of others each time.
+            Err(LinkError::TooSlow { .. }) if is_large => {
+                return self.connection.close(CloseCode::TooSlow, &CloseCode::TooSlow.words().into());
+            }
             Err(error) => return self.give_up("request", &error).await,
         };
         let name = request.name();
         let answered = match self.permit(&request).await {
             Ok(()) => match request {
-                Request::Hello(hello) => self.watch(hello, &mut exchange).await,
+                Request::Hello(hello) => {
+                    let theirs = (hello.minor_min, hello.minor_max);
+                    // The rest is not needed for the life of the connection.
+                    drop((hello, room));
+                    self.watch(theirs, &mut exchange).await
+                }
                 request => requests::answer(&self, request, &mut exchange).await,
             },
             Err(refusal) => Err(LinkError::Refused(refusal)),
@@ -126,10 +148,7 @@ impl Session {
     async fn refuse(&self, name: &str, refusal: Refusal, exchange: &mut Exchange) {
         self.say_refused(name, &refusal).await;
         // The site may have gone meanwhile; then nobody is left to tell.
-        let written = exchange.writer.write(&Reply::Refused(refusal)).await;
-        if written.is_ok() {
-            let _ = exchange.writer.finish().await;
-        }
+        let _ = requests::say(&Reply::Refused(refusal), &mut exchange.writer).await;
     }
 
     async fn say_refused(&self, name: &str, refusal: &Refusal) {
@@ -148,9 +167,9 @@ impl Session {
     }
 
     /// The watch stream: Welcome, then notices for the life of the connection.
-    async fn watch(&self, hello: Hello, exchange: &mut Exchange) -> Result<(), LinkError> {
+    async fn watch(&self, theirs: (u16, u16), exchange: &mut Exchange) -> Result<(), LinkError> {
         let ours = (wire::MINOR_MIN, wire::MINOR_MAX);
-        let minor = wire::agree_minor(ours, (hello.minor_min, hello.minor_max)).ok_or_else(|| {
+        let minor = wire::agree_minor(ours, theirs).ok_or_else(|| {
             let words = format!("the coordinator speaks 1.{} to 1.{}", ours.0, ours.1);
             LinkError::Refused(Refusal::new(RefusalCode::UnsupportedVersion, words))
         })?;

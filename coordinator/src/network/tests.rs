@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use common::ids::{Role, SiteId};
 use common::wire::{EnrollReply, EnrollRequest, EnrollToken, Hello, Reply, Request};
+use link::framing::FrameWriter;
 use link::quic::{Dialer, Exchange, QuicSettings};
 use link::tls::{self, Credentials, RootFingerprint};
 use link::transfer::read_reply;
@@ -11,6 +12,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::credit::{Bulk, Direction};
 use super::*;
 use crate::clock;
 use crate::config::Config;
@@ -181,4 +183,29 @@ async fn a_newer_certificate_ends_the_connections_of_the_older_which_drives_nobo
         },
     )
     .await;
+}
+
+#[tokio::test]
+async fn chunks_that_an_artifact_does_not_have_are_refused_before_their_turn() {
+    let settings = |config: &mut Config| config.transfer_bytes = 0;
+    serve_while(settings, |served| async move {
+        let north = served.enrol("north").await;
+        let connection = served.lurk(&north).await;
+        let Served { context, fixture, .. } = &served;
+        let bulk = Bulk::new(Direction::Send, &context.budget);
+        let _the_only_turn = bulk.join(&context.budget, &connection, 1).await.unwrap();
+        let (artifact, indices) = (fixture.study.study().initial_model, (0..800_000).collect());
+        let refused = ask(&connection, &Request::GetChunks { artifact, indices }).await;
+        let Err(LinkError::Refused(refusal)) = refused else { panic!("{refused:?}") };
+        assert_eq!(refusal.code, RefusalCode::UnknownChunk);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_site_that_takes_no_reply_is_given_up() {
+    let (_takes_nothing, stream) = tokio::io::duplex(64);
+    let reply = Reply::Study { bytes: vec![7; 1 << 10] };
+    let said = requests::say(&reply, &mut FrameWriter::new(stream)).await;
+    assert!(matches!(said, Err(LinkError::TooSlow { .. })), "{said:?}");
 }
