@@ -7,6 +7,10 @@ use super::sections::{Late, Quorum, Weighting};
 use crate::artifact::Dtype;
 use crate::config::Problems;
 
+/// The largest norm of an update that a study may name, and the limit where it names none: training does not come near it, and sums
+/// of squares of what is longer are beyond what a server's moments can hold.
+const LONGEST_UPDATE: f64 = 1e9;
+
 /// From updates to the next global model.
 ///
 /// The keys of one strategy are absent in studies by another; in a study's document its own are stated
@@ -26,7 +30,7 @@ pub struct Aggregation {
     /// Largest share of one site under `class-balanced` weights.
     #[serde(default = "half")]
     pub max_site_weight: f64,
-    /// Largest L2 norm of an update; a larger one is refused. No bound when absent.
+    /// Largest L2 norm of an update; a larger one is refused. A billion when absent ([`Aggregation::longest_update`]).
     #[serde(default)]
     pub max_update_norm: Option<f64>,
     /// An update longer than so many times the median of its round is scaled down to that; 0 for never. Not written at its default,
@@ -110,6 +114,11 @@ impl Aggregation {
         }
     }
 
+    /// L2 norm from which on an update is refused.
+    pub fn longest_update(&self) -> f64 {
+        self.max_update_norm.unwrap_or(LONGEST_UPDATE)
+    }
+
     /// β of `server-momentum`.
     pub fn momentum(&self) -> f64 {
         self.momentum.unwrap_or(0.9)
@@ -157,7 +166,7 @@ impl Aggregation {
         self.check_step(problems);
         problems.in_range("aggregation.max_site_weight", self.max_site_weight, 0.01..=1.0);
         if let Some(norm) = self.max_update_norm {
-            positive("aggregation.max_update_norm", norm, 1e9, problems);
+            positive("aggregation.max_update_norm", norm, LONGEST_UPDATE, problems);
         }
         self.check_clipping(problems);
         self.check_own_keys(problems);

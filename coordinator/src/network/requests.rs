@@ -11,7 +11,6 @@ use common::report::{EvaluationReport, METRIC_VERSION};
 use common::round::{self, Exclusion, UpdateExpectation};
 use common::signed::{Signed, SignedDocument, SignedError, VerifyingKey};
 use common::study::StudyDocument;
-use common::study::sections::Aggregation;
 use common::update::UpdateOffer;
 use common::wire::{
     ChunkError, Manifest, OfferedUpdate, Receipt, Refusal, RefusalCode, Reply, Request, SignedBytes,
@@ -212,9 +211,9 @@ impl Session {
             UpdateExpectation::Wanted { base } => base,
         };
         let document = self.study(offer.study).await?;
-        let Aggregation { max_update_norm: max_norm, update_dtype: dtype, .. } = document.study().aggregation;
         slot.let_go().await?;
-        let upload = Upload::begin(&self.context.store, site, offer, base, dtype, max_norm).await?;
+        let upload =
+            Upload::begin(&self.context.store, site, offer, base, &document.study().aggregation).await?;
         let missing = upload.missing();
         slot.upload = Some(Arc::new(upload));
         Ok(Reply::UpdateWanted { missing })

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use common::artifact::{ArtifactManifest, Dtype};
 use common::ids::{AttemptId, ModelHash, SiteId};
+use common::study::sections::Aggregation;
 use common::update::{
     CheckedChunk, Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate, ZeroChunks,
 };
@@ -75,10 +76,10 @@ impl Upload {
         site: SiteId,
         offer: UpdateOffer,
         base: ModelHash,
-        dtype: Dtype,
-        max_norm: Option<f64>,
+        aggregation: &Aggregation,
     ) -> Result<Self, Refusal> {
-        let store = store.clone();
+        let (store, dtype) = (store.clone(), aggregation.update_dtype);
+        let max_norm = Some(aggregation.longest_update());
         off_thread(move || begin(&store, site, offer, base, dtype, max_norm)).await
     }
 
@@ -262,6 +263,7 @@ mod tests {
 
     use common::artifact::{CHUNK_BYTES, TensorLayout, TensorSpec};
     use common::ids::{Digest, RoundId, StudyDigest};
+    use common::testing::example_study;
 
     use super::*;
     use crate::network::slot::UploadSlots;
@@ -304,8 +306,9 @@ mod tests {
         }
 
         async fn begin(&self, data: &[u8]) -> Upload {
-            let site = "north".parse().unwrap();
-            Upload::begin(&self.store, site, self.offer(data), self.base, Dtype::F32, None).await.unwrap()
+            let (site, study) = ("north".parse().unwrap(), example_study());
+            let aggregation = &study.study().aggregation;
+            Upload::begin(&self.store, site, self.offer(data), self.base, aggregation).await.unwrap()
         }
 
         fn chunk(&self, data: &[u8], index: u32) -> ChunkBuffer {
@@ -348,6 +351,22 @@ mod tests {
         for index in 0..4 {
             assert_eq!(kept.read_chunk(index as usize).unwrap(), *folder.chunk(&data, index));
         }
+    }
+
+    /// What a server's moments could not hold: the study would stand still for good.
+    #[tokio::test]
+    async fn a_number_that_no_training_gives_is_refused_though_the_study_names_no_limit() {
+        let folder = folder().await;
+        let mut data = vec![0; folder.layout.bytes() as usize];
+        data[..4].copy_from_slice(&1e25f32.to_le_bytes());
+        let upload = Arc::new(folder.begin(&data).await);
+        assert_eq!(upload.missing(), [0], "the rest is zeros");
+        let mut intake = Intake::new(upload);
+        intake.take(0, folder.chunk(&data, 0)).await.unwrap();
+        intake.settle().await.unwrap();
+        let Intake { upload, .. } = intake;
+        let refused = Arc::into_inner(upload).unwrap().keep().await.unwrap_err();
+        assert_eq!(refused.code, RefusalCode::NormExceeded);
     }
 
     #[tokio::test]
