@@ -56,6 +56,11 @@ impl PreviousRound {
         })
     }
 
+    /// Whether the site took part, and its update did not come in time.
+    pub(super) fn awaits(&self, site: &SiteId) -> bool {
+        self.missing.contains_key(site)
+    }
+
     /// The site's late update, from what it offered. The caller has asked [`PreviousRound::expect`].
     pub(super) fn take(&self, site: &SiteId, offer: &UpdateOffer) -> Option<LateUpdate> {
         let counts = self.missing.get(site).filter(|_| offer.round == self.round)?.clone();

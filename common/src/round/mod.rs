@@ -281,6 +281,16 @@ impl RoundMachine {
         }
     }
 
+    /// Whether `site` may be training for `round`, whose steps are so many: it was asked, and the round is open or still takes its update
+    /// late.
+    pub fn expects_progress(&self, site: &SiteId, round: RoundId, steps: u32) -> bool {
+        let State { phase, previous, .. } = &self.state;
+        let opened = phase.opened().filter(|opened| opened.round == round);
+        let is_asked = opened.is_some_and(|opened| opened.answer_of(site).is_some());
+        let is_late = self.takes_late(round) && previous.as_ref().is_some_and(|before| before.awaits(site));
+        steps == self.plan.steps && (is_asked || is_late)
+    }
+
     /// Whether an update of `round`, which has closed, may still come to count: what is stored of it is to be kept.
     pub fn takes_late(&self, round: RoundId) -> bool {
         let over = matches!(self.state.phase, Phase::Finished(_) | Phase::Aborted(_));

@@ -1,7 +1,7 @@
 //! How the rest of the process talks to the driver: typed questions over one bounded channel.
 
 use common::evaluation::{self, ReportExpectation};
-use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, SiteId, StudyDigest};
+use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, RoundId, SiteId, StudyDigest};
 use common::round::{self, UpdateExpectation, UpdateOffer};
 use common::wire::{Refusal, RefusalCode};
 use tokio::sync::{mpsc, oneshot};
@@ -46,6 +46,13 @@ pub(super) enum Command {
         site: SiteId,
         artifact: ArtifactHash,
         reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    ExpectProgress {
+        study: StudyDigest,
+        site: SiteId,
+        round: RoundId,
+        steps: u32,
+        reply: oneshot::Sender<bool>,
     },
     ExpectUpdate {
         site: SiteId,
@@ -138,6 +145,17 @@ impl DriverHandle {
     /// Whether an evaluator may fetch an artifact.
     pub(crate) async fn may_fetch(&self, site: SiteId, artifact: ArtifactHash) -> Result<(), Refusal> {
         self.ask(|reply| Command::MayFetch { site, artifact, reply }).await?
+    }
+
+    /// Whether the site may be training for a round of so many steps.
+    pub(crate) async fn expect_progress(
+        &self,
+        study: StudyDigest,
+        site: SiteId,
+        round: RoundId,
+        steps: u32,
+    ) -> Result<bool, Refusal> {
+        self.ask(|reply| Command::ExpectProgress { study, site, round, steps, reply }).await
     }
 
     /// Whether the update is wanted.

@@ -274,6 +274,10 @@ impl Driver {
             Command::MayFetch { site, artifact, reply } => {
                 let _ = reply.send(self.may_fetch(&site, &artifact));
             }
+            Command::ExpectProgress { study, site, round, steps, reply } => {
+                let run = self.studies.get(&study);
+                let _ = reply.send(run.is_some_and(|run| run.rounds.expects_progress(&site, round, steps)));
+            }
             Command::ExpectUpdate { site, offer, reply } => {
                 let run = self.studies.get(&offer.study).ok_or_else(unknown_study);
                 let answer =

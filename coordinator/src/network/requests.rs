@@ -190,11 +190,16 @@ impl Session {
             return Err(refusal(RefusalCode::BadRequest, "a step beyond the round's"));
         }
         self.study_to_join(study).await?;
+        let LossPoint { ref site, round, step, steps, .. } = point;
+        // To be late is no fault. But of what a site may make up there is no end: it is not kept.
+        if !self.context.driver.expect_progress(study, site.clone(), round, steps).await? {
+            return Ok(Reply::Done);
+        }
         let loss = point.loss.is_finite().then_some(point.loss);
         if loss.is_some() {
             self.context.store.put_loss(&study, &point).await.map_err(internal)?;
         }
-        let LossPoint { site, round, step, steps, .. } = point;
+        let site = point.site;
         self.context.driver.say(Line::Training { site, round, step, steps, loss }).await;
         Ok(Reply::Done)
     }

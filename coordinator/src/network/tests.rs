@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use common::ids::{Role, SiteId};
+use common::ids::{Role, RoundId, SiteId};
 use common::wire::{EnrollReply, EnrollRequest, EnrollToken, Hello, Reply, Request};
 use link::framing::FrameWriter;
 use link::quic::{Dialer, Exchange, QuicSettings};
@@ -208,4 +208,24 @@ async fn a_site_that_takes_no_reply_is_given_up() {
     let reply = Reply::Study { bytes: vec![7; 1 << 10] };
     let said = requests::say(&reply, &mut FrameWriter::new(stream)).await;
     assert!(matches!(said, Err(LinkError::TooSlow { .. })), "{said:?}");
+}
+
+#[tokio::test]
+async fn the_loss_of_a_round_that_is_not_open_is_not_kept() {
+    serve_while(
+        |_| {},
+        |served| async move {
+            let south = served.enrol("south").await;
+            let (connection, study) = (served.dial(&south).await, served.fixture.digest());
+            let steps = served.fixture.study.study().training.steps_per_round;
+            for (round, steps) in [(7, steps), (1, steps), (1, u32::MAX)] {
+                let round = RoundId(round);
+                let told =
+                    ask(&connection, &Request::Progress { study, round, step: 1, steps, loss: 0.5 }).await;
+                assert!(matches!(told, Ok(Reply::Done)), "{told:?}");
+            }
+            assert!(served.context.store.losses(&study).await.unwrap().is_empty());
+        },
+    )
+    .await;
 }

@@ -228,3 +228,21 @@ fn a_late_update_survives_a_restart() {
     let restored = RoundMachine::restore(takes_late(), serde_json::from_str(&text).unwrap());
     assert_eq!(restored, Ok(study.machine));
 }
+
+#[test]
+fn progress_is_expected_of_who_trains_and_of_who_is_late() {
+    let expects = |study: &Study, name, round, steps| {
+        study.machine.expects_progress(&site(name), RoundId(round), steps)
+    };
+    let study = Study::new(plan()).all([ready("a", 30), ready("b", 10)]);
+    assert!(!expects(&study, "a", 1, STEPS), "no round is open");
+    let study = study.all([Event::Start]);
+    assert!(expects(&study, "a", 1, STEPS));
+    assert!(!expects(&study, "a", 1, STEPS + 1) && !expects(&study, "a", 7, STEPS));
+    assert!(!expects(&study, "d", 1, STEPS), "it was not asked");
+
+    let study = second_round(takes_late());
+    assert!(expects(&study, "c", 1, STEPS) && expects(&study, "c", 2, STEPS));
+    assert!(!expects(&study, "a", 1, STEPS), "its update counts");
+    assert!(!expects(&second_round(RoundPlan { rounds: 3, ..plan() }), "c", 1, STEPS), "it is refused");
+}
