@@ -168,6 +168,8 @@ fn is_zero(count: &u32) -> bool {
 }
 
 impl SignedDocument for LabelManifest {
+    const MAX_BYTES: usize = 64 << 10;
+
     fn to_bytes(&self) -> Vec<u8> {
         // Invariant: every field has a JSON form.
         serde_json::to_vec(self).expect("a manifest has a JSON form")
@@ -234,6 +236,22 @@ mod tests {
             let damaged = Signed::<LabelManifest>::from_parts(bytes, *signed.signature());
             assert!(matches!(damaged.verify(&key.verifying_key()), Err(SignedError::Signature)));
         }
+    }
+
+    #[test]
+    fn the_longest_manifest_is_taken() {
+        let most = MAX_VOLUMES;
+        let count = |class| ClassCount { class, annotated: most, present: Some(most), pseudo: most };
+        let dataset = |number: usize| DatasetCount { name: format!("{number:060}"), volumes: most / 100 };
+        let longest = LabelManifest {
+            site: "s".repeat(40).parse().unwrap(),
+            volumes: most,
+            classes: (1..=u8::MAX).filter_map(ClassId::new).map(count).collect(),
+            datasets: (0..MAX_DATASETS).map(dataset).collect(),
+            ..manifest(1)
+        };
+        let key = SigningKey::from_bytes(&[1; 32]);
+        assert_eq!(Signed::sign(&longest, &key).verify(&key.verifying_key()).unwrap(), longest);
     }
 
     #[test]

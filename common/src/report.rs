@@ -245,6 +245,8 @@ impl AbsentSummary {
 }
 
 impl SignedDocument for EvaluationReport {
+    const MAX_BYTES: usize = 256 << 10;
+
     fn to_bytes(&self) -> Vec<u8> {
         // Invariant: every field has a JSON form.
         serde_json::to_vec(self).expect("a report has a JSON form")
@@ -269,10 +271,12 @@ fn count(len: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use ed25519_dalek::Signer;
     use proptest::prelude::*;
 
     use super::*;
     use crate::ids::{ArtifactHash, Digest};
+    use crate::signed::{Signed, SignedError, SigningKey};
 
     fn subject() -> ReportSubject {
         ReportSubject {
@@ -317,6 +321,39 @@ mod tests {
         assert_eq!(summarise(&two_scans_of_one, 2).classes[0].present, None);
         assert_eq!(summarise(&two_scans_of_one, 2).mean_dice(|_| true), None);
         assert!(summarise(&two_scans_of_one, 1).classes[0].present.is_some());
+    }
+
+    /// As long as one can be: every class that there can be, every number with all its digits.
+    fn longest() -> EvaluationReport {
+        let (n, patients, least) = (u32::MAX, u32::MAX, f64::MIN_POSITIVE);
+        let class = |class| ClassReport {
+            class,
+            tau_mm: least,
+            present: Some(PresentSummary {
+                n,
+                patients,
+                mean_dice: least,
+                ci_low: least,
+                ci_high: least,
+                mean_nsd: least,
+            }),
+            absent: Some(AbsentSummary { n, patients, false_positive_volume_ml: least }),
+        };
+        let classes = (1..=u8::MAX).filter_map(ClassId::new).map(class).collect();
+        let subject = ReportSubject { site: "s".repeat(40).parse().unwrap(), ..subject() };
+        EvaluationReport { volumes: n, classes, subject, ..summarise(&[], 1) }
+    }
+
+    #[test]
+    fn the_longest_report_is_taken_and_one_of_spaces_is_not() {
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let signed = Signed::sign(&longest(), &key);
+        assert_eq!(signed.verify(&key.verifying_key()).unwrap(), longest());
+        let mut spaced = longest().to_bytes();
+        spaced.resize(spaced.len() + (1 << 20), b' ');
+        let signature = key.sign(&spaced).to_bytes();
+        let refused = Signed::<EvaluationReport>::from_parts(spaced, signature).verify(&key.verifying_key());
+        assert!(matches!(refused, Err(SignedError::TooLong { .. })), "{refused:?}");
     }
 
     #[test]

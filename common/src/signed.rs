@@ -13,6 +13,9 @@ use crate::ids::Digest;
 
 /// A kind of document that travels signed.
 pub trait SignedDocument: Sized {
+    /// Longest form in bytes. What is in such a document bounds its length, but not the spaces between.
+    const MAX_BYTES: usize;
+
     /// The bytes to sign.
     fn to_bytes(&self) -> Vec<u8>;
 
@@ -48,6 +51,14 @@ impl<T> Eq for Signed<T> {}
 /// Why a signed document is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SignedError {
+    /// No such document is so long.
+    #[error("the document has {got} bytes, expected at most {limit}")]
+    TooLong {
+        /// The longest of its kind.
+        limit: usize,
+        /// These bytes.
+        got: usize,
+    },
     /// The bytes were not signed by this key.
     #[error("the signature does not match the key registered for the site")]
     Signature,
@@ -60,6 +71,7 @@ impl SignedError {
     /// Stable short name.
     pub fn code(&self) -> &'static str {
         match self {
+            Self::TooLong { .. } => "document-too-long",
             Self::Signature => "bad-signature",
             Self::Document(_) => "malformed-document",
         }
@@ -101,6 +113,9 @@ impl<T: SignedDocument> Signed<T> {
     /// # Errors
     /// [`SignedError`]; the signature is checked before a byte is parsed.
     pub fn verify(&self, key: &VerifyingKey) -> Result<T, SignedError> {
+        if self.bytes.len() > T::MAX_BYTES {
+            return Err(SignedError::TooLong { limit: T::MAX_BYTES, got: self.bytes.len() });
+        }
         let signature = ed25519_dalek::Signature::from_bytes(&self.signature);
         key.verify_strict(&self.bytes, &signature).map_err(|_| SignedError::Signature)?;
         T::from_bytes(&self.bytes).map_err(SignedError::Document)

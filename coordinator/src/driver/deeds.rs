@@ -268,11 +268,10 @@ impl Driver {
 
     /// Shows the scores of a report that has just been kept.
     async fn say_scores(&mut self, study: StudyDigest, site: &SiteId, model: ModelHash) {
-        let reports = match self.store.reports(&study).await {
-            Ok(reports) => reports,
+        let stored = match self.store.report(&study, &model, site).await {
+            Ok(stored) => stored,
             Err(error) => return self.note_fault(&error),
         };
-        let stored = reports.iter().find(|report| report.site == *site && report.model == model);
         let report = stored.and_then(|stored| EvaluationReport::from_bytes(&stored.document).ok());
         let covered = match self.manifests(&study).await {
             Ok(manifests) => Coverage::of(&manifests).covered(),

@@ -53,7 +53,7 @@ use self::study_run::{Happening, StudyRun, TickError};
 use crate::clock::SteadyClock;
 use crate::pki::Authority;
 use crate::progress::{Line, Progress};
-use crate::store::{Failing, SiteRecord, SiteStatus, Store, StoreError};
+use crate::store::{Failing, SiteRecord, SiteStatus, Store, StoreError, StoredManifest};
 
 /// Longest time between two looks at the clocks.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -425,9 +425,9 @@ impl Driver {
             let kind = self.evaluator_kind(&study, &site);
             return Ok(Some(Happening::Evaluation(evaluation::Event::EvaluatorReady { site, kind })));
         }
-        let manifests = self.manifests(&study).await?;
-        let counts = manifests.iter().find(|manifest| manifest.site == site).map(counts);
-        Ok(counts.map(|counts| Happening::Round(round::Event::SiteReady { site, counts })))
+        let Some(stored) = self.store.manifest(&study, &site).await? else { return Ok(None) };
+        let counts = counts(&read_manifest(&stored)?);
+        Ok(Some(Happening::Round(round::Event::SiteReady { site, counts })))
     }
 
     /// A site that the study seals scores promoted models alone; every other evaluator helps to choose them.
@@ -442,10 +442,7 @@ impl Driver {
 
     /// The label manifests of a study; their signatures were checked when they came.
     async fn manifests(&self, study: &StudyDigest) -> Result<Vec<LabelManifest>, StoreError> {
-        let stored = self.store.manifests(study).await?;
-        let read =
-            |bytes: &[u8]| LabelManifest::from_bytes(bytes).map_err(|e| StoreError::corrupt("manifest", e));
-        stored.iter().map(|manifest| read(&manifest.document)).collect()
+        self.store.manifests(study).await?.iter().map(read_manifest).collect()
     }
 
     async fn expect_trainers(&mut self) {
@@ -467,6 +464,10 @@ impl Driver {
             self.note_fault(&error);
         }
     }
+}
+
+fn read_manifest(stored: &StoredManifest) -> Result<LabelManifest, StoreError> {
+    LabelManifest::from_bytes(&stored.document).map_err(|e| StoreError::corrupt("manifest", e))
 }
 
 /// What the machines need of a manifest.

@@ -84,7 +84,7 @@ fn refusal(code: RefusalCode, words: impl AsRef<str>) -> Refusal {
 fn words(error: &SignedError) -> String {
     match error {
         SignedError::Document(problems) => format!("{error}: {problems}"),
-        SignedError::Signature => error.to_string(),
+        SignedError::Signature | SignedError::TooLong { .. } => error.to_string(),
     }
 }
 

@@ -234,6 +234,27 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
+    /// The evaluation report of a site on a model.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn report(
+        &self,
+        study: &StudyDigest,
+        model: &ModelHash,
+        site: &SiteId,
+    ) -> Result<Option<StoredReport>, StoreError> {
+        let query = "SELECT site, model, document, signature FROM evaluations
+                     WHERE study = ? AND model = ? AND site = ?";
+        let row = sqlx::query(query)
+            .bind(bytes(study))
+            .bind(model.0.as_bytes().as_slice())
+            .bind(site.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.as_ref().map(read_report).transpose()
+    }
+
     /// The evaluation reports of a study, oldest first.
     ///
     /// # Errors
@@ -242,15 +263,7 @@ impl Store {
         let query =
             "SELECT site, model, document, signature FROM evaluations WHERE study = ? ORDER BY at, site";
         let rows = sqlx::query(query).bind(bytes(study)).fetch_all(&self.pool).await?;
-        let read = |row: &SqliteRow| {
-            Ok(StoredReport {
-                site: parse("report", row.try_get("site")?)?,
-                model: read_hash("report", row.try_get("model")?)?,
-                document: row.try_get("document")?,
-                signature: row.try_get("signature")?,
-            })
-        };
-        rows.iter().map(read).collect()
+        rows.iter().map(read_report).collect()
     }
 
     /// Adds to the bytes moved for `site`.
@@ -300,6 +313,15 @@ fn read_round(row: &SqliteRow) -> Result<RoundRecord, StoreError> {
         outcome: row.try_get("outcome")?,
         model: model.map(|bytes| read_hash("round", bytes)).transpose()?,
         sites: serde_json::from_str(sites).map_err(|e| StoreError::corrupt("round", e))?,
+    })
+}
+
+fn read_report(row: &SqliteRow) -> Result<StoredReport, StoreError> {
+    Ok(StoredReport {
+        site: parse("report", row.try_get("site")?)?,
+        model: read_hash("report", row.try_get("model")?)?,
+        document: row.try_get("document")?,
+        signature: row.try_get("signature")?,
     })
 }
 

@@ -138,6 +138,21 @@ impl Store {
         Ok(())
     }
 
+    /// The manifest of a site for a study.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn manifest(
+        &self,
+        study: &StudyDigest,
+        site: &SiteId,
+    ) -> Result<Option<StoredManifest>, StoreError> {
+        let query = "SELECT site, document, signature FROM manifests WHERE study = ? AND site = ?";
+        let row =
+            sqlx::query(query).bind(bytes(study)).bind(site.as_str()).fetch_optional(&self.pool).await?;
+        row.as_ref().map(read_manifest).transpose()
+    }
+
     /// The manifests of a study, by site.
     ///
     /// # Errors
@@ -145,14 +160,7 @@ impl Store {
     pub async fn manifests(&self, study: &StudyDigest) -> Result<Vec<StoredManifest>, StoreError> {
         let query = "SELECT site, document, signature FROM manifests WHERE study = ? ORDER BY site";
         let rows = sqlx::query(query).bind(bytes(study)).fetch_all(&self.pool).await?;
-        let read = |row: &sqlx::sqlite::SqliteRow| {
-            Ok(StoredManifest {
-                site: parse("manifest", row.try_get("site")?)?,
-                document: row.try_get("document")?,
-                signature: row.try_get("signature")?,
-            })
-        };
-        rows.iter().map(read).collect()
+        rows.iter().map(read_manifest).collect()
     }
 
     /// Appends one event; durable when this returns.
@@ -231,6 +239,14 @@ fn read_study(row: &sqlx::sqlite::SqliteRow) -> Result<StoredStudy, StoreError> 
         name: row.try_get("name")?,
         document: row.try_get("document")?,
         added_at: Timestamp(unsigned("study", row.try_get("added_at")?)?),
+    })
+}
+
+fn read_manifest(row: &sqlx::sqlite::SqliteRow) -> Result<StoredManifest, StoreError> {
+    Ok(StoredManifest {
+        site: parse("manifest", row.try_get("site")?)?,
+        document: row.try_get("document")?,
+        signature: row.try_get("signature")?,
     })
 }
 

@@ -182,6 +182,8 @@ async fn the_first_report_on_a_model_stays() {
     assert!(store.put_report(&study, &report(b"1"), NOW).await.unwrap());
     assert!(!store.put_report(&study, &report(b"2"), NOW).await.unwrap());
     assert_eq!(store.reports(&study).await.unwrap(), [report(b"1")]);
+    let of = async |name| store.report(&study, &update(0).0.hash(), &site(name)).await.unwrap();
+    assert_eq!((of("e").await, of("f").await), (Some(report(b"1")), None));
 }
 
 #[tokio::test]
