@@ -249,6 +249,15 @@ impl Exchange {
             Receiving::Tcp(line) => line.hung_up().await,
         }
     }
+
+    /// Coordinator: waits until the other side of this exchange has gone, while nothing is read from it yet: what it said stays
+    /// to be read. Over QUIC this waits for ever, as [`Exchange::hung_up`] does. Cancel-safe.
+    pub async fn gone(&self) {
+        match &self.reader.stream().0 {
+            Receiving::Quic(_) => std::future::pending().await,
+            Receiving::Tcp(line) => line.gone().await,
+        }
+    }
 }
 
 /// The sending end of a stream.

@@ -341,7 +341,8 @@ async fn serve_chunks(
         return Err(LinkError::Refused(refusal(RefusalCode::UnknownChunk, words)));
     }
     let bytes = file.manifest().layout().bytes();
-    let _stream = session.sending.join(&session.context.budget, &session.connection, bytes).await?;
+    let joining = session.sending.join(&session.context.budget, &session.connection, bytes);
+    let _stream = while_there(exchange, joining).await?;
     let moved = Arc::new(Moved::default());
     let mut source = OnDisk { file: file.clone(), moved: moved.clone(), failed: None };
     let serving = async {
@@ -371,6 +372,17 @@ async fn serve_chunks(
             session.context.shelf.forget(&artifact);
             Err(other)
         }
+    }
+}
+
+/// Waits for a turn no longer than there is somebody to use it: over TCP an exchange may end and its connection go on.
+async fn while_there<T>(
+    exchange: &Exchange,
+    joining: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    tokio::select! {
+        joined = joining => joined,
+        () = exchange.gone() => Err(LinkError::Reset),
     }
 }
 
@@ -413,7 +425,8 @@ async fn take_chunks(
         return Err(LinkError::Refused(refusal(RefusalCode::BadRequest, "more chunks than the update has")));
     }
     let left = upload.left();
-    let stream = session.receiving.join(&session.context.budget, &session.connection, left).await?;
+    let joining = session.receiving.join(&session.context.budget, &session.connection, left);
+    let stream = while_there(exchange, joining).await?;
     let mut intake = Intake::new(upload);
     let moved = Moved::default();
     let taken = moved.watch("update", take_each(&mut intake, count, &stream, &moved, exchange)).await;

@@ -59,6 +59,9 @@ impl Dialer {
         let server_name = ServerName::try_from(host.to_owned()).map_err(|_| wrong())?;
         let call = Call { dialer: self.clone(), route, server_name, target: target(host, port) };
         let (first, remote) = call.connect().await?;
+        // The first exchange is the watch stream, and never waits for a turn. It tells for the others that nobody is there:
+        // with it the site ends them all.
+        self.settings.bound_silence(first.get_ref().0)?;
         Ok(Connection::tcp(Session::site(call, first, remote, self.settings.max_exchanges)))
     }
 }

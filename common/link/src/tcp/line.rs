@@ -5,12 +5,13 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use common::wire::Words;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsStream;
@@ -195,6 +196,29 @@ impl Line {
             state.reader = Some(cx.waker().clone());
         }
         read
+    }
+
+    /// Waits until the other side has gone, whatever is still to be read of what it said; none of it is taken.
+    pub(crate) async fn gone(&self) {
+        let Ok(socket) = self.second_handle() else { return std::future::pending().await };
+        // It fails only as the runtime ends.
+        while let Ok(seen) = socket.ready(Interest::READABLE | Interest::ERROR).await {
+            // Neither side closes half a TCP connection (`poll_finish`): who has closed it has gone.
+            if seen.is_error() || seen.is_read_closed() {
+                return;
+            }
+            // What came is not looked at: from here on the next that comes counts.
+            let _: io::Result<()> =
+                socket.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
+        }
+    }
+
+    /// The socket once more, to wait on beside the ends: their polls tell of an end only after all was read.
+    fn second_handle(&self) -> io::Result<TcpStream> {
+        let state = self.lock();
+        let tls = state.tls.as_ref().ok_or_else(|| self.ended())?;
+        let socket = tls.get_ref().0.as_fd().try_clone_to_owned()?;
+        TcpStream::from_std(socket.into())
     }
 
     /// Takes the stream away from its ends, with the last words that fit.

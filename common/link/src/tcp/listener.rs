@@ -183,6 +183,8 @@ impl Knock {
 impl Door {
     async fn handshake(&self, stream: TcpStream, place: &Arc<Place>) -> Result<Tls, LinkError> {
         self.settings.apply(&stream)?;
+        // On every exchange: a site reads what it has asked for.
+        self.settings.bound_silence(&stream)?;
         let limit = self.settings.handshake_timeout;
         let accepting = self.acceptor.accept(stream).into_fallible();
         match tokio::time::timeout(limit, accepting).await {

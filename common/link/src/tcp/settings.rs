@@ -8,6 +8,9 @@ use tokio::net::TcpStream;
 
 use crate::quic::Congestion;
 
+/// Most that Linux takes.
+const MOST_PROBES: u32 = 127;
+
 /// Settings of either side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpSettings {
@@ -46,11 +49,14 @@ impl TcpSettings {
         Self { max_exchanges: 32, handshakes: 128, handshakes_per_address: 32, ..Self::site() }
     }
 
-    /// Asks the operating system for keep-alive, for an end to what nobody acknowledges, and for small frames at once.
+    /// Asks the operating system for keep-alive, and for small frames at once.
     pub(super) fn apply(&self, stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let socket = SockRef::from(stream);
-        let keep_alive = TcpKeepalive::new().with_time(self.keep_alive).with_interval(self.keep_alive);
+        let keep_alive = TcpKeepalive::new()
+            .with_time(self.keep_alive)
+            .with_interval(self.keep_alive)
+            .with_retries(self.unanswered_probes());
         socket.set_tcp_keepalive(&keep_alive)?;
         let congestion: &[u8] = match self.congestion {
             Congestion::Bbr => b"bbr",
@@ -58,6 +64,18 @@ impl TcpSettings {
         };
         // The kernel may lack it, or keep it for itself: then its default serves.
         let _ = socket.set_tcp_congestion(congestion);
-        socket.set_tcp_user_timeout(Some(self.idle_timeout))
+        Ok(())
+    }
+
+    /// Asks it for an end to what nobody acknowledges or takes for `idle_timeout`. Linux counts the time in which the other
+    /// side acknowledges each probe but reads nothing: not for a line whose bytes may wait for their turn.
+    pub(super) fn bound_silence(&self, stream: &TcpStream) -> io::Result<()> {
+        SockRef::from(stream).set_tcp_user_timeout(Some(self.idle_timeout))
+    }
+
+    /// Probes that go unanswered before a line on which nothing is said is given up, after about `idle_timeout`.
+    fn unanswered_probes(&self) -> u32 {
+        let probes = self.idle_timeout.as_secs() / self.keep_alive.as_secs().max(1);
+        u32::try_from(probes).unwrap_or(MOST_PROBES).clamp(1, MOST_PROBES)
     }
 }

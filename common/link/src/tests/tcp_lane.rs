@@ -49,10 +49,14 @@ impl Drop for TcpPair {
     }
 }
 
-async fn tcp_pair(settings: TcpSettings) -> TcpPair {
+async fn tcp_pair(coordinator: TcpSettings) -> TcpPair {
+    tcp_pair_of(TcpSettings::site(), coordinator).await
+}
+
+async fn tcp_pair_of(site: TcpSettings, coordinator: TcpSettings) -> TcpPair {
     let pki = Pki::new();
-    let (listener, address) = listen_over_tcp(&pki, settings);
-    let dialer = tcp_dialer(tls::site_config(pki.site("north"), &pki.root()).unwrap());
+    let (listener, address) = listen_over_tcp(&pki, coordinator);
+    let dialer = tcp::Dialer::new(tls::site_config(pki.site("north"), &pki.root()).unwrap(), site);
     let (site, admitted) = tokio::join!(dial(&dialer, address), admit_over_tcp(&listener));
     let Ok(Admitted::Site(coordinator, _)) = admitted else { panic!("{admitted:?}") };
     let behind = listener.clone();
@@ -173,6 +177,47 @@ async fn the_coordinator_notices_that_a_watching_site_has_gone() {
     assert!(timeout(Duration::from_millis(50), watched.hung_up()).await.is_err());
     drop(watch);
     timeout(PATIENCE, watched.hung_up()).await.expect("an end is noticed");
+}
+
+#[tokio::test]
+async fn who_waits_to_read_an_exchange_notices_that_the_site_gave_it_up() {
+    let pair = tcp_pair(TcpSettings::coordinator()).await;
+    let _watch = ask(&pair.site, 1, true).await;
+    let _watched = take(&pair.coordinator, 1).await;
+    let mut upload = ask(&pair.site, 2, false).await;
+    upload.writer.write(&request(3)).await.unwrap();
+    let mut waiting = take(&pair.coordinator, 2).await;
+    // That something is there to be read is not that the site has gone.
+    assert!(timeout(Duration::from_millis(50), waiting.gone()).await.is_err());
+    drop(upload);
+    timeout(PATIENCE, waiting.gone()).await.expect("an end is noticed");
+    assert_eq!(waiting.reader.read::<Request>().await.unwrap(), request(3), "nothing of it was taken");
+    assert_eq!(pair.coordinator.close_reason().map(|why| why.code()), None, "the others go on");
+}
+
+/// The operating system keeps this time: the test waits for three times the longest that a silent peer is taken for alive.
+#[tokio::test]
+async fn an_upload_that_waits_for_its_turn_is_not_taken_for_dead() {
+    const BYTES: usize = 64 << 20;
+    let second = Duration::from_secs(1);
+    let site = TcpSettings { keep_alive: second, idle_timeout: second, ..TcpSettings::site() };
+    let pair = tcp_pair_of(site, TcpSettings::coordinator()).await;
+    let _watch = ask(&pair.site, 1, true).await;
+    let _watched = take(&pair.coordinator, 1).await;
+    let mut upload = ask(&pair.site, 2, false).await;
+    let mut taken = take(&pair.coordinator, 2).await;
+    let sending = async {
+        upload.writer.write_raw(&vec![7; BYTES]).await?;
+        upload.writer.finish().await
+    };
+    tokio::pin!(sending);
+    let early = timeout(3 * second, &mut sending).await;
+    assert!(early.is_err(), "nobody reads, and it does not end: {early:?}");
+    let mut buffer = Vec::new();
+    let (sent, read) = tokio::join!(sending, taken.reader.read_raw(BYTES, &mut buffer, "upload"));
+    sent.unwrap();
+    read.unwrap();
+    assert!(buffer.iter().all(|&byte| byte == 7));
 }
 
 #[tokio::test]
