@@ -36,7 +36,7 @@ pub const ALPN_ENROLL: &[u8] = b"consilium-enroll/1";
 /// Lowest minor version that this build speaks.
 pub const MINOR_MIN: u16 = 0;
 /// Highest minor version that this build speaks.
-pub const MINOR_MAX: u16 = 0;
+pub const MINOR_MAX: u16 = 1;
 
 /// The minor version that two ranges share: the highest; `None` when they do not overlap.
 pub fn agree_minor(ours: (u16, u16), theirs: (u16, u16)) -> Option<u16> {

@@ -1,5 +1,7 @@
 //! What the coordinator tells a connected site on its watch stream.
 
+use std::time::Duration;
+
 use bincode::{Decode, Encode};
 
 use super::codec::{Message, SizeClass};
@@ -58,6 +60,15 @@ pub enum Notice {
         /// Why.
         code: GoodbyeCode,
     },
+    /// The coordinator is there, and has nothing to say. Over TCP alone, to a site that speaks [`Notice::ALIVE_SINCE`].
+    Alive,
+}
+
+impl Notice {
+    /// First minor version with [`Notice::Alive`].
+    pub const ALIVE_SINCE: u16 = 1;
+    /// How long a coordinator says nothing at most where it says [`Notice::Alive`].
+    pub const ALIVE_EVERY: Duration = Duration::from_secs(30);
 }
 
 impl Message for Notice {

@@ -113,6 +113,7 @@ fn notices() -> Vec<Notice> {
     let codes =
         [GoodbyeCode::Stopping, GoodbyeCode::Replaced, GoodbyeCode::Revoked, GoodbyeCode::CertificateExpired];
     all.extend(codes.map(|code| Notice::Goodbye { code }));
+    all.push(Notice::Alive);
     all
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::wire::{self, GoodbyeCode, Notice, Refusal, RefusalCode, Reply, Request, Welcome};
-use link::{CloseCode, Connection, Exchange, LinkError, PeerIdentity};
+use link::{CloseCode, Connection, Exchange, Lane, LinkError, PeerIdentity};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
@@ -184,7 +184,8 @@ impl Session {
         let (notices, mut queue) = mpsc::channel(NOTICES);
         let peer = Peer { role, connection: self.connection.clone(), notices };
         let id = self.context.driver.connected(site.clone(), peer).await.map_err(LinkError::Refused)?;
-        let ended = self.forward(&mut queue, exchange).await;
+        let says_alive = self.connection.lane() == Lane::Tcp && minor >= Notice::ALIVE_SINCE;
+        let ended = self.forward(&mut queue, says_alive, exchange).await;
         self.context.driver.disconnected(site, id).await;
         ended
     }
@@ -192,12 +193,13 @@ impl Session {
     async fn forward(
         &self,
         queue: &mut mpsc::Receiver<Notice>,
+        says_alive: bool,
         exchange: &mut Exchange,
     ) -> Result<(), LinkError> {
         loop {
             // All are cancel-safe; a notice that was taken is written before the next turn.
             let notice = tokio::select! {
-                notice = queue.recv() => notice,
+                notice = next_notice(queue, says_alive) => notice,
                 error = self.connection.closed() => return Err(error),
                 () = exchange.hung_up() => return Err(LinkError::Reset),
             };
@@ -208,5 +210,43 @@ impl Session {
             };
             exchange.writer.write(&notice).await?;
         }
+    }
+}
+
+/// What to say next: the next notice or, when there is none for a while, that we are there. `None` when there will be none.
+async fn next_notice(queue: &mut mpsc::Receiver<Notice>, says_alive: bool) -> Option<Notice> {
+    if !says_alive {
+        return queue.recv().await;
+    }
+    tokio::time::timeout(Notice::ALIVE_EVERY, queue.recv()).await.unwrap_or(Some(Notice::Alive))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_no_news_says_every_half_minute_that_it_is_there() {
+        let (notices, mut queue) = mpsc::channel(NOTICES);
+        let began = Instant::now();
+        for seconds in [30, 60, 90] {
+            assert_eq!(next_notice(&mut queue, true).await, Some(Notice::Alive));
+            assert_eq!(began.elapsed().as_secs(), seconds);
+        }
+        let news = Notice::Goodbye { code: GoodbyeCode::Stopping };
+        notices.send(news.clone()).await.unwrap();
+        assert_eq!(next_notice(&mut queue, true).await, Some(news), "news does not wait");
+        assert_eq!(began.elapsed().as_secs(), 90);
+        drop(notices);
+        assert_eq!(next_notice(&mut queue, true).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_site_that_does_not_know_that_notice_does_not_get_it() {
+        let (_notices, mut queue) = mpsc::channel(NOTICES);
+        let day = Duration::from_secs(24 * 3600);
+        assert!(timeout(day, next_notice(&mut queue, false)).await.is_err());
     }
 }

@@ -77,7 +77,7 @@ fn need_not_wait(notice: &Notice, offer: &UpdateOffer) -> bool {
         // That the round of the update is open drops nothing; but after the receipt it would be a round to begin.
         Notice::RoundOpened(task) => (task.study, task.round) == (offer.study, offer.round),
         // Of the connection alone.
-        Notice::Goodbye { .. } => true,
+        Notice::Goodbye { .. } | Notice::Alive => true,
         _ => false,
     }
 }

@@ -23,7 +23,7 @@ pub fn event_of(notice: &Notice) -> Option<Event> {
         }
         Notice::StudyPaused { study, .. } => Event::StudyPaused { study: *study },
         Notice::StudyFinished { study, .. } => Event::StudyFinished { study: *study },
-        Notice::Goodbye { .. } => return None,
+        Notice::Goodbye { .. } | Notice::Alive => return None,
     })
 }
 

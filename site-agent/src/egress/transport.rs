@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use common::artifact::ArtifactManifest;
 use common::ids::AttemptId;
-use common::wire::{EnrollReply, EnrollRequest, Reply, Request};
+use common::wire::{EnrollReply, EnrollRequest, Notice, Reply, Request};
 use link::LinkError;
+use link::framing::FrameReader;
 use link::quic::{Connection, Exchange};
 use link::transfer::{self, ChunkSink, ChunkSource, Patience};
+use tokio::io::AsyncRead;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -22,6 +24,9 @@ use super::bandwidth::{Bandwidth, Bucket, Caps};
 
 /// How long an answer may take. The coordinator writes to its disk before it acknowledges.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a coordinator that says when it is there ([`Notice::Alive`]) may say nothing. Keep-alive over TCP reaches the next hop
+/// alone: a proxy or firewall that forgot the rest of the way goes on answering it.
+const SILENCE: Duration = Notice::ALIVE_EVERY.saturating_mul(3);
 /// With many sites, a transfer waits for its turn; while it waits, the connection notices a coordinator that is gone.
 const TRANSFER: Patience = Patience { turn: Duration::from_secs(3600), chunk: PATIENCE };
 
@@ -200,6 +205,23 @@ impl<S: ChunkSink + Send> ChunkSink for Paced<S> {
     }
 }
 
+/// The next notice with news. After [`LinkError::TimedOut`] the stream is of no more use.
+async fn next_notice<R: AsyncRead + Unpin>(
+    notices: &mut FrameReader<R>,
+    silence: Option<Duration>,
+) -> Result<Option<Notice>, LinkError> {
+    loop {
+        let reading = notices.read_or_end::<Notice>();
+        let notice = match silence {
+            Some(limit) => tokio::time::timeout(limit, reading).await.map_err(|_| LinkError::TimedOut)??,
+            None => reading.await?,
+        };
+        if notice != Some(Notice::Alive) {
+            return Ok(notice);
+        }
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "egress is the one module that may open a stream")]
 async fn open(connection: &Connection) -> Result<Exchange, LinkError> {
     connection.open().await
@@ -209,11 +231,12 @@ async fn open(connection: &Connection) -> Result<Exchange, LinkError> {
 pub(crate) mod ask {
     use common::ids::{ArtifactHash, StudyDigest};
     use common::wire::{Hello, MINOR_MAX, MINOR_MIN, Welcome, Words};
+    use link::Lane;
     use link::quic::Reader;
 
     use super::{
-        Arc, ArtifactManifest, Carrier, ChunkSink, Connection, Exchange, JoinSet, Line, LinkError, PATIENCE,
-        Reply, Request, TRANSFER, gather, open, transfer,
+        Arc, ArtifactManifest, Carrier, ChunkSink, Connection, Duration, Exchange, JoinSet, Line, LinkError,
+        Notice, PATIENCE, Reply, Request, SILENCE, TRANSFER, gather, next_notice, open, transfer,
     };
 
     /// Opens the watch stream: who the coordinator takes us for, and the stream of its notices.
@@ -225,18 +248,26 @@ pub(crate) mod ask {
         writer.write(&Request::Hello(hello)).await?;
         writer.finish().await?;
         match transfer::read_reply(&mut reader, PATIENCE).await? {
-            Reply::Welcome(welcome) => Ok((welcome, WatchStream(reader))),
+            Reply::Welcome(welcome) => {
+                let says_alive = connection.lane() == Lane::Tcp && welcome.minor >= Notice::ALIVE_SINCE;
+                let silence = says_alive.then_some(SILENCE);
+                Ok((welcome, WatchStream { notices: reader, silence }))
+            }
             _ => Err(LinkError::Unexpected { expected: "welcome", got: "another reply" }),
         }
     }
 
     /// The notices of a connection. Reading is not cancel-safe: read in one task.
-    pub(crate) struct WatchStream(Reader);
+    pub(crate) struct WatchStream {
+        notices: Reader,
+        /// How long nothing may come.
+        silence: Option<Duration>,
+    }
 
     impl WatchStream {
-        /// The next notice, or `None` when the coordinator ended the stream.
-        pub(crate) async fn next(&mut self) -> Result<Option<common::wire::Notice>, LinkError> {
-            self.0.read_or_end().await
+        /// The next notice with news, or `None` when the coordinator ended the stream.
+        pub(crate) async fn next(&mut self) -> Result<Option<Notice>, LinkError> {
+            next_notice(&mut self.notices, self.silence).await
         }
     }
 
@@ -285,5 +316,42 @@ pub(crate) mod ask {
             });
         }
         gather(streams).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::wire::GoodbyeCode;
+    use link::framing::FrameWriter;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_stream_that_falls_silent_ends_and_no_sign_of_life_is_news() {
+        let (coordinator, site) = tokio::io::duplex(1 << 10);
+        let (mut said, mut heard) = (FrameWriter::new(coordinator), FrameReader::new(site));
+        let news = Notice::Goodbye { code: GoodbyeCode::Stopping };
+        let speak = async {
+            for _ in 0..10 {
+                tokio::time::sleep(Notice::ALIVE_EVERY).await;
+                said.write(&Notice::Alive).await.unwrap();
+            }
+            said.write(&news).await.unwrap();
+        };
+        let (notice, ()) = tokio::join!(next_notice(&mut heard, Some(SILENCE)), speak);
+        assert_eq!(notice.unwrap(), Some(news));
+
+        let fell_silent = Instant::now();
+        let error = next_notice(&mut heard, Some(SILENCE)).await.unwrap_err();
+        assert!(matches!(error, LinkError::TimedOut) && error.is_transient(), "{error:?}");
+        assert_eq!(fell_silent.elapsed().as_secs(), 90);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_never_says_that_it_is_there_may_be_silent() {
+        let (_coordinator, site) = tokio::io::duplex(1 << 10);
+        let mut heard = FrameReader::new(site);
+        let day = Duration::from_secs(24 * 3600);
+        assert!(tokio::time::timeout(day, next_notice(&mut heard, None)).await.is_err());
     }
 }
