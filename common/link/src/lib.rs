@@ -9,12 +9,14 @@
 //! the coordinator looks at the [`PeerIdentity`] of each request.
 
 pub mod buffers;
+mod callers;
 mod close;
 mod connection;
 mod error;
 pub mod failpoint;
 pub mod framing;
 mod identity;
+mod noise;
 pub mod quic;
 pub mod tcp;
 #[cfg(test)]
@@ -27,3 +29,4 @@ pub use close::CloseCode;
 pub use connection::{Admitted, Connection, Exchange, Lane, Reader, RecvEnd, SendEnd, Traffic, Writer};
 pub use error::{Alert, LinkError};
 pub use identity::{IdentityError, PeerIdentity, identity_uri};
+pub use noise::is_noise;

@@ -13,6 +13,8 @@ mod settings;
 
 pub use crate::connection::{Admitted, Connection, Exchange, Reader, RecvEnd, SendEnd, Traffic, Writer};
 pub use dialer::Dialer;
+#[cfg(test)]
+pub(crate) use listener::RETRY_FROM;
 pub use listener::{Knock, Listener};
 pub use reset::ResetKey;
 #[cfg(test)]

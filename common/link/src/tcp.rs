@@ -11,7 +11,6 @@ mod ending;
 mod farewell;
 mod line;
 mod listener;
-mod noise;
 mod proxy;
 mod registry;
 mod session;
@@ -19,7 +18,6 @@ mod settings;
 
 pub use dialer::{Dialer, Route};
 pub use listener::{Knock, Listener};
-pub use noise::is_noise;
 pub use proxy::{ParseProxyError, Proxy, ProxyError};
 pub use settings::TcpSettings;
 

@@ -76,42 +76,16 @@ pub async fn serve(doors: Doors, context: Arc<Context>, connections: usize) {
     let tasks = TaskTracker::new();
     while let Some(Some(knock)) = context.stop.run_until_cancelled(doors.next()).await {
         let (context, strangers, places) = (context.clone(), strangers.clone(), places.clone());
-        match knock {
-            Knock::Quic(knock) => match places.try_acquire_owned() {
-                Ok(place) => {
-                    tasks.spawn(async move {
-                        answer_knock(Knock::Quic(knock), context, &strangers).await;
-                        drop(place);
-                    });
-                }
-                Err(_) => {
-                    tracing::warn!(remote = %knock.remote_address(), "too many connections: refused");
-                    knock.refuse();
-                }
-            },
-            // Its handshake has a place of its own: most are of connections that are open already.
-            Knock::Tcp(_) => {
-                tasks.spawn(async move { answer_tcp_knock(knock, context, &strangers, places).await });
-            }
-        }
+        tasks.spawn(async move { answer_knock(knock, context, &strangers, places).await });
     }
     tasks.close();
     doors.close(CloseCode::Stopping).await;
     tasks.wait().await;
 }
 
-async fn answer_knock(knock: Knock, context: Arc<Context>, strangers: &RateLimit) {
-    let remote = knock.remote_address();
-    let admitted = knock.admit().await;
-    answer(admitted, remote, context, strangers).await;
-}
-
-async fn answer_tcp_knock(
-    knock: Knock,
-    context: Arc<Context>,
-    strangers: &RateLimit,
-    places: Arc<Semaphore>,
-) {
+/// Who shakes hands has a place at the door, and takes one among the connections once it is known who that is: over TCP most
+/// belong to a connection that is open already, and on both lanes strangers who never finish keep nobody's place.
+async fn answer_knock(knock: Knock, context: Arc<Context>, strangers: &RateLimit, places: Arc<Semaphore>) {
     let remote = knock.remote_address();
     let admitted = knock.admit().await;
     let place: Option<OwnedSemaphorePermit> = match &admitted {
@@ -123,7 +97,7 @@ async fn answer_tcp_knock(
             Some(place)
         }
         // Counted at the door: the operator is not told of each look at an open port. Nor of who came as we closed.
-        Err(error) if link::tcp::is_noise(error) || matches!(error, LinkError::ClosedHere) => return,
+        Err(error) if link::is_noise(error) || matches!(error, LinkError::ClosedHere) => return,
         Ok(Admitted::Joined) | Err(_) => None,
     };
     answer(admitted, remote, context, strangers).await;

@@ -1,4 +1,7 @@
 //! The coordinator's endpoint: one port, two protocols, and the door between them.
+//!
+//! A stranger can cost a handshake at most: those are bounded in time and number and, once there are many, for each address, which
+//! must then be proved.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,11 +13,13 @@ use rustls_pki_types::CertificateDer;
 
 use super::reset::ResetKey;
 use super::settings::{QuicSettings, SocketBuffers, with_large_packets};
+use crate::callers::{Caller, Callers};
 use crate::close::CloseCode;
-use crate::connection::{Admitted, Connection};
+use crate::connection::{Admitted, Connection, Lane};
 use crate::error::{Alert, LinkError};
 use crate::framing::within;
 use crate::identity::PeerIdentity;
+use crate::noise::{Noise, is_noise};
 use crate::tls;
 
 /// Takes connections from sites.
@@ -25,11 +30,13 @@ pub struct Listener {
     buffers: SocketBuffers,
     /// Shared by all handshakes under way: its count is theirs, and one.
     handshakes: Arc<()>,
+    callers: Arc<Callers>,
+    noise: Arc<Noise>,
 }
 
 /// Handshakes under way from which on a new address must prove itself. Below, that would cost every honest site a round
 /// trip; above, somebody may be filling us with forged addresses, which costs them a packet and us a handshake each.
-const RETRY_FROM: usize = 32;
+pub(crate) const RETRY_FROM: usize = 32;
 
 /// Whether somebody must first answer from its address.
 const fn must_prove_address(handshakes: usize, validated: bool, may_retry: bool) -> bool {
@@ -41,8 +48,15 @@ const fn must_prove_address(handshakes: usize, validated: bool, may_retry: bool)
 pub struct Knock {
     incoming: Incoming,
     settings: QuicSettings,
-    /// Counts it among the handshakes under way.
+    noise: Arc<Noise>,
+    _place: Place,
+}
+
+/// A place among the handshakes under way.
+#[derive(Debug)]
+struct Place {
     _handshake: Arc<()>,
+    _caller: Option<Caller>,
 }
 
 impl Listener {
@@ -84,7 +98,9 @@ impl Listener {
         let (socket, buffers) = settings.bind(local)?;
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new(endpoint, Some(config), socket, runtime)?;
-        Ok(Self { endpoint, settings, buffers, handshakes: Arc::default() })
+        let callers = Arc::new(Callers::new(settings.handshakes_per_address));
+        let noise = Arc::new(Noise::new(Lane::Quic));
+        Ok(Self { endpoint, settings, buffers, handshakes: Arc::default(), callers, noise })
     }
 
     /// The bound address.
@@ -105,13 +121,39 @@ impl Listener {
         loop {
             let incoming = self.endpoint.accept().await?;
             let under_way = Arc::strong_count(&self.handshakes) - 1;
-            if !must_prove_address(under_way, incoming.remote_address_validated(), incoming.may_retry()) {
-                let (settings, _handshake) = (self.settings.clone(), self.handshakes.clone());
-                return Some(Knock { incoming, settings, _handshake });
+            if must_prove_address(under_way, incoming.remote_address_validated(), incoming.may_retry()) {
+                // It fails only when a retry is not allowed, which was just asked.
+                let _ = incoming.retry();
+                continue;
             }
-            // It fails only when a retry is not allowed, which was just asked.
-            let _ = incoming.retry();
+            match self.enter(under_way, &incoming) {
+                Ok(_place) => {
+                    let (settings, noise) = (self.settings.clone(), self.noise.clone());
+                    return Some(Knock { incoming, settings, noise, _place });
+                }
+                Err(words) => {
+                    let why = LinkError::Closed { code: CloseCode::TooBusy, words: words.into() };
+                    self.noise.heard(incoming.remote_address(), &why);
+                    incoming.refuse();
+                }
+            }
         }
+    }
+
+    /// One more handshake, or why there is no place for it. An address that was not proved may be forged: it does not count against
+    /// whoever has it, and there are at most [`RETRY_FROM`] of those.
+    fn enter(&self, under_way: usize, incoming: &Incoming) -> Result<Place, &'static str> {
+        if under_way >= self.settings.handshakes {
+            return Err("too many handshakes at once");
+        }
+        let _caller = match incoming.remote_address_validated() {
+            true => {
+                let caller = Callers::enter(&self.callers, incoming.remote_address().ip());
+                Some(caller.ok_or("too many handshakes from this address")?)
+            }
+            false => None,
+        };
+        Ok(Place { _handshake: self.handshakes.clone(), _caller })
     }
 
     /// Closes all connections and waits until the other sides were told.
@@ -127,12 +169,8 @@ impl Knock {
         self.incoming.remote_address()
     }
 
-    /// Sends it away without a handshake.
-    pub fn refuse(self) {
-        self.incoming.refuse();
-    }
-
-    /// Completes the handshake, and closes what may not come in. A refusal is logged here, with its reason.
+    /// Completes the handshake, and closes what may not come in. A refusal is logged here, with its reason; of callers that are no
+    /// sites there is a line a minute.
     ///
     /// # Errors
     /// [`LinkError::RefusedPeer`] when the certificate is not of this consortium or out of date,
@@ -146,8 +184,11 @@ impl Knock {
             Ok(connection) => sort(connection),
             Err(error) => Err(error),
         };
-        if let Err(error) = &admitted {
-            tracing::warn!(%remote, code = error.code(), "refused a connection: {error}");
+        match &admitted {
+            Ok(_) => {}
+            Err(error) if is_noise(error) => self.noise.heard(remote, error),
+            Err(LinkError::ClosedHere) => tracing::debug!(%remote, "came as the listener closed"),
+            Err(error) => tracing::warn!(%remote, code = error.code(), "refused a connection: {error}"),
         }
         admitted
     }

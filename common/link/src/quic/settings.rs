@@ -50,6 +50,10 @@ pub struct QuicSettings {
     pub idle_timeout: Duration,
     /// How long a handshake may take.
     pub handshake_timeout: Duration,
+    /// Coordinator: handshakes under way at once, over all addresses. More are refused.
+    pub handshakes: usize,
+    /// Coordinator: handshakes under way at once from one address that was proved. More are refused. A hospital is one address.
+    pub handshakes_per_address: usize,
 }
 
 const MIB: u32 = 1 << 20;
@@ -93,6 +97,8 @@ impl QuicSettings {
             keep_alive: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(60),
             handshake_timeout: Duration::from_secs(10),
+            handshakes: 0,
+            handshakes_per_address: 0,
         }
     }
 
@@ -105,6 +111,8 @@ impl QuicSettings {
             send_window: MIB / 4,
             granted_window: 16 * MIB,
             max_exchanges: 32,
+            handshakes: 128,
+            handshakes_per_address: 32,
             ..Self::site()
         }
     }

@@ -4,10 +4,9 @@
 //! over all of them; one that failed counts until the other side has gone, or had the time to read why. A stream without a
 //! request is for the session to drop.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::wire;
@@ -18,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::dialer::handshake_error;
 use super::line::Tls;
-use super::noise::{Noise, is_noise};
 use super::registry::Registry;
 use super::settings::TcpSettings;
+use crate::callers::{Caller, Callers};
 use crate::close::CloseCode;
-use crate::connection::Admitted;
+use crate::connection::{Admitted, Lane};
 use crate::error::{Alert, LinkError};
 use crate::identity::PeerIdentity;
+use crate::noise::{Noise, is_noise};
 
 /// How long to wait when the operating system has no socket for us.
 const NO_SOCKET: Duration = Duration::from_millis(100);
@@ -91,7 +91,7 @@ impl Listener {
             acceptor: TlsAcceptor::from(Arc::new(tls)),
             settings,
             registry,
-            noise: Noise::default(),
+            noise: Noise::new(Lane::Tcp),
         });
         let (socket, closed) = (TcpListener::from_std(socket)?, CancellationToken::new());
         Ok(Self { socket, door, handshakes, callers, closed })
@@ -222,83 +222,5 @@ impl Door {
             // A client that names no protocol: over TCP that is for us to refuse.
             _ => Err(LinkError::RefusedPeer { alert: Alert::NoProtocol, detail: "".into() }),
         }
-    }
-}
-
-/// Whom a limit is for: in IPv6 whoever has one address has all of its /64.
-fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
-        four => four,
-    }
-}
-
-/// Handshakes under way from each address.
-struct Callers {
-    limit: usize,
-    by_address: Mutex<BTreeMap<IpAddr, usize>>,
-}
-
-/// One handshake under way.
-struct Caller {
-    callers: Arc<Callers>,
-    address: IpAddr,
-}
-
-impl Callers {
-    fn new(limit: usize) -> Self {
-        Self { limit, by_address: Mutex::default() }
-    }
-
-    /// One more from this address, unless there are too many.
-    fn enter(callers: &Arc<Self>, address: IpAddr) -> Option<Caller> {
-        let address = network_of(address);
-        let mut by_address = callers.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = by_address.entry(address).or_insert(0);
-        if *count >= callers.limit {
-            return None;
-        }
-        *count += 1;
-        Some(Caller { callers: callers.clone(), address })
-    }
-}
-
-impl Drop for Caller {
-    fn drop(&mut self) {
-        let mut by_address = self.callers.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_address.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                by_address.remove(&self.address);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_cannot_take_all_handshakes() {
-        let callers = Arc::new(Callers::new(2));
-        let [crowd, other]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().unwrap());
-        let first = Callers::enter(&callers, crowd);
-        let second = Callers::enter(&callers, crowd);
-        assert!(first.is_some() && second.is_some());
-        assert!(Callers::enter(&callers, crowd).is_none());
-        assert!(Callers::enter(&callers, other).is_some());
-        drop(first);
-        assert!(Callers::enter(&callers, crowd).is_some());
-        drop(second);
-        assert!(callers.by_address.lock().unwrap().is_empty());
-    }
-
-    #[test]
-    fn who_has_a_whole_network_counts_once() {
-        let network = |address: &str| network_of(address.parse().unwrap());
-        assert_eq!(network("2001:db8:1:2:3:4:5:6"), network("2001:db8:1:2::9"));
-        assert_ne!(network("2001:db8:1:2::9"), network("2001:db8:1:3::9"));
-        assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));
     }
 }

@@ -8,6 +8,7 @@ mod migration;
 mod pki;
 mod proxy;
 mod store;
+mod strangers;
 mod tcp_lane;
 
 use std::net::{Ipv4Addr, SocketAddr};

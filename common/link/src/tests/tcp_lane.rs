@@ -306,12 +306,12 @@ async fn who_speaks_no_tls_is_refused_with_a_code_that_is_no_sites() {
         };
         let (_stream, admitted) = tokio::join!(call, admit_over_tcp(&listener));
         let error = admitted.unwrap_err();
-        assert!(crate::tcp::is_noise(&error), "{error:?}");
+        assert!(crate::is_noise(&error), "{error:?}");
     }
     let pki = Pki::new();
     let visit = visit_as(&pki, Pki::named("other").site("north")).await;
     assert!(
-        !crate::tcp::is_noise(&visit.admitted.unwrap_err()),
+        !crate::is_noise(&visit.admitted.unwrap_err()),
         "a site with a certificate of another consortium"
     );
 }

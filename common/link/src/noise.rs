@@ -6,14 +6,18 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::connection::Lane;
 use crate::error::LinkError;
 
 /// Shortest time between two lines.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Counts such callers.
-#[derive(Debug, Default)]
-pub(super) struct Noise(Mutex<Tally>);
+/// Counts such callers on one lane.
+#[derive(Debug)]
+pub(crate) struct Noise {
+    lane: Lane,
+    tally: Mutex<Tally>,
+}
 
 #[derive(Debug, Default)]
 struct Tally {
@@ -23,19 +27,23 @@ struct Tally {
 }
 
 impl Noise {
+    pub(crate) fn new(lane: Lane) -> Self {
+        Self { lane, tally: Mutex::default() }
+    }
+
     /// Tells of one more, now or with the next ones.
-    pub(super) fn heard(&self, remote: SocketAddr, why: &LinkError) {
-        tracing::debug!(%remote, code = why.code(), "a caller over TCP is dropped: {why}");
+    pub(crate) fn heard(&self, remote: SocketAddr, why: &LinkError) {
+        let (lane, code) = (self.lane.name(), why.code());
+        tracing::debug!(%remote, code, "a caller over {lane} is dropped: {why}");
         if let Some(callers) = self.count(Instant::now()) {
-            let code = why.code();
-            tracing::warn!(callers, last = %remote, code, "callers over TCP were dropped before they showed who they are");
+            tracing::warn!(callers, last = %remote, code, "callers over {lane} were dropped before they showed who they are");
         }
     }
 
     /// One more; how many to tell of, when it is time.
     fn count(&self, now: Instant) -> Option<u64> {
         // Whole before and after each change.
-        let mut tally = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         tally.callers = tally.callers.saturating_add(1);
         if tally.said_at.is_some_and(|at| now.saturating_duration_since(at) < QUIET) {
             return None;
@@ -65,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_port_scan_is_a_line_a_minute_that_says_how_many() {
-        let noise = Noise::default();
+        let noise = Noise::new(Lane::Tcp);
         let start = Instant::now();
         let at = |seconds| noise.count(start + Duration::from_secs(seconds));
         assert_eq!(at(0), Some(1), "the first at once");
