@@ -186,7 +186,8 @@ impl Agent {
     /// Runs until `stop`; then lets go of what is under way and returns.
     ///
     /// # Errors
-    /// A disk that fails: an agent that cannot remember must not act. On one that is merely full it waits.
+    /// A disk that fails: an agent that cannot remember must not act. On one that is merely full it waits. And a part of it that
+    /// panicked: it would be connected, and do nothing.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let (out, mut link) = mpsc::channel(64);
         let link_stop = CancellationToken::new();
@@ -223,13 +224,20 @@ impl Agent {
             let wait = due.map_or(LONGEST_SLEEP, |(wait, ..)| wait.min(LONGEST_SLEEP));
             let done = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                Some(event) = link.recv() => self.heard(event),
+                // Until the drain, nothing stops in order that others wait for.
+                event = link.recv() => match event {
+                    Some(event) => self.heard(event),
+                    None => Err(panicked("the task that keeps the connection")),
+                },
+                outcome = self.outcomes.recv() => match outcome {
+                    Some(outcome) => self.worked(outcome),
+                    None => Err(panicked("the worker")),
+                },
                 Some(news) = self.inbox.recv() => self.learnt(news),
-                Some(outcome) = self.outcomes.recv() => self.worked(outcome),
                 () = tokio::time::sleep(wait), if due.is_some() => self.wake_up(due),
                 _ = look.tick() => self.look_around(),
                 // Ended tasks are let go; each has told its news already.
-                Some(_) = self.tasks.join_next() => Ok(()),
+                Some(ended) = self.tasks.join_next() => ended.map_err(|_| panicked("an errand")),
             };
             self.or_pause(done)?;
             let heard = self.hear_what_waited();
@@ -497,6 +505,11 @@ impl Agent {
     }
 }
 
+/// Why the agent ends when a part of it did. A service manager starts it again.
+fn panicked(what: &str) -> anyhow::Error {
+    anyhow::anyhow!("{what} panicked; its message is above; what is under way goes on at the next start")
+}
+
 /// The timer that is due next, when it was set to, and how long until then.
 fn next_due(timers: &BTreeMap<Timer, Timestamp>, now: Timestamp) -> Option<(Duration, Timestamp, Timer)> {
     let wait = |at: Timestamp| {
@@ -527,107 +540,4 @@ pub(super) fn now() -> Timestamp {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use common::ids::Digest;
-    use common::manifest::LabelManifest;
-    use common::report::{EvaluationReport, ReportSubject};
-    use common::round::RoundTask;
-    use common::study::StudyDocument;
-    use common::testing::example_study;
-    use link::tls::Credentials;
-    use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-
-    use super::*;
-    use crate::client::identity::Membership;
-    use crate::egress::Policy;
-    use crate::train::trainer::{RoundOutcome, StepReport};
-
-    const SITE_TOML: &str =
-        "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p\"\n";
-    const POLICY_TOML: &str = "[studies]\napprove = \"ask\"\n[egress]\nallow = [\"evaluation-report\"]\n\
-                               max_update_mib = 1\nmax_mib_per_day = 2\nprogress_every_s = 3600\n";
-
-    /// Scores any model, and counts how often.
-    struct Scores(Arc<AtomicU32>);
-
-    impl Work for Scores {
-        fn count_labels(&mut self, _: &StudyDocument) -> anyhow::Result<LabelManifest> {
-            anyhow::bail!("nobody asks")
-        }
-
-        fn train(
-            &mut self,
-            _: &StudyDocument,
-            _: &RoundTask,
-            _: AttemptId,
-            _: &mut dyn FnMut(StepReport),
-            _: &Cancel,
-        ) -> anyhow::Result<RoundOutcome> {
-            anyhow::bail!("nobody asks")
-        }
-
-        fn evaluate(
-            &mut self,
-            study: &StudyDocument,
-            round: RoundId,
-            model: ModelHash,
-            _: &Cancel,
-        ) -> anyhow::Result<EvaluationReport> {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            let (site, taxonomy) = (judge(), study.study().taxonomy.digest());
-            let subject = ReportSubject { site, model, round, study: study.digest(), taxonomy };
-            Ok(EvaluationReport::summarise(subject, &[], |_| 1.0, 1, 0))
-        }
-    }
-
-    fn judge() -> SiteId {
-        "judge".parse().unwrap()
-    }
-
-    /// An evaluator that was never connected.
-    fn evaluator(folder: &Path, work: Scores) -> Agent {
-        let membership = Membership { site: judge(), role: Role::Evaluator, consortium: "test".to_owned() };
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(vec![0]));
-        let identity = Identity {
-            membership,
-            credentials: Credentials { chain: Vec::new(), key },
-            root: CertificateDer::from(vec![0]),
-            signing: SigningKey::from_bytes(&[7; 32]),
-        };
-        let config = SiteConfig::parse(Path::new("site.toml"), SITE_TOML).unwrap();
-        let state = StateFolder::open(folder).unwrap();
-        let policy = Policy::parse("policy.toml", POLICY_TOML).unwrap();
-        let egress = Egress::open(policy, &state.ledger()).unwrap();
-        Agent::open(&config, &identity, egress, state, Box::new(work)).unwrap()
-    }
-
-    #[test]
-    fn a_finished_evaluation_waits_for_room_and_is_not_made_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let scored = Arc::new(AtomicU32::new(0));
-        let mut agent = evaluator(folder.path(), Scores(Arc::clone(&scored)));
-        let document = example_study();
-        let (study, model) = (document.digest(), ArtifactHash(Digest::of(b"model")));
-        agent.studies.store(study, document.bytes().to_vec()).unwrap();
-        for event in [
-            Event::StudyApproved { study, needs: BTreeSet::new(), takes_late: false },
-            Event::EvaluationRequested { study, round: RoundId(1), model },
-            Event::ModelStored { artifact: model },
-        ] {
-            agent.feed(event).unwrap();
-        }
-        let outcome = agent.outcomes.blocking_recv().unwrap();
-        files::IS_FULL.set(true);
-        agent.worked(outcome).unwrap();
-        agent.look_for_room().unwrap();
-        assert!(agent.is_halted);
-        files::IS_FULL.set(false);
-        agent.look_for_room().unwrap();
-        assert_eq!((agent.is_halted, agent.machine.status().evaluation), (false, "reporting"));
-        assert!(agent.worker.finish());
-        assert_eq!(scored.load(Ordering::Relaxed), 1);
-    }
-}
+mod tests;
