@@ -10,6 +10,7 @@ use common::round::{DeclineReason, RoundTask};
 use common::signed::Signed;
 use common::study::StudyDocument;
 use common::wire::SignedBytes;
+use link::LinkError;
 use link::quic::Connection;
 use tokio_util::sync::CancellationToken;
 
@@ -36,12 +37,15 @@ impl Agent {
             Action::AskApproval { study } => return self.ask_approval(study),
             Action::RegisterManifest { study } => self.register(study, action)?,
             Action::AcceptRound { task: RoundTask { study, round, base, .. } } => {
+                // An earlier word on the round, if it waits still, must not come after this one.
+                self.cancel(Errand::Decline(study, round));
                 let accepted = Outbound::Acceptance { study, round, base };
                 self.begin(Errand::Accept(study, round), action, move |connection, egress| async move {
                     errands::tell(&connection, &egress, accepted).await
                 });
             }
             Action::DeclineRound { study, round, reason } => {
+                self.cancel(Errand::Accept(study, round));
                 let declined = Outbound::Decline { study, round, reason: decline_reason(reason) };
                 self.begin(Errand::Decline(study, round), action, move |connection, egress| async move {
                     errands::tell(&connection, &egress, declined).await
@@ -177,6 +181,9 @@ impl Agent {
         let why = &held.wait.why;
         match held.wait.until {
             Until::Allowance(_) => tracing::warn!("waiting: {why}; it is kept, and sent by itself then"),
+            // Said once: it is tried again and again.
+            Until::Again(_) if self.waiting.is_unanswered(held.errand) => {}
+            Until::Again(_) => tracing::warn!("no answer yet: {why}; it is tried again until there is one"),
             Until::Room { .. } => {
                 self.give_up_spare();
                 tracing::error!("paused: {why}; it is tried again each {} s", LOOK_FOR_ROOM.as_secs());
@@ -190,15 +197,23 @@ impl Agent {
     /// Begins again what waited and can go on.
     pub(super) fn take_up_what_waited(&mut self) -> anyhow::Result<()> {
         let egress = self.egress.clone();
-        // By today's sum and not by the time: a clock that steps must not hold anything up.
-        let ready = self.waiting.take_ready(|until, since| match until {
-            Until::Allowance(message) => egress.may_leave(message, jiff::Timestamp::now()),
-            Until::Room { .. } => until.has_room(since, LOOK_FOR_ROOM),
+        let mut is_news = false;
+        let ready = self.waiting.take_ready(|until, since| {
+            let goes_on = match until {
+                // By today's sum and not by the time: a clock that steps must not hold anything up.
+                Until::Allowance(message) => egress.may_leave(message, jiff::Timestamp::now()),
+                Until::Room { .. } => until.has_room(since, LOOK_FOR_ROOM),
+                Until::Again(after) => return since >= *after,
+            };
+            is_news |= goes_on;
+            goes_on
         });
         if ready.is_empty() {
             return Ok(());
         }
-        tracing::info!("what waited goes on");
+        if is_news {
+            tracing::info!("what waited goes on");
+        }
         self.go_on_with(ready)
     }
 
@@ -228,6 +243,9 @@ impl Agent {
                 Err(error) if files::disk_trouble(&error).is_some() => {
                     let what = format!("study {}", study.short());
                     return Came::Waits(Box::new(Wait::for_room(&what, &error, studies.path(), 0)));
+                }
+                Err(error) if error.downcast_ref::<LinkError>().is_some_and(LinkError::is_transient) => {
+                    return Came::Waits(Box::new(Wait::again(format!("study {}: {error}", study.short()))));
                 }
                 Err(error) => tracing::warn!("study {}: {error:#}", study.short()),
             }
@@ -299,6 +317,8 @@ impl Agent {
             }
             return Ok(());
         }
+        // Of a time when there was nothing to register.
+        self.cancel(Errand::Decline(study, RoundId(0)));
         self.begin(Errand::Register(study), action, move |connection, egress| async move {
             errands::register(&connection, &egress, study, manifest).await
         });

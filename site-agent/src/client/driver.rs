@@ -403,6 +403,7 @@ impl Agent {
         match news {
             News::Done(errand, event) => {
                 self.errands.remove(&errand);
+                self.waiting.end(errand);
                 // Wanted again while it was being given up, it was not begun anew: the machine asks once more.
                 let event = event.or(match errand {
                     Errand::Fetch(artifact) => Some(Event::FetchFailed { artifact }),

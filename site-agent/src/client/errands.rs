@@ -8,6 +8,7 @@ use common::participant::{Event, WITHHELD_CODE};
 use common::round::UpdateOffer;
 use common::study::StudyDocument;
 use common::wire::{RefusalCode, Reply, SignedBytes};
+use link::LinkError;
 use link::quic::Connection;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ use super::state::StateFolder;
 use super::studies::StudyFolder;
 use super::translate::offered_update;
 use super::waiting::{Came, Until, Wait};
-use crate::egress::{Egress, EgressError, Outbound, Stage, ask};
+use crate::egress::{Carrier, Egress, EgressError, Outbound, Stage, ask};
 
 /// A signed report on disk, as it will travel.
 #[derive(Serialize, Deserialize)]
@@ -199,39 +200,58 @@ fn stored_report(path: &Path, model: ModelHash, report: Digest) -> Result<(Study
 
 /// Approves a study and, for a trainer, registers its manifest.
 pub(super) async fn register(
-    connection: &Connection,
+    line: &impl Carrier,
     egress: &Egress,
     study: StudyDigest,
     manifest: Option<SignedBytes>,
 ) -> Came {
-    let approved = say(connection, egress, Outbound::Approval { study }).await;
+    let approved = say(line, egress, Outbound::Approval { study }).await;
     let said = match (approved, manifest) {
-        (Ok(()), Some(signed)) => say(connection, egress, Outbound::LabelManifest { study, signed }).await,
+        (Ok(()), Some(signed)) => say(line, egress, Outbound::LabelManifest { study, signed }).await,
         (approved, _) => approved,
     };
-    match said {
-        Err(Unsent::Waits(wait)) => Came::Waits(wait),
-        _ => Came::Nothing,
-    }
+    came_of(said)
 }
 
 /// Tells the coordinator something that it must know, and whose answer changes nothing here.
-pub(super) async fn tell(connection: &Connection, egress: &Egress, outbound: Outbound) -> Came {
-    match say(connection, egress, outbound).await {
-        Err(Unsent::Waits(wait)) => Came::Waits(wait),
-        _ => Came::Nothing,
-    }
+pub(super) async fn tell(line: &impl Carrier, egress: &Egress, outbound: Outbound) -> Came {
+    came_of(say(line, egress, outbound).await)
 }
 
 /// Sends a message whose answer changes nothing here.
-async fn say(connection: &Connection, egress: &Egress, outbound: Outbound) -> Result<(), Unsent> {
-    egress.send(connection, outbound).await.map(drop).map_err(unsent)
+async fn say(line: &impl Carrier, egress: &Egress, outbound: Outbound) -> Result<(), EgressError> {
+    egress.send(line, outbound).await.map(drop)
+}
+
+/// What came of such a message. The machine asks for it once in a connection: where the next try may have an answer, the errand
+/// waits for it.
+fn came_of(said: Result<(), EgressError>) -> Came {
+    let Err(error) = said else { return Came::Nothing };
+    let why = match &error {
+        EgressError::Refused(refusal) if LinkError::Refused(refusal.clone()).is_transient() => {
+            format!("{error}; {}", refusal.code.hint())
+        }
+        EgressError::Link(broken) => why_broken(broken),
+        _ => {
+            let why = error.to_string();
+            match unsent(error) {
+                Unsent::Waits(wait) => return Came::Waits(wait),
+                Unsent::Final(_) => return Came::Nothing,
+                Unsent::Failed => why,
+            }
+        }
+    };
+    Came::Waits(Box::new(Wait::again(why)))
 }
 
 /// The same in a task of its own, of what is old news soon: where it cannot leave, it does not wait.
 pub(super) async fn say_owned(connection: Connection, egress: Arc<Egress>, outbound: Outbound) {
-    // Said to the operator, as far as it matters.
-    let _ = say(&connection, &egress, outbound).await;
+    match say(&connection, &egress, outbound).await {
+        // The operator hears of the connection's end anyway.
+        Ok(()) | Err(EgressError::Link(_)) => {}
+        // Said to the operator, as far as it matters.
+        Err(error) => drop(unsent(error)),
+    }
 }
 
 /// What it means that a message did not arrive.
@@ -256,7 +276,7 @@ fn unsent(error: EgressError) -> Unsent {
             Unsent::Waits(Box::new(Wait { until: Until::Allowance(*message), why }))
         }
         EgressError::Refused(refusal) => {
-            let again = link::LinkError::Refused(refusal.clone()).is_transient();
+            let again = LinkError::Refused(refusal.clone()).is_transient();
             if refusal.code == RefusalCode::RoundClosed {
                 // What that means for the update, the machine says in plainer words.
                 tracing::debug!("the coordinator refused: {refusal}");
@@ -280,16 +300,98 @@ fn unsent(error: EgressError) -> Unsent {
                 }
             }
         }
-        EgressError::Link(_) => Unsent::Failed,
+        EgressError::Link(error) => {
+            tracing::warn!("not sent, or not answered: {}", why_broken(&error));
+            Unsent::Failed
+        }
     }
+}
+
+/// Why a message was not sent, or has no answer: the link, or the disk, which keeps something at each stage of an update's way.
+fn why_broken(error: &LinkError) -> String {
+    let cause = match error {
+        LinkError::Io(error) => std::error::Error::source(error),
+        _ => None,
+    };
+    cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    use common::wire::{EnrollReply, EnrollRequest, Refusal, Request};
 
     use super::*;
-    use crate::egress::{Kind, LedgerError, PolicyRefusal, Summary};
+    use crate::egress::{Kind, LedgerError, Policy, PolicyRefusal, Summary};
+
+    /// Answers each request with the next of these, and then with yes.
+    struct Coordinator {
+        answers: Mutex<Vec<LinkError>>,
+        heard: Mutex<Vec<&'static str>>,
+    }
+
+    impl Coordinator {
+        fn that_says(answers: impl IntoIterator<Item = LinkError>) -> Self {
+            let mut answers: Vec<_> = answers.into_iter().collect();
+            answers.reverse();
+            Self { answers: Mutex::new(answers), heard: Mutex::default() }
+        }
+    }
+
+    impl Carrier for Coordinator {
+        async fn exchange(&self, request: &Request) -> Result<Reply, LinkError> {
+            self.heard.lock().unwrap().push(request.name());
+            self.answers.lock().unwrap().pop().map_or(Ok(Reply::Done), Err)
+        }
+
+        async fn enrol(&self, _: &EnrollRequest) -> Result<EnrollReply, LinkError> {
+            panic!("it is enrolled")
+        }
+    }
+
+    fn refused(code: RefusalCode) -> LinkError {
+        LinkError::Refused(Refusal::new(code, "its disk is full"))
+    }
+
+    fn egress(folder: &Path) -> Egress {
+        let text = "[studies]\napprove = \"ask\"\n[egress]\nallow = [\"label-manifest\"]\nmax_update_mib = 1\n\
+                    max_mib_per_day = 2\nprogress_every_s = 3600\n";
+        Egress::open(Policy::parse("policy.toml", text).unwrap(), &folder.join("egress.jsonl")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_once_is_said_until_there_is_an_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let egress = egress(folder.path());
+        let study = StudyDigest(Digest::of(b"study"));
+        let manifest = || Some(SignedBytes { bytes: b"{}".to_vec(), signature: [7; 64] });
+        let coordinator = Coordinator::that_says([refused(RefusalCode::Internal), LinkError::Reset]);
+        for why in ["its disk is full", "gave up the exchange"] {
+            let came = register(&coordinator, &egress, study, manifest()).await;
+            let Came::Waits(wait) = came else { panic!("it has no answer") };
+            assert!(matches!(wait.until, Until::Again(_)) && wait.why.contains(why), "{}", wait.why);
+        }
+        assert!(matches!(register(&coordinator, &egress, study, manifest()).await, Came::Nothing));
+        let heard = coordinator.heard.lock().unwrap().clone();
+        assert_eq!(heard, ["approve-study", "approve-study", "approve-study", "register-manifest"]);
+
+        // An answer that stays the same is one.
+        let coordinator = Coordinator::that_says([refused(RefusalCode::StudyOver)]);
+        let approval = Outbound::Approval { study };
+        assert!(matches!(tell(&coordinator, &egress, approval).await, Came::Nothing));
+    }
+
+    #[test]
+    fn a_disk_that_keeps_nothing_of_an_update_is_named_with_its_reason() {
+        let denied =
+            FileError::new("rename", Path::new("/state/x.next"), io::ErrorKind::PermissionDenied.into());
+        let why = why_broken(&LinkError::Io(io::Error::other(denied)));
+        assert_eq!(why, "cannot rename /state/x.next: permission denied");
+        assert_eq!(why_broken(&LinkError::Reset), LinkError::Reset.to_string());
+    }
 
     #[test]
     fn a_report_that_is_not_what_was_signed_is_lost_and_one_that_is_goes_out() {

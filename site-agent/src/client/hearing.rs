@@ -121,6 +121,7 @@ impl Agent {
                     welcome.site
                 );
                 self.connection = Some(connection);
+                self.waiting.forget_unanswered();
                 self.status.problem = None;
                 self.status.lane = Some(lane);
                 self.feed(Event::Connected)
@@ -154,11 +155,24 @@ impl Agent {
     pub(super) fn hear_what_waited(&mut self) -> anyhow::Result<()> {
         while let Some(notice) = self.next_notice() {
             words::hear(&notice);
+            self.end_what_is_over(&notice);
             if let Some(event) = event_of(&notice) {
                 self.feed(event)?;
             }
         }
         Ok(())
+    }
+
+    /// What waits to be said of a round or a study that is over need not be said.
+    fn end_what_is_over(&mut self, notice: &Notice) {
+        let over = match *notice {
+            Notice::RoundClosed { study, round, .. } => {
+                [Errand::Accept(study, round), Errand::Decline(study, round)]
+            }
+            Notice::StudyFinished { study, .. } => [Errand::Study(study), Errand::Register(study)],
+            _ => return,
+        };
+        over.into_iter().for_each(|errand| self.waiting.end(errand));
     }
 
     fn next_notice(&mut self) -> Option<Notice> {

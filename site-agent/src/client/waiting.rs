@@ -11,7 +11,11 @@ use common::participant::{Action, Event};
 
 use super::driver::Errand;
 use super::files;
+use super::work::LOOK_FOR_ROOM;
 use crate::egress::Summary;
+
+/// How long it takes at most until something that had no answer is said again.
+const LONGEST_AGAIN: Duration = Duration::from_secs(60);
 
 /// What came of an errand.
 pub(super) enum Came {
@@ -39,6 +43,11 @@ impl Wait {
         let why = format!("{name}: {what}: {error:#}; {need} MiB are needed, {}", files::free_space(folder));
         Self { until: Until::Room { folder: folder.to_owned(), bytes }, why }
     }
+
+    /// For the next try, which may have an answer.
+    pub(super) fn again(why: String) -> Self {
+        Self { until: Until::Again(LOOK_FOR_ROOM), why }
+    }
 }
 
 /// When it can go on.
@@ -48,6 +57,8 @@ pub(super) enum Until {
     Allowance(Summary),
     /// The disk of a folder has room for so many bytes.
     Room { folder: PathBuf, bytes: u64 },
+    /// So much time has passed.
+    Again(Duration),
 }
 
 impl Until {
@@ -56,7 +67,7 @@ impl Until {
     pub(super) fn has_room(&self, since: Duration, least: Duration) -> bool {
         match self {
             Self::Room { folder, bytes } => since >= least && files::has_room(folder, *bytes),
-            Self::Allowance(_) => false,
+            Self::Allowance(_) | Self::Again(_) => false,
         }
     }
 }
@@ -70,27 +81,49 @@ pub(super) struct Held {
 
 /// All that waits.
 #[derive(Default)]
-pub(super) struct Waiting(BTreeMap<Errand, (Held, Instant)>);
+pub(super) struct Waiting {
+    held: BTreeMap<Errand, (Held, Instant)>,
+    /// What had no answer on this connection, and how long it waited for the next try.
+    unanswered: BTreeMap<Errand, Duration>,
+}
 
 impl Waiting {
-    /// Adds an errand, in the place of the same one.
-    pub(super) fn add(&mut self, held: Held) {
-        self.0.insert(held.errand, (held, Instant::now()));
+    /// Adds an errand, in the place of the same one. One that had no answer before waits twice as long.
+    pub(super) fn add(&mut self, mut held: Held) {
+        if let Until::Again(after) = &mut held.wait.until {
+            if let Some(before) = self.unanswered.get(&held.errand) {
+                *after = before.saturating_mul(2).min(LONGEST_AGAIN);
+            }
+            self.unanswered.insert(held.errand, *after);
+        }
+        self.held.insert(held.errand, (held, Instant::now()));
     }
 
-    /// Forgets an errand: it is not wanted any more.
+    /// Forgets an errand: it is not wanted any more, or over.
     pub(super) fn end(&mut self, errand: Errand) {
-        self.0.remove(&errand);
+        self.held.remove(&errand);
+        self.unanswered.remove(&errand);
+    }
+
+    /// A connection begins: what had no answer over the last is asked for anew.
+    pub(super) fn forget_unanswered(&mut self) {
+        self.held.retain(|_, (held, _)| !matches!(held.wait.until, Until::Again(_)));
+        self.unanswered.clear();
+    }
+
+    /// Whether an errand had no answer before.
+    pub(super) fn is_unanswered(&self, errand: Errand) -> bool {
+        self.unanswered.contains_key(&errand)
     }
 
     /// Whether an errand waits.
     pub(super) fn has(&self, errand: Errand) -> bool {
-        self.0.contains_key(&errand)
+        self.held.contains_key(&errand)
     }
 
     /// Lets go of all that can go on now, by what it waits for and how long it has; the actions that begin it again.
     pub(super) fn take_ready(&mut self, mut can_go_on: impl FnMut(&Until, Duration) -> bool) -> Vec<Action> {
-        let ready = self.0.extract_if(.., |_, (held, since)| can_go_on(&held.wait.until, since.elapsed()));
+        let ready = self.held.extract_if(.., |_, (held, since)| can_go_on(&held.wait.until, since.elapsed()));
         ready.map(|(_, (held, _))| held.action).collect()
     }
 
@@ -105,7 +138,7 @@ impl Waiting {
     }
 
     fn why(&self, is_asked_for: impl Fn(&Until) -> bool) -> Option<String> {
-        let mut waits = self.0.values().map(|(held, _)| &held.wait);
+        let mut waits = self.held.values().map(|(held, _)| &held.wait);
         waits.find(|wait| is_asked_for(&wait.until)).map(|wait| wait.why.clone())
     }
 }
@@ -141,6 +174,36 @@ mod tests {
         assert_eq!(waiting.take_ready(|_, _| true), [action]);
         assert!(!waiting.has(second));
         assert_eq!(waiting.for_allowance(), None);
+    }
+
+    #[test]
+    fn what_had_no_answer_is_said_again_ever_later_until_it_is_over_or_a_connection_begins() {
+        let mut waiting = Waiting::default();
+        let again = || Held { wait: Box::new(Wait::again("internal".to_owned())), ..held("accept") };
+        let (errand, action) = (again().errand, again().action);
+        let wait_once = |waiting: &mut Waiting| {
+            let mut after = Duration::ZERO;
+            waiting.add(again());
+            let ready = waiting.take_ready(|until, _| {
+                let Until::Again(wait) = until else { panic!("it has no answer") };
+                after = *wait;
+                true
+            });
+            assert_eq!(ready, std::slice::from_ref(&action));
+            after.as_secs()
+        };
+        assert!(!waiting.is_unanswered(errand));
+        let waits: Vec<_> = (0..6).map(|_| wait_once(&mut waiting)).collect();
+        assert_eq!(waits, [5, 10, 20, 40, 60, 60]);
+        assert!(waiting.is_unanswered(errand) && !waiting.has(errand), "it is under way");
+        waiting.end(errand);
+        assert_eq!(wait_once(&mut waiting), 5, "it had an answer");
+
+        waiting.add(again());
+        waiting.add(held("another day"));
+        waiting.forget_unanswered();
+        assert!(!waiting.has(errand) && !waiting.is_unanswered(errand));
+        assert_eq!(waiting.for_allowance().as_deref(), Some("another day"), "not of the connection");
     }
 
     #[test]
