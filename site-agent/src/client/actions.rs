@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::artifacts::lost_artifact;
 use super::driver::{Agent, Errand, News};
 use super::errands::{self, StoredReport};
-use super::files;
+use super::files::{self, FileError};
 use super::site_work::needed_artifacts;
 use super::studies::terms_of;
 use super::translate::decline_reason;
@@ -60,7 +60,10 @@ impl Agent {
                     errands::fetch(&connection, &egress, &folder, artifact).await
                 });
             }
-            Action::CancelFetch { artifact } => self.cancel(Errand::Fetch(artifact)),
+            Action::CancelFetch { artifact } => {
+                self.cancel(Errand::Fetch(artifact));
+                self.prune_artifacts()?;
+            }
             Action::Train { ref task, attempt } => return self.train(task.clone(), attempt),
             Action::CancelTraining { attempt } => {
                 match self.training.take_if(|(under_way, _)| *under_way == attempt) {
@@ -75,6 +78,7 @@ impl Agent {
                 files::remove(&self.state.optimizer_after(attempt))?;
                 // Trained again, it was offered before: where the answer was lost it may count.
                 self.residuals.unanswered(attempt)?;
+                self.prune_artifacts()?;
             }
             Action::OfferUpdate { ref offer } => {
                 let (errand, offer) = (Errand::Offer(offer.attempt), offer.clone());
@@ -101,7 +105,7 @@ impl Agent {
                 if *reason != DropReason::Counted {
                     self.worker.submit(Job::Unlearn(attempt));
                 }
-                self.artifacts.prune(&self.needed(), SPARE_ARTIFACTS)?;
+                self.prune_artifacts()?;
             }
             Action::ForgetLearnt { study, round } => {
                 self.residuals.refused(study, round)?;
@@ -142,6 +146,11 @@ impl Agent {
             }
         }
         Ok(None)
+    }
+
+    /// Removes what was fetched and is not wanted any more, whether a round ended with an update or without.
+    pub(super) fn prune_artifacts(&self) -> Result<(), FileError> {
+        self.artifacts.prune(&self.needed(), SPARE_ARTIFACTS)
     }
 
     /// Runs an errand in a task of its own, unless one like it is under way or waits, or there is no connection: the machine
@@ -185,7 +194,7 @@ impl Agent {
             Until::Again(_) if self.waiting.is_unanswered(held.errand) => {}
             Until::Again(_) => tracing::warn!("no answer yet: {why}; it is tried again until there is one"),
             Until::Room { .. } => {
-                self.give_up_spare();
+                self.make_room();
                 tracing::error!("paused: {why}; it is tried again each {} s", LOOK_FOR_ROOM.as_secs());
                 tracing::error!("hint: {}; it goes on by itself then", files::DISK_HINT);
             }
@@ -351,7 +360,7 @@ impl Agent {
             return Ok(Some(Event::EvaluationFailed { model }));
         };
         // An evaluator has no updates with which old models go.
-        self.artifacts.prune(&self.needed(), SPARE_ARTIFACTS)?;
+        self.prune_artifacts()?;
         tracing::info!("evaluating the model of round {round}");
         let cancel = Cancel::default();
         self.evaluating = Some((model, cancel.clone()));
@@ -365,6 +374,7 @@ impl Agent {
             Outcome::Counted(study, counted) => self.counted(&study, counted),
             Outcome::Step(task, step) => self.stepped(&task, step),
             Outcome::Paused(why) => {
+                self.make_room();
                 self.status.paused = Some(why);
                 self.write_status()
             }

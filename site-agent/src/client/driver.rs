@@ -269,7 +269,9 @@ impl Agent {
     /// Takes up what was under way when the agent stopped, and what was decided meanwhile: a policy may have changed.
     fn start(&mut self) -> anyhow::Result<()> {
         self.feed(Event::Restarted)?;
-        self.look_for_decisions(self.studies.list()?)
+        self.look_for_decisions(self.studies.list()?)?;
+        // Now it is known what each study needs.
+        Ok(self.prune_artifacts()?)
     }
 
     /// Journals an event, ticks, executes; and so on with what the actions gave at once.
@@ -365,10 +367,24 @@ impl Agent {
         }
     }
 
+    /// Gives the disk what is kept because it may be of use. With nothing under way the fetched models stay: they are all that
+    /// `site-agent predict` has.
+    pub(super) fn make_room(&self) {
+        self.give_up_spare();
+        let status = self.machine.status();
+        if status.work.is_none() && status.evaluations.is_empty() {
+            return;
+        }
+        if let Err(error) = self.artifacts.prune(&self.needed(), 0) {
+            let error = anyhow::Error::from(error);
+            tracing::warn!("artifacts that nobody needs stay: {error:#}");
+        }
+    }
+
     /// Stops doing anything: what cannot be remembered must not be done.
     pub(super) fn pause(&mut self, error: &anyhow::Error) {
         self.is_halted = true;
-        self.give_up_spare();
+        self.make_room();
         if self.status.paused.is_none() {
             let free = files::free_space(self.state.path());
             let name = files::disk_trouble(error).unwrap_or("disk");

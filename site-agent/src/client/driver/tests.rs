@@ -1,5 +1,6 @@
 //! What the agent does when a part of it, or its disk, does not do its own. No coordinator is dialled.
 
+use std::io;
 use std::path::Path;
 
 use common::manifest::LabelManifest;
@@ -10,9 +11,11 @@ use common::testing::example_study;
 use rcgen::CertificateParams;
 
 use super::*;
+use crate::client::files::FileError;
 use crate::client::identity::Membership;
 use crate::client::work::Job;
 use crate::egress::Policy;
+use crate::model::{HostTensor, NamedTensors};
 use crate::train::trainer::{RoundOutcome, StepReport};
 
 const SITE: &str =
@@ -69,6 +72,19 @@ fn task(base: ModelHash) -> RoundTask {
     RoundTask { study: example_study().digest(), round: RoundId(1), base, steps: 4, remaining_ms: 60_000 }
 }
 
+/// Five models on the disk.
+fn store_models(agent: &Agent) -> Vec<ArtifactHash> {
+    let store = |value: u8| {
+        let tensor = HostTensor::new(vec![1], vec![f32::from(value)]).unwrap();
+        agent.artifacts.store(&NamedTensors::from([("w".to_owned(), tensor)])).unwrap().hash()
+    };
+    (0..5).map(store).collect()
+}
+
+fn kept(agent: &Agent) -> BTreeSet<ArtifactHash> {
+    agent.artifacts.newest_first().unwrap().into_iter().collect()
+}
+
 /// With what the agent ends of its own accord.
 async fn end_of(agent: &mut Agent, link: &mut mpsc::Receiver<LinkEvent>) -> String {
     let (mut look, stop) = (tokio::time::interval(LOOK_FOR_DECISIONS), CancellationToken::new());
@@ -98,4 +114,37 @@ async fn an_agent_whose_link_or_errand_panicked_ends() {
     drop(out);
     let why = end_of(&mut agent, &mut link).await;
     assert!(why.starts_with("the task that keeps the connection panicked"), "{why}");
+}
+
+#[test]
+fn models_of_rounds_that_ended_without_an_update_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = agent(folder.path());
+    let artifact = store_models(&agent)[0];
+    for action in [Action::CancelTraining { attempt: ATTEMPT }, Action::CancelFetch { artifact }] {
+        store_models(&agent);
+        agent.execute(&action).unwrap();
+        assert_eq!(kept(&agent).len(), 2, "{action:?}");
+    }
+    store_models(&agent);
+    agent.start().unwrap();
+    assert_eq!(kept(&agent).len(), 2, "at the next start");
+}
+
+#[test]
+fn a_full_disk_gets_all_but_what_is_needed_and_nothing_while_nothing_is_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = agent(folder.path());
+    let models = store_models(&agent);
+    let full = FileError::new("write", Path::new("/state/x"), io::ErrorKind::StorageFull.into()).into();
+    agent.pause(&full);
+    assert_eq!(kept(&agent).len(), models.len(), "for `site-agent predict`");
+
+    agent.is_halted = false;
+    let study = example_study().digest();
+    let needs = BTreeSet::from([models[0]]);
+    agent.feed(Event::StudyApproved { study, needs, takes_late: false }).unwrap();
+    agent.feed(Event::RoundOpened { task: task(models[1]) }).unwrap();
+    agent.pause(&full);
+    assert_eq!(kept(&agent), BTreeSet::from([models[0], models[1]]));
 }
