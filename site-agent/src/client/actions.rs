@@ -244,6 +244,12 @@ impl Agent {
         if self.studies.document(study)?.is_some() {
             return self.judge(study);
         }
+        self.fetch_study(study);
+        Ok(None)
+    }
+
+    /// Has a study document here, for the first time or because the disk lost it; then it is judged.
+    fn fetch_study(&mut self, study: StudyDigest) {
         let (studies, news) = (self.studies.clone(), self.news.clone());
         let again = Action::AskApproval { study };
         self.begin(Errand::Study(study), &again, move |connection, _| async move {
@@ -260,7 +266,6 @@ impl Agent {
             }
             Came::Nothing
         });
-        Ok(None)
     }
 
     /// Asks the decisions so far, then the policy; without an answer a person has to decide.
@@ -317,11 +322,13 @@ impl Agent {
 
     /// Says that the study is approved; a trainer says too what it has, once that is counted.
     fn register(&mut self, study: StudyDigest, action: &Action) -> anyhow::Result<()> {
+        let Some(document) = self.studies.document(study)? else {
+            self.fetch_study(study);
+            return Ok(());
+        };
         let manifest = self.manifests.get(&study).cloned();
         if self.role == common::ids::Role::Trainer && manifest.is_none() {
-            if let Some(document) = self.studies.document(study)?
-                && self.counting.insert(study)
-            {
+            if self.counting.insert(study) {
                 self.worker.submit(Job::CountLabels(Box::new(document)));
             }
             return Ok(());
@@ -339,12 +346,19 @@ impl Agent {
             return Ok(None);
         }
         let Some(document) = self.studies.document(task.study)? else {
-            return Ok(Some(Event::TrainingFailed { attempt }));
+            self.wait_for_study(task.study);
+            return Ok(None);
         };
         let cancel = Cancel::default();
         self.training = Some((attempt, cancel.clone()));
         self.worker.submit(Job::Train(Box::new(document), task, attempt, cancel));
         Ok(None)
+    }
+
+    /// The disk lost a study document that work under way needs. That is no failure of the work, which begins when it is here again.
+    fn wait_for_study(&mut self, study: StudyDigest) {
+        self.unread.insert(study);
+        self.fetch_study(study);
     }
 
     fn evaluate(
@@ -357,7 +371,8 @@ impl Agent {
             return Ok(None);
         }
         let Some(document) = self.studies.document(study)? else {
-            return Ok(Some(Event::EvaluationFailed { model }));
+            self.wait_for_study(study);
+            return Ok(None);
         };
         // An evaluator has no updates with which old models go.
         self.prune_artifacts()?;

@@ -104,6 +104,8 @@ pub struct Agent {
     pub(super) news: mpsc::Sender<News>,
     pub(super) manifests: BTreeMap<StudyDigest, SignedBytes>,
     pub(super) counting: BTreeSet<StudyDigest>,
+    /// Studies whose document is not here any more, and work under way waits for it.
+    pub(super) unread: BTreeSet<StudyDigest>,
     pub(super) training: Option<(AttemptId, Cancel)>,
     pub(super) evaluating: Option<(ModelHash, Cancel)>,
     pub(super) progress_said: Option<jiff::Timestamp>,
@@ -164,6 +166,7 @@ impl Agent {
             news,
             manifests: BTreeMap::new(),
             counting: BTreeSet::new(),
+            unread: BTreeSet::new(),
             training: None,
             evaluating: None,
             progress_said: None,
@@ -437,7 +440,12 @@ impl Agent {
             }
             News::StudyHere(study) => {
                 self.errands.remove(&Errand::Study(study));
-                self.judge(study)?.map_or(Ok(()), |event| self.feed(event))
+                self.judge(study)?.map_or(Ok(()), |event| self.feed(event))?;
+                if !self.unread.remove(&study) {
+                    return Ok(());
+                }
+                let again = self.under_way();
+                self.go_on_with(again)
             }
         }
     }

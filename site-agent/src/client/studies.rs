@@ -2,6 +2,8 @@
 //!
 //! The agent writes the documents; `site-agent study approve` writes decisions, also while the agent runs, which looks
 //! for them. A decision is about a digest: any change of the study asks again.
+//!
+//! What the disk has damaged is set aside and counts as absent: a document is fetched again, a decision made anew.
 
 use std::path::{Path, PathBuf};
 
@@ -81,16 +83,27 @@ impl StudyFolder {
         Ok(document)
     }
 
-    /// The document of a study, if it is here.
+    /// The document of a study, if it is here and whole.
     ///
     /// # Errors
-    /// [`StudyError`].
+    /// [`StudyError::File`].
     pub fn document(&self, study: StudyDigest) -> Result<Option<StudyDocument>, StudyError> {
-        match files::read(&self.document_path(study)) {
-            Ok(bytes) => parse(study, bytes).map(Some),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let path = self.document_path(study);
+        let damage = match files::read(&path) {
+            Ok(bytes) => match parse(study, bytes) {
+                Ok(document) => return Ok(Some(document)),
+                Err(damage) => anyhow::Error::from(damage),
+            },
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) if error.is_unreadable() => error.into(),
+            Err(error) => return Err(error.into()),
+        };
+        let aside = set_aside(&path)?;
+        tracing::warn!(
+            "{} is no study document any more: {damage:#}; it is set aside as {aside}, and fetched again",
+            path.display()
+        );
+        Ok(None)
     }
 
     /// Digests of all studies here.
@@ -119,12 +132,23 @@ impl StudyFolder {
         }
     }
 
-    /// What was decided about a study, if anything was.
+    /// What was decided about a study, if anything was and can be read.
     ///
     /// # Errors
     /// [`FileError`].
     pub fn decision(&self, study: StudyDigest) -> Result<Option<Decision>, FileError> {
-        files::read_json(&self.decision_path(study))
+        let path = self.decision_path(study);
+        match files::read_json(&path) {
+            Err(error) if error.is_unreadable() => {
+                let (aside, short) = (set_aside(&path)?, study.short());
+                let error = anyhow::Error::from(error);
+                tracing::warn!(
+                    "what was decided about study {short} is lost: {error:#}; it is set aside as {aside}, and decided anew: by the policy, or by `site-agent study approve {short}` or `refuse`"
+                );
+                Ok(None)
+            }
+            read => read,
+        }
     }
 
     /// Writes a decision down.
@@ -145,6 +169,13 @@ impl StudyFolder {
     }
 }
 
+/// Puts a damaged file where nobody looks for it, in the place of an earlier one; says where.
+fn set_aside(path: &Path) -> Result<String, FileError> {
+    let aside = path.with_extension("damaged");
+    files::rename(path, &aside)?;
+    Ok(aside.display().to_string())
+}
+
 fn parse(expected: StudyDigest, bytes: Vec<u8>) -> Result<StudyDocument, StudyError> {
     let document = StudyDocument::parse(bytes)?;
     if document.digest() != expected {
@@ -162,5 +193,53 @@ pub fn terms_of(document: &StudyDocument) -> StudyTerms {
         steps_per_round: training.steps_per_round,
         quorum_sites: quorum.sites,
         norm_bounded: aggregation.max_update_norm.is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::testing::example_study;
+
+    use super::*;
+
+    fn flip_a_byte(path: &Path) {
+        let mut bytes = std::fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x80;
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_document_is_set_aside_and_can_be_stored_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let studies = StudyFolder::open(folder.path()).unwrap();
+        let (study, bytes) = (example_study().digest(), example_study().bytes().to_vec());
+        studies.store(study, bytes.clone()).unwrap();
+        // The same length, and no JSON; then JSON, and another study.
+        flip_a_byte(&studies.document_path(study));
+        assert!(studies.document(study).unwrap().is_none());
+        assert_eq!(studies.list().unwrap(), []);
+        let other = common::testing::example_study_with(|draft| draft.name = "another".to_owned());
+        std::fs::write(studies.document_path(study), other.bytes()).unwrap();
+        assert!(studies.document(study).unwrap().is_none());
+        assert_eq!(
+            std::fs::read(folder.path().join(format!("{study}.study.damaged"))).unwrap(),
+            other.bytes()
+        );
+
+        studies.store(study, bytes).unwrap();
+        assert_eq!(studies.document(study).unwrap().unwrap().digest(), study);
+    }
+
+    #[test]
+    fn a_damaged_decision_counts_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let studies = StudyFolder::open(folder.path()).unwrap();
+        let study = example_study().digest();
+        studies.decide(study, true, "operator").unwrap();
+        flip_a_byte(&studies.decision_path(study));
+        assert_eq!(studies.decision(study).unwrap(), None);
+        studies.decide(study, false, "operator").unwrap();
+        assert!(!studies.decision(study).unwrap().unwrap().approved);
     }
 }

@@ -148,3 +148,28 @@ fn a_full_disk_gets_all_but_what_is_needed_and_nothing_while_nothing_is_under_wa
     agent.pause(&full);
     assert_eq!(kept(&agent), BTreeSet::from([models[0], models[1]]));
 }
+
+#[test]
+fn a_study_document_that_the_disk_damaged_stops_nothing_and_training_waits_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (document, study) = (example_study(), example_study().digest());
+    let before = agent(folder.path());
+    before.studies.store(study, document.bytes().to_vec()).unwrap();
+    before.studies.decide(study, true, "operator").unwrap();
+    drop(before);
+    std::fs::write(folder.path().join(format!("state/studies/{study}.study.json")), "{").unwrap();
+
+    let mut agent = agent(folder.path());
+    agent.start().unwrap();
+    let base = store_models(&agent)[0];
+    agent.feed(Event::StudyApproved { study, needs: BTreeSet::new(), takes_late: false }).unwrap();
+    agent.feed(Event::RoundOpened { task: task(base) }).unwrap();
+    agent.feed(Event::ModelStored { artifact: base }).unwrap();
+    assert!(agent.training.is_none());
+    // No failure is counted: nothing is to be tried again at some time.
+    assert_eq!((agent.machine.status().phase, agent.timers.len()), ("training", 0));
+
+    agent.studies.store(study, document.bytes().to_vec()).unwrap();
+    agent.learnt(News::StudyHere(study)).unwrap();
+    assert!(agent.training.is_some() && agent.unread.is_empty());
+}
