@@ -96,6 +96,7 @@ fn write_unless_there(path: &Path, text: &str) -> Result<(), CliError> {
 mod tests {
     use super::*;
     use crate::client::config::SiteConfig;
+    use crate::egress::bandwidth::Bandwidth;
 
     #[test]
     fn the_written_configuration_is_one_without_data_sets() {
@@ -104,6 +105,16 @@ mod tests {
         assert_eq!(config.coordinator.to_string(), "c.example.org:8443");
         assert!(config.datasets.is_empty() && text.contains("# [[dataset]]"));
         assert_eq!(config.proxy, None);
+    }
+
+    #[test]
+    fn the_written_configuration_asks_for_nothing_that_an_empty_one_would_not() {
+        let read = |text: &str| SiteConfig::parse(Path::new("site.toml"), text).unwrap();
+        let written = read(&site_toml("c.example.org:8443", None));
+        assert_eq!((written.threads, written.traffic.bandwidth.clone()), (None, Bandwidth::default()));
+        let needed = "coordinator = \"c.example.org:8443\"\nidentity = \"identity\"\nstate = \"state\"\n\
+                      policy = \"policy.toml\"\n";
+        assert_eq!(format!("{written:#?}"), format!("{:#?}", read(needed)));
     }
 
     #[test]

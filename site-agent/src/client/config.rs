@@ -373,6 +373,19 @@ mod tests {
     }
 
     #[test]
+    fn what_the_example_leaves_commented_out_is_a_configuration_too() {
+        let is_setting = |line: &str| line.contains(" = ") && !line.contains("`");
+        let with = |line: &str| match line.strip_prefix("# ") {
+            Some(setting) if is_setting(setting) || setting.starts_with('[') => format!("{setting}\n"),
+            _ => format!("{line}\n"),
+        };
+        let text: String = EXAMPLE.lines().map(with).collect();
+        let config = SiteConfig::parse(Path::new("north/site.toml"), &text).unwrap();
+        assert!(config.proxy.is_some_and(|proxy| proxy.login.is_some()) && config.left_out.is_some());
+        assert_eq!((config.threads, config.traffic.bandwidth.hours.len()), (Some(4), 1));
+    }
+
+    #[test]
     fn all_mistakes_are_reported_at_once_with_their_lines() {
         let text = "coordinator = \"nowhere\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p\"\ndevice = \"abacus\"\n\
                     threads = 0\n";
