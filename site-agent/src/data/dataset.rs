@@ -317,20 +317,41 @@ fn find_files(folder: &Path) -> Result<CaseFiles, DataError> {
             return pair_files(&images, &labels)?.map_err(mistakes);
         }
     }
-    let mut cases = CaseFiles::new();
+    let (mut cases, mut wrong) = (CaseFiles::new(), Vec::new());
     for entry in listed(folder)? {
         let Some(name) = entry.file_name().and_then(|name| name.to_str()) else { continue };
         let files = volumes(&entry)?;
-        if let (Some(ct), Some(labels)) = (files.get("ct"), files.get("labels")) {
-            cases.insert(name.to_owned(), (ct.clone(), labels.clone()));
+        match (files.get("ct"), files.get("labels")) {
+            (Some(ct), Some(labels)) => drop(cases.insert(name.to_owned(), (ct.clone(), labels.clone()))),
+            _ if files.is_empty() => {}
+            _ => wrong.push(no_case(name, &files)),
         }
     }
+    wrong.sort();
     if cases.is_empty() {
         let expected =
             "no case: expected folders with `ct` and `labels` files, or folders `images` and `labels`";
-        return Err(mistakes(vec![expected.to_owned()]));
+        wrong.push(expected.to_owned());
     }
-    Ok(cases)
+    if wrong.is_empty() { Ok(cases) } else { Err(mistakes(wrong)) }
+}
+
+/// What a folder with NIfTI files has in the place of a `ct` and a `labels` file. Left out in silence, a slip in a name would
+/// cost the site a scan.
+fn no_case(name: &str, files: &BTreeMap<String, PathBuf>) -> String {
+    const SHOWN: usize = 4;
+    let lacks: Vec<_> = ["ct", "labels"].into_iter().filter(|stem| !files.contains_key(*stem)).collect();
+    let file_names = files.values().filter_map(|path| path.file_name()?.to_str());
+    let mut has: Vec<_> = file_names.take(SHOWN).map(|file| format!("`{file}`")).collect();
+    if files.len() > SHOWN {
+        has.push(format!("{} more", files.len() - SHOWN));
+    }
+    format!(
+        "`{name}` has {} and no `{}`: a case is `ct.nii.gz` and `labels.nii.gz` (or `.nii`); rename or add the file, \
+         or move the folder away",
+        has.join(", "),
+        lacks.join("`, no `")
+    )
 }
 
 /// Cases of the pair layout; the inner error lists what has no counterpart.

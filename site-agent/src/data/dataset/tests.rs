@@ -42,6 +42,34 @@ fn case_folders_are_cases_by_the_folders_name() {
 }
 
 #[test]
+fn a_folder_with_scans_that_is_no_case_is_a_mistake_and_not_left_out() {
+    let base = case_folders(&["case-1", "case-2", "case-3"]);
+    let rename = |from: &str, to: &str| {
+        let folder = base.path().join("data");
+        fs::rename(folder.join(from), folder.join(to)).unwrap();
+    };
+    rename("case-1/labels.nii.gz", "case-1/label.nii.gz");
+    rename("case-2/ct.nii.gz", "case-2/CT.nii.gz");
+    for number in 0..6 {
+        touch(&base.path().join(format!("data/others/{number}.nii")));
+    }
+    touch(&base.path().join("data/notes/readme.txt"));
+    let Err(DataError::Dataset { mistakes, .. }) = read(base.path(), &config("lits")) else {
+        panic!("two scans were left out in silence");
+    };
+    let [labels, ct, neither] = &mistakes[..] else { panic!("{mistakes:?}") };
+    assert!(labels.starts_with("`case-1` has `ct.nii.gz`, `label.nii.gz` and no `labels`: "), "{labels}");
+    assert!(ct.starts_with("`case-2` has `CT.nii.gz`, `labels.nii.gz` and no `ct`: "), "{ct}");
+    let expected = "`others` has `0.nii`, `1.nii`, `2.nii`, `3.nii`, 2 more and no `ct`, no `labels`: ";
+    assert!(neither.starts_with(expected), "{neither}");
+
+    rename("case-1/label.nii.gz", "case-1/labels.nii.gz");
+    rename("case-2/CT.nii.gz", "case-2/ct.nii.gz");
+    fs::remove_dir_all(base.path().join("data/others")).unwrap();
+    assert_eq!(read(base.path(), &config("lits")).unwrap().len(), 3);
+}
+
+#[test]
 fn images_and_labels_are_paired_by_name() {
     let base = tempfile::tempdir().unwrap();
     touch(&base.path().join("data/imagesTr/liver_1_0000.nii.gz"));
