@@ -12,7 +12,7 @@ use super::error_report::{CliError, Exit};
 use super::{ConfigArgs, json, limit_threads, line, runtime};
 use crate::client::config::{LeftOut, SiteConfig};
 use crate::client::connection::Dial;
-use crate::client::identity::Identity;
+use crate::client::identity::{Identity, IdentityFolder};
 use crate::data::dataset::{Case, Split, read_dataset};
 use crate::data::prepared::PreparedCase;
 use crate::data::preprocess::Preprocessing;
@@ -119,6 +119,7 @@ fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) ->
             let member = &identity.membership;
             let who = format!("{} `{}` of `{}`", member.role, member.site, member.consortium);
             findings.add("identity", Ok(who));
+            findings.add("private keys", private_keys(&config.identity));
             if let Some(until) = certified_until(&identity) {
                 findings.add("certificate", certificate(until, jiff::Timestamp::now()));
             }
@@ -137,6 +138,21 @@ fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) ->
         findings.add("link", runtime()?.block_on(check_link(config, &identity)));
     }
     Ok(())
+}
+
+/// Keys that others may read are a finding, whether or not anybody did.
+fn private_keys(identity: &IdentityFolder) -> Result<String, CliError> {
+    let open: Vec<_> = identity.open_to_others().iter().map(|path| path.display().to_string()).collect();
+    if open.is_empty() {
+        return Ok("for their owner alone".to_owned());
+    }
+    let hint = format!(
+        "`chmod go= {}`; if somebody may have read a key, have the coordinator's operator revoke this site, move the \
+         folder {} away, and enroll with a new invite",
+        open.join(" "),
+        identity.path().display()
+    );
+    Err(CliError::new(anyhow::anyhow!("others may read or change {}", open.join(", "))).hint(hint))
 }
 
 /// Until when the site's certificate is valid.
@@ -224,7 +240,30 @@ fn check_cases(what: &str, cases: &[Case], taxonomy: &Taxonomy, findings: &mut F
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn keys_that_others_may_read_are_a_finding() {
+        let site = tempfile::tempdir().unwrap();
+        let identity = IdentityFolder::new(site.path().join("identity"));
+        identity.keys().unwrap();
+        assert!(private_keys(&identity).is_ok(), "as enrolment makes them");
+        for (path, open) in
+            [("identity", 0o750), ("identity/tls.key", 0o644), ("identity/signing.key", 0o604)]
+        {
+            let path = site.path().join(path);
+            let set = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let private = fs::metadata(&path).unwrap().permissions().mode();
+            set(open);
+            let told = private_keys(&identity).unwrap_err().text();
+            let hint = format!("hint: `chmod go= {}`; if somebody may have read a key", path.display());
+            assert!(told.contains("others may read or change") && told.contains(&hint), "{told}");
+            set(private);
+        }
+    }
 
     #[test]
     fn a_certificate_that_ends_soon_is_a_finding() {

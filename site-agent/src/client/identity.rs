@@ -1,6 +1,7 @@
 //! Who this site is: two keys made here and never moved, and the certificate that the coordinator issued.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use common::ids::{Role, SiteId};
@@ -167,6 +168,14 @@ impl IdentityFolder {
         let bytes = files::read(&self.0.join(file))?;
         let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
         read.map_err(|error| content(file, error))
+    }
+
+    /// What of it others than its owner may read or change. As enrolment makes them, folder and keys are for the agent's user
+    /// alone; a copy or a careless `chmod` may have changed that.
+    pub fn open_to_others(&self) -> Vec<PathBuf> {
+        let paths = [self.0.clone(), self.0.join(TLS_KEY), self.0.join(SIGNING_KEY)];
+        let is_open = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|found| found.mode() & 0o077 != 0);
+        paths.into_iter().filter(is_open).collect()
     }
 
     /// The folder.
