@@ -49,7 +49,7 @@ use common::taxonomy::Taxonomy;
 
 use self::error_report::{CliError, Exit};
 use crate::client::config::SiteConfig;
-use crate::client::files;
+use crate::client::files::{self, FileError};
 
 /// Train and evaluate the universal segmentation model on this hospital's own scans. Only weights and numbers leave.
 #[derive(Debug, Parser)]
@@ -111,7 +111,12 @@ pub(crate) struct ConfigArgs {
 impl ConfigArgs {
     fn read(&self) -> Result<SiteConfig, CliError> {
         let hint = "`site-agent enroll` writes a site.toml into the site's folder: name it with --config";
-        SiteConfig::read(&self.config).map_err(|error| CliError::new(error).exit(Exit::Config).or_hint(hint))
+        SiteConfig::read(&self.config).map_err(|error| {
+            let is_missing = error.downcast_ref::<FileError>().is_some_and(FileError::is_not_found);
+            let wrong = CliError::new(error).exit(Exit::Config);
+            // A slip is told with its line, and with what is allowed there.
+            if is_missing { wrong.hint(hint) } else { wrong }
+        })
     }
 }
 
@@ -207,4 +212,20 @@ fn json(value: &impl serde::Serialize) -> Result<(), CliError> {
 /// The path's last part, for lines about files.
 fn shown(path: &Path) -> std::path::Display<'_> {
     path.file_name().map_or(path, Path::new).display()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_configuration_that_is_not_there_is_told_with_who_writes_one() {
+        let site = tempfile::tempdir().unwrap();
+        let config = ConfigArgs { config: site.path().join("site.toml") };
+        let missing = config.read().unwrap_err().text();
+        assert!(missing.contains("hint: `site-agent enroll` writes a site.toml"), "{missing}");
+        std::fs::write(&config.config, "cordinator = \"c.example.org:443\"\n").unwrap();
+        let slip = config.read().unwrap_err().text();
+        assert!(slip.contains("site.toml:1: ") && !slip.contains("site-agent enroll"), "{slip}");
+    }
 }
