@@ -9,7 +9,7 @@ use super::error_report::{CliError, Exit};
 use super::{line, runtime};
 use crate::client::config::ProxyConfig;
 use crate::client::enroll::{Invite, enroll};
-use crate::client::files;
+use crate::client::files::{self, FileError};
 use crate::client::identity::IdentityFolder;
 use crate::client::state::StateFolder;
 use crate::egress::Ledger;
@@ -51,7 +51,8 @@ const PROXY_PASSWORD: &str = "# proxy_password_file = \"proxy.password\"";
 const POLICY: &str = include_str!("../../../configs/examples/policy.toml");
 
 pub(super) fn run(args: &EnrollArgs) -> Result<(), CliError> {
-    let invite = Invite::parse(&files::read_text(&args.invite)?)?;
+    let text = files::read_text(&args.invite).map_err(|error| unread(error, &args.invite))?;
+    let invite = Invite::parse(&text)?;
     let proxy = args.proxy()?;
     let open = proxy.as_ref().map(ProxyConfig::open).transpose()?;
     let state = StateFolder::open(&args.dir.join("state"))?;
@@ -66,6 +67,19 @@ pub(super) fn run(args: &EnrollArgs) -> Result<(), CliError> {
     line(format!("next: name your data sets in {0}, then `site-agent check --config {0}`", config.display()));
     line(format!("the invite is used up: delete {}", args.invite.display()));
     Ok(())
+}
+
+/// An invite mostly lies with whoever was sent it, where the agent's own user may not look.
+fn unread(error: FileError, invite: &Path) -> CliError {
+    let is_denied = error.is_denied();
+    let wrong = CliError::new(error);
+    if !is_denied {
+        return wrong;
+    }
+    let copy = format!("sudo install -o consilium -m 600 {} /var/lib/consilium/", invite.display());
+    wrong.hint(format!(
+        "enrol as the agent's own user, with an invite that it may read: `{copy}`, and name that copy"
+    ))
 }
 
 /// The example with the coordinator's address and the proxy, and its data sets commented out.
@@ -94,6 +108,8 @@ fn write_unless_there(path: &Path, text: &str) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
     use crate::client::config::SiteConfig;
     use crate::egress::bandwidth::Bandwidth;
@@ -115,6 +131,17 @@ mod tests {
         let needed = "coordinator = \"c.example.org:8443\"\nidentity = \"identity\"\nstate = \"state\"\n\
                       policy = \"policy.toml\"\n";
         assert_eq!(format!("{written:#?}"), format!("{:#?}", read(needed)));
+    }
+
+    #[test]
+    fn an_invite_that_the_agents_user_may_not_read_is_told_with_how_it_may() {
+        let invite = Path::new("/home/ada/north.invite.toml");
+        let told = |kind: io::ErrorKind| unread(FileError::new("read", invite, kind.into()), invite).text();
+        let denied = told(io::ErrorKind::PermissionDenied);
+        assert!(denied.starts_with("error: cannot read /home/ada/north.invite.toml\n"), "{denied}");
+        let copy = "`sudo install -o consilium -m 600 /home/ada/north.invite.toml /var/lib/consilium/`";
+        assert!(denied.contains(copy), "{denied}");
+        assert!(!told(io::ErrorKind::NotFound).contains("sudo"));
     }
 
     #[test]

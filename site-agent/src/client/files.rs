@@ -44,6 +44,11 @@ impl FileError {
         is_unreadable(&self.source)
     }
 
+    /// Whether this user may not do that with the file.
+    pub fn is_denied(&self) -> bool {
+        self.source.kind() == io::ErrorKind::PermissionDenied
+    }
+
     /// Whether the file was read and is not what was written.
     pub fn is_damage(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
