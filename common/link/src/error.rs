@@ -17,8 +17,8 @@ use crate::tls::ForeignIssuer;
 /// be turned into words there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Alert {
-    /// Alert 45.
-    #[error("the certificate has expired")]
+    /// Alert 45, which also says that a certificate is not valid yet.
+    #[error("the certificate has expired, or is not valid yet")]
     Expired,
     /// Alert 48.
     #[error("the certificate was not issued by this consortium")]
@@ -232,8 +232,11 @@ impl LinkError {
                 }
                 _ => INVITE,
             }),
+            Self::RefusedPeer { alert: Alert::Expired, .. } => Some(
+                "check this machine's clock; if it is right, tell the coordinator's operator that its certificate is not valid",
+            ),
             Self::RefusedPeer { .. } => Some(
-                "this is not the consortium's coordinator, or its certificate expired: check the address and this machine's clock, and ask the coordinator's operator",
+                "this is not the consortium's coordinator: check the address, and ask the coordinator's operator",
             ),
             Self::Inspected { .. } => Some(
                 "ask the network team to exempt the coordinator's host and port from TLS inspection; if there is none, check the address: it is not the consortium's coordinator that answers",

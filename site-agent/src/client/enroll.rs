@@ -10,7 +10,7 @@ use common::wire::{EnrollRequest, EnrollToken, Enrolled};
 use link::quic::QuicSettings;
 use link::tcp::{Proxy, ProxyError};
 use link::tls::{self, RootFingerprint};
-use link::{LinkError, PeerIdentity};
+use link::{Alert, LinkError, PeerIdentity};
 use rcgen::PublicKeyData;
 use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
@@ -119,6 +119,10 @@ impl EnrollError {
                 "for a new certificate, stop the agent and move `identity/membership.json` away (for new keys, all of `identity`); for another site, choose another folder with --dir",
             ),
             Self::Resolve { .. } => Some("check the address in the invite and this machine's name service"),
+            // Out of its time: the clock comes first.
+            Self::Connect {
+                source: source @ LinkError::RefusedPeer { alert: Alert::Expired, .. }, ..
+            } => source.hint(),
             Self::Connect { source: LinkError::RefusedPeer { .. }, .. } => Some(
                 "somebody else answers at this address, or the invite is of another consortium: compare the root fingerprint with the coordinator's operator by phone",
             ),
@@ -281,6 +285,20 @@ mod tests {
         assert!(invite.check_expiry("2027-01-15T07:59:59Z".parse().unwrap()).is_ok());
         let error = invite.check_expiry("2027-01-15T08:00:00Z".parse().unwrap()).unwrap_err();
         assert!(matches!(error, EnrollError::Expired { .. }) && error.hint().is_some());
+    }
+
+    #[test]
+    fn a_coordinators_certificate_out_of_its_time_is_a_matter_of_the_clock_first() {
+        let hint = |alert| {
+            let source = LinkError::RefusedPeer { alert, detail: "as TLS says".into() };
+            EnrollError::Connect { address: "c.example.org:443".to_owned(), source }.hint().unwrap()
+        };
+        let expired = hint(Alert::Expired);
+        assert!(
+            expired.starts_with("check this machine's clock") && !expired.contains("somebody else"),
+            "{expired}"
+        );
+        assert!(hint(Alert::UnknownIssuer).starts_with("somebody else answers"));
     }
 
     #[test]
