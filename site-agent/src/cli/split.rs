@@ -39,7 +39,8 @@ pub(super) fn run(args: &SplitArgs) -> Result<(), CliError> {
         return Err(CliError::new(there).exit(Exit::Data).hint(hint));
     }
     let cases = read_datasets(&config.datasets, &config.base, &Taxonomy::standard())?;
-    let folds = Folds::deal(&cases, args.folds, args.seed).map_err(DataError::from)?;
+    let too_few = |error| CliError::new(DataError::from(error)).hint("name fewer with --folds");
+    let folds = Folds::deal(&cases, args.folds, args.seed).map_err(too_few)?;
     files::write_new(&args.out, folds.to_toml().as_bytes())?;
     table(&folds, &cases).into_iter().for_each(line);
     line(format!("listed in {}; to leave one out, name file and fold in site.toml", args.out.display()));
@@ -86,7 +87,8 @@ mod tests {
             out: out.clone(),
         };
         let few = run(&args(4, 7)).unwrap_err().text();
-        assert!(few.contains("3 patients") && !out.exists(), "{few}");
+        assert!(few.contains("3 patients") && few.ends_with("hint: name fewer with --folds"), "{few}");
+        assert!(!out.exists());
 
         run(&args(3, 7)).unwrap();
         let folds = Folds::read(&out).unwrap();
