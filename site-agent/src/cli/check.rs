@@ -12,6 +12,7 @@ use super::error_report::{CliError, Exit};
 use super::{ConfigArgs, json, limit_threads, line, runtime};
 use crate::client::config::{LeftOut, SiteConfig};
 use crate::client::connection::Dial;
+use crate::client::files::FileError;
 use crate::client::identity::{Identity, IdentityFolder};
 use crate::data::dataset::{Case, Split, read_dataset};
 use crate::data::prepared::PreparedCase;
@@ -110,7 +111,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), CliError> {
 }
 
 fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) -> Result<(), CliError> {
-    findings.add("policy", config.read_policy().map(|_| "readable".to_owned()).map_err(CliError::new));
+    findings.add("policy", check_policy(config));
     let device = device(config.device).map(|_| config.device.to_string());
     findings.add("device", device.map_err(CliError::new));
     let identity = config.identity.load();
@@ -138,6 +139,18 @@ fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) ->
         findings.add("link", runtime()?.block_on(check_link(config, &identity)));
     }
     Ok(())
+}
+
+fn check_policy(config: &SiteConfig) -> Result<String, CliError> {
+    match config.read_policy() {
+        Ok(_) => Ok("readable".to_owned()),
+        Err(error) => {
+            let is_missing = error.downcast_ref::<FileError>().is_some_and(FileError::is_not_found);
+            let wrong = CliError::new(error);
+            let hint = "put the file back, or name the one that counts here: `policy` in site.toml";
+            Err(if is_missing { wrong.hint(hint) } else { wrong })
+        }
+    }
 }
 
 /// Keys that others may read are a finding, whether or not anybody did.
@@ -263,6 +276,19 @@ mod tests {
             assert!(told.contains("others may read or change") && told.contains(&hint), "{told}");
             set(private);
         }
+    }
+
+    #[test]
+    fn a_policy_that_is_missing_is_told_with_what_to_do() {
+        let site = tempfile::tempdir().unwrap();
+        let text =
+            "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p.toml\"\n";
+        let config = SiteConfig::parse(&site.path().join("site.toml"), text).unwrap();
+        let told = || check_policy(&config).map_err(|error| error.text());
+        let missing = told().unwrap_err();
+        assert!(missing.contains("p.toml") && missing.contains("hint: put the file back"), "{missing}");
+        fs::write(site.path().join("p.toml"), include_str!("../../../configs/examples/policy.toml")).unwrap();
+        assert_eq!(told(), Ok("readable".to_owned()));
     }
 
     #[test]

@@ -128,6 +128,13 @@ fn hint_of(cause: Cause<'_>) -> Option<&'static str> {
             "ask the coordinator's operator for an invite and run `site-agent enroll INVITE --dir FOLDER`",
         );
     }
+    if let Some(IdentityError::File(file)) = cause.downcast_ref()
+        && file.is_not_found()
+    {
+        return Some(
+            "put the file back from where it was moved to; if it is lost, move the folder `identity` away and enroll again, with a new invite",
+        );
+    }
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {
         return error.hint();
     }
@@ -203,6 +210,7 @@ mod tests {
 
     use super::*;
     use crate::client::files::FileError;
+    use crate::client::identity::IdentityFolder;
 
     #[test]
     fn a_journal_that_cannot_be_read_is_told_with_the_way_out() {
@@ -224,6 +232,19 @@ mod tests {
         let told = CliError::new(error).text();
         assert!(told.starts_with("error: cannot read /srv/site/state\n"), "{told}");
         assert!(told.contains("\n\nhint: run this as the agent's own user"), "{told}");
+    }
+
+    #[test]
+    fn a_part_of_the_identity_that_is_gone_is_told_with_the_way_to_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(
+            folder.path().join("membership.json"),
+            r#"{"site":"north","role":"trainer","consortium":"demo"}"#,
+        )
+        .unwrap();
+        let error = IdentityFolder::new(folder.path()).load().err().unwrap();
+        let told = CliError::new(error).text();
+        assert!(told.contains("tls.key") && told.contains("\n\nhint: put the file back"), "{told}");
     }
 
     #[test]

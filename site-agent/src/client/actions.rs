@@ -22,6 +22,7 @@ use super::site_work::needed_artifacts;
 use super::studies::terms_of;
 use super::translate::decline_reason;
 use super::waiting::{Came, Held, Until, Wait};
+use super::words;
 use super::work::{Job, LOOK_FOR_ROOM, Outcome};
 use crate::egress::{Egress, Outbound, Verdict};
 use crate::train::trainer::{Cancel, StepReport, TrainError};
@@ -454,7 +455,7 @@ impl Agent {
                 self.go_on_with(vec![Action::RegisterManifest { study: study.digest() }])
             }
             Err(error) => {
-                tracing::error!("the training scans cannot be used: {error:#}");
+                tracing::error!("the training scans cannot be used: {}", words::with_causes(&error));
                 self.cannot_train(
                     study.digest(),
                     DeclineReason::DataError,
@@ -513,13 +514,14 @@ fn approved(document: &StudyDocument) -> Event {
 
 /// What it means that work came to nothing: it waits for an artifact that a crash or the disk damaged, or it failed.
 fn failure(what: &str, error: &anyhow::Error, failed: Event) -> Event {
+    let told = words::with_causes(error);
     match lost_artifact(error) {
         Some(artifact) => {
-            tracing::warn!("{what} waits: {error:#}; it is fetched again");
+            tracing::warn!("{what} waits: {told}; it is fetched again");
             Event::ArtifactLost { artifact }
         }
         None => {
-            tracing::error!("{what} failed: {error:#}");
+            tracing::error!("{what} failed: {told}");
             failed
         }
     }

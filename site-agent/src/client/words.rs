@@ -5,6 +5,14 @@ use common::participant::{DropReason, Fact};
 use common::round::DeclineReason;
 use common::wire::{Notice, RefusalCode};
 
+/// An error and its causes in one line, each that its message does not repeat already.
+pub(super) fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |said, cause| {
+        let cause = cause.to_string();
+        if said.contains(&cause) { said } else { format!("{said}: {cause}") }
+    })
+}
+
 /// Says what a notice tells that the machine does not, such as words of the coordinator's operator.
 pub(super) fn hear(notice: &Notice) {
     match notice {
@@ -87,6 +95,16 @@ pub(super) fn say(fact: &Fact, delivered: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_that_a_message_repeats_is_said_once() {
+        let source = || std::io::Error::other("the disk is on fire");
+        let repeats = crate::data::DataError::Io { path: "a/ct.nii".into(), source: source() };
+        assert_eq!(with_causes(&repeats.into()), "a/ct.nii: the disk is on fire");
+        let short = super::super::files::FileError::new("read", std::path::Path::new("a"), source());
+        let short = anyhow::Error::from(short).context("counting");
+        assert_eq!(with_causes(&short), "counting: cannot read a: the disk is on fire");
+    }
 
     #[test]
     fn an_update_whose_round_closed_is_said_to_be_needless_and_no_more_than_is_known() {

@@ -18,6 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -174,6 +175,7 @@ pub fn read_dataset(
     taxonomy: &Taxonomy,
 ) -> Result<Vec<Case>, DataError> {
     let folder = base.join(&config.folder);
+    check_folder(&config.name, &folder)?;
     let by_names = config.label_map.as_deref() == Some(NAMES_FILE);
     let words = match config.own_taxonomy(base)? {
         Some(own) => own,
@@ -237,6 +239,18 @@ pub fn read_dataset(
     Ok(cases)
 }
 
+/// A slip in `folder` is told as that, and not as a file that is missing there.
+fn check_folder(dataset: &str, folder: &Path) -> Result<(), DataError> {
+    let what = match fs::metadata(folder) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => "is no folder",
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "does not exist",
+        Err(error) => return Err(DataError::io(folder)(error)),
+    };
+    let mistake = format!("{} {what}: correct `folder` in site.toml", folder.display());
+    Err(DataError::Dataset { dataset: dataset.to_owned(), mistakes: vec![mistake] })
+}
+
 /// The label map of a data set, in its own words.
 fn read_label_map(
     config: &DatasetConfig,
@@ -244,16 +258,23 @@ fn read_label_map(
     folder: &Path,
     words: &Taxonomy,
 ) -> Result<LabelMap, DataError> {
+    let mistake = |mistake| DataError::Dataset { dataset: config.name.clone(), mistakes: vec![mistake] };
     let file = match config.label_map.as_deref() {
-        None => folder.join(LABEL_MAP_FILE),
+        None => {
+            let file = folder.join(LABEL_MAP_FILE);
+            if !file.exists() {
+                let folder = folder.display();
+                return Err(mistake(format!(
+                    "no `label_map` in site.toml and no {LABEL_MAP_FILE} in {folder}: add one of them"
+                )));
+            }
+            file
+        }
         Some(name) if name.ends_with(".toml") => base.join(name),
         Some(name) => {
-            let known = LabelMap::standard(name).ok_or_else(|| DataError::Dataset {
-                dataset: config.name.clone(),
-                mistakes: vec![format!(
-                    "`label_map`: unknown data set `{name}`; known: {}",
-                    LabelMap::standard_names().collect::<Vec<_>>().join(", ")
-                )],
+            let known = LabelMap::standard(name).ok_or_else(|| {
+                let known = LabelMap::standard_names().collect::<Vec<_>>().join(", ");
+                mistake(format!("`label_map`: unknown data set `{name}`; known: {known}"))
             })?;
             return Ok(Translation::between(&Taxonomy::standard(), words).label_map(&known));
         }

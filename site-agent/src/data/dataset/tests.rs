@@ -70,6 +70,24 @@ fn a_folder_with_scans_that_is_no_case_is_a_mistake_and_not_left_out() {
 }
 
 #[test]
+fn a_slip_in_the_folder_is_told_apart_from_a_label_map_that_is_missing() {
+    let base = case_folders(&["a"]);
+    let told = |folder: &str| {
+        let config = DatasetConfig { folder: folder.into(), label_map: None, ..config("lits") };
+        match read(base.path(), &config) {
+            Err(DataError::Dataset { dataset, mistakes }) if dataset == "own" => mistakes.join("\n"),
+            other => panic!("{other:?}"),
+        }
+    };
+    let at = |folder: &str| base.path().join(folder).display().to_string();
+    assert_eq!(told("dtaa"), format!("{} does not exist: correct `folder` in site.toml", at("dtaa")));
+    let scan = "data/a/ct.nii.gz";
+    assert_eq!(told(scan), format!("{} is no folder: correct `folder` in site.toml", at(scan)));
+    let lacks = "no `label_map` in site.toml and no dataset.toml in ";
+    assert_eq!(told("data"), format!("{lacks}{}: add one of them", at("data")));
+}
+
+#[test]
 fn images_and_labels_are_paired_by_name() {
     let base = tempfile::tempdir().unwrap();
     touch(&base.path().join("data/imagesTr/liver_1_0000.nii.gz"));
