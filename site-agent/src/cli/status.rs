@@ -4,7 +4,9 @@ use clap::Args;
 
 use super::error_report::CliError;
 use super::{ConfigArgs, json, line};
+use crate::client::files::FileError;
 use crate::client::state::{AgentStatus, StateFolder};
+use crate::client::studies::StudyFolder;
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -24,11 +26,34 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
         return json(&serde_json::json!({ "running": running, "status": status }));
     }
     match status {
-        Some(status) if running => words(&status).into_iter().for_each(line),
+        Some(status) if running => {
+            words(&status).into_iter().for_each(line);
+            if !is_any_under_way(&state.studies()?)? {
+                line(
+                    "no study is under way that this site knows of: `site-agent study show` lists those that were",
+                );
+            }
+        }
         Some(status) => line(format!("not running; last heard of at {}", status.at)),
         None => line("not running, and never was: start it with `site-agent run`"),
     }
     Ok(())
+}
+
+fn is_any_under_way(studies: &StudyFolder) -> Result<bool, FileError> {
+    Ok(studies.list()?.into_iter().any(|study| !studies.is_over(study)))
+}
+
+/// What the agent is at; without a connection it is not at what needs one.
+fn at_work(step: &str, connected: bool) -> String {
+    let verb = match step {
+        _ if connected => return step.to_owned(),
+        "downloading" => "download",
+        "uploading" => "upload",
+        "reporting" => "report",
+        _ => return step.to_owned(),
+    };
+    format!("waiting for a connection to {verb}")
 }
 
 fn words(status: &AgentStatus) -> Vec<String> {
@@ -49,11 +74,13 @@ fn words(status: &AgentStatus) -> Vec<String> {
     }
     if let Some((study, round)) = status.work {
         let steps = status.steps.map_or(String::new(), |(done, of)| format!(", step {done} of {of}"));
-        lines.push(format!("{}: study {}, round {round}{steps}", status.phase, study.short()));
+        let phase = at_work(&status.phase, status.connected);
+        lines.push(format!("{phase}: study {}, round {round}{steps}", study.short()));
     }
     if status.evaluation != "idle" {
-        lines.push(status.evaluation.clone());
+        lines.push(at_work(&status.evaluation, status.connected));
     }
+    lines.extend(status.no_part.words());
     for study in &status.waiting_for_approval {
         lines.push(format!("study {0} waits for you: `site-agent study show {0}`", study.short()));
     }
@@ -63,12 +90,16 @@ fn words(status: &AgentStatus) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use common::ids::{Digest, StudyDigest};
+    use common::testing::example_study;
 
     use super::*;
+    use crate::client::no_part::NoPart;
 
     #[test]
     fn the_status_is_told_in_words() {
         let study = StudyDigest(Digest::from_bytes([0xab; 32]));
+        let mut no_part = NoPart::default();
+        no_part.lacks_data(StudyDigest(Digest::from_bytes([0xcd; 32])), "the training scans cannot be used");
         let status = AgentStatus {
             at: jiff::Timestamp::UNIX_EPOCH,
             process: 77,
@@ -77,6 +108,7 @@ mod tests {
             paused: Some("disk full: 0 MiB are free".to_owned()),
             waiting: Some("daily egress limit reached, continues at 00:00 UTC".to_owned()),
             lane: None,
+            no_part,
             phase: "training".to_owned(),
             work: Some((study, 3)),
             steps: Some((12, 50)),
@@ -89,10 +121,32 @@ mod tests {
         paused: disk full: 0 MiB are free
         waiting: daily egress limit reached, continues at 00:00 UTC
         training: study abababab, round 3, step 12 of 50
+        study cdcdcdcd: not taking part: the training scans cannot be used: run `site-agent check`, then start the agent again
         study abababab waits for you: `site-agent study show abababab`
         ");
         let lane = Some("over TCP, as site.toml says".to_owned());
         let connected = AgentStatus { connected: true, problem: None, lane, ..status };
         assert_eq!(words(&connected)[1], "connected over TCP, as site.toml says");
+    }
+
+    #[test]
+    fn nothing_is_said_to_be_sent_or_fetched_without_a_connection() {
+        assert_eq!(at_work("uploading", true), "uploading");
+        assert_eq!(at_work("uploading", false), "waiting for a connection to upload");
+        assert_eq!(at_work("downloading", false), "waiting for a connection to download");
+        assert_eq!(at_work("reporting", false), "waiting for a connection to report");
+        assert_eq!(at_work("training", false), "training");
+    }
+
+    #[test]
+    fn a_site_whose_studies_are_all_over_has_none_under_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let studies = StudyFolder::open(folder.path()).unwrap();
+        assert!(!is_any_under_way(&studies).unwrap());
+        let document = example_study();
+        studies.store(document.digest(), document.bytes().to_vec()).unwrap();
+        assert!(is_any_under_way(&studies).unwrap());
+        studies.note_over(document.digest(), true).unwrap();
+        assert!(!is_any_under_way(&studies).unwrap());
     }
 }

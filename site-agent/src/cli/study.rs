@@ -107,14 +107,17 @@ fn decision(
     studies: &StudyFolder,
     document: &StudyDocument,
 ) -> Result<String, CliError> {
+    let is_over = studies.is_over(document.digest());
+    let over = if is_over { "over; " } else { "" };
     if let Err(left_out) = admitted(config, document)? {
-        return Ok(left_out.to_string());
+        return Ok(format!("{over}{left_out}"));
     }
     Ok(match studies.decision(document.digest())? {
         Some(decision) => {
             let word = if decision.approved { "approved" } else { "refused" };
-            format!("{word} by the {} at {}", decision.by, decision.at)
+            format!("{over}{word} by the {} at {}", decision.by, decision.at)
         }
+        None if is_over => "over; nobody decided about it".to_owned(),
         None => format!("undecided: `site-agent study approve {}`", document.digest().short()),
     })
 }
@@ -176,6 +179,28 @@ mod tests {
     use common::testing::{example_study, example_study_with};
 
     use super::*;
+
+    #[test]
+    fn a_study_that_is_over_is_not_listed_as_one_that_waits_or_goes_on() {
+        let site = tempfile::tempdir().unwrap();
+        let text = "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p\"\n";
+        let config = SiteConfig::parse(&site.path().join("site.toml"), text).unwrap();
+        let (studies, document) = (folder(&config).unwrap(), example_study());
+        let study = document.digest();
+        studies.note_over(study, true).unwrap();
+        assert!(!studies.is_over(study), "it was never here");
+        studies.store(study, document.bytes().to_vec()).unwrap();
+        let told = || decision(&config, &studies, &document).unwrap();
+        assert!(told().starts_with("undecided: "), "{}", told());
+        studies.note_over(study, true).unwrap();
+        assert_eq!(told(), "over; nobody decided about it");
+        studies.decide(study, true, "operator").unwrap();
+        assert!(told().starts_with("over; approved by the operator at "), "{}", told());
+        assert_eq!(studies.list().unwrap(), [study]);
+        // A coordinator that was restored from a backup goes on with it.
+        studies.note_over(study, false).unwrap();
+        assert!(told().starts_with("approved by the operator at "), "{}", told());
+    }
 
     #[test]
     fn a_study_is_shown_with_whom_it_leaves_out() {

@@ -467,7 +467,7 @@ impl Agent {
 
     /// Says that this site has nothing to train on, here and to the coordinator: neither is left to wonder.
     fn cannot_train(&mut self, study: StudyDigest, reason: DeclineReason, why: &str) -> anyhow::Result<()> {
-        self.status.problem = Some(format!("{why}: run `site-agent check`"));
+        self.status.no_part.lacks_data(study, why);
         self.feed(Event::DataUnusable { study, reason })
     }
 

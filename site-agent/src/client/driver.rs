@@ -469,8 +469,8 @@ impl Agent {
     /// For `site-agent status`. A status that cannot be written stops nothing.
     pub(super) fn write_status(&mut self) -> anyhow::Result<()> {
         let machine = AgentStatus::of(&self.machine.status());
-        let AgentStatus { problem, lane, paused, steps, .. } = self.status.clone();
-        self.status = AgentStatus { problem, lane, paused, steps, ..machine };
+        let AgentStatus { problem, lane, paused, steps, no_part, .. } = self.status.clone();
+        self.status = AgentStatus { problem, lane, paused, steps, no_part, ..machine };
         // What the worker or the journal waits for is ours to say first; the rest goes on meanwhile.
         let paused = self.status.paused.clone().or_else(|| self.waiting.for_room());
         let paused = paused.or_else(|| self.unkept.why());

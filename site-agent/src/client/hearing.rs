@@ -156,9 +156,11 @@ impl Agent {
         while let Some(notice) = self.next_notice() {
             words::hear(&notice);
             self.end_what_is_over(&notice);
+            self.status.no_part.hear(&notice, jiff::Timestamp::now());
             if let Some(event) = event_of(&notice) {
                 self.feed(event)?;
             }
+            self.note_whether_over(&notice);
         }
         Ok(())
     }
@@ -173,6 +175,18 @@ impl Agent {
             _ => return,
         };
         over.into_iter().for_each(|errand| self.waiting.end(errand));
+    }
+
+    /// For people alone, so that a disk without room stops nothing: it is said anew on each connection.
+    fn note_whether_over(&self, notice: &Notice) {
+        let (study, is_over) = match *notice {
+            Notice::StudyOffered { study, .. } => (study, false),
+            Notice::StudyFinished { study, .. } => (study, true),
+            _ => return,
+        };
+        if let Err(error) = self.studies.note_over(study, is_over) {
+            tracing::warn!("study {}: {:#}", study.short(), anyhow::Error::from(error));
+        }
     }
 
     fn next_notice(&mut self) -> Option<Notice> {

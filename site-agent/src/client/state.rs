@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::artifacts::ArtifactFolder;
 use super::files::{self, FileError};
 use super::lock;
+use super::no_part::NoPart;
 use super::outbox::Outbox;
 use super::residual::Residuals;
 use super::studies::StudyFolder;
@@ -43,6 +44,9 @@ pub struct AgentStatus {
     /// Over which lane it is connected and why, in words.
     #[serde(default)]
     pub lane: Option<String>,
+    /// Studies that it takes no part in for now.
+    #[serde(default)]
+    pub no_part: NoPart,
     /// `idle`, `downloading`, `training`, `uploading`.
     pub phase: String,
     /// Study and round of the work under way.
@@ -66,6 +70,7 @@ impl AgentStatus {
             paused: None,
             waiting: None,
             lane: None,
+            no_part: NoPart::default(),
             phase: machine.phase.to_owned(),
             work: machine.work.map(|(study, round)| (study, round.0)),
             steps: None,

@@ -160,8 +160,30 @@ impl StudyFolder {
         files::write_json(&self.decision_path(study), &decision)
     }
 
+    /// Notes whether a study that is here is over, for `study show` and `status`.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn note_over(&self, study: StudyDigest, is_over: bool) -> Result<(), FileError> {
+        let path = self.over_path(study);
+        match is_over {
+            true if path.exists() || !self.document_path(study).exists() => Ok(()),
+            true => files::write(&path, b""),
+            false => files::remove(&path),
+        }
+    }
+
+    /// Whether the coordinator said that a study is over: finished or aborted.
+    pub fn is_over(&self, study: StudyDigest) -> bool {
+        self.over_path(study).exists()
+    }
+
     fn document_path(&self, study: StudyDigest) -> PathBuf {
         self.0.join(format!("{study}.study.json"))
+    }
+
+    fn over_path(&self, study: StudyDigest) -> PathBuf {
+        self.0.join(format!("{study}.over"))
     }
 
     fn decision_path(&self, study: StudyDigest) -> PathBuf {
