@@ -116,21 +116,26 @@ impl IdentityFolder {
     }
 
     fn signing_key(&self) -> Result<SigningKey, IdentityError> {
-        let path = self.0.join(SIGNING_KEY);
-        match files::read_text(&path) {
-            Ok(text) => {
-                let seed = data_encoding::HEXLOWER.decode(text.trim().as_bytes()).ok();
-                let seed = seed.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-                let seed = seed.ok_or_else(|| content(SIGNING_KEY, "expected 64 hexadecimal digits"))?;
-                Ok(SigningKey::from_bytes(&seed))
-            }
-            Err(error) if error.is_not_found() => {
+        match self.read_signing_key() {
+            Err(IdentityError::File(error)) if error.is_not_found() => {
                 let seed = random_seed().map_err(|problem| content(SIGNING_KEY, problem))?;
-                files::write_new(&path, data_encoding::HEXLOWER.encode(&seed).as_bytes())?;
+                files::write_new(
+                    &self.0.join(SIGNING_KEY),
+                    data_encoding::HEXLOWER.encode(&seed).as_bytes(),
+                )?;
                 Ok(SigningKey::from_bytes(&seed))
             }
-            Err(error) => Err(error.into()),
+            read => read,
         }
+    }
+
+    /// The key that the coordinator knows: one that is lost is not made anew here, it would sign what nobody takes.
+    fn read_signing_key(&self) -> Result<SigningKey, IdentityError> {
+        let text = files::read_text(&self.0.join(SIGNING_KEY))?;
+        let seed = data_encoding::HEXLOWER.decode(text.trim().as_bytes()).ok();
+        let seed = seed.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        let seed = seed.ok_or_else(|| content(SIGNING_KEY, "expected 64 hexadecimal digits"))?;
+        Ok(SigningKey::from_bytes(&seed))
     }
 
     /// Keeps what the coordinator issued; the membership last.
@@ -161,7 +166,7 @@ impl IdentityFolder {
         let credentials = Credentials { chain: self.certificates(CHAIN)?, key };
         let root = self.certificates(ROOT)?.into_iter().next();
         let root = root.ok_or_else(|| content(ROOT, "it holds no certificate"))?;
-        Ok(Identity { membership, credentials, root, signing: self.signing_key()? })
+        Ok(Identity { membership, credentials, root, signing: self.read_signing_key()? })
     }
 
     fn certificates(&self, file: &'static str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
@@ -257,5 +262,10 @@ mod tests {
         assert_eq!(loaded.membership, membership);
         assert_eq!(loaded.credentials.chain, chain);
         assert_eq!(loaded.root, *certificate.der());
+
+        std::fs::remove_file(identity.path().join(SIGNING_KEY)).unwrap();
+        let lost = identity.load().err().unwrap();
+        assert!(matches!(lost, IdentityError::File(error) if error.is_not_found()));
+        assert!(!identity.path().join(SIGNING_KEY).exists(), "another would sign what nobody takes");
     }
 }
