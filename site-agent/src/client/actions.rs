@@ -275,7 +275,7 @@ impl Agent {
             return Ok(Some(event));
         }
         let Some(document) = self.studies.document(study)? else { return Ok(None) };
-        match self.egress.policy().judge(&terms_of(&document)) {
+        match self.verdict(&document) {
             Verdict::Approved => self.decided(study),
             Verdict::Refused(refusal) => {
                 tracing::error!("study `{}` is refused by the policy: {refusal}", document.study().name);
@@ -301,8 +301,7 @@ impl Agent {
             return Ok(Some(Event::StudyRefused { study }));
         }
         let decision = self.studies.decision(study)?;
-        let verdict = self.egress.policy().judge(&terms_of(&document));
-        let event = match (decision, verdict) {
+        let event = match (decision, self.verdict(&document)) {
             // A policy that was tightened since binds the operator too.
             (Some(_), Verdict::Refused(refusal)) => {
                 tracing::error!("study `{}` is refused by the policy: {refusal}", document.study().name);
@@ -319,6 +318,14 @@ impl Agent {
             (None, Verdict::Ask) => return Ok(None),
         };
         Ok(Some(event))
+    }
+
+    /// The policy's. Where the disk lost what was decided, which may have been no, the policy does not say yes in a person's place.
+    fn verdict(&self, document: &StudyDocument) -> Verdict {
+        match self.egress.policy().judge(&terms_of(document)) {
+            Verdict::Approved if self.studies.is_decision_lost(document.digest()) => Verdict::Ask,
+            verdict => verdict,
+        }
     }
 
     /// Says that the study is approved; a trainer says too what it has, once that is counted.

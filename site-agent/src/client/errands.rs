@@ -386,8 +386,11 @@ mod tests {
 
     #[test]
     fn a_disk_that_keeps_nothing_of_an_update_is_named_with_its_reason() {
-        let denied =
-            FileError::new("rename", Path::new("/state/x.next"), io::ErrorKind::PermissionDenied.into());
+        let denied = files::FileError::new(
+            "rename",
+            Path::new("/state/x.next"),
+            io::ErrorKind::PermissionDenied.into(),
+        );
         let why = why_broken(&LinkError::Io(io::Error::other(denied)));
         assert_eq!(why, "cannot rename /state/x.next: permission denied");
         assert_eq!(why_broken(&LinkError::Reset), LinkError::Reset.to_string());

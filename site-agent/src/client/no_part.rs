@@ -50,7 +50,10 @@ impl NoPart {
                     self.0.remove(study);
                 }
             }
-            Notice::RoundClosed { .. } | Notice::EvaluationRequested { .. } | Notice::Goodbye { .. } => {}
+            Notice::RoundClosed { .. }
+            | Notice::EvaluationRequested { .. }
+            | Notice::Goodbye { .. }
+            | Notice::Alive => {}
         }
     }
 

@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::files::{self, FileError};
 use crate::egress::StudyTerms;
 
+/// How the name of a file ends that the disk damaged, and that nobody reads.
+const SET_ASIDE: &str = "damaged";
+
 /// The studies below one folder.
 #[derive(Clone, Debug)]
 pub struct StudyFolder(PathBuf);
@@ -143,12 +146,18 @@ impl StudyFolder {
                 let (aside, short) = (set_aside(&path)?, study.short());
                 let error = anyhow::Error::from(error);
                 tracing::warn!(
-                    "what was decided about study {short} is lost: {error:#}; it is set aside as {aside}, and decided anew: by the policy, or by `site-agent study approve {short}` or `refuse`"
+                    "what was decided about study {short} is lost: {error:#}; it is set aside as {aside}; decide again: `site-agent study approve {short}`, or `refuse`"
                 );
                 Ok(None)
             }
             read => read,
         }
+    }
+
+    /// Whether a decision about a study was lost to the disk, and nobody decided since.
+    pub fn is_decision_lost(&self, study: StudyDigest) -> bool {
+        let path = self.decision_path(study);
+        path.with_extension(SET_ASIDE).exists() && !path.exists()
     }
 
     /// Writes a decision down.
@@ -193,7 +202,7 @@ impl StudyFolder {
 
 /// Puts a damaged file where nobody looks for it, in the place of an earlier one; says where.
 fn set_aside(path: &Path) -> Result<String, FileError> {
-    let aside = path.with_extension("damaged");
+    let aside = path.with_extension(SET_ASIDE);
     files::rename(path, &aside)?;
     Ok(aside.display().to_string())
 }
@@ -260,8 +269,11 @@ mod tests {
         let study = example_study().digest();
         studies.decide(study, true, "operator").unwrap();
         flip_a_byte(&studies.decision_path(study));
+        assert!(!studies.is_decision_lost(study), "nobody looked");
         assert_eq!(studies.decision(study).unwrap(), None);
+        assert!(studies.is_decision_lost(study));
         studies.decide(study, false, "operator").unwrap();
+        assert!(!studies.is_decision_lost(study));
         assert!(!studies.decision(study).unwrap().unwrap().approved);
     }
 }

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use common::ids::Digest;
 use common::manifest::LabelManifest;
-use common::report::EvaluationReport;
+use common::report::{EvaluationReport, ReportSubject};
 use common::round::RoundTask;
 use common::study::StudyDocument;
 use common::testing::example_study;
@@ -54,18 +56,58 @@ impl Work for Faulty {
     }
 }
 
+/// Scores any model, and counts how often.
+struct Scores(Arc<AtomicU32>);
+
+impl Work for Scores {
+    fn count_labels(&mut self, _: &StudyDocument) -> anyhow::Result<LabelManifest> {
+        anyhow::bail!("nobody asks")
+    }
+
+    fn train(
+        &mut self,
+        _: &StudyDocument,
+        _: &RoundTask,
+        _: AttemptId,
+        _: &mut dyn FnMut(StepReport),
+        _: &Cancel,
+    ) -> anyhow::Result<RoundOutcome> {
+        anyhow::bail!("nobody asks")
+    }
+
+    fn evaluate(
+        &mut self,
+        study: &StudyDocument,
+        round: RoundId,
+        model: ModelHash,
+        _: &Cancel,
+    ) -> anyhow::Result<EvaluationReport> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        let (site, taxonomy) = (site(), study.study().taxonomy.digest());
+        let subject = ReportSubject { site, model, round, study: study.digest(), taxonomy };
+        Ok(EvaluationReport::summarise(subject, &[], |_| 1.0, 1, 0))
+    }
+}
+
+fn site() -> SiteId {
+    "north".parse().unwrap()
+}
+
 /// The agent of a trainer whose files are in `folder`.
 fn agent(folder: &Path) -> Agent {
+    agent_of(folder, Role::Trainer, Box::new(Faulty))
+}
+
+fn agent_of(folder: &Path, role: Role, work: Box<dyn Work>) -> Agent {
     let config = SiteConfig::parse(&folder.join("site.toml"), SITE).unwrap();
     let keys = config.identity.keys().unwrap();
     let certificate = CertificateParams::new(Vec::new()).unwrap().self_signed(&keys.tls).unwrap();
-    let membership =
-        Membership { site: "north".parse().unwrap(), role: Role::Trainer, consortium: "demo".to_owned() };
+    let membership = Membership { site: site(), role, consortium: "demo".to_owned() };
     config.identity.complete(&membership, &[certificate.der().clone()], certificate.der()).unwrap();
     let identity = config.identity.load().unwrap();
     let state = StateFolder::open(&config.state).unwrap();
     let egress = Egress::open(Policy::parse("policy.toml", POLICY).unwrap(), &state.ledger()).unwrap();
-    Agent::open(&config, &identity, egress, state, Box::new(Faulty)).unwrap()
+    Agent::open(&config, &identity, egress, state, work).unwrap()
 }
 
 fn task(base: ModelHash) -> RoundTask {
@@ -172,4 +214,31 @@ fn a_study_document_that_the_disk_damaged_stops_nothing_and_training_waits_for_i
     agent.studies.store(study, document.bytes().to_vec()).unwrap();
     agent.learnt(News::StudyHere(study)).unwrap();
     assert!(agent.training.is_some() && agent.unread.is_empty());
+}
+
+#[test]
+fn a_finished_evaluation_waits_for_room_and_is_not_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let scored = Arc::new(AtomicU32::new(0));
+    let mut agent = agent_of(folder.path(), Role::Evaluator, Box::new(Scores(Arc::clone(&scored))));
+    let document = example_study();
+    let (study, model) = (document.digest(), ArtifactHash(Digest::of(b"model")));
+    agent.studies.store(study, document.bytes().to_vec()).unwrap();
+    for event in [
+        Event::StudyApproved { study, needs: BTreeSet::new(), takes_late: false },
+        Event::EvaluationRequested { study, round: RoundId(1), model },
+        Event::ModelStored { artifact: model },
+    ] {
+        agent.feed(event).unwrap();
+    }
+    let outcome = agent.outcomes.blocking_recv().unwrap();
+    files::IS_FULL.set(true);
+    agent.worked(outcome).unwrap();
+    agent.look_for_room().unwrap();
+    assert!(agent.is_halted);
+    files::IS_FULL.set(false);
+    agent.look_for_room().unwrap();
+    assert_eq!((agent.is_halted, agent.machine.status().evaluation), (false, "reporting"));
+    assert!(agent.worker.finish());
+    assert_eq!(scored.load(Ordering::Relaxed), 1);
 }
