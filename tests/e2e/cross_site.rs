@@ -67,8 +67,10 @@ fn each_site_is_left_out_once_and_scored_whoever_is_killed_meanwhile() {
     assert!(first_ended < at("Small-without-south", "\"round-opened\""), "{said:#?}");
 
     let shown = finish(north.command(["study", "show"])).ok();
-    assert!(shown.contains("Small-without-north  this study leaves north out"), "{shown}");
-    assert!(shown.contains("Small-without-south  approved by the policy"), "{shown}");
+    // Whether north has heard already that it is over is not asked here.
+    let says = |study, what| shown.lines().any(|line| line.contains(study) && line.contains(what));
+    assert!(says("Small-without-north", "this study leaves north out"), "{shown}");
+    assert!(says("Small-without-south", "approved by the policy"), "{shown}");
 }
 
 #[test]
