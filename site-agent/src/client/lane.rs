@@ -40,6 +40,9 @@ const LASTING: Duration = Duration::from_secs(600);
 /// How long QUIC is left alone at most where it does not last: each try may break a transfer, a minute later.
 const LONGEST_RETRY: Duration = Duration::from_secs(3600);
 
+/// Early ends in a row from which on a firewall is taken for the cause, and not a network that was cut off once.
+const SILENT_FLOWS: u32 = 2;
+
 /// Remembers whether QUIC got an answer here, and whether it lasted. Time is an argument.
 #[derive(Clone, Debug)]
 pub struct LaneChooser {
@@ -83,8 +86,8 @@ impl LaneChooser {
     }
 
     /// A connection ended that had lived so long, or its Hello got no answer. Some firewalls let the first packets of a UDP flow through
-    /// and drop it then, so that every handshake succeeds: after a connection over QUIC that went silent early, TCP alone is dialled, for
-    /// twice as long each time. What else cuts a network off may look the same once, which costs a minute.
+    /// and drop it then, so that every handshake succeeds: where QUIC went silent early twice in a row, TCP alone is dialled, for
+    /// twice as long each time. Once alone is what a network looks like that is cut off for a minute, and TCP may be far slower over its line.
     pub fn lost(&mut self, lane: Lane, timed_out: bool, lived: Duration, now: Instant) {
         if self.setting != LaneSetting::Auto || lane != Lane::Quic {
             return;
@@ -92,9 +95,10 @@ impl LaneChooser {
         if lived >= LASTING {
             self.losses = 0;
         } else if timed_out {
-            let wait = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(self.losses)).min(LONGEST_RETRY);
+            let wait =
+                |doublings| FIRST_RETRY.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_RETRY);
             self.losses = self.losses.saturating_add(1);
-            self.retry_at = Some(now + wait);
+            self.retry_at = self.losses.checked_sub(SILENT_FLOWS).map(|again| now + wait(again));
         }
     }
 
@@ -115,7 +119,7 @@ impl LaneChooser {
         }
         let through = proxy.map_or(String::new(), |proxy| format!(" through the proxy {proxy}"));
         match self.setting {
-            LaneSetting::Auto if self.losses > 0 => format!(
+            LaneSetting::Auto if self.losses >= SILENT_FLOWS => format!(
                 "over TCP{through}: UDP {} to {} was answered and then went silent (a firewall?); QUIC is tried again in {} min",
                 coordinator.port(),
                 coordinator.host(),
@@ -199,8 +203,8 @@ mod tests {
 
     #[test]
     fn where_quic_is_answered_and_goes_silent_tcp_is_taken_for_longer_each_time() {
-        let mut now = Instant::now();
         let mut chooser = LaneChooser::new(LaneSetting::Auto);
+        let mut now = lose_quic(&mut chooser, Instant::now());
         for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
             now = lose_quic(&mut chooser, now);
             assert_eq!(chooser.plan(now), Plan::Tcp);
@@ -213,28 +217,30 @@ mod tests {
     }
 
     #[test]
-    fn a_quic_connection_that_lasted_or_was_closed_is_dialled_again() {
+    fn quic_that_lasted_or_was_closed_or_went_silent_once_is_dialled_again() {
         let start = Instant::now();
         let mut chooser = LaneChooser::new(LaneSetting::Auto);
         chooser.connected(Plan::Both, Lane::Quic, start);
         chooser.lost(Lane::Quic, false, MINUTE, start + MINUTE);
         assert_eq!(chooser.plan(start + MINUTE), Plan::Both);
 
-        let lost = lose_quic(&mut chooser, start + MINUTE);
-        let again = lost + MINUTE;
+        // Once is a network that was cut off.
+        let again = lose_quic(&mut chooser, start + MINUTE);
+        assert_eq!(chooser.plan(again), Plan::Both);
         chooser.connected(Plan::Both, Lane::Quic, again);
         chooser.lost(Lane::Quic, true, 10 * MINUTE, again + 10 * MINUTE);
         assert_eq!(chooser.plan(again + 10 * MINUTE), Plan::Both);
         // The loss before it is forgotten: the next one counts as the first.
         let lost = lose_quic(&mut chooser, again + 10 * MINUTE);
-        assert_eq!(chooser.next_probe(lost), Some(MINUTE));
+        assert_eq!(chooser.plan(lost), Plan::Both);
     }
 
     #[test]
     fn after_a_silent_quic_both_are_tried_where_tcp_fails_too() {
         let start = Instant::now();
         let mut chooser = LaneChooser::new(LaneSetting::Auto);
-        let lost = lose_quic(&mut chooser, start);
+        let once = lose_quic(&mut chooser, start);
+        let lost = lose_quic(&mut chooser, once);
         assert_eq!(chooser.plan(lost), Plan::Tcp);
         chooser.failed();
         assert_eq!(chooser.plan(lost), Plan::Both);
@@ -252,7 +258,9 @@ mod tests {
             auto.words(Lane::Tcp, &coordinator, Some("http://p:3128"), now),
             "over TCP through the proxy http://p:3128: UDP 443 to c.example.org gets no answer (a firewall?); QUIC is tried again every 10 minutes"
         );
-        auto.lost(Lane::Quic, true, MINUTE, now);
+        for _ in 0..SILENT_FLOWS {
+            auto.lost(Lane::Quic, true, MINUTE, now);
+        }
         assert_eq!(
             auto.words(Lane::Tcp, &coordinator, None, now + Duration::from_secs(1)),
             "over TCP: UDP 443 to c.example.org was answered and then went silent (a firewall?); QUIC is tried again in 1 min"
