@@ -80,15 +80,6 @@ fn settings_that_are_there_are_not_contradicted() {
 }
 
 #[test]
-fn invites_name_an_address_that_can_be_dialled() {
-    let folder = tempfile::tempdir().unwrap();
-    coordinator(folder.path(), &["init", "--consortium", "thorax", "--listen", "127.0.0.1:0"]);
-    let told = coordinator(folder.path(), &["invite", "north", "--role", "trainer"]);
-    assert_eq!(told.status.code(), Some(1));
-    assert!(text(&told.stderr).contains("set `address` in coordinator.toml"), "{}", text(&told.stderr));
-}
-
-#[test]
 fn a_log_on_a_full_disk_changes_no_exit_code() {
     let folder = tempfile::tempdir().unwrap();
     let code = |args: &[&str]| {

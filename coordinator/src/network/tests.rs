@@ -229,3 +229,23 @@ async fn the_loss_of_a_round_that_is_not_open_is_not_kept() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn an_invite_names_no_address_that_stands_for_all_of_the_machines() {
+    let invited = async |listen: &str| {
+        let listen: SocketAddr = listen.parse().unwrap();
+        let mut told = None;
+        let visit = async |served: Served| {
+            let invite =
+                operator::Request::Invite { site: "east".parse().unwrap(), role: Role::Trainer, hours: 1 };
+            told = Some(served.context.driver.operate(invite).await);
+        };
+        serve_while(|config| config.listen = listen, visit).await;
+        told.unwrap()
+    };
+    let operator::Reply::Failed { hint, .. } = invited("0.0.0.0:0").await else {
+        panic!("nobody can dial that")
+    };
+    assert!(hint.unwrap().contains("set `address` in coordinator.toml"));
+    assert!(matches!(invited("127.0.0.1:0").await, operator::Reply::Invite { .. }));
+}

@@ -10,7 +10,6 @@ use common::round::{DeclineReason, RoundTask};
 use common::signed::Signed;
 use common::study::StudyDocument;
 use common::wire::SignedBytes;
-use link::LinkError;
 use link::quic::Connection;
 use tokio_util::sync::CancellationToken;
 
@@ -18,13 +17,11 @@ use super::artifacts::lost_artifact;
 use super::driver::{Agent, Errand, News};
 use super::errands::{self, StoredReport};
 use super::files::{self, FileError};
-use super::site_work::needed_artifacts;
-use super::studies::terms_of;
 use super::translate::decline_reason;
-use super::waiting::{Came, Held, Until, Wait};
+use super::waiting::{Came, Held, Until};
 use super::words;
 use super::work::{Job, LOOK_FOR_ROOM, Outcome};
-use crate::egress::{Egress, Outbound, Verdict};
+use crate::egress::{Egress, Outbound};
 use crate::train::trainer::{Cancel, StepReport, TrainError};
 
 /// Beside what is needed, the newest artifacts are kept: the model at hand, and the one before, which a coordinator that comes
@@ -156,7 +153,7 @@ impl Agent {
 
     /// Runs an errand in a task of its own, unless one like it is under way or waits, or there is no connection: the machine
     /// asks again when there is one. `action` begins it again where it has to wait.
-    fn begin<F>(
+    pub(super) fn begin<F>(
         &mut self,
         errand: Errand,
         action: &Action,
@@ -238,93 +235,6 @@ impl Agent {
     fn say(&mut self, outbound: Outbound) {
         if let Some(connection) = self.connection.clone() {
             self.tasks.spawn(errands::say_owned(connection, self.egress.clone(), outbound));
-        }
-    }
-
-    fn ask_approval(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
-        if self.studies.document(study)?.is_some() {
-            return self.judge(study);
-        }
-        self.fetch_study(study);
-        Ok(None)
-    }
-
-    /// Has a study document here, for the first time or because the disk lost it; then it is judged.
-    fn fetch_study(&mut self, study: StudyDigest) {
-        let (studies, news) = (self.studies.clone(), self.news.clone());
-        let again = Action::AskApproval { study };
-        self.begin(Errand::Study(study), &again, move |connection, _| async move {
-            match errands::fetch_study(&connection, &studies, study).await {
-                Ok(_) => drop(news.send(News::StudyHere(study)).await),
-                Err(error) if files::disk_trouble(&error).is_some() => {
-                    let what = format!("study {}", study.short());
-                    return Came::Waits(Box::new(Wait::for_room(&what, &error, studies.path(), 0)));
-                }
-                Err(error) if error.downcast_ref::<LinkError>().is_some_and(LinkError::is_transient) => {
-                    return Came::Waits(Box::new(Wait::again(format!("study {}: {error}", study.short()))));
-                }
-                Err(error) => tracing::warn!("study {}: {error:#}", study.short()),
-            }
-            Came::Nothing
-        });
-    }
-
-    /// Asks the decisions so far, then the policy; without an answer a person has to decide.
-    pub(super) fn judge(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
-        if let Some(event) = self.decided(study)? {
-            return Ok(Some(event));
-        }
-        let Some(document) = self.studies.document(study)? else { return Ok(None) };
-        match self.verdict(&document) {
-            Verdict::Approved => self.decided(study),
-            Verdict::Refused(refusal) => {
-                tracing::error!("study `{}` is refused by the policy: {refusal}", document.study().name);
-                Ok(Some(Event::StudyRefused { study }))
-            }
-            Verdict::Ask => {
-                let short = study.short();
-                tracing::warn!(
-                    "study `{}` waits for you: `site-agent study show {short}`, then `site-agent study approve {short}`",
-                    document.study().name
-                );
-                Ok(None)
-            }
-        }
-    }
-
-    /// What the operator or the policy decided, as an event; `None` while nobody did.
-    pub(super) fn decided(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
-        let Some(document) = self.studies.document(study)? else { return Ok(None) };
-        // Whatever was decided: nobody would take an update.
-        if let Err(left_out) = document.study().admit(&self.site, self.role) {
-            tracing::info!("study `{}`: {left_out}", document.study().name);
-            return Ok(Some(Event::StudyRefused { study }));
-        }
-        let decision = self.studies.decision(study)?;
-        let event = match (decision, self.verdict(&document)) {
-            // A policy that was tightened since binds the operator too.
-            (Some(_), Verdict::Refused(refusal)) => {
-                tracing::error!("study `{}` is refused by the policy: {refusal}", document.study().name);
-                Event::StudyRefused { study }
-            }
-            (None, Verdict::Refused(_)) => return Ok(None),
-            (Some(decision), _) if !decision.approved => Event::StudyRefused { study },
-            (Some(_), _) => approved(&document),
-            (None, Verdict::Approved) => {
-                self.studies.decide(study, true, "policy")?;
-                tracing::info!("study `{}` is approved by the policy", document.study().name);
-                approved(&document)
-            }
-            (None, Verdict::Ask) => return Ok(None),
-        };
-        Ok(Some(event))
-    }
-
-    /// The policy's. Where the disk lost what was decided, which may have been no, the policy does not say yes in a person's place.
-    fn verdict(&self, document: &StudyDocument) -> Verdict {
-        match self.egress.policy().judge(&terms_of(document)) {
-            Verdict::Approved if self.studies.is_decision_lost(document.digest()) => Verdict::Ask,
-            verdict => verdict,
         }
     }
 
@@ -511,12 +421,6 @@ impl Agent {
         files::write_json(&self.state.report(model), report)?;
         Ok(Event::Evaluated { model, report: report.digest() })
     }
-}
-
-fn approved(document: &StudyDocument) -> Event {
-    let (needs, takes_late) =
-        (needed_artifacts(document.study()), !document.study().quorum.late.is_refused());
-    Event::StudyApproved { study: document.digest(), needs, takes_late }
 }
 
 /// What it means that work came to nothing: it waits for an artifact that a crash or the disk damaged, or it failed.

@@ -1,0 +1,109 @@
+//! Whether this site takes part in a study: the policy decides or leaves it to a person, and a study that is not here is fetched first.
+
+use common::ids::StudyDigest;
+use common::participant::{Action, Event};
+use common::study::StudyDocument;
+use link::LinkError;
+
+use super::driver::{Agent, Errand, News};
+use super::site_work::needed_artifacts;
+use super::studies::terms_of;
+use super::waiting::{Came, Wait};
+use super::{errands, files};
+use crate::egress::Verdict;
+
+impl Agent {
+    /// Has the study decided about, and its document here before that.
+    pub(super) fn ask_approval(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
+        if self.studies.document(study)?.is_some() {
+            return self.judge(study);
+        }
+        self.fetch_study(study);
+        Ok(None)
+    }
+
+    /// Has a study document here, for the first time or because the disk lost it; then it is judged.
+    pub(super) fn fetch_study(&mut self, study: StudyDigest) {
+        let (studies, news) = (self.studies.clone(), self.news.clone());
+        let again = Action::AskApproval { study };
+        self.begin(Errand::Study(study), &again, move |connection, _| async move {
+            match errands::fetch_study(&connection, &studies, study).await {
+                Ok(_) => drop(news.send(News::StudyHere(study)).await),
+                Err(error) if files::disk_trouble(&error).is_some() => {
+                    let what = format!("study {}", study.short());
+                    return Came::Waits(Box::new(Wait::for_room(&what, &error, studies.path(), 0)));
+                }
+                Err(error) if error.downcast_ref::<LinkError>().is_some_and(LinkError::is_transient) => {
+                    return Came::Waits(Box::new(Wait::again(format!("study {}: {error}", study.short()))));
+                }
+                Err(error) => tracing::warn!("study {}: {error:#}", study.short()),
+            }
+            Came::Nothing
+        });
+    }
+
+    /// Asks the decisions so far, then the policy; without an answer a person has to decide.
+    pub(super) fn judge(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
+        if let Some(event) = self.decided(study)? {
+            return Ok(Some(event));
+        }
+        let Some(document) = self.studies.document(study)? else { return Ok(None) };
+        match self.verdict(&document) {
+            Verdict::Approved => self.decided(study),
+            Verdict::Refused(refusal) => {
+                tracing::error!("study `{}` is refused by the policy: {refusal}", document.study().name);
+                Ok(Some(Event::StudyRefused { study }))
+            }
+            Verdict::Ask => {
+                let short = study.short();
+                tracing::warn!(
+                    "study `{}` waits for you: `site-agent study show {short}`, then `site-agent study approve {short}`",
+                    document.study().name
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    /// What the operator or the policy decided, as an event; `None` while nobody did.
+    pub(super) fn decided(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
+        let Some(document) = self.studies.document(study)? else { return Ok(None) };
+        // Whatever was decided: nobody would take an update.
+        if let Err(left_out) = document.study().admit(&self.site, self.role) {
+            tracing::info!("study `{}`: {left_out}", document.study().name);
+            return Ok(Some(Event::StudyRefused { study }));
+        }
+        let decision = self.studies.decision(study)?;
+        let event = match (decision, self.verdict(&document)) {
+            // A policy that was tightened since binds the operator too.
+            (Some(_), Verdict::Refused(refusal)) => {
+                tracing::error!("study `{}` is refused by the policy: {refusal}", document.study().name);
+                Event::StudyRefused { study }
+            }
+            (None, Verdict::Refused(_)) => return Ok(None),
+            (Some(decision), _) if !decision.approved => Event::StudyRefused { study },
+            (Some(_), _) => approved(&document),
+            (None, Verdict::Approved) => {
+                self.studies.decide(study, true, "policy")?;
+                tracing::info!("study `{}` is approved by the policy", document.study().name);
+                approved(&document)
+            }
+            (None, Verdict::Ask) => return Ok(None),
+        };
+        Ok(Some(event))
+    }
+
+    /// The policy's. Where the disk lost what was decided, which may have been no, the policy does not say yes in a person's place.
+    fn verdict(&self, document: &StudyDocument) -> Verdict {
+        match self.egress.policy().judge(&terms_of(document)) {
+            Verdict::Approved if self.studies.is_decision_lost(document.digest()) => Verdict::Ask,
+            verdict => verdict,
+        }
+    }
+}
+
+fn approved(document: &StudyDocument) -> Event {
+    let (needs, takes_late) =
+        (needed_artifacts(document.study()), !document.study().quorum.late.is_refused());
+    Event::StudyApproved { study: document.digest(), needs, takes_late }
+}
