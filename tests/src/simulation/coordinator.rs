@@ -26,7 +26,12 @@ pub(super) fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
         initial_model: initial_model(),
         rounds: scenario.rounds,
         steps: STEPS,
-        quorum: Quorum { sites, sites_per_class, deadline_s: scenario.deadline_s, accept_s: 30 },
+        quorum: Quorum {
+            sites,
+            sites_per_class,
+            deadline_s: scenario.deadline_s,
+            accept_s: scenario.accept_s,
+        },
         late: scenario.late.map_or(Late::Refuse, |weight| Late::NextRound { weight }),
         weighting: scenario.weighting,
         max_site_weight: MAX_SITE_WEIGHT,

@@ -22,6 +22,8 @@ const TAKE_LATE: f64 = 0.5;
 const LATE_WEIGHTS: [f64; 2] = [0.5, 0.25];
 /// Share of the federations that some trainers join in mid-study.
 const LATECOMERS: f64 = 0.1;
+/// How long a round waits for its sites' answers. In the longest a fast site trains before a slow one answers.
+const ACCEPT_S: [u64; 3] = [30, 30, 240];
 /// Updates of each class that a round may need.
 const PER_CLASS: [u32; 5] = [0, 0, 0, 1, 2];
 /// Most classes that are spread over the trainers.
@@ -46,6 +48,8 @@ pub struct Scenario {
     pub(super) late: Option<f64>,
     pub(super) rounds: u32,
     pub(super) deadline_s: u64,
+    /// How long a round waits for its sites' answers.
+    pub(super) accept_s: u64,
     pub(super) weighting: Weighting,
     pub(super) gated: bool,
     /// In order; time passes by [`Op::Advance`] alone.
@@ -77,6 +81,7 @@ impl Scenario {
             late: rng.random_bool(TAKE_LATE).then(|| LATE_WEIGHTS[rng.random_range(0..LATE_WEIGHTS.len())]),
             rounds: rng.random_range(1..=most_rounds),
             deadline_s: rng.random_range(60..=900),
+            accept_s: ACCEPT_S[rng.random_range(0..ACCEPT_S.len())],
             weighting: weightings[rng.random_range(0..weightings.len())],
             gated: evaluators > sealed && rng.random_bool(GATED),
             ops: (0..ops).map(|_| operation(rng, trainers + evaluators)).collect(),
@@ -91,7 +96,7 @@ impl Scenario {
     /// Without troubles.
     pub fn calm(trainers: usize, evaluators: usize, rounds: u32) -> Self {
         let (quorum, weighting) = (2, Weighting::Samples);
-        let (deadline_s, gated) = (600, evaluators > 0);
+        let (deadline_s, accept_s, gated) = (600, 30, evaluators > 0);
         let (seed, sealed, latecomers, sites_per_class, late, ops) = (0, 0, 0, 0, None, vec![]);
         Self {
             seed,
@@ -104,6 +109,7 @@ impl Scenario {
             late,
             rounds,
             deadline_s,
+            accept_s,
             weighting,
             gated,
             ops,
