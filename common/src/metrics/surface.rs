@@ -29,8 +29,12 @@ impl Grid {
     }
 }
 
-/// Mean of two fractions: of `a`'s surface within `tau_mm` of `b`'s, and of `b`'s within `tau_mm` of `a`'s.
-/// None when both masks are empty; 0 when only one is.
+/// A distance that exceeds the tolerance by no more than this is within it. Distances are sums of voxel sizes, so one that is
+/// the tolerance exactly is common, and a header's `f32` says 3 mm as 2.9999998 or 3.0000002.
+const ROUNDING_MM: f64 = 1e-4;
+
+/// Mean of two fractions: of `a`'s surface within `tau_mm` of `b`'s, and of `b`'s within `tau_mm` of `a`'s; up to the rounding of
+/// a header, 0.0001 mm. None when both masks are empty; 0 when only one is.
 ///
 /// # Panics
 /// When a mask does not fill the grid: a mistake of the caller.
@@ -43,7 +47,8 @@ pub fn normalised_surface_distance(a: &[bool], b: &[bool], grid: &Grid, tau_mm: 
     }
     let near = |from: &[bool], to: &[bool]| {
         let squared = squared_distances(to, grid);
-        let within = |&(&surface, &squared): &(&bool, &f64)| surface && squared.sqrt() <= tau_mm;
+        let within =
+            |&(&surface, &squared): &(&bool, &f64)| surface && squared.sqrt() <= tau_mm + ROUNDING_MM;
         from.iter().zip(&squared).filter(within).count() as f64
     };
     let near_a = near(&surface_a, &surface_b) / count_a as f64;
@@ -175,6 +180,17 @@ mod tests {
         assert_eq!(count(&surface(&cube, &grid)), 26);
         // The border of the grid is outside.
         assert_eq!(count(&surface(&[true; 125], &grid)), 98);
+    }
+
+    #[test]
+    fn a_distance_of_the_tolerance_exactly_is_within_it_however_a_header_rounds() {
+        // One voxel each, five apart: 3 mm. 0.6 as `f32` is a little more than 0.6, 0.7 a little less.
+        for (size, tau_mm) in [(0.6f32, 3.0), (0.7, 3.5), (0.8, 4.0)] {
+            let grid = Grid { shape: [7, 1, 1], spacing_mm: [f64::from(size); 3] };
+            let [a, b] = [1, 6].map(|at| (0..grid.len()).map(|index| index == at).collect::<Vec<_>>());
+            assert_eq!(normalised_surface_distance(&a, &b, &grid, tau_mm), Some(1.0), "{size}");
+            assert_eq!(normalised_surface_distance(&a, &b, &grid, tau_mm - 0.001), Some(0.0), "{size}");
+        }
     }
 
     #[test]

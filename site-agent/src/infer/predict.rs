@@ -114,7 +114,15 @@ pub fn predict(
     let (journey, shape) = (&prepared.journey, prepared.image.shape());
     let (threshold, plane_voxels) = (settings.logit_threshold(), shape[1] * shape[2]);
     let plan = WindowPlan::gaussian(settings.window, settings.overlap).with_batch(settings.window_batch);
-    let finer = journey.finer_axes().filter(|_| settings.upsampling == Upsampling::Linear);
+    let finer = match settings.upsampling {
+        Upsampling::Nearest => None,
+        Upsampling::Linear => journey.finer_axes(),
+    };
+    if settings.upsampling == Upsampling::Linear && finer.is_none() {
+        tracing::warn!(
+            "the axes of this scan's affine are not at right angles: its labels, not its logits, are brought back to its grid"
+        );
+    }
     let mut probabilities = Probabilities::empty(journey, finer.clone(), sure);
     let windows = |plane: &mut dyn FnMut(usize, &[f32])| {
         sliding_window(prepared.image.voxels(), shape, &plan, network, plane)
