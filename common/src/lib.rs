@@ -9,6 +9,7 @@ pub mod bfloat16;
 pub mod config;
 pub mod coverage;
 pub mod csv;
+pub mod disclosure;
 pub mod evaluation;
 pub mod ids;
 pub mod journal;

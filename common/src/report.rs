@@ -1,13 +1,15 @@
 //! Evaluation report, version 1: how a published model does on a held-out site's own scans, class by class.
 //!
-//! Intervals are computed at the site by resampling patients, because the values of single cases never leave it. A summary
-//! over fewer patients than the study's `min_count` is left out. There is no field for voxels, pictures or case names.
+//! Intervals are computed at the site by resampling patients, because the values of single cases never leave it. What would
+//! tell of fewer patients than `min_count` is left out ([`crate::disclosure`]). There is no field for voxels, pictures or case
+//! names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Diagnostics, Problems};
+use crate::disclosure::{ClassPatients, Disclosure};
 use crate::ids::{ClassId, ModelHash, RoundId, SiteId, StudyDigest, TaxonomyDigest};
 use crate::metrics::bootstrap_interval;
 use crate::rng::KeyedRng;
@@ -57,9 +59,9 @@ pub struct ClassReport {
     pub class: ClassId,
     /// Tolerance of the surface distance, millimetres.
     pub tau_mm: f64,
-    /// Scans that contain the class; none below `min_count` patients.
+    /// Scans that contain the class; none where there are none, or small numbers keep it back.
     pub present: Option<PresentSummary>,
-    /// Scans without it; none below `min_count` patients.
+    /// Scans without it; likewise.
     pub absent: Option<AbsentSummary>,
 }
 
@@ -67,9 +69,9 @@ pub struct ClassReport {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PresentSummary {
-    /// Scans.
+    /// Scans; the site's `min_count` where scores alone may leave ([`Disclosure::Scores`]): at least so many.
     pub n: u32,
-    /// Patients.
+    /// Patients; likewise.
     pub patients: u32,
     /// Mean Dice, 0 to 1, without smoothing, on the native label grid.
     pub mean_dice: f64,
@@ -144,11 +146,9 @@ impl EvaluationReport {
             by_class.entry(score.class).or_default().push(score);
         }
         let keyed = KeyedRng::new(seed).site(&subject.site).round(subject.round);
-        let class_report = |(class, scores): (ClassId, Vec<&CaseScore>)| ClassReport {
-            class,
-            tau_mm: tau_mm(class),
-            present: PresentSummary::of(&scores, min_count, &keyed.clone().sample(u32::from(class.get()))),
-            absent: AbsentSummary::of(&scores, min_count),
+        let class_report = |(class, scores): (ClassId, Vec<&CaseScore>)| {
+            let keyed = keyed.clone().sample(u32::from(class.get()));
+            ClassReport::of(class, tau_mm(class), &scores, min_count, &keyed)
         };
         Self {
             format: FORMAT.to_owned(),
@@ -183,6 +183,23 @@ impl EvaluationReport {
 }
 
 impl ClassReport {
+    fn of(class: ClassId, tau_mm: f64, scores: &[&CaseScore], min_count: u32, keyed: &KeyedRng) -> Self {
+        let mut patients = ClassPatients::default();
+        for score in scores {
+            patients.add(score.patient, matches!(score.outcome, CaseOutcome::Present { .. }));
+        }
+        let (present, absent) = match patients.disclosure(min_count) {
+            Disclosure::Counts => (PresentSummary::of(scores, keyed), AbsentSummary::of(scores)),
+            // Of the others not even a mean: voxels over scans, it may tell the number of scans.
+            Disclosure::Scores => {
+                let uncounted = |summary| PresentSummary { n: min_count, patients: min_count, ..summary };
+                (PresentSummary::of(scores, keyed).map(uncounted), None)
+            }
+            Disclosure::Nothing => (None, None),
+        };
+        Self { class, tau_mm, present, absent }
+    }
+
     fn check(&self, volumes: u32, problems: &mut Problems) {
         let key = |field: &str| format!("classes.{}.{field}", self.class);
         problems.in_range(&key("tau_mm"), self.tau_mm, 0.0..=1e3);
@@ -207,7 +224,8 @@ impl ClassReport {
 }
 
 impl PresentSummary {
-    fn of(scores: &[&CaseScore], min_count: u32, keyed: &KeyedRng) -> Option<Self> {
+    /// None where no scan has the class.
+    fn of(scores: &[&CaseScore], keyed: &KeyedRng) -> Option<Self> {
         let mut by_patient: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
         let mut nsds = Vec::new();
         for score in scores {
@@ -216,10 +234,10 @@ impl PresentSummary {
                 nsds.push(nsd);
             }
         }
-        let patients = count(by_patient.len());
-        if patients < min_count.max(1) {
+        if by_patient.is_empty() {
             return None;
         }
+        let patients = count(by_patient.len());
         let by_patient: Vec<Vec<f64>> = by_patient.into_values().collect();
         let (ci_low, ci_high) =
             bootstrap_interval(&by_patient, &mut keyed.clone().purpose("bootstrap").rng());
@@ -229,7 +247,8 @@ impl PresentSummary {
 }
 
 impl AbsentSummary {
-    fn of(scores: &[&CaseScore], min_count: u32) -> Option<Self> {
+    /// None where every scan has the class.
+    fn of(scores: &[&CaseScore]) -> Option<Self> {
         let mut patients = BTreeSet::new();
         let mut volumes = Vec::new();
         for score in scores {
@@ -238,9 +257,8 @@ impl AbsentSummary {
                 volumes.push(false_positive_volume_ml);
             }
         }
-        let patients = count(patients.len());
-        let enough = patients >= min_count.max(1);
-        enough.then(|| Self { n: count(volumes.len()), patients, false_positive_volume_ml: mean(&volumes) })
+        let (n, patients) = (count(volumes.len()), count(patients.len()));
+        (n > 0).then(|| Self { n, patients, false_positive_volume_ml: mean(&volumes) })
     }
 }
 
@@ -323,6 +341,37 @@ mod tests {
         assert!(summarise(&two_scans_of_one, 1).classes[0].present.is_some());
     }
 
+    /// Of twenty patients with a scan each, so many show the liver, all alike.
+    fn of_twenty(shown: u32) -> EvaluationReport {
+        let score =
+            |patient| if patient < shown { present(patient, 6, 0.5) } else { absent(patient, 6, 2.0) };
+        summarise(&(0..20).map(score).collect::<Vec<_>>(), 5)
+    }
+
+    #[test]
+    fn how_few_have_a_class_does_not_follow_from_how_many_have_not() {
+        for shown in 1..5 {
+            let report = of_twenty(shown);
+            assert_eq!(report, of_twenty(1), "{shown} of 20");
+            assert_eq!((&report.classes[0].present, &report.classes[0].absent), (&None, &None));
+        }
+        let nobody = of_twenty(0).classes.remove(0);
+        assert_eq!((nobody.present, nobody.absent.map(|absent| absent.n)), (None, Some(20)));
+    }
+
+    #[test]
+    fn how_few_lack_a_class_does_not_follow_from_how_many_have_it() {
+        for shown in 16..20 {
+            let report = of_twenty(shown);
+            assert_eq!(report, of_twenty(16), "{shown} of 20");
+            let (present, absent) = (report.classes[0].present.as_ref().unwrap(), &report.classes[0].absent);
+            assert_eq!((present.n, present.patients, present.mean_dice, absent), (5, 5, 0.5, &None));
+        }
+        let counted = of_twenty(15).classes.remove(0);
+        assert_eq!(counted.present.map(|present| present.n), Some(15));
+        assert_eq!(counted.absent.map(|absent| absent.n), Some(5));
+    }
+
     /// As long as one can be: every class that there can be, every number with all its digits.
     fn longest() -> EvaluationReport {
         let (n, patients, least) = (u32::MAX, u32::MAX, f64::MIN_POSITIVE);
@@ -376,6 +425,37 @@ mod tests {
     }
 
     proptest! {
+        /// An organ that every scan shows tells the number of patients; a tumour is in some of their scans.
+        #[test]
+        fn no_counts_of_a_report_together_tell_of_a_few_patients(
+            scans in proptest::collection::vec((0u32..14, any::<bool>()), 0..40),
+            min_count in 1u32..6,
+        ) {
+            let both = |(scan, &(patient, shown)): (u32, &(u32, bool))| {
+                let tumour = if shown { present(patient, 27, 0.5) } else { absent(patient, 27, 2.0) };
+                [present(patient, 6, 0.5), tumour].map(|score| CaseScore { scan, ..score })
+            };
+            let report = summarise(&(0..).zip(&scans).flat_map(both).collect::<Vec<_>>(), min_count);
+            let [organ, tumour] = &report.classes[..] else { return Ok(()) };
+            let Some(all) = organ.present.as_ref().map(|present| present.patients) else { return Ok(()) };
+            match (&tumour.present, &tumour.absent) {
+                (Some(with), Some(without)) => {
+                    let (with, without) = (with.patients, without.patients);
+                    let groups = [all - with, all - without, with + without - all];
+                    prop_assert!(groups.iter().all(|&n| n == 0 || n >= min_count), "{groups:?}");
+                }
+                (Some(with), None) => {
+                    let told = (with.n, with.patients);
+                    let exact = (report.volumes, all);
+                    prop_assert!(told == exact || told == (min_count, min_count), "{told:?}");
+                }
+                (None, Some(without)) => {
+                    prop_assert_eq!((without.n, without.patients), (report.volumes, all));
+                }
+                (None, None) => {}
+            }
+        }
+
         #[test]
         fn every_summary_reads_back_whatever_the_order_of_scores(
             scores in proptest::collection::vec((0u32..6, 0u32..9, 1u8..33, 0.0..=1.0f64, any::<bool>()), 0..40),

@@ -95,14 +95,14 @@ pub enum Outcome {
     Scored(Dice),
     /// None of those who trained annotates the class: no model of theirs can know it, and a zero would say nothing of it.
     NobodyElse,
-    /// Fewer scans show it than a number may be told of.
+    /// The site keeps its numbers back: they would tell of too few patients.
     TooFew,
 }
 
 /// A mean Dice with its interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Dice {
-    /// Scans that show the class.
+    /// Scans that show the class, or fewer, where the site keeps back how many.
     pub n: u32,
     /// Mean over these, 0 to 1.
     pub mean: f64,

@@ -159,7 +159,8 @@ pub struct ModelScores {
 pub struct ClassScore {
     /// The class.
     pub class: ClassId,
-    /// Scans in which it is present; absent, with all scores, when the site suppresses so small a number.
+    /// Scans in which it is present, or fewer, where the site keeps back how many; absent, with all scores, where small numbers
+    /// keep these back too.
     pub n: Option<u32>,
     /// Mean Dice over these, 0 to 1.
     pub mean_dice: Option<f64>,
