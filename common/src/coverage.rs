@@ -75,7 +75,8 @@ mod tests {
 
     fn manifest(site: &str, annotated: &[u8], volumes: usize) -> LabelManifest {
         let annotated: BTreeSet<_> = annotated.iter().map(|&id| class(id)).collect();
-        let case = CaseLabels { dataset: "mine", annotated: &annotated, present: &annotated, pseudo: false };
+        let (dataset, patient) = ("mine", "anna");
+        let case = CaseLabels { dataset, patient, annotated: &annotated, present: &annotated, pseudo: false };
         let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
         LabelManifest::count(site.parse().unwrap(), taxonomy, vec![case; volumes], 1)
     }

@@ -1,13 +1,15 @@
 //! What a site says it has: per class, how many training volumes annotate it and how many show it.
 //!
 //! `annotated` is exact: it is a property of the annotation protocol, and the aggregation weights use it. `present` counts
-//! patients' findings and is left out below the site's `min_count`. Nothing here names a case.
+//! findings and is left out where it, or the rest of `annotated`, would tell of fewer patients than the site's `min_count`
+//! ([`crate::disclosure`]). Nothing here names a case.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Diagnostics, Problems};
+use crate::disclosure::{ClassPatients, Disclosure};
 use crate::ids::{ClassId, SiteId, TaxonomyDigest};
 use crate::signed::SignedDocument;
 
@@ -25,7 +27,7 @@ pub struct ClassCount {
     pub class: ClassId,
     /// Volumes that annotate it, exact, at least 1.
     pub annotated: u32,
-    /// Annotated volumes that contain it; none when fewer than the site's `min_count`.
+    /// Annotated volumes that contain it; none where there are none, or small numbers of patients keep it back.
     pub present: Option<u32>,
     /// Of `annotated`, volumes that a model labelled, exact. Not written where there are none: such a manifest has the bytes
     /// that it always had.
@@ -65,6 +67,8 @@ pub struct LabelManifest {
 pub struct CaseLabels<'a> {
     /// Name of the data set's label map.
     pub dataset: &'a str,
+    /// Whose it is, by a name that stays at the site.
+    pub patient: &'a str,
     /// Classes that it annotates.
     pub annotated: &'a BTreeSet<ClassId>,
     /// Annotated classes with at least one voxel.
@@ -74,7 +78,7 @@ pub struct CaseLabels<'a> {
 }
 
 impl LabelManifest {
-    /// Counts a site's training volumes; `present` counts below `min_count` are left out, zero included.
+    /// Counts a site's training volumes; `min_count` is in patients.
     pub fn count<'a>(
         site: SiteId,
         taxonomy: TaxonomyDigest,
@@ -82,32 +86,22 @@ impl LabelManifest {
         min_count: u32,
     ) -> Self {
         let mut volumes = 0;
-        let mut classes: BTreeMap<ClassId, ClassCount> = BTreeMap::new();
+        let mut classes: BTreeMap<ClassId, Tally<'a>> = BTreeMap::new();
         let mut datasets: BTreeMap<&str, u32> = BTreeMap::new();
         for case in cases {
             volumes += 1;
             *datasets.entry(case.dataset).or_default() += 1;
-            for class in case.annotated {
-                let none = ClassCount { class: *class, annotated: 0, present: None, pseudo: 0 };
-                let count = classes.entry(*class).or_insert(none);
-                count.annotated += 1;
-                count.pseudo += u32::from(case.pseudo);
-                if case.present.contains(class) {
-                    count.present = Some(count.present.unwrap_or(0) + 1);
-                }
+            for &class in case.annotated {
+                classes.entry(class).or_insert_with(|| Tally::of(class)).add(&case);
             }
         }
-        let visible = |count: ClassCount| ClassCount {
-            present: count.present.filter(|&present| present >= min_count.max(1)),
-            ..count
-        };
         let datasets = datasets.into_iter();
         Self {
             format: FORMAT.to_owned(),
             site,
             taxonomy,
             volumes,
-            classes: classes.into_values().map(visible).collect(),
+            classes: classes.into_values().map(|tally| tally.told(min_count)).collect(),
             datasets: datasets
                 .map(|(name, volumes)| DatasetCount { name: name.to_owned(), volumes })
                 .collect(),
@@ -163,6 +157,41 @@ impl LabelManifest {
     }
 }
 
+/// One class while its volumes are counted.
+struct Tally<'a> {
+    count: ClassCount,
+    patients: ClassPatients<&'a str>,
+    /// Those of the volumes that annotators labelled. What a model labelled shows the class, and how many these are is told:
+    /// without them `present` is that of the others.
+    of_annotators: ClassPatients<&'a str>,
+}
+
+impl<'a> Tally<'a> {
+    fn of(class: ClassId) -> Self {
+        let count = ClassCount { class, annotated: 0, present: None, pseudo: 0 };
+        Self { count, patients: ClassPatients::default(), of_annotators: ClassPatients::default() }
+    }
+
+    fn add(&mut self, case: &CaseLabels<'a>) {
+        let shown = case.present.contains(&self.count.class);
+        self.count.annotated += 1;
+        self.count.pseudo += u32::from(case.pseudo);
+        if shown {
+            *self.count.present.get_or_insert(0) += 1;
+        }
+        self.patients.add(case.patient, shown);
+        if !case.pseudo {
+            self.of_annotators.add(case.patient, shown);
+        }
+    }
+
+    fn told(self, min_count: u32) -> ClassCount {
+        let mut both = [self.patients, self.of_annotators].into_iter();
+        let may_be_told = both.all(|patients| patients.disclosure(min_count) == Disclosure::Counts);
+        ClassCount { present: self.count.present.filter(|_| may_be_told), ..self.count }
+    }
+}
+
 fn is_zero(count: &u32) -> bool {
     *count == 0
 }
@@ -196,8 +225,18 @@ mod tests {
 
     fn manifest(min_count: u32) -> LabelManifest {
         let (liver, both) = (classes(&[6]), classes(&[6, 27]));
-        let case = |dataset, annotated, present| CaseLabels { dataset, annotated, present, pseudo: false };
-        let cases = [case("lits", &both, &both), case("lits", &both, &liver), case("chaos", &liver, &liver)];
+        let case = |dataset, patient, annotated, present| CaseLabels {
+            dataset,
+            patient,
+            annotated,
+            present,
+            pseudo: false,
+        };
+        let cases = [
+            case("lits", "anna", &both, &both),
+            case("lits", "bo", &both, &liver),
+            case("chaos", "cy", &liver, &liver),
+        ];
         let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
         LabelManifest::count("site-a".parse().unwrap(), taxonomy, cases, min_count)
     }
@@ -218,10 +257,58 @@ mod tests {
     fn a_finding_that_no_patient_has_is_left_out_too() {
         let annotated = classes(&[27]);
         let present = BTreeSet::new();
-        let case = CaseLabels { dataset: "lits", annotated: &annotated, present: &present, pseudo: false };
+        let (dataset, patient) = ("lits", "anna");
+        let case = CaseLabels { dataset, patient, annotated: &annotated, present: &present, pseudo: false };
         let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
         let manifest = LabelManifest::count("a".parse().unwrap(), taxonomy, [case], 0);
         assert_eq!(manifest.classes[0].present, None);
+    }
+
+    /// What is told at a `min_count` of 5 of tumours in these volumes, each of a patient, with one or not, of a model or not.
+    fn tumours(volumes: impl IntoIterator<Item = (u32, bool, bool)>) -> ClassCount {
+        let (tumour, nothing) = (classes(&[27]), BTreeSet::new());
+        let volumes: Vec<(String, bool, bool)> = volumes
+            .into_iter()
+            .map(|(patient, shown, pseudo)| (patient.to_string(), shown, pseudo))
+            .collect();
+        let cases = volumes.iter().map(|(patient, shown, pseudo)| CaseLabels {
+            dataset: "lits",
+            patient,
+            annotated: &tumour,
+            present: if *shown { &tumour } else { &nothing },
+            pseudo: *pseudo,
+        });
+        let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
+        LabelManifest::count("a".parse().unwrap(), taxonomy, cases, 5).classes[0]
+    }
+
+    #[test]
+    fn scans_of_one_patient_are_one_finding() {
+        let of_one = tumours((0..5).map(|_| (0, true, false)));
+        assert_eq!((of_one.annotated, of_one.present), (5, None));
+        assert_eq!(tumours((0..5).map(|patient| (patient, true, false))).present, Some(5));
+        assert_eq!(tumours((0..10).map(|scan| (scan / 2, true, false))).present, Some(10));
+    }
+
+    #[test]
+    fn how_few_lack_a_finding_does_not_follow_from_how_many_have_it() {
+        let with = |shown: u32| tumours((0..20).map(|patient| (patient, patient < shown, false)));
+        for few in [0, 1, 4, 16, 19] {
+            assert_eq!((with(few).annotated, with(few).present), (20, None), "{few} of 20");
+        }
+        for many in [5, 15, 20] {
+            assert_eq!(with(many).present, Some(many));
+        }
+    }
+
+    #[test]
+    fn what_a_model_labelled_does_not_hide_how_few_findings_are_of_annotators() {
+        let with = |shown: u32| {
+            let of_annotators = (0..20).map(move |patient| (patient, patient < shown, false));
+            tumours(of_annotators.chain((20..30).map(|patient| (patient, true, true))))
+        };
+        assert_eq!((with(2).annotated, with(2).pseudo, with(2).present), (30, 10, None), "12 less 10 are 2");
+        assert_eq!(with(6).present, Some(16));
     }
 
     #[test]
@@ -287,9 +374,10 @@ mod tests {
     #[test]
     fn what_a_model_labelled_is_counted_apart_and_named_only_where_there_is_any() {
         let (liver, both) = (classes(&[6]), classes(&[6, 27]));
-        let real = CaseLabels { dataset: "lits", annotated: &both, present: &both, pseudo: false };
-        let pseudo =
-            CaseLabels { dataset: "pseudo-labels", annotated: &liver, present: &liver, pseudo: true };
+        let (dataset, patient) = ("lits", "anna");
+        let real = CaseLabels { dataset, patient, annotated: &both, present: &both, pseudo: false };
+        let dataset = "pseudo-labels";
+        let pseudo = CaseLabels { dataset, patient, annotated: &liver, present: &liver, pseudo: true };
         let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
         let count =
             |cases: Vec<CaseLabels<'_>>| LabelManifest::count("a".parse().unwrap(), taxonomy, cases, 1);

@@ -128,7 +128,7 @@ pub struct CoverageCell {
     pub class: ClassId,
     /// Training volumes in which it is annotated.
     pub annotated: u32,
-    /// Of these, volumes that show it; absent when the site suppresses so small a number.
+    /// Of these, volumes that show it; absent where the site keeps it back.
     pub present: Option<u32>,
     /// Of `annotated`, volumes that a model labelled, and no annotator.
     #[serde(default, skip_serializing_if = "is_zero")]

@@ -122,6 +122,7 @@ impl Work for SiteWork {
         let summaries = &self.prepared(study)?.summaries;
         let cases = summaries.iter().map(|case| CaseLabels {
             dataset: &case.dataset,
+            patient: &case.patient,
             annotated: &case.annotated,
             present: &case.present,
             pseudo: case.pseudo,

@@ -81,6 +81,8 @@ enum Slot {
 pub struct CaseSummary {
     /// Key of its label map.
     pub dataset: String,
+    /// Whose it is; does not leave the site.
+    pub patient: String,
     /// Classes that it annotates.
     pub annotated: BTreeSet<ClassId>,
     /// Annotated classes with at least one voxel.
@@ -106,6 +108,7 @@ impl CaseStore {
             let key = CaseKey::of(&case, &settings, taxonomy.digest())?;
             let summary = |prepared: &PreparedCase| CaseSummary {
                 dataset: case.label_map.key.clone(),
+                patient: case.patient.clone(),
                 annotated: case.annotated.clone(),
                 present: prepared.present.clone(),
                 pseudo: case.pseudo,

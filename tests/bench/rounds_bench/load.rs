@@ -73,8 +73,8 @@ impl LoadSite {
     async fn register(&self, study: StudyDigest) -> anyhow::Result<()> {
         self.exchange(&Request::ApproveStudy { study }).await?;
         let annotated: BTreeSet<ClassId> = ClassId::new(6).into_iter().collect();
-        let scan =
-            CaseLabels { dataset: "synthetic", annotated: &annotated, present: &annotated, pseudo: false };
+        let (dataset, patient) = ("synthetic", "synthetic");
+        let scan = CaseLabels { dataset, patient, annotated: &annotated, present: &annotated, pseudo: false };
         let site = self.identity.membership.site.clone();
         let manifest = LabelManifest::count(site, Taxonomy::standard().digest(), [scan; 10], 1);
         let signed = Signed::sign(&manifest, &self.identity.signing);

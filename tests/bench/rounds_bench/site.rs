@@ -65,8 +65,8 @@ struct Perturbation {
 impl Work for Perturbation {
     fn count_labels(&mut self, study: &StudyDocument) -> anyhow::Result<LabelManifest> {
         let annotated: BTreeSet<ClassId> = CLASSES.into_iter().filter_map(ClassId::new).collect();
-        let scan =
-            CaseLabels { dataset: "synthetic", annotated: &annotated, present: &annotated, pseudo: false };
+        let (dataset, patient) = ("synthetic", "synthetic");
+        let scan = CaseLabels { dataset, patient, annotated: &annotated, present: &annotated, pseudo: false };
         let scans = std::iter::repeat_n(scan, SCANS);
         Ok(LabelManifest::count(self.site.clone(), study.study().taxonomy.digest(), scans, 1))
     }

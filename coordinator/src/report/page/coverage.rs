@@ -73,7 +73,7 @@ impl Cell {
             let title = format!("{}: not annotated", class.name);
             return Self { shade: 0, annotated: 0, pseudo: false, title };
         };
-        let present = cell.present.map_or("too few to say".to_owned(), |n| n.to_string());
+        let present = cell.present.map_or("a number that is kept back".to_owned(), |n| n.to_string());
         let mut title = format!("{}: annotated in {}, present in {present}", class.name, cell.annotated);
         if cell.pseudo > 0 {
             title.push_str(&format!(", labelled by a model in {}", cell.pseudo));

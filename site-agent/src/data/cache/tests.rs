@@ -89,7 +89,8 @@ fn a_store_gives_the_same_cases_from_memory_and_from_disk() {
         |bytes| CaseStore::open(cases.clone(), SETTINGS, &taxonomy, &cache_in(&folder), bytes).unwrap();
     let ((memory, summaries), (disk, again)) = (open(usize::MAX), open(0));
     assert_eq!(summaries, again);
-    for (index, CaseSummary { annotated, present, .. }) in summaries.iter().enumerate() {
+    for (index, CaseSummary { patient, annotated, present, .. }) in summaries.iter().enumerate() {
+        assert_eq!(*patient, cases[index].patient);
         assert_eq!(memory.load(index).unwrap(), disk.load(index).unwrap());
         assert!(present.is_subset(annotated) && !present.is_empty());
     }
