@@ -81,7 +81,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kinds that a policy may forbid. The others say nothing of the data, and without them there is no taking part.
+    /// The kinds that a policy may forbid. The others say of the data at most that it cannot be trained on, and without them
+    /// there is no taking part.
     pub const GOVERNED: [Self; 4] =
         [Self::LabelManifest, Self::Progress, Self::Update, Self::EvaluationReport];
 

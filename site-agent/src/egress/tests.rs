@@ -1,6 +1,11 @@
+use std::collections::BTreeSet;
+
 use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
-use common::ids::{RoundId, StudyDigest};
-use common::wire::{RefusalCode, Request};
+use common::ids::{ArtifactHash, ClassId, RoundId, SiteId, StudyDigest, TaxonomyDigest};
+use common::manifest::{CaseLabels, LabelManifest};
+use common::report::{CaseOutcome, CaseScore, EvaluationReport, ReportSubject};
+use common::wire::{DeclineReason, RefusalCode, Request};
+use serde_json::Value;
 
 use super::*;
 
@@ -294,4 +299,67 @@ async fn a_used_invite_is_recorded_as_refused() {
     let error = enrol(&Coordinator::default(), &mut ledger, request).await.unwrap_err();
     assert!(matches!(error, EgressError::Refused(refusal) if refusal.code == RefusalCode::InviteUsed));
     assert_eq!(verify(&path, |_| ()).unwrap().lines, 2);
+}
+
+/// The guide's row for a kind of message: what a data-protection officer reads.
+fn row(kind: Kind) -> &'static str {
+    let guide = include_str!("../../../docs/hospital.md");
+    let begin = format!("| `{}` |", kind.name());
+    guide.lines().find(|line| line.starts_with(&begin)).unwrap()
+}
+
+fn keys(value: &Value) -> BTreeSet<String> {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .flat_map(|(key, value)| [BTreeSet::from([key.clone()]), keys(value)])
+            .flatten()
+            .collect(),
+        Value::Array(values) => values.iter().flat_map(keys).collect(),
+        _ => BTreeSet::new(),
+    }
+}
+
+#[test]
+fn the_guide_names_every_field_of_the_documents_that_leave() {
+    let class = ClassId::new(6).unwrap();
+    let site: SiteId = "north".parse().unwrap();
+    let taxonomy = TaxonomyDigest(Digest::of(b"taxonomy"));
+    let (dataset, patient, classes) = ("lits", "anna", BTreeSet::from([class]));
+    let scan = CaseLabels { dataset, patient, annotated: &classes, present: &classes, pseudo: true };
+    let manifest = LabelManifest::count(site.clone(), taxonomy, [scan], 1);
+
+    let subject = ReportSubject {
+        site,
+        model: ArtifactHash(Digest::of(b"model")),
+        round: RoundId(1),
+        study: study(),
+        taxonomy,
+    };
+    let outcomes = [
+        CaseOutcome::Present { dice: 0.5, nsd: 0.5, predicted_ml: 1.0 },
+        CaseOutcome::Absent { false_positive_volume_ml: 1.0 },
+    ];
+    let score = |(number, outcome)| CaseScore { patient: number, scan: number, class, outcome };
+    let scores: Vec<CaseScore> = (0..).zip(outcomes).map(score).collect();
+    let report = EvaluationReport::summarise(subject, &scores, |_| 2.0, 1, 0);
+    assert!(report.classes[0].present.is_some() && report.classes[0].absent.is_some());
+
+    let documents = [
+        (Kind::LabelManifest, serde_json::to_value(&manifest).unwrap()),
+        (Kind::EvaluationReport, serde_json::to_value(&report).unwrap()),
+    ];
+    for (kind, document) in documents {
+        for key in keys(&document) {
+            assert!(row(kind).contains(&format!("`{key}`")), "{}: `{key}`", kind.name());
+        }
+    }
+}
+
+#[test]
+fn the_guide_names_every_reason_of_an_answer() {
+    use DeclineReason::{Busy, DataError, Evaluator, NoData, NotApproved, Policy, TrainingFailed};
+    for reason in [NotApproved, Policy, TrainingFailed, Evaluator, NoData, DataError, Busy] {
+        assert!(row(Kind::Answer).contains(&format!("`{}`", reason.code())), "{}", reason.code());
+    }
 }
