@@ -14,6 +14,8 @@ use crate::ids::{ClassId, SiteId, TaxonomyDigest};
 use crate::signed::SignedDocument;
 
 const FORMAT: &str = "consilium label manifest 1";
+/// What messages call it.
+const DOCUMENT: &str = "label manifest";
 /// Most data sets of a site.
 const MAX_DATASETS: usize = 100;
 /// Most training volumes of a site.
@@ -39,7 +41,7 @@ pub struct ClassCount {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetCount {
-    /// Name of its label map.
+    /// Key of its label map.
     pub name: String,
     /// Training volumes.
     pub volumes: u32,
@@ -65,7 +67,7 @@ pub struct LabelManifest {
 /// The labels of one training volume.
 #[derive(Clone, Copy, Debug)]
 pub struct CaseLabels<'a> {
-    /// Name of the data set's label map.
+    /// Key of the data set's label map.
     pub dataset: &'a str,
     /// Whose it is, by a name that stays at the site.
     pub patient: &'a str,
@@ -116,6 +118,15 @@ impl LabelManifest {
     /// What the manifest says about `class`; none when the site does not annotate it.
     pub fn count_of(&self, class: ClassId) -> Option<&ClassCount> {
         self.classes.binary_search_by_key(&class, |count| count.class).ok().map(|index| &self.classes[index])
+    }
+
+    /// The manifest, if its readers would take it. Who signs one asks before: what they would refuse must not leave either.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn checked(self) -> Result<Self, Diagnostics> {
+        self.problems().into_result(DOCUMENT)?;
+        Ok(self)
     }
 
     fn problems(&self) -> Problems {
@@ -205,11 +216,9 @@ impl SignedDocument for LabelManifest {
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, Diagnostics> {
-        let file = "label manifest";
         let manifest: Self = serde_json::from_slice(bytes)
-            .map_err(|error| Diagnostics::whole_file(file, error.to_string()))?;
-        manifest.problems().into_result(file)?;
-        Ok(manifest)
+            .map_err(|error| Diagnostics::whole_file(DOCUMENT, error.to_string()))?;
+        manifest.checked()
     }
 }
 

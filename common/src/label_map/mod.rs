@@ -105,7 +105,7 @@ pub struct Provenance {
 pub struct LabelMap {
     /// The data set's name, as shown.
     pub name: String,
-    /// The reference's key, such as `10_03`.
+    /// The reference's key, such as `10_03`: how a label manifest names the data set.
     pub key: String,
     /// What the data set may be used for.
     pub purpose: Purpose,
@@ -142,7 +142,8 @@ impl LabelMap {
         Ok(map)
     }
 
-    /// The map of a label file whose values have these names; `name` is the map's own.
+    /// The map of a label file whose values have these names; `name` is the map's own, for messages at the site. All such maps
+    /// have one key, which says nothing of the case.
     pub fn from_names(name: &str, names: &BTreeMap<i32, String>, taxonomy: &Taxonomy) -> Self {
         named::from_names(name, names, taxonomy)
     }

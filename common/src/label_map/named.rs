@@ -6,6 +6,10 @@ use super::{Annotated, Fold, LabelMap, Purpose, Target};
 use crate::ids::ClassId;
 use crate::taxonomy::{ClassKind, Taxonomy};
 
+/// Key of each such map. It stands in the label manifest and leaves the site: a case's name, which may be a patient's, is no
+/// part of it.
+const KEY: &str = "labels.json";
+
 /// Names that the taxonomy knows are classes, and annotated; others lead to no class, background included. Lesions count
 /// as part of an organ that has a name here too.
 pub(super) fn from_names(name: &str, names: &BTreeMap<i32, String>, taxonomy: &Taxonomy) -> LabelMap {
@@ -30,7 +34,7 @@ pub(super) fn from_names(name: &str, names: &BTreeMap<i32, String>, taxonomy: &T
     }
     LabelMap {
         name: name.to_owned(),
-        key: name.to_owned(),
+        key: KEY.to_owned(),
         purpose: Purpose::Training,
         values,
         annotated: Annotated::Always(annotated),

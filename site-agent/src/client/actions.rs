@@ -349,7 +349,8 @@ impl Agent {
         counted: anyhow::Result<LabelManifest>,
     ) -> anyhow::Result<()> {
         self.counting.remove(&study.digest());
-        match counted {
+        // What the coordinator would refuse, such as a name that it has no rule for, is not sent to it.
+        match counted.and_then(|manifest| Ok(manifest.checked()?)) {
             Ok(manifest) if manifest.classes.is_empty() => self.cannot_train(
                 study.digest(),
                 DeclineReason::NoData,

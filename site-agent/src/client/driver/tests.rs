@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::ids::Digest;
-use common::manifest::LabelManifest;
+use common::manifest::{CaseLabels, LabelManifest};
 use common::report::{EvaluationReport, ReportSubject};
 use common::round::RoundTask;
 use common::study::StudyDocument;
@@ -185,6 +185,21 @@ fn a_study_document_that_the_disk_damaged_stops_nothing_and_training_waits_for_i
     agent.studies.store(study, document.bytes().to_vec()).unwrap();
     agent.learnt(News::StudyHere(study)).unwrap();
     assert!(agent.training.is_some() && agent.unread.is_empty());
+}
+
+#[test]
+fn a_manifest_that_nobody_would_take_is_neither_signed_nor_kept_to_be_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = agent(folder.path());
+    let document = example_study();
+    let classes = BTreeSet::from([common::ids::ClassId::new(6).unwrap()]);
+    let dataset = "ct-2024/MUELLER-HANS-19510304";
+    let case = CaseLabels { dataset, annotated: &classes, present: &classes, pseudo: false };
+    let manifest = LabelManifest::count(site(), document.study().taxonomy.digest(), [case], 1);
+    agent.worked(Outcome::Counted(Box::new(document), Ok(manifest))).unwrap();
+    assert!(agent.manifests.is_empty());
+    let told: Vec<String> = agent.status.no_part.words().collect();
+    assert!(told.len() == 1 && told[0].contains("the training scans cannot be used"), "{told:?}");
 }
 
 #[test]

@@ -1,10 +1,12 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
+use common::manifest::{CaseLabels, LabelManifest};
+use common::signed::SignedDocument;
 use common::taxonomy::Taxonomy;
 
 use super::*;
-use crate::data::dataset::read_datasets;
+use crate::data::dataset::{DatasetConfig, NAMES_FILE, read_datasets};
 use crate::data::prepared::{CaseStore, CaseSummary};
 use crate::phantom::{Hospital, write_hospital};
 
@@ -94,6 +96,37 @@ fn a_store_gives_the_same_cases_from_memory_and_from_disk() {
         assert_eq!(memory.load(index).unwrap(), disk.load(index).unwrap());
         assert!(present.is_subset(annotated) && !present.is_empty());
     }
+}
+
+#[test]
+fn the_manifest_of_cases_that_name_their_values_names_no_case() {
+    const FOLDERS: [&str; 2] = ["MUELLER-HANS-19510304", "p 7"];
+    let folder = tempfile::tempdir().unwrap();
+    let hospital = Hospital::named("site-b").unwrap();
+    let datasets = write_hospital(folder.path(), hospital, 1, 2, Some([12.0; 3])).unwrap();
+    let root = folder.path().join(&datasets[0].folder);
+    for (number, name) in FOLDERS.iter().enumerate() {
+        fs::rename(root.join(format!("case-{number:04}")), root.join(name)).unwrap();
+        let values = r#"{"1": "kidney", "2": "lesion", "3": "aorta", "4": "ivc", "5": "bladder"}"#;
+        fs::write(root.join(name).join(NAMES_FILE), values).unwrap();
+    }
+    let config = DatasetConfig { label_map: Some(NAMES_FILE.to_owned()), ..datasets[0].clone() };
+    let taxonomy = Arc::new(Taxonomy::standard());
+    let cases = read_datasets(&[config], folder.path(), &taxonomy).unwrap();
+    let (_, summaries) = CaseStore::open(cases, SETTINGS, &taxonomy, &cache_in(&folder), 0).unwrap();
+
+    let labels = summaries.iter().map(|case| CaseLabels {
+        dataset: &case.dataset,
+        annotated: &case.annotated,
+        present: &case.present,
+        pseudo: case.pseudo,
+    });
+    let manifest = LabelManifest::count("north".parse().unwrap(), taxonomy.digest(), labels, 1);
+    assert_eq!((manifest.volumes, manifest.classes.len(), manifest.datasets.len()), (2, 3, 1));
+    let bytes = manifest.to_bytes();
+    assert_eq!(LabelManifest::from_bytes(&bytes).unwrap(), manifest, "the coordinator takes it");
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(FOLDERS.iter().all(|name| !text.contains(name)), "{text}");
 }
 
 #[test]
