@@ -51,7 +51,8 @@ pub enum Purpose {
     Evaluation,
 }
 
-/// Lesions whose voxels belong to the organ's mask too.
+/// Lesions whose voxels belong to the organ's mask too. Of a lesion that several folds name, such as one into each kidney, each
+/// connected piece belongs to the nearest of their organs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fold {
     /// The tumours and cysts.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Annotated, Fold, LabelMap, Purpose, Target};
+use super::{Annotated, Exclusion, Fold, LabelMap, Purpose, RawMask, Target};
 use crate::ids::ClassId;
 use crate::taxonomy::{ClassKind, Taxonomy};
 
@@ -10,8 +10,11 @@ use crate::taxonomy::{ClassKind, Taxonomy};
 /// part of it.
 const KEY: &str = "labels.json";
 
+/// The organ whose mask leaves its lesions out, in the reference and so here.
+const WITHOUT_LESIONS: &str = "hepatic vessel";
+
 /// Names that the taxonomy knows are classes, and annotated; others lead to no class, background included. Lesions count
-/// as part of an organ that has a name here too.
+/// as part of an organ that has a name here too, but for vessels.
 pub(super) fn from_names(name: &str, names: &BTreeMap<i32, String>, taxonomy: &Taxonomy) -> LabelMap {
     let found = |text: &String| taxonomy.find(text).filter(|_| text.trim().parse::<u8>().is_err());
     let target = |text| found(text).map_or(Target::Drop, |class| Target::Class(class.id));
@@ -22,16 +25,28 @@ pub(super) fn from_names(name: &str, names: &BTreeMap<i32, String>, taxonomy: &T
     annotated.sort_unstable();
     annotated.dedup();
 
-    let mut folds: Vec<Fold> = Vec::new();
+    let without_lesions = taxonomy.find(WITHOUT_LESIONS).map(|organ| organ.id);
+    let (mut folds, mut exclusions): (Vec<Fold>, Vec<Exclusion>) = (Vec::new(), Vec::new());
     let is_lesion = |&id: &ClassId| taxonomy.class(id).is_some_and(|class| class.kind != ClassKind::Organ);
     for lesion in annotated.iter().copied().filter(is_lesion) {
-        for organ in taxonomy.parents(lesion).iter().filter(|organ| annotated.contains(organ)) {
-            match folds.iter_mut().find(|fold| fold.into == *organ) {
+        for &organ in taxonomy.parents(lesion).iter().filter(|organ| annotated.contains(organ)) {
+            if Some(organ) == without_lesions {
+                exclusions.push(Exclusion { organ, without: vec![lesion] });
+                continue;
+            }
+            match folds.iter_mut().find(|fold| fold.into == organ) {
                 Some(fold) => fold.from.push(lesion),
-                None => folds.push(Fold { from: vec![lesion], into: *organ }),
+                None => folds.push(Fold { from: vec![lesion], into: organ }),
             }
         }
     }
+    // Folding erases a lesion from the map: its own mask is that of its values.
+    let folded = annotated.iter().copied().filter(|class| folds.iter().any(|fold| fold.from.contains(class)));
+    let mask = |class| {
+        let of_class = values.iter().filter(|(_, target)| **target == Target::Class(class));
+        RawMask { class, values: of_class.map(|(&value, _)| value).collect() }
+    };
+    let raw_masks = folded.map(mask).collect();
     LabelMap {
         name: name.to_owned(),
         key: KEY.to_owned(),
@@ -40,8 +55,8 @@ pub(super) fn from_names(name: &str, names: &BTreeMap<i32, String>, taxonomy: &T
         annotated: Annotated::Always(annotated),
         folds,
         splits: Vec::new(),
-        raw_masks: Vec::new(),
-        exclusions: Vec::new(),
+        raw_masks,
+        exclusions,
         crop_ratios: Vec::new(),
         merge: Vec::new(),
         provenance: None,
@@ -63,6 +78,20 @@ mod tests {
         let dropped = Some(Target::Drop);
         assert_eq!(targets, [dropped, class(6), class(27), class(8), dropped, dropped, None]);
         assert_eq!(map.annotated, Annotated::Always([6, 8, 27].map(|id| ClassId::new(id).unwrap()).into()));
-        assert_eq!(map.folds.len(), 1);
+    }
+
+    #[test]
+    fn lesions_have_the_rules_that_a_file_would_have_to_state() {
+        let names = ["liver", "liver_tumor", "kidney_right", "kidney_left", "kidney_cyst", "hepatic_vessel"];
+        let names = names.into_iter().chain(["hepatic_vessel_tumor"]).map(str::to_owned);
+        let (taxonomy, names) = (Taxonomy::standard(), (1..).zip(names).collect());
+        let map = LabelMap::from_names("case", &names, &taxonomy);
+        let class = |id| ClassId::new(id).unwrap();
+        let fold = |from, into| Fold { from: vec![class(from)], into: class(into) };
+        assert_eq!(map.folds, [fold(27, 6), fold(32, 2), fold(32, 3)]);
+        assert_eq!(map.exclusions, [Exclusion { organ: class(15), without: vec![class(29)] }]);
+        let mask = |id, value| RawMask { class: class(id), values: vec![value] };
+        assert_eq!(map.raw_masks, [mask(27, 2), mask(32, 5)]);
+        assert_eq!(LabelMap::parse("map.toml", &map.to_toml(&taxonomy), &taxonomy).unwrap(), map);
     }
 }

@@ -33,9 +33,15 @@ impl<'a> Translation<'a> {
         }
         let unclear = self.unclear(map);
         let known = |class: ClassId| self.counterpart(class).filter(|found| !unclear.contains(found));
+        let stand_ins = self.stand_ins(map);
+        let foldable = |class: ClassId| known(class).or_else(|| stand_ins.get(&class).copied());
         let mut translated = LabelMap {
-            values: map.values.iter().map(|(&value, &target)| (value, moved(target, map, &known))).collect(),
-            folds: map.folds.iter().filter_map(|fold| moved_fold(fold, &known)).collect(),
+            values: map
+                .values
+                .iter()
+                .map(|(&value, &target)| (value, moved(target, map, &foldable)))
+                .collect(),
+            folds: map.folds.iter().filter_map(|fold| moved_fold(fold, &foldable)).collect(),
             splits: map.splits.iter().filter_map(|&right| self.moved_split(right, &known)).collect(),
             raw_masks: moved_masks(&map.raw_masks, &known),
             exclusions: map.exclusions.iter().filter_map(|one| moved_exclusion(one, &known)).collect(),
@@ -77,6 +83,13 @@ impl<'a> Translation<'a> {
                 (right, left) => unclear.extend(right.into_iter().chain(left)),
             }
         }
+        for lesion in map.folds.iter().flat_map(|fold| &fold.from) {
+            let organs = self.organs_of(*lesion, map);
+            if organs.contains(&None) {
+                // Where one of them is missing, nothing tells what of the lesion is part of the others.
+                unclear.extend(organs.into_iter().flatten());
+            }
+        }
         let is_masked = |class: ClassId| map.raw_masks.iter().any(|mask| mask.class == class);
         let mut masked: BTreeMap<ClassId, BTreeSet<bool>> = BTreeMap::new();
         for class in map.producible(self.from) {
@@ -87,6 +100,27 @@ impl<'a> Translation<'a> {
         // A mask of raw values takes the place of what is mapped: it cannot be joined with it.
         unclear.extend(masked.into_iter().filter(|(_, kinds)| kinds.len() > 1).map(|(class, _)| class));
         unclear
+    }
+
+    /// The organs that take a lesion in, in the other taxonomy; none for those that it lacks.
+    fn organs_of(&self, lesion: ClassId, map: &LabelMap) -> BTreeSet<Option<ClassId>> {
+        let folds = map.folds.iter().filter(|fold| fold.from.contains(&lesion));
+        folds.map(|fold| self.counterpart(fold.into)).collect()
+    }
+
+    /// An id that no class of the other taxonomy has, for each lesion that has none there and that several organs share: by it
+    /// their folds find the lesion, and leave nothing of it.
+    fn stand_ins(&self, map: &LabelMap) -> BTreeMap<ClassId, ClassId> {
+        let is_shared = |lesion: ClassId| {
+            let organs = self.organs_of(lesion, map);
+            organs.len() > 1 && !organs.contains(&None)
+        };
+        let lesions: BTreeSet<ClassId> =
+            map.folds.iter().flat_map(|fold| fold.from.iter().copied()).collect();
+        let wanted =
+            lesions.into_iter().filter(|&class| self.counterpart(class).is_none() && is_shared(class));
+        let free = (1..=u8::MAX).rev().filter_map(ClassId::new).filter(|id| self.to.class(*id).is_none());
+        wanted.zip(free).collect()
     }
 
     fn moved_split(&self, right: ClassId, known: &impl Fn(ClassId) -> Option<ClassId>) -> Option<ClassId> {
@@ -247,6 +281,23 @@ mod tests {
         assert_eq!(annotated(&kits), [1, 2, 3]);
         assert_eq!(kits.raw_masks, [RawMask { class: ClassId::new(3).unwrap(), values: vec![2, 3] }]);
         assert_eq!(LabelMap::parse("t", &kits.to_toml(&lesions), &lesions).unwrap(), kits);
+    }
+
+    #[test]
+    fn a_lesion_of_two_organs_stays_part_of_them_without_a_class() {
+        let names = [(1, "right kidney"), (2, "left kidney"), (3, "kidney tumor")];
+        let names = names.map(|(value, name)| (value, name.to_owned())).into();
+        let standard = Taxonomy::standard();
+        let map = LabelMap::from_names("case", &names, &standard);
+        let moved = |names: &[&str]| Translation::between(&standard, &organs(names)).label_map(&map);
+
+        let both = moved(&["Left Kidney", "Right Kidney"]);
+        assert_eq!((values(&both), annotated(&both)), (vec![0, 2, 1, 255], vec![2, 1]));
+        let fold = |into| Fold { from: vec![ClassId::new(255).unwrap()], into: ClassId::new(into).unwrap() };
+        assert_eq!(both.folds, [fold(2), fold(1)]);
+        let joined = moved(&["Kidneys:right kidney:left kidney"]);
+        assert_eq!((values(&joined), annotated(&joined)), (vec![0, 1, 1, 1], vec![1]));
+        assert_eq!(annotated(&moved(&["Right Kidney"])), [0; 0], "which tumours are in it?");
     }
 
     #[test]

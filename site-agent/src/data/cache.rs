@@ -20,7 +20,7 @@ use super::preprocess::Preprocessing;
 use super::volume::{Grid, Volume};
 
 /// Changes whenever preparation or this format changes.
-const FORMAT: &str = "consilium prepared case 1";
+const FORMAT: &str = "consilium prepared case 2";
 const DIGEST_BYTES: usize = 32;
 
 /// What a prepared case was made from.

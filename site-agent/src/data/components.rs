@@ -1,4 +1,4 @@
-//! Connected components of a mask, 26-neighbourhood.
+//! Connected components of a mask, 26-neighbourhood, and which of several structures a voxel is nearest to.
 
 /// Components of a mask: a number for each voxel, and how many voxels each number has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,32 @@ impl Components {
     }
 }
 
+/// Lets the seeds (entries other than 0, over `shape` in C order) grow by one voxel to all sides at a time, until each `wanted`
+/// voxel has the seed that is fewest steps away. Without any seed all stays 0.
+///
+/// # Panics
+/// When seeds or wanted voxels do not fill the shape: a mistake of the caller.
+pub fn grow(seeds: &mut [u8], wanted: &[bool], shape: [usize; 3]) {
+    let voxels = shape.iter().product::<usize>();
+    assert_eq!((seeds.len(), wanted.len()), (voxels, voxels), "both must fill {shape:?}");
+    let mut missing = seeds.iter().zip(wanted).filter(|(seed, wanted)| **seed == 0 && **wanted).count();
+    let mut front: Vec<usize> = (0..voxels).filter(|&voxel| seeds[voxel] != 0).collect();
+    while missing > 0 && !front.is_empty() {
+        let mut next = Vec::new();
+        for voxel in front {
+            let seed = seeds[voxel];
+            for_neighbours(voxel, shape, |neighbour| {
+                if seeds[neighbour] == 0 {
+                    seeds[neighbour] = seed;
+                    missing -= usize::from(wanted[neighbour]);
+                    next.push(neighbour);
+                }
+            });
+        }
+        front = next;
+    }
+}
+
 /// Calls `visit` with each voxel of the 3×3×3 cube around `voxel` that lies inside `shape`.
 fn for_neighbours(voxel: usize, shape: [usize; 3], mut visit: impl FnMut(usize)) {
     let [_, columns, rows] = shape;
@@ -93,6 +119,22 @@ mod tests {
         mask[3] = true; // [0, 0, 3]
         mask[8] = true; // [0, 2, 0]
         assert_eq!(Components::of(&mask, [2, 3, 4]).sizes, [1, 1]);
+    }
+
+    #[test]
+    fn seeds_grow_to_all_wanted_voxels_and_meet_half_way() {
+        let mut wanted = [true; 10];
+        wanted[8..].fill(false);
+        let mut seeds = [0, 1, 0, 0, 0, 0, 2, 0, 0, 0];
+        grow(&mut seeds, &wanted, [10, 1, 1]);
+        assert_eq!(seeds, [1, 1, 1, 1, 2, 2, 2, 2, 2, 0], "no further than wanted");
+        let mut around = [0; 27];
+        around[13] = 7;
+        grow(&mut around, &[true; 27], [3; 3]);
+        assert_eq!(around, [7; 27]);
+        let mut none = [0; 4];
+        grow(&mut none, &[true; 4], [1, 4, 1]);
+        assert_eq!(none, [0; 4]);
     }
 
     #[test]

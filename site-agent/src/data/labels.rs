@@ -8,10 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::ids::ClassId;
-use common::label_map::{LabelMap, Target};
+use common::label_map::{Fold, LabelMap, Target};
 use common::taxonomy::Taxonomy;
 
-use super::components::Components;
+use super::components::{Components, grow};
 use super::geometry::GeometryMismatch;
 use super::preprocess::{Journey, preprocess_labels};
 use super::volume::{Grid, Volume};
@@ -66,10 +66,7 @@ impl LabelledCase {
         file: &str,
     ) -> Result<Self, LabelError> {
         let mut mapped = map_values(&raw, map, file)?;
-        for fold in &map.folds {
-            let lesion = |id: u8| fold.from.iter().any(|class| class.get() == id);
-            mapped.voxels_mut().iter_mut().filter(|id| lesion(**id)).for_each(|id| *id = fold.into.get());
-        }
+        fold_lesions(&mut mapped, &map.folds);
         for &right in &map.splits {
             // Invariant: a label map splits only the right one of a pair.
             if let Some(left) = taxonomy.left_of(right) {
@@ -161,6 +158,53 @@ fn map_values(raw: &Volume<i32>, map: &LabelMap, file: &str) -> Result<Volume<u8
 fn mask_source(map: &LabelMap, class: ClassId) -> MaskSource {
     let raw = map.raw_masks.iter().find(|mask| mask.class == class);
     raw.map_or(MaskSource::Mapped, |mask| MaskSource::Raw(mask.values.clone()))
+}
+
+/// Makes lesions part of their organ; those that several folds name, of one of the organs, piece by piece.
+fn fold_lesions(mapped: &mut Volume<u8>, folds: &[Fold]) {
+    for (index, fold) in folds.iter().enumerate() {
+        let later = &folds[index + 1..];
+        let is_shared = |lesion: &ClassId| later.iter().any(|other| other.from.contains(lesion));
+        let (shared, own): (Vec<ClassId>, Vec<ClassId>) = fold.from.iter().copied().partition(is_shared);
+        let folded = mapped.voxels_mut().iter_mut().filter(|id| is_one_of(&own, **id));
+        folded.for_each(|id| *id = fold.into.get());
+        if !shared.is_empty() {
+            let others = later.iter().filter(|other| other.from.iter().any(|lesion| shared.contains(lesion)));
+            let organs: Vec<ClassId> =
+                std::iter::once(fold.into).chain(others.map(|other| other.into)).collect();
+            give_to_nearest(mapped, &shared, &organs);
+        }
+    }
+}
+
+fn is_one_of(classes: &[ClassId], id: u8) -> bool {
+    classes.iter().any(|class| class.get() == id)
+}
+
+/// Gives each connected piece of the lesions to the organ that most of its voxels are nearest to: what lies in or at the left
+/// kidney is part of that one. Nearest is counted in voxels, which tells sides apart on any grid. Where none of the organs is to
+/// be seen, the first has it, as a single kidney is the right one (specification §3.4).
+fn give_to_nearest(mapped: &mut Volume<u8>, lesions: &[ClassId], organs: &[ClassId]) {
+    let shape = mapped.shape();
+    let is_lesion: Vec<bool> = mapped.voxels().iter().map(|&id| is_one_of(lesions, id)).collect();
+    let pieces = Components::of(&is_lesion, shape);
+    if pieces.sizes.is_empty() {
+        return;
+    }
+    let mut nearest = mapped.map(|&id| if is_one_of(organs, id) { id } else { 0 }).into_voxels();
+    grow(&mut nearest, &is_lesion, shape);
+    let mut voxels: BTreeMap<(u32, u8), usize> = BTreeMap::new();
+    for (&piece, &organ) in pieces.of_voxel.iter().zip(&nearest).filter(|(piece, _)| **piece != 0) {
+        *voxels.entry((piece, organ)).or_default() += 1;
+    }
+    // Of equals, `max_by_key` keeps the last: backwards, that is the first.
+    let organ_of = |piece: u32| organs.iter().rev().max_by_key(|organ| voxels.get(&(piece, organ.get())));
+    let organ_of: Vec<Option<&ClassId>> = (1..=pieces.sizes.len() as u32).map(organ_of).collect();
+    for (id, &piece) in mapped.voxels_mut().iter_mut().zip(&pieces.of_voxel).filter(|(_, of)| **of != 0) {
+        if let Some(organ) = organ_of[piece as usize - 1] {
+            *id = organ.get();
+        }
+    }
 }
 
 /// Gives the left one of the two largest components of `right` to the class `left` (specification §3.4).

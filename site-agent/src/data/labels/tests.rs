@@ -142,3 +142,40 @@ fn a_lesion_belongs_to_its_organ_and_to_itself() {
     assert_eq!(labels.mask(class(6)), Some(vec![false, true, true]));
     assert_eq!(labels.mask(class(27)), Some(vec![false, false, true]));
 }
+
+/// The map of a label file that names values 1, 2, 3, … so.
+fn named(names: &[&str]) -> LabelMap {
+    let names = (1..).zip(names.iter().map(|&name| name.to_owned())).collect();
+    LabelMap::from_names("case", &names, &Taxonomy::standard())
+}
+
+#[test]
+fn a_named_lesion_belongs_to_its_organ_and_to_itself() {
+    let liver = transfer(&[0, 1, 2], &named(&["liver", "liver_tumor"]), &[6, 27]).unwrap();
+    assert_eq!(liver.mask(class(6)), Some(vec![false, true, true]));
+    assert_eq!(liver.mask(class(27)), Some(vec![false, false, true]));
+    let vessels = named(&["hepatic_vessel", "hepatic_vessel_tumor"]);
+    let vessels = transfer(&[0, 1, 2], &vessels, &[15, 29]).unwrap();
+    assert_eq!(vessels.mask(class(15)), Some(vec![false, true, false]));
+    assert_eq!(vessels.mask(class(29)), Some(vec![false, false, true]));
+}
+
+#[test]
+fn a_lesion_of_two_organs_belongs_piece_by_piece_to_the_nearer_one() {
+    let kidneys = named(&["kidney_right", "kidney_left", "kidney_tumor", "kidney_cyst"]);
+    // A cyst beyond a tumour at the left kidney, and a tumour beside the right one.
+    let labels = transfer(&[2, 2, 3, 3, 4, 0, 0, 1, 1, 0, 3], &kidneys, &[2, 3, 26, 32]).unwrap();
+    let mask = |id: u8, voxels: &[usize]| {
+        let expected: Vec<bool> = (0..11).map(|voxel| voxels.contains(&voxel)).collect();
+        assert_eq!(labels.mask(class(id)), Some(expected), "class {id}");
+    };
+    mask(3, &[0, 1, 2, 3, 4]);
+    mask(2, &[7, 8, 10]);
+    mask(26, &[2, 3, 10]);
+    mask(32, &[4]);
+
+    let alone = transfer(&[0, 3, 0, 2], &kidneys, &[2, 3]).unwrap();
+    assert_eq!(alone.mask(class(3)), Some(vec![false, true, false, true]), "a single left kidney");
+    let without = transfer(&[0, 3], &kidneys, &[2, 3]).unwrap();
+    assert_eq!(without.mask(class(2)), Some(vec![false, true]), "no kidney is left of it");
+}
