@@ -272,14 +272,12 @@ fn check_crop_ratios(map: &LabelMap, names: &mut Names<'_>) {
 
 /// Rules that concern several parts at once.
 fn check_together(map: &LabelMap, names: &mut Names<'_>) {
+    check_lesions(map, names);
     let Annotated::Always(annotated) = &map.annotated else { return };
     let producible = map.producible(names.taxonomy);
-    for &class in annotated {
+    for &class in annotated.iter().filter(|class| !producible.contains(*class)) {
         let name = names.taxonomy.name(class);
-        if !producible.contains(&class) {
-            names.problems.add("annotated", format!("no value leads to `{name}`"));
-        }
-        check_lesion(map, annotated, class, names);
+        names.problems.add("annotated", format!("no value leads to `{name}`"));
     }
     for class in producible.into_iter().filter(|class| !annotated.contains(class)) {
         let name = names.taxonomy.name(class);
@@ -291,22 +289,41 @@ fn check_together(map: &LabelMap, names: &mut Names<'_>) {
     }
 }
 
-/// A lesion annotated beside its organ is part of the organ's mask or it is not: the file must say which.
-fn check_lesion(map: &LabelMap, annotated: &[ClassId], lesion: ClassId, names: &mut Names<'_>) {
-    let Some(class) = names.taxonomy.class(lesion) else { return };
-    let beside_organ = class.parents.iter().any(|parent| annotated.contains(parent));
-    if class.kind == ClassKind::Organ || !beside_organ {
-        return;
+/// A lesion with values beside its organ's is part of the organ's mask or it is not: the file must say which, whatever a case
+/// annotates of the two.
+fn check_lesions(map: &LabelMap, names: &mut Names<'_>) {
+    let taxonomy = names.taxonomy;
+    // The first value of each class.
+    let mut listed: BTreeMap<ClassId, i32> = BTreeMap::new();
+    for (&value, target) in &map.values {
+        if let Target::Class(class) = *target {
+            listed.entry(class).or_insert(value);
+        }
     }
-    let folded = map.folds.iter().any(|fold| fold.from.contains(&lesion));
-    let excluded = map.exclusions.iter().any(|exclusion| exclusion.without.contains(&lesion));
-    if folded == excluded {
-        let problem = format!("`{}` is annotated beside its organ", class.name);
-        names.problems.add_allowed("annotated", problem, "name it in exactly one of `fold` and `exclude`");
-    }
-    // Folding erases the lesion from the map: without a raw mask its class would always be empty.
-    if folded && !map.raw_masks.iter().any(|mask| mask.class == lesion) {
-        names.problems.add("fold", format!("`{}` is folded and needs a `mask` of its own", class.name));
+    let is_masked = |class: ClassId| map.raw_masks.iter().any(|mask| mask.class == class);
+    for (&lesion, value) in &listed {
+        let Some(class) = taxonomy.class(lesion).filter(|class| class.kind != ClassKind::Organ) else {
+            continue;
+        };
+        // A mask of its own says it all of an organ.
+        for &organ in class.parents.iter().filter(|organ| listed.contains_key(*organ) && !is_masked(**organ))
+        {
+            let folded = map.folds.iter().any(|fold| fold.into == organ && fold.from.contains(&lesion));
+            let excluded =
+                map.exclusions.iter().any(|one| one.organ == organ && one.without.contains(&lesion));
+            if folded == excluded {
+                let organ = taxonomy.name(organ);
+                names.problems.add_allowed(
+                    format!("values.{value}"),
+                    format!("`{}` has values beside those of `{organ}`, which it lies in", class.name),
+                    format!("name it in exactly one of a `fold` into `{organ}` and an `exclude` of it"),
+                );
+            }
+        }
+        // Folding erases the lesion from the map: without a raw mask its class would always be empty.
+        if map.folds.iter().any(|fold| fold.from.contains(&lesion)) && !is_masked(lesion) {
+            names.problems.add("fold", format!("`{}` is folded and needs a `mask` of its own", class.name));
+        }
     }
 }
 

@@ -94,6 +94,14 @@ fn special_rules_are_those_of_the_specification() {
     assert_eq!(rules("14"), (vec![(vec![28], 11)], vec![], vec![(28, vec![3, 4, 5])]));
     let vessels = LabelMap::standard("msd-hepatic-vessel").unwrap();
     assert_eq!(vessels.exclusions, [Exclusion { organ: class(15), without: vec![class(29)] }]);
+
+    let (folds, splits, masks) = rules("universal");
+    let both = |lesions: &[u8], right| [(lesions.to_vec(), right), (lesions.to_vec(), right + 1)];
+    let single = [(vec![27], 6), (vec![28], 11), (vec![31], 18)];
+    assert_eq!(folds, [&single[..], &both(&[26, 32], 2), &both(&[30], 16)].concat());
+    let own = [26u8, 27, 28, 30, 31, 32].map(|id| (id, vec![i32::from(id)]));
+    assert_eq!((splits, masks), (vec![], own.to_vec()));
+    assert_eq!(LabelMap::standard("universal").unwrap().exclusions, vessels.exclusions);
 }
 
 #[test]
@@ -144,9 +152,33 @@ annotated = ["liver", "liver tumour"]
 "#;
     let refused = LabelMap::parse("mine.toml", text, &Taxonomy::standard()).unwrap_err();
     insta::assert_snapshot!(refused, @r#"
-    mine.toml:5: `annotated`: `Liver Tumor` is annotated beside its organ
-      allowed: name it in exactly one of `fold` and `exclude`
+    mine.toml:8: `values.2`: `Liver Tumor` has values beside those of `Liver`, which it lies in
+      allowed: name it in exactly one of a `fold` into `Liver` and an `exclude` of it
     "#);
+}
+
+#[test]
+fn a_lesion_needs_its_rules_whatever_the_cases_annotate() {
+    let taxonomy = Taxonomy::standard();
+    let mistakes = |rules: &str| {
+        let text = format!(
+            "name = \"mine\"\nkey = \"mine\"\nuse = \"training\"\nannotated = \"per-case\"\n\
+             [values]\n1 = \"right kidney\"\n2 = \"left kidney\"\n3 = \"kidney tumour\"\n{rules}"
+        );
+        let refused = LabelMap::parse("mine.toml", &text, &taxonomy).err();
+        let items = refused.iter().flat_map(|refused| refused.items());
+        items.map(|item| item.problem.key.clone()).collect::<Vec<_>>()
+    };
+    let fold = |into| format!("[[fold]]\nfrom = [\"kidney tumour\"]\ninto = \"{into} kidney\"\n");
+    let mask = |class, value| format!("[[mask]]\nclass = \"{class}\"\nvalues = [{value}]\n");
+    let (right, left, tumour) = (fold("right"), fold("left"), mask("kidney tumour", "3"));
+    assert_eq!(mistakes(""), ["values.3", "values.3"], "each kidney");
+    assert_eq!(mistakes(&format!("{right}{tumour}")), ["values.3"], "all tumours in the right one");
+    assert_eq!(mistakes(&format!("{right}{left}")), ["fold"], "no tumour would be left");
+    assert_eq!(mistakes(&format!("{right}{left}{tumour}")), [""; 0]);
+    // These masks say it themselves.
+    let kidneys = mask("right kidney", "1, 3") + &mask("left kidney", "2");
+    assert_eq!(mistakes(&kidneys), [""; 0]);
 }
 
 #[test]

@@ -104,12 +104,14 @@ const SPECIFICATION: [Row; 21] = [
     Row::plain("pancreas-ct", &[1, 0, 3, 4, 5, 6, 7, 0, 0, 0, 11, 0, 0, 14]),
     Row::folded("private-pancreas", &[11, 11, 28, 28, 28], &[(11, &[3, 4, 5])]),
     Row::plain("totalsegmentator", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]),
-    Row::plain(
+    // In `case`, the lesions are nearer to the left organs, whose values are the higher ones.
+    Row::folded(
         "universal",
         &[
             1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
             27, 28, 29, 30, 31, 32,
         ],
+        &[(3, &[26, 32]), (6, &[27]), (11, &[28]), (17, &[30]), (18, &[31])],
     ),
     Row::split("word", &[6, 1, 3, 2, 7, 4, 5, 11, 14, 18, 19, 12, 20, 21, 23, 24], &[12]),
 ];
@@ -236,6 +238,18 @@ fn hepatic_vessels_leave_out_their_tumours() {
     let labels = standard("msd-hepatic-vessel", &[0, 1, 2]);
     assert_eq!(labels.mask(class(15)), Some(vec![false, true, false]));
     assert_eq!(labels.mask(class(29)), Some(vec![false, false, true]));
+}
+
+#[test]
+fn data_in_class_ids_has_lesions_in_their_organs_annotated_or_not() {
+    let map = LabelMap::standard("universal").unwrap();
+    let labels = transfer(&[0, 6, 27], &map, &[6, 27]).unwrap();
+    assert_eq!(labels.mask(class(6)), Some(vec![false, true, true]));
+    assert_eq!(labels.mask(class(27)), Some(vec![false, false, true]));
+    let organ = transfer(&[0, 6, 27], &map, &[6]).unwrap();
+    assert_eq!(organ.mask(class(6)), labels.mask(class(6)));
+    let vessel = transfer(&[0, 15, 29], &map, &[15, 29]).unwrap();
+    assert_eq!(vessel.mask(class(15)), Some(vec![false, true, false]));
 }
 
 #[test]
