@@ -47,7 +47,7 @@ pub enum Annotated {
 pub enum Purpose {
     /// Training and evaluation.
     Training,
-    /// Held-out evaluation only: no transfer table for training is published.
+    /// Held-out evaluation: its scans are not trained on, unless a site says so of each.
     Evaluation,
 }
 

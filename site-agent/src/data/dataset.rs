@@ -8,7 +8,7 @@
 //! ```toml
 //! [case-07]
 //! patient = "p3"            # default: a patient of its own
-//! split = "validation"      # training, validation or excluded
+//! split = "validation"      # training, validation or excluded; default: by the label map's `use`, and by `validation_share`
 //! annotated = ["liver"]     # where it differs from the data set's
 //! hounsfield = "assume"     # a CT although its values look otherwise
 //! ```
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use common::config::{Document, Problems};
 use common::ids::ClassId;
-use common::label_map::{LabelMap, Translation};
+use common::label_map::{LabelMap, Purpose, Translation};
 use common::taxonomy::Taxonomy;
 use serde::Deserialize;
 
@@ -58,7 +58,8 @@ pub struct DatasetConfig {
     /// The annotated classes, where the label map leaves them to the site.
     #[serde(default)]
     pub annotated: Option<Vec<String>>,
-    /// Share of patients kept out of training, for patients without a split of their own.
+    /// Share of patients kept out of training, for patients without a split of their own. All are where the label map says
+    /// `use = "evaluation"`.
     #[serde(default)]
     pub validation_share: f64,
 }
@@ -221,7 +222,10 @@ pub fn read_dataset(
             .map_err(DataError::of_case(&full_name))?;
         let annotated = translation.annotated(label_map, &annotated);
         let patient = raw.patient.unwrap_or_else(|| full_name.clone());
-        let split = raw.split.unwrap_or_else(|| drawn_split(&patient, config.validation_share));
+        let split = raw.split.unwrap_or_else(|| match described.purpose {
+            Purpose::Training => drawn_split(&patient, config.validation_share),
+            Purpose::Evaluation => Split::Validation,
+        });
         cases.push(Case {
             dataset: config.name.clone(),
             name: full_name,

@@ -185,6 +185,18 @@ fn a_share_of_patients_is_kept_for_validation_and_stays_when_others_come() {
 }
 
 #[test]
+fn scans_for_evaluation_are_trained_on_only_where_the_case_table_says_so() {
+    let base = case_folders(&["a", "b"]);
+    let splits = || {
+        let cases = read(base.path(), &config("3d-ircadb")).unwrap();
+        cases.into_iter().map(|case| case.split).collect::<Vec<_>>()
+    };
+    assert_eq!(splits(), [Split::Validation, Split::Validation]);
+    fs::write(base.path().join("data/cases.toml"), "[a]\nsplit = \"training\"\n").unwrap();
+    assert_eq!(splits(), [Split::Training, Split::Validation]);
+}
+
+#[test]
 fn a_label_map_that_leaves_annotations_open_needs_them_from_the_site() {
     let base = case_folders(&["a"]);
     assert!(matches!(read(base.path(), &config("universal")), Err(DataError::Case { .. })));
