@@ -16,6 +16,8 @@ use crate::signed::SignedDocument;
 const FORMAT: &str = "consilium label manifest 1";
 /// What messages call it.
 const DOCUMENT: &str = "label manifest";
+/// What [`names_dataset`] asks for.
+pub(crate) const DATASET_NAMES: &str = "1 to 60 of letters, digits, `-`, `_` and `.`";
 /// Most data sets of a site.
 const MAX_DATASETS: usize = 100;
 /// Most training volumes of a site.
@@ -159,11 +161,8 @@ impl LabelManifest {
         if total != u64::from(self.volumes) {
             problems.add_allowed("datasets", format!("{total} volumes in all"), format!("{}", self.volumes));
         }
-        for dataset in &self.datasets {
-            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if dataset.name.is_empty() || dataset.name.len() > 60 || !dataset.name.chars().all(plain) {
-                problems.add_allowed("datasets", "a name", "1 to 60 of letters, digits, `-`, `_` and `.`");
-            }
+        for _ in self.datasets.iter().filter(|dataset| !names_dataset(&dataset.name)) {
+            problems.add_allowed("datasets", "a name", DATASET_NAMES);
         }
     }
 }
@@ -201,6 +200,12 @@ impl<'a> Tally<'a> {
         let may_be_told = both.all(|patients| patients.disclosure(min_count) == Disclosure::Counts);
         ClassCount { present: self.count.present.filter(|_| may_be_told), ..self.count }
     }
+}
+
+/// Whether a manifest may name a data set so.
+pub(crate) fn names_dataset(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=60).contains(&name.len()) && name.chars().all(plain)
 }
 
 fn is_zero(count: &u32) -> bool {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Annotated, Exclusion, Fold, LabelMap, Provenance, Purpose, RawMask, Target};
 use crate::config::Problems;
 use crate::ids::ClassId;
+use crate::manifest::{DATASET_NAMES, names_dataset};
 use crate::taxonomy::{ClassKind, Taxonomy};
 
 /// What a file writes for "the site says it".
@@ -140,6 +141,10 @@ pub(super) fn check(raw: RawLabelMap, taxonomy: &Taxonomy) -> (LabelMap, Problem
         merge,
         provenance: raw.provenance,
     };
+    // No coordinator would take a manifest with another.
+    if !names_dataset(&map.key) {
+        names.problems.add_allowed("key", format!("`{}`", map.key), DATASET_NAMES);
+    }
     check_provenance(map.provenance.as_ref(), &mut names.problems);
     check_crop_ratios(&map, &mut names);
     check_together(&map, &mut names);

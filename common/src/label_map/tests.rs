@@ -1,4 +1,5 @@
 use super::*;
+use crate::manifest::{CaseLabels, LabelManifest};
 use crate::testing::provenance;
 
 fn class(id: u8) -> ClassId {
@@ -225,6 +226,31 @@ values = [9]
       allowed: the right one of a left/right pair
     error: mine.toml:22: `mask[0].values`: 9 is not listed under `values`
     "#);
+}
+
+#[test]
+fn a_key_is_one_that_a_manifest_may_name() {
+    let taxonomy = Taxonomy::standard();
+    let parsed = |key: &str| {
+        let map = LabelMap { key: key.to_owned(), ..LabelMap::standard("lits").unwrap() };
+        LabelMap::parse("lits.toml", &map.to_toml(&taxonomy), &taxonomy)
+    };
+    let refused = parsed("our liver").unwrap_err();
+    insta::assert_snapshot!(refused, @r#"
+    lits.toml:2: `key`: `our liver`
+      allowed: 1 to 60 of letters, digits, `-`, `_` and `.`
+    "#);
+    let long = "k".repeat(61);
+    assert!(["", "Köln", "a/b", &long[..]].iter().all(|key| parsed(key).is_err()));
+
+    let annotated = BTreeSet::from([class(6)]);
+    for key in ["our-liver_2.1", &long[1..]] {
+        let map = parsed(key).unwrap();
+        let case =
+            CaseLabels { dataset: &map.key, annotated: &annotated, present: &annotated, pseudo: false };
+        let manifest = LabelManifest::count("north".parse().unwrap(), taxonomy.digest(), [case], 1);
+        assert!(manifest.checked().is_ok(), "{key}");
+    }
 }
 
 #[test]
