@@ -23,10 +23,9 @@ use super::window_progress::WindowProgress;
 use super::{ConfigArgs, limit_threads, line, runtime, shown};
 use crate::client::files;
 use crate::data::DataError;
-use crate::data::error::CaseFault;
 use crate::data::intensity::check_hounsfield;
 use crate::data::nifti::{Image, Limits, read_image, write_image_f32, write_labels};
-use crate::data::orientation::Reorientation;
+use crate::data::orientation::{Reorientation, check_orientation};
 use crate::data::volume::Volume;
 use crate::infer::masks::ClassMasks;
 use crate::infer::merge::{merge, merge_labels};
@@ -75,6 +74,9 @@ pub(super) struct PredictArgs {
     /// These are CT although their values look otherwise.
     #[arg(long)]
     assume_hounsfield: bool,
+    /// Scans whose files have no orientation run to the left, to the front and to the head (LAS).
+    #[arg(long)]
+    assume_orientation: bool,
 }
 
 fn part_of_window(text: &str) -> Result<f64, String> {
@@ -129,6 +131,7 @@ struct Wanted<'a> {
     /// Classes with a volume of probabilities.
     probabilities: Vec<ClassId>,
     assume_hounsfield: bool,
+    assume_orientation: bool,
 }
 
 impl<'a> Wanted<'a> {
@@ -152,6 +155,7 @@ impl<'a> Wanted<'a> {
             masks: if args.masks { classes.clone() } else { Vec::new() },
             probabilities: if args.probabilities { classes } else { Vec::new() },
             assume_hounsfield: args.assume_hounsfield,
+            assume_orientation: args.assume_orientation,
         })
     }
 
@@ -226,16 +230,14 @@ impl<'a> Wanted<'a> {
         Ok(())
     }
 
-    fn read(&self, scan: &Path) -> Result<Image, CliError> {
-        let image = read_image(scan, &Limits::default()).map_err(DataError::from)?;
+    fn read(&self, scan: &Path) -> Result<Image, DataError> {
+        let image = read_image(scan, &Limits::default())?;
+        let name = shown(scan).to_string();
+        if !self.assume_orientation {
+            check_orientation(image.placed_by).map_err(DataError::of_case(&name))?;
+        }
         if !self.assume_hounsfield {
-            check_hounsfield(&image.volume).map_err(|fault| {
-                let error = DataError::Case {
-                    case: shown(scan).to_string(),
-                    fault: Box::new(CaseFault::from(fault)),
-                };
-                CliError::new(error).hint("if it is CT all the same, say so with --assume-hounsfield")
-            })?;
+            check_hounsfield(&image.volume).map_err(DataError::of_case(&name))?;
         }
         Ok(image)
     }

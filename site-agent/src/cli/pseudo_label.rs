@@ -26,9 +26,7 @@ use super::{ConfigArgs, limit_threads, line, runtime};
 use crate::client::files;
 use crate::data::DataError;
 use crate::data::dataset::{CASES_FILE, Case, LABEL_MAP_FILE, Split, TAXONOMY_FILE};
-use crate::data::error::CaseFault;
-use crate::data::intensity::check_hounsfield;
-use crate::data::nifti::{Limits, read_image, write_labels};
+use crate::data::nifti::write_labels;
 use crate::infer::Predictor;
 use crate::infer::predict::{InferenceSettings, segment};
 use crate::infer::pseudo_labels::{OverlapValues, found};
@@ -134,6 +132,8 @@ struct CaseEntry {
     annotated: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hounsfield: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    orientation: Option<&'static str>,
 }
 
 /// What is asked for, and the data set so far.
@@ -201,14 +201,7 @@ impl<'a> Labeller<'a> {
         if wanted.is_empty() {
             return Ok(wanted);
         }
-        let image = read_image(&case.image, &Limits::default()).map_err(DataError::from)?;
-        if !case.assume_hounsfield {
-            check_hounsfield(&image.volume).map_err(|fault| DataError::Case {
-                case: case.name.clone(),
-                fault: Box::new(CaseFault::from(fault)),
-            })?;
-        }
-        let masks = segment(image, &self.settings, network).with_context(|| case.name.clone())?;
+        let masks = segment(case.read_scan()?, &self.settings, network).with_context(|| case.name.clone())?;
         let found = found(&masks, &wanted, self.min_volume_ml);
         if !found.is_empty() {
             let labels = self.values.encode(&masks, &found)?;
@@ -262,6 +255,7 @@ impl<'a> Labeller<'a> {
             split: annotated.is_empty().then_some("excluded"),
             annotated,
             hounsfield: case.assume_hounsfield.then_some("assume"),
+            orientation: case.assume_orientation.then_some("assume"),
         }
     }
 }

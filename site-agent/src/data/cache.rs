@@ -45,7 +45,7 @@ impl CaseKey {
         // Shortest decimal forms read back exactly: equal text means equal settings.
         let rest = format!("{} {annotated:?} {taxonomy} {settings:?}", case.label_map.digest());
         key.update(rest.as_bytes());
-        key.update(&[u8::from(case.assume_hounsfield)]);
+        key.update(&[u8::from(case.assume_hounsfield), u8::from(case.assume_orientation)]);
         Ok(Self(Digest::from_bytes(*key.finalize().as_bytes())))
     }
 }

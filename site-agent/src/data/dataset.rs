@@ -11,6 +11,7 @@
 //! split = "validation"      # training, validation or excluded; default: by the label map's `use`, and by `validation_share`
 //! annotated = ["liver"]     # where it differs from the data set's
 //! hounsfield = "assume"     # a CT although its values look otherwise
+//! orientation = "assume"    # LAS: its file does not say how the patient lies
 //! ```
 //!
 //! Names of classes are words of one taxonomy: the data set's own, or the standard one. A study's may be another; what both
@@ -29,6 +30,9 @@ use common::taxonomy::Taxonomy;
 use serde::Deserialize;
 
 use super::DataError;
+use super::intensity::check_hounsfield;
+use super::nifti::{Image, Limits, read_image};
+use super::orientation::check_orientation;
 
 /// Label map and case table of a data set that brings its own.
 pub const LABEL_MAP_FILE: &str = "dataset.toml";
@@ -92,12 +96,13 @@ pub enum Split {
     Excluded,
 }
 
+/// How a property of a scan is known.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Hounsfield {
-    /// A scan that does not look like CT is refused.
+enum Known {
+    /// By its file: a scan whose file does not show it is refused.
     Check,
-    /// The site says that it is CT.
+    /// On the site's word.
     Assume,
 }
 
@@ -108,7 +113,8 @@ struct RawCase {
     patient: Option<String>,
     split: Option<Split>,
     annotated: Option<Vec<String>>,
-    hounsfield: Option<Hounsfield>,
+    hounsfield: Option<Known>,
+    orientation: Option<Known>,
 }
 
 /// One scan with its labels.
@@ -132,8 +138,27 @@ pub struct Case {
     pub split: Split,
     /// Whether it is CT on the site's word.
     pub assume_hounsfield: bool,
+    /// Whether it lies as LAS on the site's word, where its file does not say how.
+    pub assume_orientation: bool,
     /// Whether a model, and no annotator, labelled it: never scored, and trained on only where a study says so.
     pub pseudo: bool,
+}
+
+impl Case {
+    /// Reads the scan, in the axes of its file: a CT that lies in a known way, as the file shows or on the site's word.
+    ///
+    /// # Errors
+    /// A file that is no usable NIfTI, or that shows neither; the latter names the case.
+    pub fn read_scan(&self) -> Result<Image, DataError> {
+        let image = read_image(&self.image, &Limits::default())?;
+        if !self.assume_orientation {
+            check_orientation(image.placed_by).map_err(DataError::of_case(&self.name))?;
+        }
+        if !self.assume_hounsfield {
+            check_hounsfield(&image.volume).map_err(DataError::of_case(&self.name))?;
+        }
+        Ok(image)
+    }
 }
 
 /// All cases of all data sets of a site, ordered by name, over the classes of `taxonomy`: also those that annotate none of
@@ -235,7 +260,8 @@ pub fn read_dataset(
             annotated,
             patient,
             split,
-            assume_hounsfield: raw.hounsfield == Some(Hounsfield::Assume),
+            assume_hounsfield: raw.hounsfield == Some(Known::Assume),
+            assume_orientation: raw.orientation == Some(Known::Assume),
             pseudo,
         });
     }

@@ -11,6 +11,7 @@ use super::geometry::GeometryMismatch;
 use super::intensity::NotHounsfield;
 use super::labels::LabelError;
 use super::nifti::NiftiError;
+use super::orientation::NoOrientation;
 use super::resample::ResampleError;
 
 /// Data that cannot be used.
@@ -76,6 +77,8 @@ pub enum CaseFault {
     #[error(transparent)]
     NotHounsfield(#[from] NotHounsfield),
     #[error(transparent)]
+    NoOrientation(#[from] NoOrientation),
+    #[error(transparent)]
     Labels(#[from] LabelError),
     #[error(transparent)]
     Annotation(#[from] AnnotationError),
@@ -87,7 +90,7 @@ pub enum CaseFault {
 
 impl DataError {
     /// Names the case that a fault was found in.
-    pub(super) fn of_case<F: Into<CaseFault>>(case: &str) -> impl Fn(F) -> Self + '_ {
+    pub(crate) fn of_case<F: Into<CaseFault>>(case: &str) -> impl Fn(F) -> Self + '_ {
         move |fault| Self::Case { case: case.to_owned(), fault: Box::new(fault.into()) }
     }
 

@@ -1,6 +1,6 @@
-//! Reference files for the tests of this folder.
+//! Reference files for the tests of this folder, and what may be wrong with a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::testing::shared_dir;
 
@@ -12,4 +12,12 @@ pub(super) fn shared(part: &str) -> Option<PathBuf> {
     let path = shared_dir()?.join(part);
     assert!(path.exists(), "{} is missing among the reference files", path.display());
     Some(path)
+}
+
+/// Takes qform and sform out of a `.nii` file: nothing in it says any more how the patient lies.
+pub(crate) fn forget_orientation(file: &Path) {
+    assert!(file.extension().is_some_and(|ending| ending == "nii"), "the header is not compressed");
+    let mut bytes = std::fs::read(file).unwrap();
+    bytes[252..256].fill(0);
+    std::fs::write(file, bytes).unwrap();
 }

@@ -67,7 +67,8 @@ pub struct HounsfieldEvidence {
     "the values do not look like Hounsfield units: from {min} to {max}, {air:.1} % like air (-1100..-700), {fat:.1} % like fat \
      (-150..-30), {soft:.1} % like soft tissue (-20..120); a CT has {least_soft:.0} % of \
      soft tissue, and {least_air:.0} % of air or {least_fat:.0} % of fat, at least\n\nhint: is this an MR, a windowed picture, or a CT without its rescale slope and intercept? \
-     If it is a CT all the same, write `hounsfield = \"assume\"` for this case in cases.toml",
+     If it is a CT all the same, write `hounsfield = \"assume\"` for this case in cases.toml; `predict` has \
+     --assume-hounsfield",
     min = .0.min, max = .0.max, air = 100.0 * .0.air, fat = 100.0 * .0.fat, soft = 100.0 * .0.soft_tissue,
     least_soft = 100.0 * LEAST_SOFT_TISSUE, least_air = 100.0 * LEAST_AIR, least_fat = 100.0 * LEAST_FAT
 )]
@@ -174,7 +175,7 @@ mod tests {
         insta::assert_snapshot!(error.to_string(), @r#"
         the values do not look like Hounsfield units: from -47 to 833, 0.0 % like air (-1100..-700), 0.0 % like fat (-150..-30), 52.4 % like soft tissue (-20..120); a CT has 3 % of soft tissue, and 1 % of air or 2 % of fat, at least
 
-        hint: is this an MR, a windowed picture, or a CT without its rescale slope and intercept? If it is a CT all the same, write `hounsfield = "assume"` for this case in cases.toml
+        hint: is this an MR, a windowed picture, or a CT without its rescale slope and intercept? If it is a CT all the same, write `hounsfield = "assume"` for this case in cases.toml; `predict` has --assume-hounsfield
         "#);
     }
 

@@ -11,7 +11,7 @@ pub mod components;
 pub mod dataset;
 pub mod error;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 pub mod folds;
 pub mod geometry;
 pub mod intensity;

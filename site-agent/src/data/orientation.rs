@@ -8,6 +8,7 @@ use std::fmt;
 use nalgebra::Matrix3;
 
 use super::geometry::Affine;
+use super::nifti::PlacedBy;
 use super::volume::{Grid, Volume};
 
 /// For each voxel axis, the world axis that it runs closest to, and whether against it.
@@ -67,6 +68,27 @@ pub(super) fn closest_orthogonal(linear: &Matrix3<f64>) -> Matrix3<f64> {
     let svd = directions.svd(true, true);
     let (Some(u), Some(v_t)) = (svd.u, svd.v_t) else { return directions };
     u * v_t
+}
+
+/// A file that does not say how the patient lies in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the file has no orientation (qform_code and sform_code are 0): left and right may be exchanged\n\n\
+     hint: export the scan again, with its orientation. If you know that its voxels run to the left, to the front and \
+     to the head (LAS), write `orientation = \"assume\"` for this case in cases.toml; `predict` has --assume-orientation"
+)]
+pub struct NoOrientation;
+
+/// Whether the file says how the patient lies in it. Readers guess differently where it does not, and a wrong guess makes
+/// a right kidney of a left one.
+///
+/// # Errors
+/// [`NoOrientation`], with the setting by which the site takes the responsibility.
+pub fn check_orientation(placed_by: PlacedBy) -> Result<(), NoOrientation> {
+    match placed_by {
+        PlacedBy::Sform | PlacedBy::Qform => Ok(()),
+        PlacedBy::Assumed => Err(NoOrientation),
+    }
 }
 
 /// A turn from a file's own axes to RAS, and the way back.

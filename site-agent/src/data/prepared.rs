@@ -9,9 +9,8 @@ use common::taxonomy::Taxonomy;
 use super::DataError;
 use super::cache::{CaseCache, CaseKey};
 use super::dataset::Case;
-use super::intensity::check_hounsfield;
 use super::labels::LabelledCase;
-use super::nifti::{Limits, read_image, read_labels};
+use super::nifti::{Limits, read_labels};
 use super::orientation;
 use super::preprocess::{Preprocessing, preprocess_image};
 use super::volume::Volume;
@@ -47,12 +46,8 @@ impl PreparedCase {
     /// # Errors
     /// Whatever is wrong with the case; the error names it.
     pub fn read(case: &Case, settings: &Preprocessing, taxonomy: &Taxonomy) -> Result<Self, DataError> {
-        let limits = Limits::default();
-        let image = read_image(&case.image, &limits)?;
-        if !case.assume_hounsfield {
-            check_hounsfield(&image.volume).map_err(DataError::of_case(&case.name))?;
-        }
-        let (raw, _) = orientation::to_ras(&read_labels(&case.labels, &limits)?);
+        let image = case.read_scan()?;
+        let (raw, _) = orientation::to_ras(&read_labels(&case.labels, &Limits::default())?);
         let file = case.labels.display().to_string();
         let labels = LabelledCase::transfer(raw, &case.label_map, &case.annotated, taxonomy, &file)
             .map_err(DataError::of_case(&case.name))?;

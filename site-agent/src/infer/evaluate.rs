@@ -23,9 +23,8 @@ use crate::data::DataError;
 use crate::data::dataset::Case;
 use crate::data::error::CaseFault;
 use crate::data::geometry::geometry_matches;
-use crate::data::intensity::check_hounsfield;
 use crate::data::labels::LabelledCase;
-use crate::data::nifti::{Image, Limits, read_image, read_labels};
+use crate::data::nifti::{Image, Limits, read_labels};
 use crate::data::orientation::{Reorientation, to_ras};
 use crate::data::volume::{Grid, Volume};
 
@@ -113,10 +112,7 @@ impl Evaluation<'_> {
 
 /// A scan as its file has it, and its labels turned to R, A, S.
 pub(super) fn read_scan(case: &Case, taxonomy: &Taxonomy) -> Result<(Image, LabelledCase), DataError> {
-    let image = read_image(&case.image, &Limits::default())?;
-    if !case.assume_hounsfield {
-        check_hounsfield(&image.volume).map_err(in_case(case))?;
-    }
+    let image = case.read_scan()?;
     let labels = read_labels(&case.labels, &Limits::default())?;
     geometry_matches(image.volume.grid(), labels.grid()).map_err(in_case(case))?;
     let (raw, _) = to_ras(&labels);

@@ -3,6 +3,7 @@ use common::testing::example_study;
 use nalgebra::{Matrix4, Vector4};
 
 use super::*;
+use crate::data::fixtures::forget_orientation;
 use crate::data::geometry::Affine;
 use crate::data::nifti::{read_labels, write_image_i16};
 use crate::data::preprocess::Preprocessing;
@@ -33,6 +34,7 @@ fn wanted(taxonomy: &Taxonomy) -> Wanted<'_> {
         masks: vec![class(6)],
         probabilities: vec![class(6), class(27)],
         assume_hounsfield: true,
+        assume_orientation: false,
     }
 }
 
@@ -75,6 +77,27 @@ fn a_bad_scan_is_counted_and_the_others_are_labelled_in_full() {
         ends.map(|end| format!("{name}-{end}"))
     };
     assert_eq!(names, [of("good"), of("last")].concat());
+}
+
+#[test]
+fn a_scan_without_orientation_is_not_labelled_unless_it_is_vouched_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let scan = folder.path().join("ct.nii");
+    write_scan(&scan);
+    forget_orientation(&scan);
+    let taxonomy = Taxonomy::standard();
+    let mut wanted = wanted(&taxonomy);
+    let outputs = outputs(std::slice::from_ref(&scan), folder.path(), &wanted.ends()).unwrap();
+    let refused = CliError::new(wanted.read(&scan).unwrap_err()).text();
+    assert!(refused.starts_with("error: case `ct.nii`: the file has no orientation"), "{refused}");
+    assert!(refused.contains("\n\nhint: ") && refused.contains("--assume-orientation"), "{refused}");
+    let label = |wanted: &Wanted<'_>| {
+        wanted.label_all(std::slice::from_ref(&scan), &outputs, &LIVER, &Cancel::default())
+    };
+    assert_eq!(label(&wanted), Tally { labelled: 0, failed: 1 });
+
+    wanted.assume_orientation = parse(&["--assume-orientation"]).unwrap().assume_orientation;
+    assert_eq!(label(&wanted), Tally { labelled: 1, failed: 0 });
 }
 
 /// Asks to stop as Ctrl-C does, while it looks at its first window.

@@ -6,6 +6,7 @@ use nalgebra::{Matrix4, Vector4};
 
 use super::*;
 use crate::data::dataset::{DatasetConfig, read_datasets, refuse_pseudo_labels};
+use crate::data::fixtures::forget_orientation;
 use crate::data::geometry::Affine;
 use crate::data::nifti::write_image_i16;
 use crate::data::prepared::PreparedCase;
@@ -21,12 +22,16 @@ fn class(id: u8) -> ClassId {
 
 /// A scan whose labels say only where the liver is; `bright` shows a box that the model takes for liver and spleen.
 fn write_case(folder: &Path, bright: bool) {
+    write_case_as(folder, "ct.nii.gz", bright);
+}
+
+fn write_case_as(folder: &Path, ct: &str, bright: bool) {
     fs::create_dir_all(folder).unwrap();
     let affine = Affine::new(Matrix4::from_diagonal(&Vector4::new(1.5, 1.5, 1.5, 1.0))).unwrap();
     let grid = Grid { shape: [20, 18, 16], affine };
     let inside = |index: [usize; 3]| (0..3).all(|axis| (4..12 - axis).contains(&index[axis]));
     let scan = Volume::from_fn(grid.clone(), |index| if inside(index) && bright { 200 } else { -100 });
-    write_image_i16(&folder.join("ct.nii.gz"), &scan).unwrap();
+    write_image_i16(&folder.join(ct), &scan).unwrap();
     let labels = Volume::from_fn(grid, |index| u8::from(inside(index)));
     write_labels(&folder.join("labels.nii.gz"), &labels).unwrap();
 }
@@ -113,6 +118,26 @@ fn a_bad_scan_is_counted_and_the_others_are_labelled() {
     assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN, &Cancel::default()), 1);
     labeller.finish(provenance()).unwrap();
     assert_eq!(cases(site.path(), &[dataset("pseudo", None)])[0].patient, "livers/b");
+}
+
+#[test]
+fn the_new_data_set_vouches_for_an_orientation_as_the_old_one_does() {
+    let site = tempfile::tempdir().unwrap();
+    for name in ["a", "b"] {
+        write_case_as(&site.path().join("livers").join(name), "ct.nii", true);
+        forget_orientation(&site.path().join("livers").join(name).join("ct.nii"));
+    }
+    fs::write(site.path().join("livers").join(CASES_FILE), "[b]\norientation = \"assume\"\n").unwrap();
+    let own = cases(site.path(), &[dataset("livers", Some("chaos"))]);
+    let (out, taxonomy) = (site.path().join("pseudo"), Taxonomy::standard());
+    let mut labeller = labeller(&out, &taxonomy, 1);
+    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN, &Cancel::default()), 1, "nobody vouches for `a`");
+    labeller.finish(provenance()).unwrap();
+
+    let made = cases(site.path(), &[dataset("pseudo", None)]);
+    let names: Vec<&str> = made.iter().map(|case| case.name.as_str()).collect();
+    assert_eq!(names, ["pseudo/livers-b"]);
+    PreparedCase::read(&made[0], &Preprocessing::default(), &taxonomy).unwrap();
 }
 
 #[test]

@@ -75,10 +75,15 @@ fn the_key_follows_content_label_map_annotations_and_preprocessing() {
     let mut map = (*cases[0].label_map).clone();
     map.splits.clear();
     let unsplit = Case { label_map: Arc::new(map), ..cases[0].clone() };
+    let vouched = Case { assume_orientation: true, ..cases[0].clone() };
     let finer = Preprocessing { spacing_mm: [15.0; 3], ..SETTINGS };
-    for other in
-        [key(&fewer, &SETTINGS), key(&unsplit, &SETTINGS), key(&cases[0], &finer), key(&cases[1], &SETTINGS)]
-    {
+    for other in [
+        key(&fewer, &SETTINGS),
+        key(&unsplit, &SETTINGS),
+        key(&vouched, &SETTINGS),
+        key(&cases[0], &finer),
+        key(&cases[1], &SETTINGS),
+    ] {
         assert_ne!(base, other);
     }
 }

@@ -1,8 +1,14 @@
+use nalgebra::{Matrix4, Vector4};
+
 use super::*;
 use crate::data::error::CaseFault;
-use crate::data::fixtures::shared;
+use crate::data::fixtures::{forget_orientation, shared};
+use crate::data::geometry::Affine;
+use crate::data::nifti::{PlacedBy, write_image_i16, write_labels};
+use crate::data::orientation::NoOrientation;
 use crate::data::prepared::PreparedCase;
 use crate::data::preprocess::Preprocessing;
+use crate::data::volume::{Grid, Volume};
 
 fn touch(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -146,6 +152,38 @@ fn an_mr_is_refused_until_the_case_table_vouches_for_its_values() {
     }
     let case = read_with("[mr]\nhounsfield = \"assume\"\n").unwrap();
     assert_eq!(case.present, BTreeSet::from([ClassId::new(6).unwrap()]), "its labels came with it");
+}
+
+#[test]
+fn a_scan_without_orientation_is_refused_until_the_case_table_vouches_for_it() {
+    let base = tempfile::tempdir().unwrap();
+    let [ct, labels] = ["data/a/ct.nii", "data/a/labels.nii"].map(|file| base.path().join(file));
+    fs::create_dir_all(base.path().join("data/a")).unwrap();
+    let affine = Affine::new(Matrix4::from_diagonal(&Vector4::new(1.5, 1.5, 1.5, 1.0))).unwrap();
+    let grid = Grid { shape: [6, 5, 4], affine };
+    write_image_i16(&ct, &Volume::from_fn(grid.clone(), |_| 100)).unwrap();
+    write_labels(&labels, &Volume::from_fn(grid, |[x, ..]| u8::from(x < 2))).unwrap();
+    // Made-up scans do not look like CT.
+    let case = |more: &str| {
+        let table = format!("[a]\nhounsfield = \"assume\"\n{more}");
+        fs::write(base.path().join("data/cases.toml"), table).unwrap();
+        read(base.path(), &config("lits")).unwrap().remove(0)
+    };
+    let prepare =
+        |case: &Case| PreparedCase::read(case, &Preprocessing::default(), &Taxonomy::standard()).map(drop);
+    prepare(&case("")).unwrap();
+
+    forget_orientation(&ct);
+    forget_orientation(&labels);
+    for more in ["", "orientation = \"check\"\n"] {
+        let refused = prepare(&case(more)).unwrap_err();
+        let DataError::Case { case, fault } = refused else { panic!("`{more}`: {refused}") };
+        assert_eq!(case, "own/a");
+        assert!(matches!(*fault, CaseFault::NoOrientation(NoOrientation)), "{fault}");
+    }
+    let vouched = case("orientation = \"assume\"\n");
+    assert_eq!(vouched.read_scan().unwrap().placed_by, PlacedBy::Assumed);
+    prepare(&vouched).unwrap();
 }
 
 #[test]

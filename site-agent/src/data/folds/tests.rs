@@ -16,6 +16,7 @@ fn case(dataset: &str, number: u32, patient: &str) -> Case {
         patient: patient.to_owned(),
         split: Split::Training,
         assume_hounsfield: false,
+        assume_orientation: false,
         pseudo: false,
     }
 }

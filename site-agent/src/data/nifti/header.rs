@@ -43,7 +43,7 @@ pub enum PlacedBy {
     /// The rotation and offset (`qform`).
     Qform,
     /// Neither was given: voxel sizes alone, centred, x from right to left, as nibabel assumes. Left and right may be
-    /// exchanged, so whoever trains or reports on such a file must say so.
+    /// exchanged: `check_orientation` refuses such a file.
     Assumed,
 }
 

@@ -91,6 +91,7 @@ fn refusal(folder: &Path, file: &str, role: &str) -> Option<String> {
         patient: file.to_owned(),
         split: Split::Training,
         assume_hounsfield: false,
+        assume_orientation: false,
         pseudo: false,
     };
     let code = |fault: &CaseFault| match fault {
