@@ -267,7 +267,8 @@ fn folder_names(cases: &[Case]) -> Vec<String> {
 
 /// A link to the scan, under the name that case folders give it.
 fn link_scan(image: &Path, folder: &Path) -> Result<(), CliError> {
-    let name = if image.to_string_lossy().ends_with(".nii.gz") { "ct.nii.gz" } else { "ct.nii" };
+    let is_gzip = image.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gz"));
+    let name = if is_gzip { "ct.nii.gz" } else { "ct.nii" };
     let link = || symlink(std::fs::canonicalize(image)?, folder.join(name));
     Ok(link().with_context(|| format!("linking {} into {}", image.display(), folder.display()))?)
 }

@@ -1,3 +1,6 @@
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use nalgebra::{Matrix4, Vector4};
 
 use super::*;
@@ -73,6 +76,73 @@ fn a_folder_with_scans_that_is_no_case_is_a_mistake_and_not_left_out() {
     rename("case-2/CT.nii.gz", "case-2/ct.nii.gz");
     fs::remove_dir_all(base.path().join("data/others")).unwrap();
     assert_eq!(read(base.path(), &config("lits")).unwrap().len(), 3);
+}
+
+/// What is wrong with the data set in `base`.
+fn mistakes(base: &Path) -> Vec<String> {
+    match read(base, &config("lits")) {
+        Err(DataError::Dataset { mistakes, .. }) => mistakes,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn endings_in_capitals_are_endings() {
+    let base = tempfile::tempdir().unwrap();
+    for file in ["images/a_0000.nii.gz", "images/B.NII.GZ", "labels/a.Nii", "labels/B.NII.GZ"] {
+        touch(&base.path().join("data").join(file));
+    }
+    let cases = read(base.path(), &config("lits")).unwrap();
+    let names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+    assert_eq!(names, ["own/B", "own/a"]);
+    assert!(cases[0].image.ends_with("images/B.NII.GZ") && cases[1].labels.ends_with("labels/a.Nii"));
+}
+
+#[test]
+fn a_file_that_looks_like_a_scan_and_is_not_read_is_a_mistake_and_not_left_out() {
+    let base = tempfile::tempdir().unwrap();
+    let not_utf8 = OsStr::from_bytes(b"M\xfcller.nii.gz");
+    for folder in ["data/images", "data/labels"].map(|folder| base.path().join(folder)) {
+        for name in ["a.nii.gz", "b.hdr", "b.img", "c.NRRD", "notes.txt"].map(OsStr::new) {
+            touch(&folder.join(name));
+        }
+        touch(&folder.join(not_utf8));
+    }
+    let told = mistakes(base.path());
+    let named: Vec<&str> = told.iter().filter_map(|mistake| mistake.split('`').nth(1)).collect();
+    let of = |folder: &str| {
+        ["M\u{fffd}ller.nii.gz", "b.hdr", "b.img", "c.NRRD"].map(|name| format!("{folder}/{name}"))
+    };
+    assert_eq!(named, [of("images"), of("labels")].concat());
+    assert!(told[1].contains(" is not read: "), "{told:?}");
+
+    let base = case_folders(&["a"]);
+    touch(&base.path().join("data/a/source.nrrd"));
+    for file in ["b/ct.hdr", "b/ct.img", "b/labels.nii.gz", "dicom/1.dcm"] {
+        touch(&base.path().join("data").join(file));
+    }
+    let told = mistakes(base.path());
+    assert!(
+        told.len() == 1 && told[0].starts_with("`b` has `ct.hdr`, `ct.img`, `labels.nii.gz` and no `ct`: "),
+        "{told:?}"
+    );
+    fs::remove_dir_all(base.path().join("data/b")).unwrap();
+    assert_eq!(
+        read(base.path(), &config("lits")).unwrap().len(),
+        1,
+        "what lies beside whole cases harms nobody"
+    );
+}
+
+#[test]
+fn a_folder_without_a_case_is_a_mistake_in_either_layout() {
+    let base = tempfile::tempdir().unwrap();
+    fs::create_dir_all(base.path().join("data")).unwrap();
+    assert!(mistakes(base.path())[0].starts_with("no case: "));
+    for folder in ["data/images", "data/labels"] {
+        fs::create_dir_all(base.path().join(folder)).unwrap();
+    }
+    assert!(mistakes(base.path())[0].starts_with("no case: "));
 }
 
 #[test]
