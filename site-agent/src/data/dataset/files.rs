@@ -61,11 +61,15 @@ fn pair_files(images: &Path, labels: &Path) -> Result<(CaseFiles, Vec<String>), 
     let mut cases = CaseFiles::new();
     let not_read = images.not_read.iter().chain(&labels.not_read);
     let mut mistakes: Vec<String> = not_read.map(|file| not_read_because(file)).collect();
-    for (name, image) in images.read {
-        let case = name.strip_suffix("_0000").unwrap_or(&name).to_owned();
-        match labels.read.remove(&case) {
-            Some(label) => drop(cases.insert(case, (image, label))),
-            None => mistakes.push(format!("image `{name}` has no label file `{case}`")),
+    for (name, image) in &images.read {
+        let case = name.strip_suffix("_0000").unwrap_or(name);
+        let Some(label) = labels.read.remove(case) else {
+            mistakes.push(format!("image `{name}` has no label file `{case}`"));
+            continue;
+        };
+        match (only(image), only(&label)) {
+            (Ok(image), Ok(label)) => drop(cases.insert(case.to_owned(), (image, label))),
+            (image, label) => mistakes.extend([image, label].into_iter().filter_map(Result::err)),
         }
     }
     mistakes.extend(labels.read.keys().map(|name| format!("label file `{name}` has no image")));
@@ -75,8 +79,8 @@ fn pair_files(images: &Path, labels: &Path) -> Result<(CaseFiles, Vec<String>), 
 /// Scans and label files of a folder.
 #[derive(Default)]
 struct Volumes {
-    /// NIfTI files by name without ending.
-    read: BTreeMap<String, PathBuf>,
+    /// NIfTI files by name without ending: one each, unless a mistake was made.
+    read: BTreeMap<String, Vec<PathBuf>>,
     /// Files of other formats, and files whose names are not UTF-8.
     not_read: Vec<PathBuf>,
 }
@@ -90,7 +94,7 @@ impl Volumes {
             let name = file_name(&file).into_owned();
             let is_utf8 = file.file_name().is_some_and(|name| name.to_str().is_some());
             match without_ending(&name, &READ) {
-                Some(stem) if is_utf8 => drop(volumes.read.insert(stem.to_owned(), file)),
+                Some(stem) if is_utf8 => volumes.read.entry(stem.to_owned()).or_default().push(file),
                 None if without_ending(&name, &NOT_READ).is_none() => {}
                 _ => volumes.not_read.push(file),
             }
@@ -105,7 +109,7 @@ impl Volumes {
         };
         let name = folder.file_name().and_then(|name| name.to_str());
         let name = name.ok_or_else(|| not_read_because(folder))?;
-        Ok((name.to_owned(), (ct.clone(), labels.clone())))
+        Ok((name.to_owned(), (only(ct)?, only(labels)?)))
     }
 
     /// What the folder has in the place of a `ct` and a `labels` file.
@@ -113,7 +117,7 @@ impl Volumes {
         const SHOWN: usize = 4;
         let lacks: Vec<_> =
             ["ct", "labels"].into_iter().filter(|stem| !self.read.contains_key(*stem)).collect();
-        let mut files: Vec<&PathBuf> = self.read.values().chain(&self.not_read).collect();
+        let mut files: Vec<&PathBuf> = self.read.values().flatten().chain(&self.not_read).collect();
         files.sort();
         let mut has: Vec<_> = files.iter().take(SHOWN).map(|file| format!("`{}`", file_name(file))).collect();
         if files.len() > SHOWN {
@@ -126,6 +130,20 @@ impl Volumes {
             has.join(", "),
             lacks.join("`, no `")
         )
+    }
+}
+
+/// The file of a name. Of `labels.nii` and `labels.nii.gz`, one is what somebody corrected, and nobody can tell which.
+fn only(files: &[PathBuf]) -> Result<PathBuf, String> {
+    match files {
+        [file] => Ok(file.clone()),
+        several => {
+            let names: Vec<_> = several.iter().map(|file| format!("`{}`", in_folder(file))).collect();
+            let names = names.join(" and ");
+            Err(format!(
+                "{names} differ in their endings alone: keep the one that counts, and move the other away"
+            ))
+        }
     }
 }
 

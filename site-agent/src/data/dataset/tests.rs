@@ -135,6 +135,28 @@ fn a_file_that_looks_like_a_scan_and_is_not_read_is_a_mistake_and_not_left_out()
 }
 
 #[test]
+fn two_files_of_one_name_are_a_mistake_where_one_of_them_would_be_used() {
+    let base = case_folders(&["a", "b"]);
+    for file in ["a/labels.nii", "b/other.nii", "b/other.nii.gz"] {
+        touch(&base.path().join("data").join(file));
+    }
+    let told = mistakes(base.path());
+    let expected = "`a/labels.nii` and `a/labels.nii.gz` differ in their endings alone: ";
+    assert!(told.len() == 1 && told[0].starts_with(expected), "{told:?}");
+
+    let base = tempfile::tempdir().unwrap();
+    for file in
+        ["images/p.nii", "images/p.nii.gz", "labels/p.NII", "labels/p.nii", "labels/q.nii", "images/q.nii"]
+    {
+        touch(&base.path().join("data").join(file));
+    }
+    let told = mistakes(base.path());
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].starts_with("`images/p.nii` and `images/p.nii.gz` "), "{told:?}");
+    assert!(told[1].starts_with("`labels/p.NII` and `labels/p.nii` "), "{told:?}");
+}
+
+#[test]
 fn a_folder_without_a_case_is_a_mistake_in_either_layout() {
     let base = tempfile::tempdir().unwrap();
     fs::create_dir_all(base.path().join("data")).unwrap();
