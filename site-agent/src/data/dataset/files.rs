@@ -173,11 +173,13 @@ fn in_folder(path: &Path) -> String {
     format!("{folder}/{}", file_name(path))
 }
 
-/// What is in a folder, by name.
+/// What is in a folder, by name. What macOS puts beside a file to keep its attributes (`._p7.nii.gz`) is none of it: archives of
+/// public data sets are full of that.
 fn listed(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let entries = fs::read_dir(folder).map_err(DataError::io(folder))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path()).map_err(DataError::io(folder)));
     let mut paths = paths.collect::<Result<Vec<_>, _>>()?;
+    paths.retain(|path| !file_name(path).starts_with("._"));
     paths.sort();
     Ok(paths)
 }

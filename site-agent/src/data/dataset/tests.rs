@@ -135,6 +135,17 @@ fn a_file_that_looks_like_a_scan_and_is_not_read_is_a_mistake_and_not_left_out()
 }
 
 #[test]
+fn what_macos_puts_beside_a_file_is_no_scan() {
+    let base = tempfile::tempdir().unwrap();
+    for file in ["imagesTr/liver_0.nii.gz", "labelsTr/liver_0.nii.gz"] {
+        touch(&base.path().join("data").join(file));
+        touch(&base.path().join("data").join(file.replace("liver", "._liver")));
+    }
+    let cases = read(base.path(), &config("lits")).unwrap();
+    assert_eq!(cases.iter().map(|case| case.name.as_str()).collect::<Vec<_>>(), ["own/liver_0"]);
+}
+
+#[test]
 fn two_files_of_one_name_are_a_mistake_where_one_of_them_would_be_used() {
     let base = case_folders(&["a", "b"]);
     for file in ["a/labels.nii", "b/other.nii", "b/other.nii.gz"] {
