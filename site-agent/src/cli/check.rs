@@ -14,7 +14,7 @@ use crate::client::config::{LeftOut, SiteConfig};
 use crate::client::connection::Dial;
 use crate::client::files::FileError;
 use crate::client::identity::{Identity, IdentityFolder};
-use crate::data::dataset::{Case, Split, read_dataset};
+use crate::data::dataset::{Case, Split, check_patients, read_dataset};
 use crate::data::prepared::PreparedCase;
 use crate::data::preprocess::Preprocessing;
 use crate::model::device;
@@ -200,6 +200,7 @@ fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings
             Err(CliError::new(none).hint("add a [[dataset]] with name, folder and label_map")),
         );
     }
+    let mut all = Vec::new();
     for dataset in &config.datasets {
         let what = format!("data `{}`", dataset.name);
         // In the data set's own words, whatever the classes of a study are.
@@ -214,8 +215,15 @@ fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings
                 if !args.skip_scans {
                     check_cases(&what, &cases, &taxonomy, findings);
                 }
+                all.extend(cases);
             }
         }
+    }
+    // A patient may have scans in several data sets.
+    if let Err(error) = check_patients(&all) {
+        let hint = "give all scans of the patient the same `split` in cases.toml, and data sets that share patients the \
+                    same `validation_share`";
+        findings.add("patients", Err(CliError::new(error).hint(hint)));
     }
 }
 
@@ -255,6 +263,7 @@ fn check_cases(what: &str, cases: &[Case], taxonomy: &Taxonomy, findings: &mut F
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
 
     use super::*;
 
@@ -276,6 +285,56 @@ mod tests {
             assert!(told.contains("others may read or change") && told.contains(&hint), "{told}");
             set(private);
         }
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: CheckArgs,
+    }
+
+    /// What is found in the data of a site whose data sets have these names, and are folders in `site`.
+    fn findings_in(site: &Path, datasets: &[&str], options: &[&str]) -> Vec<Finding> {
+        let mut text =
+            "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p.toml\"\n"
+                .to_owned();
+        for name in datasets {
+            text += &format!("[[dataset]]\nname = \"{name}\"\nfolder = \"{name}\"\nlabel_map = \"lits\"\n");
+        }
+        let config = SiteConfig::parse(&site.join("site.toml"), &text).unwrap();
+        let words = std::iter::once("check").chain(options.iter().copied());
+        let Command { args } = <Command as clap::Parser>::try_parse_from(words).unwrap();
+        let mut findings = Findings { all: Vec::new(), quiet: true };
+        check_datasets(&config, &args, &mut findings);
+        findings.all
+    }
+
+    fn give_case(site: &Path, case: &str) {
+        let folder = site.join(case);
+        fs::create_dir_all(&folder).unwrap();
+        for file in ["ct.nii", "labels.nii"] {
+            fs::write(folder.join(file), "no scan").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_patient_in_training_and_in_validation_is_a_finding_also_across_data_sets() {
+        let site = tempfile::tempdir().unwrap();
+        for dataset in ["old", "new"] {
+            give_case(site.path(), &format!("{dataset}/a"));
+            fs::write(site.path().join(dataset).join("cases.toml"), "[a]\npatient = \"p3\"\n").unwrap();
+        }
+        let wrong = || {
+            let all = findings_in(site.path(), &["old", "new"], &["--skip-scans"]);
+            all.into_iter().filter(|finding| !finding.ok).collect::<Vec<_>>()
+        };
+        assert!(wrong().is_empty());
+        let table = "[a]\npatient = \"p3\"\nsplit = \"validation\"\n";
+        fs::write(site.path().join("new/cases.toml"), table).unwrap();
+        let told = wrong();
+        let [patients] = &told[..] else { panic!("{told:?}") };
+        assert!(patients.what == "patients" && patients.found.contains("`p3`"), "{patients:?}");
+        assert!(patients.todo.as_ref().is_some_and(|todo| todo.contains("the same `split`")), "{patients:?}");
     }
 
     #[test]

@@ -367,7 +367,11 @@ fn drawn_split(patient: &str, validation_share: f64) -> Split {
     if place < validation_share { Split::Validation } else { Split::Training }
 }
 
-fn check_patients(cases: &[Case]) -> Result<(), DataError> {
+/// Whether no patient is in training and in validation.
+///
+/// # Errors
+/// [`DataError::PatientInTwoSplits`] names the first who is.
+pub fn check_patients(cases: &[Case]) -> Result<(), DataError> {
     let mut splits = BTreeMap::new();
     for case in cases.iter().filter(|case| case.split != Split::Excluded) {
         if *splits.entry(&case.patient).or_insert(case.split) != case.split {
