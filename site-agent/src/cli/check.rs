@@ -235,20 +235,28 @@ fn check_folds(config: &SiteConfig, LeftOut { fold, .. }: &LeftOut) -> Result<St
     Ok(format!("fold {fold} is left out: {trained} of {} scans are trained on", cases.len()))
 }
 
+/// What the scans are for, and how many of them annotate each class: studies count training scans alone.
 fn summary(cases: &[Case], taxonomy: &Taxonomy) -> String {
-    let mut annotated = BTreeMap::new();
-    for class in cases.iter().flat_map(|case| &case.annotated) {
-        *annotated.entry(*class).or_insert(0) += 1;
-    }
-    let names: Vec<_> =
-        annotated.into_iter().map(|(class, n)| format!("{} ({n})", taxonomy.name(class))).collect();
-    format!("{} scans; annotated: {}", cases.len(), names.join(", "))
+    let of = |split| cases.iter().filter(move |case| case.split == split);
+    let used = [(Split::Training, "training"), (Split::Validation, "validation")];
+    let used = used.into_iter().filter(|(split, _)| of(*split).count() > 0).map(|(split, name)| {
+        let mut annotated = BTreeMap::new();
+        for class in of(split).flat_map(|case| &case.annotated) {
+            *annotated.entry(*class).or_insert(0) += 1;
+        }
+        let classes = annotated.into_iter().map(|(class, n)| format!("{} ({n})", taxonomy.name(class)));
+        let classes = classes.collect::<Vec<_>>().join(", ");
+        format!("{} {name} scans; annotated: {classes}", of(split).count())
+    });
+    let excluded = Some(of(Split::Excluded).count()).filter(|excluded| *excluded > 0);
+    let excluded = excluded.map(|excluded| format!("{excluded} excluded scans"));
+    used.chain(excluded).collect::<Vec<_>>().join("\n")
 }
 
-/// Reads every scan as training would; scans that are fine get one line together.
+/// Reads every scan that is not excluded as training would; scans that are fine get one line together.
 fn check_cases(what: &str, cases: &[Case], taxonomy: &Taxonomy, findings: &mut Findings) {
     let mut fine = 0;
-    for case in cases {
+    for case in cases.iter().filter(|case| case.split != Split::Excluded) {
         match PreparedCase::read(case, &Preprocessing::default(), taxonomy) {
             Ok(_) => fine += 1,
             Err(error) => findings.add(what, Err(CliError::new(error))),
@@ -335,6 +343,28 @@ mod tests {
         let [patients] = &told[..] else { panic!("{told:?}") };
         assert!(patients.what == "patients" && patients.found.contains("`p3`"), "{patients:?}");
         assert!(patients.todo.as_ref().is_some_and(|todo| todo.contains("the same `split`")), "{patients:?}");
+    }
+
+    #[test]
+    fn an_excluded_scan_is_counted_and_not_looked_at() {
+        let site = tempfile::tempdir().unwrap();
+        for case in ["a", "b", "c", "d"] {
+            give_case(site.path(), &format!("own/{case}"));
+        }
+        let table = "[c]\nsplit = \"validation\"\nannotated = [\"liver\"]\n[d]\nsplit = \"excluded\"\n";
+        fs::write(site.path().join("own/cases.toml"), table).unwrap();
+        let all = findings_in(site.path(), &["own"], &["--skip-scans"]);
+        let expected = "2 training scans; annotated: Liver (2), Liver Tumor (2)\n\
+                        1 validation scans; annotated: Liver (1)\n1 excluded scans";
+        assert_eq!(all[0].found, expected);
+
+        let named = |all: &[Finding], case: &str| all.iter().any(|finding| finding.found.contains(case));
+        let all = findings_in(site.path(), &["own"], &[]);
+        assert!(named(&all, "own/c") && !named(&all, "own/d"), "{all:?}");
+        let table = ["a", "b", "c", "d"].map(|case| format!("[{case}]\nsplit = \"excluded\"\n")).concat();
+        fs::write(site.path().join("own/cases.toml"), table).unwrap();
+        let all = findings_in(site.path(), &["own"], &[]);
+        assert!(all.iter().all(|finding| finding.ok), "{all:?}");
     }
 
     #[test]

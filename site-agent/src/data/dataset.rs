@@ -235,19 +235,26 @@ pub fn read_dataset(
     let mut cases = Vec::new();
     for (name, (image, labels)) in files {
         let raw = table.remove(&name).unwrap_or_default();
+        // Nothing is asked about the labels of a scan that is not used.
+        let is_excluded = raw.split == Some(Split::Excluded);
         let own = classes(&format!("{name}.annotated"), raw.annotated.as_deref(), &words, &mut problems);
         let full_name = format!("{}/{name}", config.name);
         let of_this_case;
         let (label_map, described) = match &shared_map {
             Some(shared) => shared,
+            None if is_excluded => {
+                of_this_case = translated(LabelMap::from_names(&full_name, &BTreeMap::new(), &words));
+                &of_this_case
+            }
             None => {
                 of_this_case = translated(read_names(&full_name, &labels, &words)?);
                 &of_this_case
             }
         };
-        let annotated = described
-            .annotated_in_case(own.as_ref().or(usual.as_ref()), &words)
-            .map_err(DataError::of_case(&full_name))?;
+        let annotated = match described.annotated_in_case(own.as_ref().or(usual.as_ref()), &words) {
+            Err(_) if is_excluded => BTreeSet::new(),
+            annotated => annotated.map_err(DataError::of_case(&full_name))?,
+        };
         let annotated = translation.annotated(label_map, &annotated);
         let patient = raw.patient.unwrap_or_else(|| full_name.clone());
         let split = raw.split.unwrap_or_else(|| match described.purpose {

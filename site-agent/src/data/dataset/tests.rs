@@ -373,6 +373,27 @@ fn each_case_may_name_its_own_values() {
 }
 
 #[test]
+fn nothing_is_asked_of_the_labels_of_an_excluded_scan() {
+    let base = case_folders(&["a", "b"]);
+    let exclude = |more: &str| {
+        let table = format!("[b]\nsplit = \"excluded\"\n{more}");
+        fs::write(base.path().join("data/cases.toml"), table).unwrap();
+    };
+    let annotated = |config: &DatasetConfig| {
+        let cases = read(base.path(), config).unwrap();
+        cases.into_iter().map(|case| (case.split, case.annotated.len())).collect::<Vec<_>>()
+    };
+    let expected = [(Split::Training, 1), (Split::Excluded, 0)];
+    fs::write(base.path().join("data/a/labels.json"), r#"{"1": "liver"}"#).unwrap();
+    exclude("");
+    assert_eq!(annotated(&config(NAMES_FILE)), expected, "b has no labels.json");
+
+    let table = "[a]\nannotated = [\"aorta\"]\n";
+    exclude(table);
+    assert_eq!(annotated(&config("universal")), expected, "nobody says what b annotates");
+}
+
+#[test]
 fn a_study_with_other_classes_learns_what_both_name() {
     let base = case_folders(&["a"]);
     let organ = |id, name| format!("[[class]]\nid = {id}\nname = \"{name}\"\nkind = \"organ\"\n");
