@@ -29,9 +29,16 @@ pub enum LabelError {
     },
 }
 
+/// A copy of the scan in the place of its labels has thousands of values.
 fn describe(unlisted: &BTreeMap<i32, usize>) -> String {
-    let each = unlisted.iter().map(|(value, count)| format!("value {value} ({count} voxels)"));
-    each.collect::<Vec<_>>().join(", ")
+    const SHOWN: usize = 8;
+    let each = unlisted.iter().take(SHOWN).map(|(value, count)| format!("value {value} ({count} voxels)"));
+    let mut text = each.collect::<Vec<_>>().join(", ");
+    if unlisted.len() > SHOWN {
+        let others = unlisted.len() - SHOWN;
+        text += &format!(" and {others} others (is this a scan, and not its labels?)");
+    }
+    text
 }
 
 /// Where the mask of an annotated class comes from.

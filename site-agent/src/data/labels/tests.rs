@@ -117,6 +117,17 @@ fn label_transfer_equals_the_reference_in_all_21_cases() {
 }
 
 #[test]
+fn a_scan_in_the_place_of_its_labels_is_told_in_a_line() {
+    let hounsfield: Vec<i32> = (-1024..1024).collect();
+    let told = transfer(&hounsfield, &LabelMap::standard("lits").unwrap(), &[6]).unwrap_err().to_string();
+    assert!(told.starts_with("labels.nii.gz: value -1024 (1 voxels), value -1023 (1 voxels), "), "{told}");
+    assert!(
+        told.contains("value -1017 (1 voxels) and 2037 others (is this a scan, and not its labels?): "),
+        "{told}"
+    );
+}
+
+#[test]
 fn an_unlisted_value_is_an_error_that_names_value_count_and_file() {
     let map = LabelMap::standard("chaos").unwrap();
     let error = transfer(&[0, 1, 7, 7, -3], &map, &[6]).unwrap_err();
