@@ -246,8 +246,13 @@ fn a_key_is_one_that_a_manifest_may_name() {
     let annotated = BTreeSet::from([class(6)]);
     for key in ["our-liver_2.1", &long[1..]] {
         let map = parsed(key).unwrap();
-        let case =
-            CaseLabels { dataset: &map.key, annotated: &annotated, present: &annotated, pseudo: false };
+        let case = CaseLabels {
+            dataset: &map.key,
+            patient: "p1",
+            annotated: &annotated,
+            present: &annotated,
+            pseudo: false,
+        };
         let manifest = LabelManifest::count("north".parse().unwrap(), taxonomy.digest(), [case], 1);
         assert!(manifest.checked().is_ok(), "{key}");
     }

@@ -194,7 +194,7 @@ fn a_manifest_that_nobody_would_take_is_neither_signed_nor_kept_to_be_sent() {
     let document = example_study();
     let classes = BTreeSet::from([common::ids::ClassId::new(6).unwrap()]);
     let dataset = "ct-2024/MUELLER-HANS-19510304";
-    let case = CaseLabels { dataset, annotated: &classes, present: &classes, pseudo: false };
+    let case = CaseLabels { dataset, patient: "p1", annotated: &classes, present: &classes, pseudo: false };
     let manifest = LabelManifest::count(site(), document.study().taxonomy.digest(), [case], 1);
     agent.worked(Outcome::Counted(Box::new(document), Ok(manifest))).unwrap();
     assert!(agent.manifests.is_empty());

@@ -122,6 +122,7 @@ fn the_manifest_of_cases_that_name_their_values_names_no_case() {
 
     let labels = summaries.iter().map(|case| CaseLabels {
         dataset: &case.dataset,
+        patient: &case.patient,
         annotated: &case.annotated,
         present: &case.present,
         pseudo: case.pseudo,
