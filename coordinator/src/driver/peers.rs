@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use common::evaluation::MAX_MODELS;
 use common::ids::{Role, SiteId};
 use common::wire::{GoodbyeCode, Notice};
 use link::{CloseCode, Connection, Traffic};
 use tokio::sync::mpsc;
 
-/// Notices that may wait for a slow site; beyond, its connection is closed, and it hears all again at the next.
-pub(crate) const NOTICES: usize = 64;
+/// Notices that may wait for a site; beyond, its connection is closed, and it hears all again at the next. Much comes at once,
+/// before any of it can be written: of every study where a site connects, of up to [`MAX_MODELS`] models where an evaluator
+/// approves. This many take 2 MB.
+pub(crate) const NOTICES: usize = 64 * MAX_MODELS;
 
 /// One connection of a site.
 #[derive(Debug)]

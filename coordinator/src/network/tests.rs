@@ -1,9 +1,12 @@
 //! A coordinator in this process, over QUIC on loopback, and sites that do what no program of ours would.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use common::ids::{Role, RoundId, SiteId};
-use common::wire::{EnrollReply, EnrollRequest, EnrollToken, Hello, Reply, Request};
+use common::evaluation;
+use common::ids::{ArtifactHash, Digest, Role, RoundId, SiteId};
+use common::testing::example_study_with;
+use common::wire::{EnrollReply, EnrollRequest, EnrollToken, Hello, Notice, Reply, Request};
 use link::framing::FrameWriter;
 use link::quic::{Dialer, Exchange, QuicSettings};
 use link::tls::{self, Credentials, RootFingerprint};
@@ -16,12 +19,12 @@ use super::credit::{Bulk, Direction};
 use super::*;
 use crate::clock;
 use crate::config::Config;
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, NOW};
 use crate::operator;
 use crate::pki::Token;
 use crate::progress::Progress;
 use crate::service::Service;
-use crate::store::InviteTerms;
+use crate::store::{InviteTerms, JournalEntry, StoredStudy};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,6 +51,11 @@ async fn serve_while<F: Future<Output = ()>>(
 ) {
     let mut fixture = Fixture::new().await;
     settings(&mut fixture.config);
+    serve_fixture(fixture, visit).await;
+}
+
+/// As [`serve_while`], of a store that already holds what the test needs.
+async fn serve_fixture<F: Future<Output = ()>>(fixture: Fixture, visit: impl FnOnce(Served) -> F) {
     let stop = CancellationToken::new();
     let service = Service::open(&fixture.config, Progress::Silent, stop.clone()).await.unwrap();
     let (context, address) = (service.context(), service.local_address().unwrap());
@@ -60,10 +68,14 @@ async fn serve_while<F: Future<Output = ()>>(
 }
 
 impl Served {
-    /// Enrols a site as its program does; what dials with its certificate.
+    /// Enrols a trainer as its program does; what dials with its certificate.
     async fn enrol(&self, name: &str) -> Dialer {
+        self.enrol_as(name, Role::Trainer).await
+    }
+
+    async fn enrol_as(&self, name: &str, role: Role) -> Dialer {
         let (now, token) = (clock::now(), Token::random());
-        let terms = InviteTerms { site: name.parse().unwrap(), role: Role::Trainer };
+        let terms = InviteTerms { site: name.parse().unwrap(), role };
         let until = now.after(Duration::from_secs(3600));
         self.context.store.add_invite(token.hash(), &terms, now, until).await.unwrap();
         let token = data_encoding::BASE32_NOPAD.decode(token.to_text().as_bytes()).unwrap();
@@ -131,6 +143,11 @@ async fn greet(connection: &Connection) -> Exchange {
     let reply = read_reply(&mut exchange.reader, PATIENCE).await.unwrap();
     assert!(matches!(reply, Reply::Welcome(_)), "{reply:?}");
     exchange
+}
+
+/// What a site hears next.
+async fn hear(watch: &mut Exchange) -> Notice {
+    watch.reader.read_within(PATIENCE).await.expect("the coordinator goes on telling")
 }
 
 /// Why the coordinator ended a connection.
@@ -248,4 +265,57 @@ async fn an_invite_names_no_address_that_stands_for_all_of_the_machines() {
     };
     assert!(hint.unwrap().contains("set `address` in coordinator.toml"));
     assert!(matches!(invited("127.0.0.1:0").await, operator::Reply::Invite { .. }));
+}
+
+#[tokio::test]
+async fn a_site_hears_of_all_studies_however_many_there_are() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store().await;
+    let mut unheard = BTreeSet::from([fixture.digest()]);
+    for seed in 1..100 {
+        let study = example_study_with(|draft| draft.seed = seed);
+        let (digest, name, document) = (study.digest(), study.study().name.clone(), study.bytes().to_vec());
+        store.add_study(&StoredStudy { digest, name, document, added_at: NOW }).await.unwrap();
+        unheard.insert(digest);
+    }
+    assert_eq!(unheard.len(), 100);
+    store.close().await;
+    serve_fixture(fixture, |served| async move {
+        let north = served.enrol("north").await;
+        let connection = served.dial(&north).await;
+        let mut watch = greet(&connection).await;
+        while !unheard.is_empty() {
+            if let Notice::StudyOffered { study, .. } = hear(&mut watch).await {
+                unheard.remove(&study);
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_evaluator_hears_of_all_models_that_wait_for_its_report() {
+    let fixture = Fixture::new().await;
+    let (store, study) = (fixture.store().await, fixture.digest());
+    let mut unheard = BTreeSet::new();
+    for round in (1..=200).map(RoundId) {
+        let model = ArtifactHash(Digest::of(&round.0.to_le_bytes()));
+        let event = serde_json::json!({ "evaluation": evaluation::Event::Requested { round, model } });
+        store.append_event(&study, &JournalEntry { at: NOW, event: event.to_string() }).await.unwrap();
+        unheard.insert(model);
+    }
+    store.close().await;
+    serve_fixture(fixture, |served| async move {
+        let held_out = served.enrol_as("held-out", Role::Evaluator).await;
+        let connection = served.dial(&held_out).await;
+        let mut watch = greet(&connection).await;
+        let approved = ask(&connection, &Request::ApproveStudy { study }).await;
+        assert!(matches!(approved, Ok(Reply::Done)), "{approved:?}");
+        while !unheard.is_empty() {
+            if let Notice::EvaluationRequested { model, .. } = hear(&mut watch).await {
+                unheard.remove(&model);
+            }
+        }
+    })
+    .await;
 }
