@@ -26,14 +26,11 @@ impl ClassRows {
         annotating: &BTreeMap<ClassId, BTreeSet<SiteId>>,
         updates: &[WeightedUpdate],
     ) -> Result<Self, AggregateError> {
-        let tensors = base.layout().tensors();
-        let tensor = tensors.iter().position(|tensor| tensor.name == name);
-        let shape = tensor.and_then(|index| tensors.get(index)).map_or(&[][..], |tensor| &tensor.shape);
-        let rows = shape.first().map_or(0, |&rows| rows as usize);
-        let classes = annotating.keys().next_back().map_or(1, |class| class.channel() + 1);
-        let (Some(tensor), true) = (tensor, rows >= classes) else {
-            return Err(AggregateError::ClassTable { tensor: name.to_owned(), classes, rows });
+        let found = base.layout().tensors().iter().enumerate().find(|(_, tensor)| tensor.name == name);
+        let Some((tensor, [rows, row @ ..])) = found.map(|(index, tensor)| (index, &tensor.shape[..])) else {
+            return Err(AggregateError::ClassTable { tensor: name.to_owned() });
         };
+        let rows = *rows as usize;
         let weight_in_row = |site: &WeightedUpdate, row: usize| {
             let sites = ClassId::from_channel(row).and_then(|class| annotating.get(&class));
             if sites.is_some_and(|sites| sites.contains(site.update.site())) { site.weight } else { 0.0 }
@@ -41,7 +38,7 @@ impl ClassRows {
         let by_site: Vec<Vec<f64>> =
             updates.iter().map(|site| (0..rows).map(|row| weight_in_row(site, row)).collect()).collect();
         let totals = (0..rows).map(|row| by_site.iter().map(|weights| weights[row]).sum()).collect();
-        let row_len = shape.iter().skip(1).map(|&axis| u64::from(axis)).product();
+        let row_len = row.iter().map(|&axis| u64::from(axis)).product();
         Ok(Self { tensor, row_len, by_site, totals })
     }
 

@@ -76,15 +76,11 @@ pub enum AggregateError {
         /// The site.
         site: SiteId,
     },
-    /// The class table does not exist, or has fewer rows than there are classes.
-    #[error("class table {tensor}: expected rows for {classes} classes, got {rows}")]
+    /// The class table does not exist.
+    #[error("the model has no class table {tensor}")]
     ClassTable {
         /// Name of the tensor.
         tensor: String,
-        /// Rows that it must have at least.
-        classes: usize,
-        /// Rows that it has; 0 when there is no such tensor.
-        rows: usize,
     },
     /// A chunk read back is not what its manifest names.
     #[error("{of}: {source}")]
@@ -198,10 +194,11 @@ impl Aggregator {
     }
 
     /// Averages row `k` of the class table `tensor` over the sites that annotate class `k + 1` alone; a row that none
-    /// of them annotates stays as it is. `annotating` names the sites of each class.
+    /// of them annotates stays as it is. `annotating` names the sites of each class; a class without a row has no part in it: a
+    /// site's word on what it annotates must not stop a study.
     ///
     /// # Errors
-    /// [`AggregateError::ClassTable`] when there is no such table, or a class has no row.
+    /// [`AggregateError::ClassTable`] when there is no such table.
     pub fn with_class_rows(
         mut self,
         tensor: &str,

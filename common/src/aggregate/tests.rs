@@ -409,15 +409,22 @@ fn a_class_table_over_several_chunks_keeps_its_rows() {
 }
 
 #[test]
-fn a_class_without_a_row_is_an_error() {
+fn a_class_without_a_row_changes_nothing() {
     let sites =
-        Sites::new(layout(&[("table", &[1, 2])]), vec![0.0; 2], vec![("a".to_owned(), 1.0, vec![0.0; 2])]);
-    let annotating = BTreeMap::from([(ClassId::new(2).unwrap(), set(&["a"]))]);
-    for (tensor, rows) in [("table", 1), ("other", 0)] {
-        let aggregator = Aggregator::new(sites.base.clone(), sites.updates(), 1.0).unwrap();
-        let error = aggregator.with_class_rows(tensor, &annotating).unwrap_err();
-        assert_eq!(error, AggregateError::ClassTable { tensor: tensor.to_owned(), classes: 2, rows });
-    }
+        Sites::new(layout(&[("table", &[2, 1])]), vec![0.0; 2], vec![("a".to_owned(), 1.0, vec![1.0; 2])]);
+    let class = |id| ClassId::new(id).unwrap();
+    let annotating = BTreeMap::from([(class(1), set(&["a"])), (class(200), set(&["a"]))]);
+    let aggregator = Aggregator::new(sites.base.clone(), sites.updates(), 1.0).unwrap();
+    let (new, _) = sites.aggregate(&aggregator.with_class_rows("table", &annotating).unwrap());
+    assert_eq!(new, [1.0, 0.0]);
+}
+
+#[test]
+fn a_model_without_the_class_table_is_an_error() {
+    let sites = two_sites();
+    let aggregator = Aggregator::new(sites.base.clone(), sites.updates(), 1.0).unwrap();
+    let error = aggregator.with_class_rows("table", &BTreeMap::new()).unwrap_err();
+    assert_eq!(error, AggregateError::ClassTable { tensor: "table".to_owned() });
 }
 
 fn two_sites() -> Sites {

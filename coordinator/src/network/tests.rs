@@ -5,8 +5,10 @@ use std::net::Ipv4Addr;
 
 use common::evaluation;
 use common::ids::{ArtifactHash, Digest, Role, RoundId, SiteId};
+use common::manifest::LabelManifest;
+use common::signed::{Signed, SignedDocument};
 use common::testing::example_study_with;
-use common::wire::{EnrollReply, EnrollRequest, EnrollToken, Hello, Notice, Reply, Request};
+use common::wire::{EnrollReply, EnrollRequest, EnrollToken, Hello, Notice, Reply, Request, SignedBytes};
 use link::framing::FrameWriter;
 use link::quic::{Dialer, Exchange, QuicSettings};
 use link::tls::{self, Credentials, RootFingerprint};
@@ -317,5 +319,41 @@ async fn an_evaluator_hears_of_all_models_that_wait_for_its_report() {
             }
         }
     })
+    .await;
+}
+
+#[tokio::test]
+async fn a_manifest_with_a_class_that_the_study_does_not_have_is_refused() {
+    serve_while(
+        |_| {},
+        |served| async move {
+            let north = served.enrol("north").await;
+            let (connection, study) = (served.dial(&north).await, served.fixture.digest());
+            let taxonomy = &served.fixture.study.study().taxonomy;
+            let register = async |class: usize| {
+                let manifest = serde_json::json!({
+                    "format": "consilium label manifest 1",
+                    "site": "north",
+                    "taxonomy": taxonomy.digest(),
+                    "volumes": 5,
+                    "classes": [{ "class": class, "annotated": 5, "present": null }],
+                    "datasets": [{ "name": "mine", "volumes": 5 }],
+                });
+                let manifest = LabelManifest::from_bytes(manifest.to_string().as_bytes()).unwrap();
+                let signed = Signed::sign(&manifest, &signing_key());
+                let manifest = SignedBytes { bytes: signed.bytes().to_vec(), signature: *signed.signature() };
+                ask(&connection, &Request::RegisterManifest { study, manifest }).await
+            };
+            let taken = register(taxonomy.len()).await;
+            assert!(matches!(taken, Ok(Reply::Done)), "{taken:?}");
+            let refused = register(taxonomy.len() + 1).await;
+            let Err(LinkError::Refused(refusal)) = refused else { panic!("{refused:?}") };
+            assert_eq!(refusal.code, RefusalCode::BadManifest);
+            assert_eq!(
+                refusal.detail.as_str(),
+                "the manifest counts class 33, which the study does not have"
+            );
+        },
+    )
     .await;
 }
