@@ -6,7 +6,7 @@ use std::io::Write as _;
 use common::ids::SiteId;
 use common::study::Study;
 
-use crate::operator::{SiteLine, Status, StudyLine};
+use crate::operator::{SiteLine, Status, StudyLine, UnreadableStudy};
 use crate::store::pause_name;
 
 /// Prints to standard output. A closed pipe is the reader's wish, not our failure.
@@ -35,10 +35,14 @@ pub(super) fn status(status: &Status) -> String {
 
 /// The studies.
 pub(super) fn studies(status: &Status) -> String {
-    if status.studies.is_empty() {
+    if status.studies.is_empty() && status.unreadable.is_empty() {
         return "no study; add one with `coordinator study add`\n".to_owned();
     }
-    status.studies.iter().map(study).collect()
+    status.studies.iter().map(study).chain(status.unreadable.iter().map(unreadable)).collect()
+}
+
+fn unreadable(UnreadableStudy { name, digest, why }: &UnreadableStudy) -> String {
+    format!("{name}: cannot be read, and stands still: {why}\n  digest  {digest}\n")
 }
 
 /// One study: how it stands, and every setting that decides something.
@@ -179,6 +183,7 @@ mod tests {
                 scored_by: Vec::new(),
                 uncovered: vec!["colon".to_owned()],
             }],
+            unreadable: Vec::new(),
         });
         insta::assert_snapshot!(shown);
     }

@@ -21,6 +21,9 @@ use crate::store::{
 const RESTORE: &str =
     "restore the state folder: `coordinator restore BACKUP` into an empty one, beside this one";
 
+const UNREADABLE: &str = "the other studies go on without it. A program of the version that wrote it may read it; otherwise restore the \
+     state folder: `coordinator restore BACKUP` into an empty one, beside this one";
+
 /// What the records say that must be among the files.
 #[derive(Debug, Default)]
 pub(super) struct Known {
@@ -158,7 +161,7 @@ pub(super) async fn studies(store: &Store, examination: &mut Examination<'_>) ->
                     .good(&name, format!("its journal replays: {phase}, round {}", study.status.round));
                 known.add(&stored, &study, rounds);
             }
-            Err(error) => examination.find(Level::Bad, &name, causes(&error), RESTORE),
+            Err(error) => examination.find(Level::Bad, &name, causes(&error), UNREADABLE),
         }
     }
     Ok(known)

@@ -62,6 +62,9 @@ impl Driver {
             Err(error) => return self.note_fault(&error),
         };
         for (study, round) in rounds {
+            if self.unreadable.contains_key(&study) {
+                continue;
+            }
             let records = match self.store.rounds(&study).await {
                 Ok(records) => records,
                 Err(error) => return self.note_fault(&error),

@@ -51,6 +51,7 @@ pub use self::seats::Seats;
 use self::spent::Spent;
 use self::study_run::{Happening, StudyRun, TickError};
 use crate::clock::SteadyClock;
+use crate::operator::UnreadableStudy;
 use crate::pki::Authority;
 use crate::progress::{Line, Progress};
 use crate::store::{Failing, SiteRecord, SiteStatus, Store, StoreError, StoredManifest};
@@ -80,6 +81,8 @@ pub struct Driver {
     progress: Progress,
     stop: CancellationToken,
     studies: BTreeMap<StudyDigest, StudyRun>,
+    /// Those that cannot be rebuilt: they stand still, and all that is kept of them stays.
+    unreadable: BTreeMap<StudyDigest, UnreadableStudy>,
     peers: Peers,
     seats: Seats,
     handle: DriverHandle,
@@ -106,16 +109,24 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Rebuilds all studies from the store. Nothing is asked of anybody until [`Driver::run`].
+    /// Rebuilds all studies from the store; one that cannot be read keeps no other from going on. Nothing is asked of anybody
+    /// until [`Driver::run`].
     ///
     /// # Errors
     /// The store.
     pub async fn open(parts: Parts) -> Result<Self, StoreError> {
         let (handle, inbox) = DriverHandle::channel();
-        let mut studies = BTreeMap::new();
+        let (mut studies, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
         for stored in parts.store.studies().await? {
-            let run = StudyRun::restore(&parts.store, stored).await?;
-            studies.insert(run.digest(), run);
+            let (digest, name) = (stored.digest, stored.name.clone());
+            match StudyRun::restore(&parts.store, stored).await {
+                Ok(run) => drop(studies.insert(run.digest(), run)),
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    let why = error.to_string();
+                    unreadable.insert(digest, UnreadableStudy { name, digest: digest.to_string(), why });
+                }
+                Err(error) => return Err(error),
+            }
         }
         let last = studies.values().map(StudyRun::last_time).max().unwrap_or_default();
         Ok(Self {
@@ -125,6 +136,7 @@ impl Driver {
             progress: parts.progress,
             stop: parts.stop,
             studies,
+            unreadable,
             peers: Peers::default(),
             seats: Seats::default(),
             handle,
@@ -156,6 +168,7 @@ impl Driver {
     pub async fn run(mut self) {
         self.serving = true;
         let mut failing = self.store.health().listen();
+        self.tell_unreadable();
         self.miss_updates().await;
         self.sweep_spool().await;
         for study in self.studies.keys().copied().collect::<Vec<_>>() {
@@ -182,6 +195,14 @@ impl Driver {
             }
         }
         self.drain().await;
+    }
+
+    fn tell_unreadable(&self) {
+        for UnreadableStudy { name, why, .. } in self.unreadable.values() {
+            tracing::error!(study = %name, %why, "a study cannot be read");
+            let detail = format!("cannot be read, and stands still: {why}");
+            self.progress.say(&Line::Study { study: name.clone(), what: "unreadable".to_owned(), detail });
+        }
     }
 
     async fn drain(&mut self) {

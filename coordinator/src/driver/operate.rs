@@ -16,7 +16,7 @@ use super::study_run::{Happening, StudyRun, TickError};
 use super::{Driver, facts};
 use crate::export::export_safetensors;
 use crate::import::import_safetensors;
-use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, gather};
+use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, UnreadableStudy, gather};
 use crate::pki::{Invite, Token};
 use crate::progress::Line;
 use crate::report::ReportData;
@@ -98,6 +98,7 @@ impl Driver {
             fault_detail: fault_detail.flatten(),
             sites: self.store.sites().await?.into_iter().map(line).collect(),
             studies,
+            unreadable: self.unreadable.values().cloned().collect(),
         })
     }
 
@@ -323,7 +324,10 @@ impl Driver {
     async fn report(&mut self, study: Option<&str>, out: &Path) -> Result<Reply, Failure> {
         let digest = match study {
             Some(study) => self.find(study)?,
-            None => self.store.studies().await?.last().map(|study| study.digest).ok_or_else(no_study)?,
+            None => {
+                let studies = self.store.studies().await?;
+                self.find(&studies.last().ok_or_else(no_study)?.digest.to_string())?
+            }
         };
         let data = self.gathered(&digest).await?;
         files::create_private_dir(out)
@@ -348,14 +352,18 @@ impl Driver {
 
     /// The one study that `text` means.
     fn find(&self, text: &str) -> Result<StudyDigest, Failure> {
-        let means = |run: &&StudyRun| {
-            let digest = run.digest().to_string();
-            run.document.study().name == text || (text.len() >= 4 && digest.starts_with(text))
-        };
+        let is_meant =
+            |name: &str, digest: &str| name == text || (text.len() >= 4 && digest.starts_with(text));
+        let means = |run: &&StudyRun| is_meant(&run.document.study().name, &run.digest().to_string());
         let found: Vec<StudyDigest> = self.studies.values().filter(means).map(StudyRun::digest).collect();
-        match found[..] {
-            [digest] => Ok(digest),
-            [] => Err(Failure::new(
+        let unreadable = self.unreadable.values().find(|study| is_meant(&study.name, &study.digest));
+        match (&found[..], unreadable) {
+            ([digest], _) => Ok(*digest),
+            ([], Some(UnreadableStudy { name, why, .. })) => Err(Failure::new(
+                format!("the study `{name}` cannot be read: {why}"),
+                "`coordinator doctor` says what to do",
+            )),
+            ([], None) => Err(Failure::new(
                 format!("no study is called `{text}`"),
                 "`coordinator study list` shows them",
             )),
@@ -426,10 +434,36 @@ fn answer_word(answer: &Answer) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use common::ids::Digest;
+
     use super::*;
     use crate::driver::lost::tests::driver;
-    use crate::fixture::{Fixture, site};
+    use crate::fixture::{Fixture, NOW, site};
     use crate::pki::Serial;
+
+    #[tokio::test]
+    async fn a_study_that_cannot_be_read_stands_still_and_the_others_go_on() {
+        let fixture = Fixture::new().await;
+        let store = fixture.store().await;
+        let document = b"{\"format\": \"of another time\"}".to_vec();
+        let (digest, name) = (StudyDigest(Digest::of(&document)), "old".to_owned());
+        store.add_study(&StoredStudy { digest, name, document, added_at: NOW }).await.unwrap();
+        let mut driver = driver(&fixture, store).await;
+
+        let Reply::Status(status) = driver.operate(Request::Status).await else { panic!("it is there") };
+        let good = fixture.digest().to_string();
+        assert_eq!(status.studies.iter().map(|study| &study.digest).collect::<Vec<_>>(), [&good]);
+        let [unreadable] = &status.unreadable[..] else { panic!("{status:?}") };
+        assert_eq!((unreadable.name.as_str(), &unreadable.digest), ("old", &digest.to_string()));
+
+        let mut pause = async |study: &str| {
+            driver.operate(Request::Control { study: study.to_owned(), order: Order::Pause }).await
+        };
+        let Reply::Failed { words, hint } = pause("old").await else { panic!("it stands still") };
+        assert!(words.starts_with("the study `old` cannot be read: study in the store: "), "{words}");
+        assert!(hint.unwrap().contains("coordinator doctor"));
+        assert!(matches!(pause(&good).await, Reply::Done { .. }));
+    }
 
     #[tokio::test]
     async fn an_enrolled_site_is_invited_in_its_own_role_alone() {

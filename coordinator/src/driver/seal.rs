@@ -21,7 +21,9 @@ impl Driver {
                 || pending.contains(site)
                 || reported.contains(site)
         };
-        if !self.studies.values().any(seals) || self.studies.values().any(needs) {
+        // A study that cannot be read may seal anybody.
+        let is_sealed = !self.unreadable.is_empty() || self.studies.values().any(seals);
+        if !is_sealed || self.studies.values().any(needs) {
             return Ok(());
         }
         let words = "a test site fetches the models that it is asked to score, and no others";
@@ -32,12 +34,13 @@ impl Driver {
 #[cfg(test)]
 mod tests {
     use common::evaluation::{EvaluatorKind, Event};
-    use common::ids::{RoundId, SiteId};
+    use common::ids::{Digest, RoundId, SiteId, StudyDigest};
     use common::testing::example_study_with;
 
     use crate::driver::lost::tests::driver;
     use crate::driver::study_run::Happening;
     use crate::fixture::{Fixture, site};
+    use crate::operator::UnreadableStudy;
 
     #[tokio::test]
     async fn a_sealed_site_fetches_what_it_is_asked_about_and_the_embeddings() {
@@ -54,6 +57,10 @@ mod tests {
             driver.take(digest, Happening::Evaluation(event)).await;
         }
         assert!(driver.may_fetch(&judge, &model).is_ok(), "no study seals it");
+        let unreadable = UnreadableStudy { name: "old".into(), digest: String::new(), why: String::new() };
+        driver.unreadable.insert(StudyDigest(Digest::of(b"old")), unreadable);
+        assert!(driver.may_fetch(&judge, &model).is_err(), "one may that nobody can read");
+        driver.unreadable.clear();
 
         let sealed = example_study_with(|draft| draft.evaluation.test = vec![judge.clone()]);
         let open = std::mem::replace(&mut driver.studies.get_mut(&digest).unwrap().document, sealed);

@@ -178,6 +178,20 @@ pub struct Status {
     pub sites: Vec<SiteLine>,
     /// The studies, oldest first.
     pub studies: Vec<StudyLine>,
+    /// Studies that cannot be rebuilt from what is kept of them.
+    #[serde(default)]
+    pub unreadable: Vec<UnreadableStudy>,
+}
+
+/// A study that stands still, because it is damaged or another version of this program wrote it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnreadableStudy {
+    /// Its name.
+    pub name: String,
+    /// Its digest.
+    pub digest: String,
+    /// What of it cannot be read.
+    pub why: String,
 }
 
 /// One site of [`Status`].

@@ -7,7 +7,7 @@ use super::*;
 use crate::fixture::{Fixture, NOW, attempt, change_a_byte, keep_update, site};
 use crate::pki::Authority;
 use crate::progress::Progress;
-use crate::store::{QUARANTINE, RoundRecord};
+use crate::store::{JournalEntry, QUARANTINE, RoundRecord};
 
 /// A driver that does not run.
 pub(in crate::driver) async fn driver(fixture: &Fixture, store: Store) -> Driver {
@@ -85,6 +85,27 @@ async fn what_a_kill_left_of_an_ended_round_is_removed_and_nothing_else() {
     let mut driver = driver(&fixture, store.clone()).await;
     driver.sweep_spool().await;
     assert_eq!(store.spool().rounds().unwrap(), [(study, RoundId(1)), (study, RoundId(8))]);
+}
+
+#[tokio::test]
+async fn of_a_study_that_cannot_be_read_nothing_is_removed() {
+    let fixture = Fixture::new().await;
+    let (store, study) = (fixture.store().await, fixture.digest());
+    let ended = RoundRecord {
+        round: RoundId(1),
+        opened_at: NOW,
+        closed_at: Some(NOW),
+        outcome: Some("aborted".to_owned()),
+        model: None,
+        sites: Vec::new(),
+    };
+    store.close_round(&study, &ended).await.unwrap();
+    let torn = JournalEntry { at: NOW, event: "{".to_owned() };
+    store.append_event(&study, &torn).await.unwrap();
+    let mut driver = driver(&fixture, store.clone()).await;
+    assert!(driver.studies.is_empty());
+    driver.sweep_spool().await;
+    assert_eq!(store.spool().rounds().unwrap(), [(study, RoundId(1))]);
 }
 
 #[tokio::test]

@@ -91,6 +91,7 @@ fn status(legs: &[Leg], studies: Vec<StudyLine>) -> Status {
         fault_detail: None,
         sites: legs.iter().flat_map(both).collect(),
         studies,
+        unreadable: Vec::new(),
     }
 }
 
