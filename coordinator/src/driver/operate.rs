@@ -16,7 +16,7 @@ use super::study_run::{Happening, StudyRun, TickError};
 use super::{Driver, facts};
 use crate::export::export_safetensors;
 use crate::import::import_safetensors;
-use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, UnreadableStudy, gather};
+use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, UnreadableStudy, gather, losses};
 use crate::pki::{Invite, Token};
 use crate::progress::Line;
 use crate::report::ReportData;
@@ -330,11 +330,13 @@ impl Driver {
             }
         };
         let data = self.gathered(&digest).await?;
+        let data = ReportData { losses: losses(&self.store, &digest).await?, ..data };
         files::create_private_dir(out)
             .map_err(|e| Failure { words: format!("{}: {e}", out.display()), hint: None })?;
         Ok(Reply::Report { page: data.write(out)? })
     }
 
+    /// The report but its losses, which the report alone needs.
     async fn gathered(&mut self, study: &StudyDigest) -> Result<ReportData, Failure> {
         // Fails only with the runtime, at the end.
         let _ = self.count_traffic().await;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId};
+use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::report::{ClassReport, EvaluationReport, METRIC_VERSION};
 use common::round;
@@ -15,9 +15,9 @@ use crate::report::{
     ClassScore, ClassSummary, CoverageCell, FORMAT, LossSeries, ModelScores, ReportData, RoundSummary,
     SiteSummary, StudySummary,
 };
-use crate::store::{LossPoint, RoundRecord, SiteRecord, Store, StoreError, StoredReport};
+use crate::store::{LossMean, RoundRecord, SiteRecord, Store, StoreError, StoredReport};
 
-/// Gathers the report of one study.
+/// Gathers the report of one study, without its [`losses`].
 pub(crate) async fn gather(
     store: &Store,
     consortium: &str,
@@ -41,11 +41,20 @@ pub(crate) async fn gather(
         sites: sites(store, manifests).await?,
         coverage,
         scores: by_round(scores),
-        losses: losses(store.losses(&digest).await?),
+        losses: Vec::new(),
         rounds: rounds.iter().map(round_summary).collect(),
         board: None,
         overlays: Vec::new(),
     })
+}
+
+/// The losses of one study. They take a while where there are many.
+pub(crate) async fn losses(store: &Store, study: &StudyDigest) -> Result<Vec<LossSeries>, StoreError> {
+    let mut series: BTreeMap<SiteId, Vec<(f64, f64)>> = BTreeMap::new();
+    for LossMean { site, done, loss } in store.losses(study).await? {
+        series.entry(site).or_default().push((done, loss));
+    }
+    Ok(series.into_iter().map(|(site, points)| LossSeries { site, points }).collect())
 }
 
 fn study_summary(document: &StudyDocument, status: &round::Status, rounds: &[RoundRecord]) -> StudySummary {
@@ -149,16 +158,6 @@ fn by_round(mut scores: Vec<ModelScores>) -> Vec<ModelScores> {
     };
     scores.sort_by_key(key);
     scores
-}
-
-fn losses(points: Vec<LossPoint>) -> Vec<LossSeries> {
-    let mut series: BTreeMap<SiteId, Vec<(f64, f64)>> = BTreeMap::new();
-    for point in points {
-        let done = f64::from(point.round.0.saturating_sub(1))
-            + f64::from(point.step) / f64::from(point.steps.max(1));
-        series.entry(point.site).or_default().push((done, f64::from(point.loss)));
-    }
-    series.into_iter().map(|(site, points)| LossSeries { site, points }).collect()
 }
 
 fn round_summary(record: &RoundRecord) -> RoundSummary {

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use common::ids::{Role, SiteId};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use gather::gather;
+pub(crate) use gather::{gather, losses};
 pub use socket::{MAX_SOCKET_PATH, OperatorSocket, SocketError, socket_path};
 
 /// A request of the operator.

@@ -45,7 +45,7 @@ pub struct ReportData {
     pub coverage: Vec<CoverageCell>,
     /// Scores of each published model by each evaluator, by round.
     pub scores: Vec<ModelScores>,
-    /// Training losses, by site, in order of time.
+    /// Training losses, by site, in order of time: means, where a site has told more than a thousand.
     pub losses: Vec<LossSeries>,
     /// The rounds, in order.
     pub rounds: Vec<RoundSummary>,

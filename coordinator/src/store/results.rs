@@ -8,6 +8,9 @@ use sqlx::sqlite::SqliteRow;
 use super::studies::bytes;
 use super::{Store, StoreError, array, parse, signed, unsigned};
 
+/// Losses that are told of each site: more than a chart shows.
+const LOSSES: u32 = 1000;
+
 /// One round as the report tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoundRecord {
@@ -38,6 +41,17 @@ pub struct LossPoint {
     pub steps: u32,
     /// Masked loss, as the site told it.
     pub loss: f32,
+}
+
+/// A site's mean loss over a stretch of its training, of one step where there are few.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LossMean {
+    /// The site.
+    pub site: SiteId,
+    /// Rounds done, the mean too: 2.5 is the middle of round 3.
+    pub done: f64,
+    /// The loss.
+    pub loss: f64,
 }
 
 /// What a site was told about an update that the coordinator keeps.
@@ -155,21 +169,27 @@ impl Store {
         Ok(())
     }
 
-    /// The losses of a study by site, round and step.
+    /// The losses of a study by site, in order of time: some [`LOSSES`] of each, averaged by the database. Weeks of training have
+    /// more than fit the memory.
     ///
     /// # Errors
     /// The database.
-    pub async fn losses(&self, study: &StudyDigest) -> Result<Vec<LossPoint>, StoreError> {
-        let query =
-            "SELECT site, round, step, steps, loss FROM losses WHERE study = ? ORDER BY site, round, step";
-        let rows = sqlx::query(query).bind(bytes(study)).fetch_all(&self.pool).await?;
+    pub async fn losses(&self, study: &StudyDigest) -> Result<Vec<LossMean>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT site, avg(reached) AS done, avg(loss) AS loss FROM
+             (SELECT site, loss, round - 1 + step * 1.0 / max(steps, 1) AS reached FROM losses WHERE study = ?1)
+             GROUP BY site, CAST(reached * ?2 / (SELECT max(round) FROM losses WHERE study = ?1) AS INTEGER)
+             ORDER BY site, done",
+        )
+        .bind(bytes(study))
+        .bind(LOSSES)
+        .fetch_all(&self.pool)
+        .await?;
         let read = |row: &SqliteRow| {
-            Ok(LossPoint {
+            Ok(LossMean {
                 site: parse("loss", row.try_get("site")?)?,
-                round: RoundId(unsigned("loss", row.try_get("round")?)?),
-                step: unsigned("loss", row.try_get("step")?)?,
-                steps: unsigned("loss", row.try_get("steps")?)?,
-                loss: row.try_get::<f64, _>("loss")? as f32,
+                done: row.try_get("done")?,
+                loss: row.try_get("loss")?,
             })
         };
         rows.iter().map(read).collect()

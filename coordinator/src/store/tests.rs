@@ -169,6 +169,41 @@ async fn a_receipt_is_given_to_its_own_site_only() {
 }
 
 #[tokio::test]
+async fn losses_are_told_step_by_step_and_as_means_where_they_are_many() {
+    let (_dir, store) = store().await;
+    enrol(&store, "north").await;
+    enrol(&store, "south").await;
+    let study = study(&store).await;
+    for (name, round, step, loss) in
+        [("south", 1, 5, 0.5), ("north", 2, 5, 1.5), ("north", 1, 9, 2.5), ("north", 1, 10, 2.0)]
+    {
+        let point = LossPoint { site: site(name), round: RoundId(round), step, steps: 10, loss };
+        store.put_loss(&study, &point).await.unwrap();
+    }
+    let mean = |name, done, loss| LossMean { site: site(name), done, loss };
+    assert_eq!(
+        store.losses(&study).await.unwrap(),
+        [mean("north", 0.9, 2.5), mean("north", 1.0, 2.0), mean("north", 1.5, 1.5), mean("south", 0.5, 0.5)]
+    );
+
+    // A hundred rounds of two hundred steps, in which the loss is the number of the round.
+    sqlx::query(
+        "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 19999)
+         INSERT OR REPLACE INTO losses (study, round, site, step, steps, loss)
+         SELECT ?, i / 200 + 1, 'north', i % 200 + 1, 200, (i / 200 + 1) * 1.0 FROM n",
+    )
+    .bind(studies::bytes(&study))
+    .execute(&store.pool)
+    .await
+    .unwrap();
+    let mut told = store.losses(&study).await.unwrap();
+    told.retain(|mean| mean.site.as_str() == "north");
+    assert!((900..=1001).contains(&told.len()), "{}", told.len());
+    assert!(told.is_sorted_by(|a, b| a.done < b.done));
+    assert!(told.iter().all(|mean| (mean.done.ceil() - mean.loss).abs() <= 1.0), "{told:?}");
+}
+
+#[tokio::test]
 async fn the_first_report_on_a_model_stays() {
     let (_dir, store) = store().await;
     let study = study(&store).await;
