@@ -19,6 +19,7 @@ use common::ids::{ClassId, ModelHash, RoundId, SiteId, StudyDigest};
 use common::round::{Fault, Term};
 use common::study::CLASS_TABLE_TENSOR;
 use common::update::{Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate};
+use tokio_util::sync::CancellationToken;
 
 use self::in_order::make_in_order;
 use crate::store::{ArtifactFile, ArtifactWriter, ServerState, ServerStateWriter, Store, StoreError};
@@ -37,6 +38,14 @@ pub(super) struct Job {
     pub(super) steps: u32,
     /// Which sites annotate each class, when the class table is trained.
     pub(super) class_rows: Option<BTreeMap<ClassId, BTreeSet<SiteId>>>,
+    /// Cancelled when nobody wants the model any more.
+    pub(super) stop: CancellationToken,
+}
+
+impl Job {
+    fn go_on(&self) -> Result<(), JobError> {
+        if self.stop.is_cancelled() { Err(JobError::Cancelled) } else { Ok(()) }
+    }
 }
 
 /// What came of it.
@@ -59,6 +68,8 @@ pub(super) enum JobError {
     Update(#[from] Rejection),
     #[error("the numbers")]
     Numbers(#[from] AggregateError),
+    #[error("it was cancelled")]
+    Cancelled,
 }
 
 impl JobError {
@@ -66,7 +77,7 @@ impl JobError {
     pub(super) fn fault(&self) -> Fault {
         match self {
             Self::Store(error) if error.code() == "disk-full" => Fault::StorageFull,
-            Self::Store(_) | Self::Missing { .. } | Self::Update(_) => Fault::Storage,
+            Self::Store(_) | Self::Missing { .. } | Self::Update(_) | Self::Cancelled => Fault::Storage,
             Self::Numbers(AggregateError::Chunk { .. }) => Fault::Storage,
             Self::Numbers(_) => Fault::Numbers,
         }
@@ -199,11 +210,15 @@ fn write_model(
     make_in_order(
         u32::try_from(aggregator.chunks()).unwrap_or(u32::MAX),
         side_by_side(job.method),
-        |index, scratch, made| make_chunk(aggregator, sources, index, scratch, made),
+        |index, scratch, made| {
+            job.go_on()?;
+            make_chunk(aggregator, sources, index, scratch, made)
+        },
         |chunk, made| output.keep(chunk, made),
     )?;
     let Output { writer, state, chunks } = output;
     let model = aggregator.seal(chunks)?.hash();
+    job.go_on()?;
     let written = writer.finish()?;
     link::failpoint::pass("coordinator.after-model-rename");
     debug_assert_eq!(model, written, "both are of the same chunks");

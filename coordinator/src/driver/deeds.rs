@@ -12,6 +12,7 @@ use common::signed::SignedDocument;
 use common::taxonomy::ClassKind;
 use common::wire::Notice;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::aggregation::{self, Done, Job, JobError};
 use super::disk;
@@ -155,16 +156,17 @@ impl Driver {
         let class_rows = trainable.then(|| run.rounds.annotating());
         let steps = run.rounds.plan().steps;
         let method = Method { server_lr, ..Method::of(&run.document.study().aggregation) };
-        let job = Job { study, round, base, terms, method, steps, class_rows };
+        let stop = CancellationToken::new();
+        if let Some(earlier) = self.jobs.insert(study, stop.clone()) {
+            earlier.cancel();
+        }
+        let job = Job { study, round, base, terms, method, steps, class_rows, stop: stop.clone() };
         let name = run.document.study().name.clone();
         let line = move |(what, detail): (&str, String)| Line::Study {
             study: name.clone(),
             what: what.to_owned(),
             detail,
         };
-        let begun = self.jobs.entry(study).or_default();
-        *begun += 1;
-        let number = *begun;
         let (store, handle) = (self.store.clone(), self.handle.clone());
         self.work.spawn(async move {
             let result = tokio::task::spawn_blocking(move || aggregate(&store, &job)).await;
@@ -173,10 +175,7 @@ impl Driver {
                 let fault = round::Fault::Numbers;
                 Heard { lines: Vec::new(), events: vec![round::Event::AggregationFailed { round, fault }] }
             });
-            for words in lines {
-                handle.say(line(words)).await;
-            }
-            handle.aggregated(study, number, events).await;
+            handle.aggregated(study, stop, lines.into_iter().map(line).collect(), events).await;
         });
     }
 
@@ -205,6 +204,10 @@ impl Driver {
         outcome: RoundOutcome,
     ) {
         if model.is_none() {
+            // Its updates go now.
+            if let Some(job) = self.jobs.remove(&study) {
+                job.cancel();
+            }
             let record = self.round_record(study, round, None, outcome);
             let kept = self.store.close_round(&study, &record).await;
             self.note(kept);
@@ -312,6 +315,8 @@ fn aggregate(store: &Store, job: &Job) -> Heard {
             let lines = clipped.iter().map(|clipped| facts::of_clipping(round, clipped)).collect();
             return Heard { lines, events: vec![round::Event::Aggregated { round, model }] };
         }
+        // Its files may be gone already, and nobody asks what became of it.
+        Err(_) if job.stop.is_cancelled() => return Heard { lines: Vec::new(), events: Vec::new() },
         Err(error) => error,
     };
     tracing::error!(error = &error as &dyn std::error::Error, "aggregation failed");

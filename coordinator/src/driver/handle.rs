@@ -5,6 +5,7 @@ use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, RoundId, SiteId, S
 use common::round::{self, UpdateExpectation, UpdateOffer};
 use common::wire::{Refusal, RefusalCode};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::peers::Peer;
 use super::study_run::Happening;
@@ -36,10 +37,11 @@ pub(super) enum Command {
         study: StudyDigest,
         happening: Happening,
     },
-    /// An aggregation ended. Of the jobs of a study only the last counts.
+    /// An aggregation ended. One that was cancelled does not count.
     Aggregated {
         study: StudyDigest,
-        job: u64,
+        job: CancellationToken,
+        lines: Vec<Line>,
         events: Vec<round::Event>,
     },
     MayFetch {
@@ -138,8 +140,14 @@ impl DriverHandle {
     }
 
     /// What came of an aggregation, all at once: the first of its events may begin the next.
-    pub(super) async fn aggregated(&self, study: StudyDigest, job: u64, events: Vec<round::Event>) {
-        self.tell(Command::Aggregated { study, job, events }).await;
+    pub(super) async fn aggregated(
+        &self,
+        study: StudyDigest,
+        job: CancellationToken,
+        lines: Vec<Line>,
+        events: Vec<round::Event>,
+    ) {
+        self.tell(Command::Aggregated { study, job, lines, events }).await;
     }
 
     /// Whether an evaluator may fetch an artifact.

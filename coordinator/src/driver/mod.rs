@@ -100,8 +100,9 @@ pub struct Driver {
     /// What deadlines go by.
     clock: SteadyClock,
     work: TaskTracker,
-    /// How many aggregations each study has begun: what an earlier one comes to is dropped.
-    jobs: BTreeMap<StudyDigest, u64>,
+    /// The last aggregation of each study. Cancelled where another begins, or the study is aborted: it ends soon, and what it comes
+    /// to is dropped.
+    jobs: BTreeMap<StudyDigest, CancellationToken>,
     /// Files that can go.
     spent: Spent,
     /// Whether a server runs on this.
@@ -224,7 +225,7 @@ impl Driver {
         for command in finished {
             match command {
                 Command::Happened { study, happening } => results.push((study, happening)),
-                Command::Aggregated { study, job, events } if self.is_last_job(study, job) => {
+                Command::Aggregated { study, job, events, .. } if !job.is_cancelled() => {
                     results.extend(events.into_iter().map(|event| (study, Happening::Round(event))));
                 }
                 _ => {}
@@ -284,13 +285,14 @@ impl Driver {
                 self.expect_trainers().await;
             }
             Command::Happened { study, happening } => self.take(study, happening).await,
-            Command::Aggregated { study, job, events } if self.is_last_job(study, job) => {
+            Command::Aggregated { study, job, lines, events } if !job.is_cancelled() => {
+                lines.iter().for_each(|line| self.progress.say(line));
                 for event in events {
                     self.take(study, Happening::Round(event)).await;
                 }
             }
-            Command::Aggregated { study, job, .. } => {
-                tracing::debug!(%study, job, "dropped what an earlier aggregation came to");
+            Command::Aggregated { study, .. } => {
+                tracing::debug!(%study, "dropped what a cancelled aggregation came to");
             }
             Command::MayFetch { site, artifact, reply } => {
                 let _ = reply.send(self.may_fetch(&site, &artifact));
@@ -336,10 +338,6 @@ impl Driver {
             Command::Say(line) if self.is_echo(&line) => tracing::debug!(%line, "said before"),
             Command::Say(line) => self.progress.say(&line),
         }
-    }
-
-    fn is_last_job(&self, study: StudyDigest, job: u64) -> bool {
-        self.jobs.get(&study) == Some(&job)
     }
 
     /// Takes an event and does what follows. One that the store does not take waits, if it is our own, and so does what

@@ -77,7 +77,11 @@ impl Study {
     }
 
     fn aggregate(&self, round: u32, base: ModelHash, terms: &[Term]) -> Result<Done, JobError> {
-        let job = Job {
+        aggregate(&self.store, &self.job(round, base, terms))
+    }
+
+    fn job(&self, round: u32, base: ModelHash, terms: &[Term]) -> Job {
+        Job {
             study: self.digest,
             round: RoundId(round),
             base,
@@ -85,8 +89,8 @@ impl Study {
             method: self.method,
             steps: 1,
             class_rows: None,
-        };
-        aggregate(&self.store, &job)
+            stop: CancellationToken::new(),
+        }
     }
 
     /// The number that all tensors of a model hold.
@@ -97,6 +101,11 @@ impl Study {
         assert_eq!(numbers.len(), 300_003);
         assert!(numbers.iter().all(|number| *number == numbers[0]));
         numbers[0]
+    }
+
+    /// How many files or folders lie in a folder of the store.
+    fn count(&self, folder: &str) -> usize {
+        std::fs::read_dir(self.dir.path().join(folder)).unwrap().count()
     }
 
     fn update_file(&self, round: u32, term: &Term, name: &str) -> std::path::PathBuf {
@@ -149,9 +158,20 @@ async fn an_update_that_a_disk_has_changed_ends_it_and_nothing_is_left() {
     assert_eq!(error.fault(), Fault::Storage);
     let words = causes(&error);
     assert!(words.contains("site b: chunk 2"), "{words}");
-    let left = |folder: &str| std::fs::read_dir(study.dir.path().join(folder)).unwrap().count();
-    assert_eq!(left("artifacts"), 1, "the base alone");
-    assert_eq!(left(&format!("server-state/{}", study.digest)), 0);
+    assert_eq!(study.count("artifacts"), 1, "the base alone");
+    assert_eq!(study.count(&format!("server-state/{}", study.digest)), 0);
+}
+
+#[tokio::test]
+async fn one_that_is_cancelled_ends_and_leaves_nothing() {
+    let study = Study::new(momentum()).await;
+    let base = study.put_model(1.0);
+    let terms = [study.put_update(1, base, "a", 1.0)];
+    let job = study.job(1, base, &terms);
+    job.stop.cancel();
+    assert!(matches!(aggregate(&study.store, &job), Err(JobError::Cancelled)));
+    assert_eq!(study.count("artifacts"), 1, "the base alone");
+    assert_eq!(study.count(&format!("server-state/{}", study.digest)), 0);
 }
 
 #[tokio::test]

@@ -114,13 +114,37 @@ async fn what_an_earlier_aggregation_made_does_not_count() {
     let mut driver = driver(&fixture, fixture.store().await).await;
     let (study, round, model) = (fixture.digest(), RoundId(1), fixture.study.study().initial_model);
     // One of before an update was lost, and the one that is under way.
-    driver.jobs.insert(study, 2);
+    let (earlier, last) = (CancellationToken::new(), CancellationToken::new());
+    earlier.cancel();
     let aggregated = |job| {
         let events = vec![round::Event::Aggregated { round, model }];
-        Command::Aggregated { study, job, events }
+        Command::Aggregated { study, job, lines: Vec::new(), events }
     };
-    driver.obey(aggregated(1)).await;
+    driver.obey(aggregated(earlier)).await;
     assert_eq!(driver.studies[&study].rounds.status().phase, "aggregating");
-    driver.obey(aggregated(2)).await;
+    driver.obey(aggregated(last)).await;
     assert_eq!(driver.studies[&study].rounds.status().model_round, round);
+}
+
+#[tokio::test]
+async fn an_abort_ends_the_aggregation_under_way() {
+    let fixture = Fixture::new().await;
+    let mut driver = driver(&fixture, fixture.store().await).await;
+    let (study, job) = (fixture.digest(), CancellationToken::new());
+    driver.jobs.insert(study, job.clone());
+    driver.take(study, Happening::Round(round::Event::Abort)).await;
+    assert_eq!(driver.studies[&study].rounds.status().phase, "aborted");
+    assert!(job.is_cancelled());
+}
+
+#[tokio::test]
+async fn an_aggregation_takes_the_place_of_the_one_before() {
+    let fixture = Fixture::new().await;
+    let mut driver = driver(&fixture, fixture.store().await).await;
+    let (study, earlier) = (fixture.digest(), CancellationToken::new());
+    driver.jobs.insert(study, earlier.clone());
+    driver.take(study, Happening::Round(round::Event::Restarted)).await;
+    assert!(earlier.is_cancelled() && !driver.jobs[&study].is_cancelled());
+    driver.work.close();
+    driver.work.wait().await;
 }
