@@ -425,6 +425,10 @@ impl Driver {
 
     /// Tells the machines that a connected site is ready, once it has approved (and, to train, registered).
     async fn greet(&mut self, study: StudyDigest, site: SiteId) {
+        // It went while the store took its word, and says it again when it comes back.
+        if !self.peers.has(&site) {
+            return;
+        }
         match self.readiness(study, &site).await {
             Ok(Some(happening)) => self.take(study, happening).await,
             Ok(None) => {}

@@ -66,6 +66,11 @@ impl Peers {
         Some((entry.peer.role, entry.uncounted()))
     }
 
+    /// Whether `site` is connected.
+    pub(super) fn has(&self, site: &SiteId) -> bool {
+        self.by_site.contains_key(site)
+    }
+
     /// Ends all connections.
     pub(super) fn close_all(&mut self, code: GoodbyeCode) {
         self.by_site.values().for_each(|entry| entry.close(code));

@@ -114,6 +114,34 @@ impl Served {
         connection
     }
 
+    /// Registers a manifest of five volumes, all of which annotate `class`.
+    async fn register(&self, connection: &Connection, site: &str, class: usize) -> Result<Reply, LinkError> {
+        let manifest = serde_json::json!({
+            "format": "consilium label manifest 1",
+            "site": site,
+            "taxonomy": self.fixture.study.study().taxonomy.digest(),
+            "volumes": 5,
+            "classes": [{ "class": class, "annotated": 5, "present": null }],
+            "datasets": [{ "name": "mine", "volumes": 5 }],
+        });
+        let manifest = LabelManifest::from_bytes(manifest.to_string().as_bytes()).unwrap();
+        let signed = Signed::sign(&manifest, &signing_key());
+        let manifest = SignedBytes { bytes: signed.bytes().to_vec(), signature: *signed.signature() };
+        ask(connection, &Request::RegisterManifest { study: self.fixture.digest(), manifest }).await
+    }
+
+    async fn approve(&self, connection: &Connection) {
+        let approved = ask(connection, &Request::ApproveStudy { study: self.fixture.digest() }).await;
+        assert!(matches!(approved, Ok(Reply::Done)), "{approved:?}");
+    }
+
+    /// The trainers that the fixture's study may ask.
+    async fn ready(&self) -> Vec<SiteId> {
+        let reply = self.context.driver.operate(operator::Request::Status).await;
+        let operator::Reply::Status(status) = reply else { panic!("{reply:?}") };
+        status.studies[0].ready.clone()
+    }
+
     async fn revoke(&self, name: &str) {
         let site: SiteId = name.parse().unwrap();
         let reply = self.context.driver.operate(operator::Request::Revoke { site }).await;
@@ -150,6 +178,11 @@ async fn greet(connection: &Connection) -> Exchange {
 /// What a site hears next.
 async fn hear(watch: &mut Exchange) -> Notice {
     watch.reader.read_within(PATIENCE).await.expect("the coordinator goes on telling")
+}
+
+/// Waits until a site is told of a study: the coordinator counts it as connected by then.
+async fn until_offered(watch: &mut Exchange) {
+    while !matches!(hear(watch).await, Notice::StudyOffered { .. }) {}
 }
 
 /// Why the coordinator ended a connection.
@@ -311,8 +344,8 @@ async fn an_evaluator_hears_of_all_models_that_wait_for_its_report() {
         let held_out = served.enrol_as("held-out", Role::Evaluator).await;
         let connection = served.dial(&held_out).await;
         let mut watch = greet(&connection).await;
-        let approved = ask(&connection, &Request::ApproveStudy { study }).await;
-        assert!(matches!(approved, Ok(Reply::Done)), "{approved:?}");
+        until_offered(&mut watch).await;
+        served.approve(&connection).await;
         while !unheard.is_empty() {
             if let Notice::EvaluationRequested { model, .. } = hear(&mut watch).await {
                 unheard.remove(&model);
@@ -328,31 +361,40 @@ async fn a_manifest_with_a_class_that_the_study_does_not_have_is_refused() {
         |_| {},
         |served| async move {
             let north = served.enrol("north").await;
-            let (connection, study) = (served.dial(&north).await, served.fixture.digest());
-            let taxonomy = &served.fixture.study.study().taxonomy;
-            let register = async |class: usize| {
-                let manifest = serde_json::json!({
-                    "format": "consilium label manifest 1",
-                    "site": "north",
-                    "taxonomy": taxonomy.digest(),
-                    "volumes": 5,
-                    "classes": [{ "class": class, "annotated": 5, "present": null }],
-                    "datasets": [{ "name": "mine", "volumes": 5 }],
-                });
-                let manifest = LabelManifest::from_bytes(manifest.to_string().as_bytes()).unwrap();
-                let signed = Signed::sign(&manifest, &signing_key());
-                let manifest = SignedBytes { bytes: signed.bytes().to_vec(), signature: *signed.signature() };
-                ask(&connection, &Request::RegisterManifest { study, manifest }).await
-            };
-            let taken = register(taxonomy.len()).await;
+            let connection = served.dial(&north).await;
+            let classes = served.fixture.study.study().taxonomy.len();
+            let taken = served.register(&connection, "north", classes).await;
             assert!(matches!(taken, Ok(Reply::Done)), "{taken:?}");
-            let refused = register(taxonomy.len() + 1).await;
+            let refused = served.register(&connection, "north", classes + 1).await;
             let Err(LinkError::Refused(refusal)) = refused else { panic!("{refused:?}") };
             assert_eq!(refusal.code, RefusalCode::BadManifest);
             assert_eq!(
                 refusal.detail.as_str(),
                 "the manifest counts class 33, which the study does not have"
             );
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_site_that_is_not_connected_is_not_ready_whatever_it_said() {
+    serve_while(
+        |_| {},
+        |served| async move {
+            let south = served.enrol("south").await;
+            let connection = served.dial(&south).await;
+            // As of a connection that ended while the store took this: the driver does not have it.
+            served.approve(&connection).await;
+            let registered = served.register(&connection, "south", 1).await;
+            assert!(matches!(registered, Ok(Reply::Done)), "{registered:?}");
+            assert!(served.ready().await.is_empty());
+
+            let mut watch = greet(&connection).await;
+            until_offered(&mut watch).await;
+            served.approve(&connection).await;
+            let ready = served.ready().await;
+            assert_eq!(ready.iter().map(SiteId::as_str).collect::<Vec<_>>(), ["south"]);
         },
     )
     .await;
