@@ -186,7 +186,12 @@ impl Driver {
         // The disconnection that follows tells the machines.
         self.seats.end_all(&site);
         self.expect_trainers().await;
-        Ok(Reply::Done { words: format!("{site} is revoked: its certificates no longer count") })
+        let mut words = format!("{site} is revoked: its certificates no longer count");
+        for run in self.studies.values().filter(|run| run.rounds.counted().contains_key(&site)) {
+            let (name, round) = (&run.document.study().name, run.rounds.status().round);
+            words.push_str(&format!("; its update of round {round} of `{name}` counts already, and stays"));
+        }
+        Ok(Reply::Done { words })
     }
 
     async fn add_study(
@@ -442,6 +447,14 @@ mod tests {
     use crate::driver::lost::tests::driver;
     use crate::fixture::{Fixture, NOW, site};
     use crate::pki::Serial;
+    use crate::store::Store;
+
+    async fn enrol(store: &Store, role: Role) {
+        let (token, now) = (Token::random(), clock::now());
+        let (terms, until) = (InviteTerms { site: site(), role }, now.after(Duration::from_secs(60)));
+        store.add_invite(token.hash(), &terms, now, until).await.unwrap();
+        store.enrol(token.hash(), &[7; 32], Serial::random(), until, now).await.unwrap().unwrap();
+    }
 
     #[tokio::test]
     async fn a_study_that_cannot_be_read_stands_still_and_the_others_go_on() {
@@ -471,11 +484,7 @@ mod tests {
     async fn an_enrolled_site_is_invited_in_its_own_role_alone() {
         let fixture = Fixture::new().await;
         let store = fixture.store().await;
-        let (token, now) = (Token::random(), clock::now());
-        let (terms, until) =
-            (InviteTerms { site: site(), role: Role::Evaluator }, now.after(Duration::from_secs(60)));
-        store.add_invite(token.hash(), &terms, now, until).await.unwrap();
-        store.enrol(token.hash(), &[7; 32], Serial::random(), until, now).await.unwrap().unwrap();
+        enrol(&store, Role::Evaluator).await;
         let mut driver = driver(&fixture, store).await;
         driver.address = Some("federation.example.org:443".to_owned());
 
@@ -487,5 +496,20 @@ mod tests {
         assert!(matches!(driver.operate(invite(Role::Evaluator)).await, Reply::Invite { .. }));
         driver.operate(Request::Revoke { site: site() }).await;
         assert!(matches!(driver.operate(invite(Role::Trainer)).await, Reply::Invite { .. }));
+    }
+
+    #[tokio::test]
+    async fn who_revokes_a_site_is_told_where_its_update_stays() {
+        let fixture = Fixture::new().await;
+        let store = fixture.store().await;
+        enrol(&store, Role::Trainer).await;
+        let mut driver = driver(&fixture, store).await;
+
+        let Reply::Done { words } = driver.operate(Request::Revoke { site: site() }).await else {
+            panic!("it takes part");
+        };
+        let name = &fixture.study.study().name;
+        let told = format!("; its update of round 1 of `{name}` counts already, and stays");
+        assert_eq!(words, format!("north is revoked: its certificates no longer count{told}"));
     }
 }
