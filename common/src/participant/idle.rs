@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ArtifactHash, StudyDigest};
 
-/// Most studies that are remembered; approvals are kept by the driver, so one that is forgotten is only asked about again.
-const MAX_STUDIES: usize = 32;
+/// Most studies that are remembered beside the approved ones. What was decided is kept by the driver, so one that is forgotten is only
+/// asked about again.
+const MAX_UNAPPROVED: usize = 256;
 
 /// What this site thinks of a study.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,13 +67,16 @@ impl Studies {
         self.0.remove(&study).is_some()
     }
 
-    /// Remembers what is thought of a study, in the place of one that is not approved if there are too many.
+    /// Remembers what is thought of a study. An approved one is never forgotten for another, which would leave rounds and models of it
+    /// without an answer; this site's own word bounds how many there are.
     pub(super) fn set(&mut self, study: StudyDigest, standing: Standing) {
-        if self.0.len() >= MAX_STUDIES && !self.0.contains_key(&study) {
-            let undecided = self.0.iter().find(|(_, known)| !matches!(known, Standing::Approved { .. }));
-            let forgotten = undecided.or_else(|| self.0.iter().next()).map(|(&study, _)| study);
-            forgotten.and_then(|study| self.0.remove(&study));
-        }
         self.0.insert(study, standing);
+        let unapproved = self.0.iter().filter(|(_, known)| !matches!(known, Standing::Approved { .. }));
+        let unapproved: Vec<StudyDigest> = unapproved.map(|(&known, _)| known).collect();
+        if unapproved.len() > MAX_UNAPPROVED
+            && let Some(forgotten) = unapproved.iter().find(|known| **known != study)
+        {
+            self.0.remove(forgotten);
+        }
     }
 }

@@ -153,3 +153,26 @@ fn rounds_that_wait_survive_a_snapshot_and_so_does_the_one_of_an_older_program()
     let older = with_others(Site::training()).all([opened(other("b"), 4)]);
     assert_eq!(restore(&kept), older.machine);
 }
+
+#[test]
+fn an_evaluator_scores_every_study_that_it_approved_however_many_it_was_offered() {
+    let studies: Vec<StudyDigest> = (0..40).map(|number| other(&format!("study {number}"))).collect();
+    let mut site = Site::new(Role::Evaluator).all([Event::Connected]);
+    // Twice: each connection begins with what is offered.
+    for _ in 0..2 {
+        for &study in &studies {
+            site.tick(Event::StudyOffered { study });
+            site.tick(Event::StudyApproved { study, needs: BTreeSet::new(), takes_late: false });
+        }
+    }
+    // Offers that nobody decides about make no room at the cost of those.
+    for number in 0..300 {
+        site.tick(Event::StudyOffered { study: other(&format!("undecided {number}")) });
+    }
+    assert_eq!(site.machine.status().undecided.len(), 256);
+    for (round, &study) in (1..).zip(&studies) {
+        let model = hash(&format!("model {round}"));
+        site.tick(Event::EvaluationRequested { study, round: RoundId(round), model });
+    }
+    assert_eq!(site.machine.status().evaluations.len(), 40);
+}
