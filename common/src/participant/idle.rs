@@ -57,6 +57,10 @@ impl Studies {
         matches!(self.0.get(&study), Some(Standing::Approved { takes_late: true, .. }))
     }
 
+    pub(super) fn known(&self) -> BTreeSet<StudyDigest> {
+        self.0.keys().copied().collect()
+    }
+
     pub(super) fn undecided(&self) -> BTreeSet<StudyDigest> {
         let asked = self.0.iter().filter(|(_, standing)| matches!(standing, Standing::Asked));
         asked.map(|(&study, _)| study).collect()

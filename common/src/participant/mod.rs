@@ -218,6 +218,16 @@ impl ParticipantMachine {
         }
     }
 
+    /// The studies that this site remembers, in any standing.
+    pub fn studies(&self) -> BTreeSet<StudyDigest> {
+        self.state.studies.known()
+    }
+
+    /// Whether this site takes part in a study, as far as it was told.
+    pub fn has_approved(&self, study: StudyDigest) -> bool {
+        self.state.studies.needs(study).is_some()
+    }
+
     /// Artifacts that must stay: the base of the round under way, the models that are to be scored, and what each approved study needs
     /// beside its models.
     pub fn needed(&self) -> BTreeSet<ArtifactHash> {

@@ -110,6 +110,10 @@ impl Agent {
                 self.state.demote_optimizer(study, round)?;
             }
             Action::ForgetStudy { study } => {
+                // Of a study that is merely over, an evaluator may still be asked for scores.
+                if !self.has_approved(study) {
+                    self.cancel(Errand::Register(study));
+                }
                 self.state.forget_optimizer(study)?;
                 self.residuals.forget(study)?;
             }
@@ -123,7 +127,7 @@ impl Agent {
             }
             Action::Evaluate { study, round, model } => return self.evaluate(study, round, model),
             Action::CancelEvaluation { model } => {
-                self.waiting.end(Errand::Report(model));
+                self.cancel(Errand::Report(model));
                 if let Some((_, cancel)) = self.evaluating.take_if(|(under_way, _)| *under_way == model) {
                     cancel.cancel();
                 }
@@ -349,6 +353,10 @@ impl Agent {
         counted: anyhow::Result<LabelManifest>,
     ) -> anyhow::Result<()> {
         self.counting.remove(&study.digest());
+        // Refused while they were counted: neither what is here nor that nothing is here is for anybody to know.
+        if !self.has_approved(study.digest()) {
+            return Ok(());
+        }
         // What the coordinator would refuse, such as a name that it has no rule for, is not sent to it.
         match counted.and_then(|manifest| Ok(manifest.checked()?)) {
             Ok(manifest) if manifest.classes.is_empty() => self.cannot_train(
@@ -390,6 +398,10 @@ impl Agent {
     }
 
     fn stepped(&mut self, task: &RoundTask, step: StepReport) -> anyhow::Result<()> {
+        // Said before the round was left.
+        if !self.is_at(task) {
+            return Ok(());
+        }
         self.status.steps = Some((step.step, step.steps));
         let now = jiff::Timestamp::now();
         let every = i64::try_from(self.egress.policy().quota().progress_every_s).unwrap_or(i64::MAX);

@@ -7,7 +7,7 @@ use link::LinkError;
 
 use super::driver::{Agent, Errand, News};
 use super::site_work::needed_artifacts;
-use super::studies::terms_of;
+use super::studies::{Decision, terms_of};
 use super::waiting::{Came, Wait};
 use super::{errands, files};
 use crate::egress::Verdict;
@@ -68,29 +68,33 @@ impl Agent {
     /// What the operator or the policy decided, as an event; `None` while nobody did.
     pub(super) fn decided(&mut self, study: StudyDigest) -> anyhow::Result<Option<Event>> {
         let Some(document) = self.studies.document(study)? else { return Ok(None) };
+        let name = &document.study().name;
+        let admitted = document.study().admit(&self.site, self.role);
+        let mut decision = self.studies.decision(study)?;
+        let verdict = self.verdict(&document);
+        if decision.is_none() && admitted.is_ok() && matches!(verdict, Verdict::Approved) {
+            decision = Some(self.studies.decide(study, true, "policy")?);
+            tracing::info!("study `{name}` is approved by the policy");
+        }
+        self.decisions.insert(study, decision.clone());
         // Whatever was decided: nobody would take an update.
-        if let Err(left_out) = document.study().admit(&self.site, self.role) {
-            tracing::info!("study `{}`: {left_out}", document.study().name);
+        if let Err(left_out) = admitted {
+            tracing::info!("study `{name}`: {left_out}");
             return Ok(Some(Event::StudyRefused { study }));
         }
-        let decision = self.studies.decision(study)?;
-        let event = match (decision, self.verdict(&document)) {
+        Ok(match (decision, verdict) {
             // A policy that was tightened since binds the operator too.
             (Some(_), Verdict::Refused(refusal)) => {
-                tracing::error!("study `{}` is refused by the policy: {refusal}", document.study().name);
-                Event::StudyRefused { study }
+                tracing::error!("study `{name}` is refused by the policy: {refusal}");
+                Some(Event::StudyRefused { study })
             }
-            (None, Verdict::Refused(_)) => return Ok(None),
-            (Some(decision), _) if !decision.approved => Event::StudyRefused { study },
-            (Some(_), _) => approved(&document),
-            (None, Verdict::Approved) => {
-                self.studies.decide(study, true, "policy")?;
-                tracing::info!("study `{}` is approved by the policy", document.study().name);
-                approved(&document)
+            (Some(Decision { approved: false, by, .. }), _) => {
+                tracing::info!("study `{name}` is refused by the {by}");
+                Some(Event::StudyRefused { study })
             }
-            (None, Verdict::Ask) => return Ok(None),
-        };
-        Ok(Some(event))
+            (Some(_), _) => Some(approved(&document)),
+            (None, _) => None,
+        })
     }
 
     /// The policy's. Where the disk lost what was decided, which may have been no, the policy does not say yes in a person's place.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::participant::{self, Action, Event, ParticipantMachine, Timer};
+use common::round::RoundTask;
 use common::signed::SigningKey;
 use common::time::Timestamp;
 use common::wire::SignedBytes;
@@ -32,14 +33,14 @@ use super::journal::Journal;
 use super::outbox::Outbox;
 use super::residual::Residuals;
 use super::state::{AgentStatus, StateFolder};
-use super::studies::StudyFolder;
+use super::studies::{Decision, StudyFolder};
 use super::waiting::{Held, Waiting};
 use super::words;
 use super::work::{LOOK_FOR_ROOM, Outcome, Work, Worker};
 use crate::egress::Egress;
 use crate::train::trainer::Cancel;
 
-/// How often decisions of `site-agent study approve` are looked for.
+/// How often decisions of `site-agent study approve` and `refuse` are looked for.
 const LOOK_FOR_DECISIONS: Duration = Duration::from_secs(1);
 /// How long the loop sleeps at most before it looks at the clock again.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
@@ -104,6 +105,8 @@ pub struct Agent {
     pub(super) news: mpsc::Sender<News>,
     pub(super) manifests: BTreeMap<StudyDigest, SignedBytes>,
     pub(super) counting: BTreeSet<StudyDigest>,
+    /// What was decided about each study, as it was acted on last.
+    pub(super) decisions: BTreeMap<StudyDigest, Option<Decision>>,
     /// Studies whose document is not here any more, and work under way waits for it.
     pub(super) unread: BTreeSet<StudyDigest>,
     pub(super) training: Option<(AttemptId, Cancel)>,
@@ -166,6 +169,7 @@ impl Agent {
             news,
             manifests: BTreeMap::new(),
             counting: BTreeSet::new(),
+            decisions: BTreeMap::new(),
             unread: BTreeSet::new(),
             training: None,
             evaluating: None,
@@ -291,6 +295,16 @@ impl Agent {
     /// Artifacts that must stay.
     pub(super) fn needed(&self) -> BTreeSet<ArtifactHash> {
         self.machine.needed()
+    }
+
+    /// Whether this site takes part in a study.
+    pub(super) fn has_approved(&self, study: StudyDigest) -> bool {
+        self.machine.has_approved(study)
+    }
+
+    /// Whether the round of `task` is what this site is at.
+    pub(super) fn is_at(&self, task: &RoundTask) -> bool {
+        self.machine.status().work == Some((task.study, task.round))
     }
 
     /// Executes actions of before once more.
@@ -451,10 +465,22 @@ impl Agent {
     }
 
     fn look_around(&mut self) -> anyhow::Result<()> {
-        self.look_for_decisions(self.machine.status().undecided)?;
+        self.look_for_decisions(self.decided_anew()?)?;
         // Whether they can be written was said when they came.
         let _ = self.egress.write_owed();
         self.take_up_what_waited()
+    }
+
+    /// Studies about which something else was decided meanwhile; it may be the contrary of before.
+    fn decided_anew(&self) -> anyhow::Result<Vec<StudyDigest>> {
+        let mut anew = Vec::new();
+        for study in self.machine.studies() {
+            let decision = self.studies.decision(study)?;
+            if self.decisions.get(&study) != Some(&decision) {
+                anew.push(study);
+            }
+        }
+        Ok(anew)
     }
 
     fn look_for_decisions(&mut self, about: impl IntoIterator<Item = StudyDigest>) -> anyhow::Result<()> {

@@ -164,9 +164,10 @@ impl StudyFolder {
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn decide(&self, study: StudyDigest, approved: bool, by: &str) -> Result<(), FileError> {
+    pub fn decide(&self, study: StudyDigest, approved: bool, by: &str) -> Result<Decision, FileError> {
         let decision = Decision { approved, by: by.to_owned(), at: jiff::Timestamp::now() };
-        files::write_json(&self.decision_path(study), &decision)
+        files::write_json(&self.decision_path(study), &decision)?;
+        Ok(decision)
     }
 
     /// Notes whether a study that is here is over, for `study show` and `status`.

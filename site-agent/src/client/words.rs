@@ -37,7 +37,7 @@ fn of_drop(round: RoundId, reason: &DropReason, delivered: bool) -> String {
         DropReason::Refused(code) if code == RefusalCode::RoundClosed.code() => return of_late(round),
         DropReason::Refused(code) => code.as_str(),
         DropReason::Withheld => "withheld by this site's policy",
-        DropReason::StudyOver => "the study is over",
+        DropReason::StudyOver => "the study is over, or refused here",
         DropReason::Counted => "it counts",
     };
     format!("round {round}: the update is dropped: {why}; nothing of it is kept here")

@@ -4,10 +4,9 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use common::ids::Digest;
+use common::ids::{ClassId, Digest};
 use common::manifest::{CaseLabels, LabelManifest};
 use common::report::{EvaluationReport, ReportSubject};
-use common::round::RoundTask;
 use common::study::StudyDocument;
 use common::testing::example_study;
 use rcgen::CertificateParams;
@@ -57,6 +56,38 @@ impl Work for Scores {
         let (site, taxonomy) = (site(), study.study().taxonomy.digest());
         let subject = ReportSubject { site, model, round, study: study.digest(), taxonomy };
         Ok(EvaluationReport::summarise(subject, &[], |_| 1.0, 1, 0))
+    }
+}
+
+/// Work whose training ends when it is let, whatever it was told meanwhile.
+struct Trains(std::sync::mpsc::Receiver<()>);
+
+impl Work for Trains {
+    fn count_labels(&mut self, _: &StudyDocument) -> anyhow::Result<LabelManifest> {
+        anyhow::bail!("nobody asks")
+    }
+
+    fn train(
+        &mut self,
+        _: &StudyDocument,
+        _: &RoundTask,
+        _: AttemptId,
+        _: &mut dyn FnMut(StepReport),
+        _: &Cancel,
+    ) -> anyhow::Result<RoundOutcome> {
+        self.0.recv()?;
+        let tensor = HostTensor::new(vec![1], vec![1.0])?;
+        Ok(RoundOutcome { delta: NamedTensors::from([("w".to_owned(), tensor)]), steps: 4, mean_loss: 0.5 })
+    }
+
+    fn evaluate(
+        &mut self,
+        _: &StudyDocument,
+        _: RoundId,
+        _: ModelHash,
+        _: &Cancel,
+    ) -> anyhow::Result<EvaluationReport> {
+        anyhow::bail!("nobody asks")
     }
 }
 
@@ -192,7 +223,9 @@ fn a_manifest_that_nobody_would_take_is_neither_signed_nor_kept_to_be_sent() {
     let folder = tempfile::tempdir().unwrap();
     let mut agent = agent(folder.path());
     let document = example_study();
-    let classes = BTreeSet::from([common::ids::ClassId::new(6).unwrap()]);
+    let (study, needs) = (document.digest(), BTreeSet::new());
+    agent.feed(Event::StudyApproved { study, needs, takes_late: false }).unwrap();
+    let classes = BTreeSet::from([ClassId::new(6).unwrap()]);
     let dataset = "ct-2024/MUELLER-HANS-19510304";
     let case = CaseLabels { dataset, patient: "p1", annotated: &classes, present: &classes, pseudo: false };
     let manifest = LabelManifest::count(site(), document.study().taxonomy.digest(), [case], 1);
@@ -227,4 +260,61 @@ fn a_finished_evaluation_waits_for_room_and_is_not_made_again() {
     assert_eq!((agent.is_halted, agent.machine.status().evaluation), (false, "reporting"));
     assert!(agent.worker.finish());
     assert_eq!(scored.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn an_approval_that_is_taken_back_ends_training_and_nothing_of_it_leaves() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ends, may_end) = std::sync::mpsc::channel();
+    let mut agent = agent_of(folder.path(), Role::Trainer, Box::new(Trains(may_end)));
+    let (document, study) = (example_study(), example_study().digest());
+    agent.studies.store(study, document.bytes().to_vec()).unwrap();
+    agent.studies.decide(study, true, "operator").unwrap();
+    agent.start().unwrap();
+    let base = store_models(&agent)[0];
+    agent.feed(Event::RoundOpened { task: task(base) }).unwrap();
+    agent.feed(Event::ModelStored { artifact: document.study().embeddings.artifact }).unwrap();
+    let (attempt, cancel) = agent.training.clone().expect("it trains");
+    let registering = CancellationToken::new();
+    agent.errands.insert(Errand::Register(study), registering.clone());
+    agent.look_around().unwrap();
+    assert!(!cancel.is_cancelled() && !registering.is_cancelled());
+
+    agent.studies.decide(study, false, "operator").unwrap();
+    agent.look_around().unwrap();
+    assert_eq!(agent.machine.status().phase, "idle");
+    assert!(cancel.is_cancelled() && !cancel.is_suspended() && registering.is_cancelled());
+    // Training had just ended: its update is in the outbox by now.
+    ends.send(()).unwrap();
+    let outcome = agent.outcomes.blocking_recv().unwrap();
+    agent.worked(outcome).unwrap();
+    assert_eq!((agent.machine.status().phase, agent.outbox.find(attempt)), ("idle", None));
+    agent.feed(Event::RoundOpened { task: task(base) }).unwrap();
+    assert_eq!(agent.machine.status().phase, "idle", "the next one is declined");
+
+    agent.studies.decide(study, true, "operator").unwrap();
+    agent.look_around().unwrap();
+    assert_eq!(agent.decided_anew().unwrap(), [], "it is acted on once");
+    agent.feed(Event::RoundOpened { task: task(base) }).unwrap();
+    assert_eq!(agent.machine.status().phase, "downloading");
+}
+
+#[test]
+fn what_was_counted_or_scored_for_a_study_that_was_refused_meanwhile_stays_here() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = agent(folder.path());
+    let (document, study) = (example_study(), example_study().digest());
+    agent.feed(Event::StudyApproved { study, needs: BTreeSet::new(), takes_late: false }).unwrap();
+    agent.feed(Event::StudyRefused { study }).unwrap();
+    let liver = BTreeSet::from([ClassId::new(6).unwrap()]);
+    let scan = CaseLabels { dataset: "lits", annotated: &liver, present: &liver, pseudo: false };
+    let scans = std::iter::repeat_n(scan, 10);
+    let manifest = LabelManifest::count(site(), document.study().taxonomy.digest(), scans, 1);
+    agent.worked(Outcome::Counted(Box::new(document), Ok(manifest))).unwrap();
+    assert!(agent.manifests.is_empty());
+
+    let (model, sending) = (ArtifactHash(Digest::of(b"model")), CancellationToken::new());
+    agent.errands.insert(Errand::Report(model), sending.clone());
+    agent.execute(&Action::CancelEvaluation { model }).unwrap();
+    assert!(sending.is_cancelled());
 }
