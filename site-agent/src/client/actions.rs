@@ -114,6 +114,7 @@ impl Agent {
                 if !self.has_approved(study) {
                     self.cancel(Errand::Register(study));
                 }
+                self.worker.submit(Job::Forget(study));
                 self.state.forget_optimizer(study)?;
                 self.residuals.forget(study)?;
             }

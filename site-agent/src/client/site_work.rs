@@ -190,6 +190,13 @@ impl Work for SiteWork {
         }
     }
 
+    /// Approved again, it begins with fresh moments, as after a restart.
+    fn forget(&mut self, study: StudyDigest) {
+        if self.trainer.as_ref().is_some_and(|(of, _)| *of == study) {
+            (self.trainer, self.learnt) = (None, None);
+        }
+    }
+
     fn evaluate(
         &mut self,
         document: &StudyDocument,

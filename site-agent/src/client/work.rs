@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use common::artifact::Dtype;
-use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId};
+use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::report::EvaluationReport;
 use common::round::RoundTask;
@@ -67,6 +67,9 @@ pub trait Work: Send {
     /// The update of `attempt` came to nothing, and so did what the optimiser learnt with it.
     fn unlearn(&mut self, _attempt: AttemptId) {}
 
+    /// The study is over, or refused here: nothing of it is remembered.
+    fn forget(&mut self, _study: StudyDigest) {}
+
     /// Scores a global model on the site's own scans.
     ///
     /// # Errors
@@ -88,6 +91,8 @@ pub enum Job {
     Train(Box<StudyDocument>, RoundTask, AttemptId, Cancel),
     /// [`Work::unlearn`]; nothing comes of it.
     Unlearn(AttemptId),
+    /// [`Work::forget`]; nothing comes of it.
+    Forget(StudyDigest),
     /// [`Work::evaluate`].
     Evaluate(Box<StudyDocument>, RoundId, ModelHash, Cancel),
 }
@@ -164,6 +169,10 @@ fn run(
             }
             Job::Unlearn(attempt) => {
                 work.unlearn(attempt);
+                continue;
+            }
+            Job::Forget(study) => {
+                work.forget(study);
                 continue;
             }
             Job::Evaluate(study, round, model, cancel) => {

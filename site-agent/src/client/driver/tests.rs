@@ -59,8 +59,8 @@ impl Work for Scores {
     }
 }
 
-/// Work whose training ends when it is let, whatever it was told meanwhile.
-struct Trains(std::sync::mpsc::Receiver<()>);
+/// Work whose training ends when it is let, whatever it was told meanwhile; and the studies that it was told to forget.
+struct Trains(std::sync::mpsc::Receiver<()>, std::sync::mpsc::Sender<StudyDigest>);
 
 impl Work for Trains {
     fn count_labels(&mut self, _: &StudyDocument) -> anyhow::Result<LabelManifest> {
@@ -78,6 +78,10 @@ impl Work for Trains {
         self.0.recv()?;
         let tensor = HostTensor::new(vec![1], vec![1.0])?;
         Ok(RoundOutcome { delta: NamedTensors::from([("w".to_owned(), tensor)]), steps: 4, mean_loss: 0.5 })
+    }
+
+    fn forget(&mut self, study: StudyDigest) {
+        let _ = self.1.send(study);
     }
 
     fn evaluate(
@@ -265,8 +269,8 @@ fn a_finished_evaluation_waits_for_room_and_is_not_made_again() {
 #[test]
 fn an_approval_that_is_taken_back_ends_training_and_nothing_of_it_leaves() {
     let folder = tempfile::tempdir().unwrap();
-    let (ends, may_end) = std::sync::mpsc::channel();
-    let mut agent = agent_of(folder.path(), Role::Trainer, Box::new(Trains(may_end)));
+    let ((ends, may_end), (forgets, forgotten)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let mut agent = agent_of(folder.path(), Role::Trainer, Box::new(Trains(may_end, forgets)));
     let (document, study) = (example_study(), example_study().digest());
     agent.studies.store(study, document.bytes().to_vec()).unwrap();
     agent.studies.decide(study, true, "operator").unwrap();
@@ -297,6 +301,8 @@ fn an_approval_that_is_taken_back_ends_training_and_nothing_of_it_leaves() {
     assert_eq!(agent.decided_anew().unwrap(), [], "it is acted on once");
     agent.feed(Event::RoundOpened { task: task(base) }).unwrap();
     assert_eq!(agent.machine.status().phase, "downloading");
+    assert!(agent.worker.finish());
+    assert_eq!(forgotten.try_recv(), Ok(study), "what its optimiser learnt goes from memory too");
 }
 
 #[test]
