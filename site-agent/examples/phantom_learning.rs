@@ -128,7 +128,7 @@ fn store(folder: &Path, site: &Hospital, options: &Options) -> Result<Arc<CaseSt
     let taxonomy = Arc::new(Taxonomy::standard());
     let cases = read_datasets(&datasets, &folder, &taxonomy)?;
     let settings = Preprocessing { spacing_mm: [options.spacing; 3], ..Preprocessing::default() };
-    let cache = CaseCache::open(&folder.join("cache"))?;
+    let cache = CaseCache::open(&folder.join("cache"), "example")?;
     Ok(Arc::new(CaseStore::open(cases, settings, &taxonomy, &cache, usize::MAX)?.0))
 }
 

@@ -84,7 +84,7 @@ impl Prepared {
         let document = document(args, &initial, &embeddings)?;
         let study = document.study();
         let state = StateFolder::open(&config.state)?;
-        let scans = PreparedScans::open(study, config, &state.cache())?;
+        let scans = PreparedScans::open(study, config, &state.cache(), "finetune")?;
         let annotated: BTreeSet<ClassId> =
             scans.summaries.iter().flat_map(|scan| scan.annotated.iter().copied()).collect();
         if annotated.is_empty() {

@@ -19,6 +19,7 @@ use super::files;
 use super::state::StateFolder;
 use super::training::{PreparedScans, annotated_cases};
 use super::work::Work;
+use crate::data::cache::CaseCache;
 use crate::data::dataset::{Case, Split};
 use crate::infer::evaluate::Evaluation;
 use crate::infer::network::StudyNetwork;
@@ -54,7 +55,8 @@ impl SiteWork {
 
     fn prepared(&mut self, study: &StudyDocument) -> anyhow::Result<&PreparedScans> {
         if self.prepared.as_ref().is_none_or(|(digest, _)| *digest != study.digest()) {
-            let scans = PreparedScans::open(study.study(), &self.config, &self.state.cache())?;
+            let user = study.digest().to_string();
+            let scans = PreparedScans::open(study.study(), &self.config, &self.state.cache(), &user)?;
             self.prepared = Some((study.digest(), scans));
         }
         self.prepared.as_ref().map(|(_, scans)| scans).context("the scans were just prepared")
@@ -190,10 +192,15 @@ impl Work for SiteWork {
         }
     }
 
-    /// Approved again, it begins with fresh moments, as after a restart.
+    /// Approved again, it begins with fresh moments, and its scans are prepared anew where the cache has lost them: as after a restart.
     fn forget(&mut self, study: StudyDigest) {
         if self.trainer.as_ref().is_some_and(|(of, _)| *of == study) {
             (self.trainer, self.learnt) = (None, None);
+        }
+        self.prepared.take_if(|(of, _)| *of == study);
+        let cache = CaseCache::open(&self.state.cache(), &study.to_string());
+        if let Err(error) = cache.and_then(|cache| cache.forget()) {
+            tracing::warn!("scans that were prepared for study {} stay in the cache: {error}", study.short());
         }
     }
 

@@ -34,11 +34,12 @@ pub struct PreparedScans {
 }
 
 impl PreparedScans {
-    /// Prepares the training scans that annotate any class of the study, through the cache in a folder.
+    /// Prepares the training scans that annotate any class of the study, through the cache in a folder; what `user` had there and needs no
+    /// more goes.
     ///
     /// # Errors
     /// What is wrong with the first scan that cannot be used, or labels of a model that the study does not allow.
-    pub fn open(study: &Study, config: &SiteConfig, cache: &Path) -> anyhow::Result<Self> {
+    pub fn open(study: &Study, config: &SiteConfig, cache: &Path, user: &str) -> anyhow::Result<Self> {
         let cases = annotated_cases(study, config, |case| case.split == Split::Training)?;
         if !study.training.pseudo_labels {
             refuse_pseudo_labels(&cases)?;
@@ -46,7 +47,7 @@ impl PreparedScans {
         tracing::info!(scans = cases.len(), "preparing the training scans");
         let taxonomy = Arc::new(study.taxonomy.clone());
         let settings = InferenceSettings::of(study).preprocessing;
-        let cache = CaseCache::open(cache)?;
+        let cache = CaseCache::open(cache, user)?;
         let (store, summaries) = CaseStore::open(cases, settings, &taxonomy, &cache, config.memory_bytes)?;
         Ok(Self { store: Arc::new(store), summaries })
     }

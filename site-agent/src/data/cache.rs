@@ -2,10 +2,13 @@
 //!
 //! A file appears whole or not at all, ends in the digest of its content, and is made anew when that does not fit: the
 //! cache can be deleted, shared by two runs or cut short by a full disk without changing what is trained on.
+//!
+//! A list for each user, of the files that it has a use for, lies beside them. What no list names goes when the next one is written: a
+//! scan that was taken away must not stay here, where nobody could tell whose it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use common::ids::{ClassId, Digest, TaxonomyDigest};
@@ -22,6 +25,12 @@ use super::volume::{Grid, Volume};
 /// Changes whenever preparation or this format changes.
 const FORMAT: &str = "consilium prepared case 2";
 const DIGEST_BYTES: usize = 32;
+/// How the names of lists end.
+const LIST: &str = ".list";
+/// How the names of prepared cases end.
+const CASE: &str = ".case";
+/// How the names of files begin that a killed process was still writing.
+const UNFINISHED: &str = ".tmp";
 
 /// What a prepared case was made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,22 +57,71 @@ impl CaseKey {
         key.update(&[u8::from(case.assume_hounsfield), u8::from(case.assume_orientation)]);
         Ok(Self(Digest::from_bytes(*key.finalize().as_bytes())))
     }
+
+    fn file_name(&self) -> String {
+        format!("{}{CASE}", self.0)
+    }
 }
 
-/// A folder of prepared cases.
+/// A folder of prepared cases, as one of its users sees it.
 #[derive(Clone, Debug)]
 pub struct CaseCache {
     folder: PathBuf,
+    user: String,
 }
 
 impl CaseCache {
-    /// Opens or makes the folder.
+    /// Opens or makes the folder. Of those who use it, `user` names the one whose list is meant: a study, or a command.
     ///
     /// # Errors
     /// The system's refusal.
-    pub fn open(folder: &Path) -> Result<Self, DataError> {
+    pub fn open(folder: &Path, user: &str) -> Result<Self, DataError> {
         fs::create_dir_all(folder).map_err(DataError::io(folder))?;
-        Ok(Self { folder: folder.to_owned() })
+        Ok(Self { folder: folder.to_owned(), user: user.to_owned() })
+    }
+
+    /// This user has a use for these cases, and for no other. Removes what nobody has one for, whether a scan was taken away or is
+    /// prepared in another way now.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn keep_only(&self, keys: &[CaseKey]) -> Result<(), DataError> {
+        let wanted: BTreeSet<String> = keys.iter().map(CaseKey::file_name).collect();
+        let list = wanted.iter().fold(String::new(), |list, name| list + name + "\n");
+        // First, as the list may need the room.
+        self.remove_unlisted(wanted)?;
+        self.write(&self.list(), list.as_bytes())
+    }
+
+    /// This user has a use for no case any more. They go when another says what it keeps, which may be the same: one study often
+    /// follows another.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn forget(&self) -> Result<(), DataError> {
+        remove(&self.list())
+    }
+
+    /// Removes what is neither `wanted` nor on the list of another user. A list that cannot be read names nothing: what it named is
+    /// prepared again.
+    fn remove_unlisted(&self, mut wanted: BTreeSet<String>) -> Result<(), DataError> {
+        let listed = fs::read_dir(&self.folder).map_err(DataError::io(&self.folder))?;
+        let names: Vec<String> =
+            listed.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        let own = self.list();
+        let lists = names.iter().filter(|name| name.ends_with(LIST)).map(|name| self.folder.join(name));
+        for list in lists.filter(|list| *list != own) {
+            let text = fs::read_to_string(list).unwrap_or_default();
+            wanted.extend(text.lines().map(str::to_owned));
+        }
+        let goes = |name: &&String| {
+            name.starts_with(UNFINISHED) || (name.ends_with(CASE) && !wanted.contains(name.as_str()))
+        };
+        names.iter().filter(goes).try_for_each(|name| remove(&self.folder.join(name)))
+    }
+
+    fn list(&self) -> PathBuf {
+        self.folder.join(format!("{}{LIST}", self.user))
     }
 
     /// The case under `key`; made by `prepare` and kept if it is absent or damaged.
@@ -75,7 +133,7 @@ impl CaseCache {
         key: CaseKey,
         prepare: impl FnOnce() -> Result<PreparedCase, DataError>,
     ) -> Result<PreparedCase, DataError> {
-        let path = self.folder.join(format!("{}.case", key.0));
+        let path = self.folder.join(key.file_name());
         if let Ok(bytes) = fs::read(&path) {
             match decode(&bytes) {
                 Some(case) => return Ok(case),
@@ -89,11 +147,23 @@ impl CaseCache {
 
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), DataError> {
         let failed = DataError::io(path);
-        let mut file = tempfile::NamedTempFile::new_in(&self.folder).map_err(&failed)?;
+        let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.folder);
+        let mut file = file.map_err(&failed)?;
         file.write_all(bytes).map_err(&failed)?;
         file.as_file().sync_all().map_err(&failed)?;
-        file.persist(path).map_err(|refused| failed(refused.error))?;
-        Ok(())
+        match file.persist(path) {
+            // Another process took it for one that a killed process had left: then it is not kept, and made again when it is asked for.
+            Err(refused) if refused.error.kind() != io::ErrorKind::NotFound => Err(failed(refused.error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Removes a file; another process may have done so.
+fn remove(path: &Path) -> Result<(), DataError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DataError::io(path)(error)),
+        _ => Ok(()),
     }
 }
 

@@ -87,7 +87,8 @@ pub struct CaseSummary {
 }
 
 impl CaseStore {
-    /// Prepares every case, through the cache; keeps those in memory that fit into `memory_bytes`, in order.
+    /// Prepares every case, through the cache, which keeps these for its user and no others; keeps those in memory that fit into
+    /// `memory_bytes`, in order.
     ///
     /// # Errors
     /// What is wrong with the first case that cannot be used.
@@ -98,9 +99,12 @@ impl CaseStore {
         cache: &CaseCache,
         memory_bytes: usize,
     ) -> Result<(Self, Vec<CaseSummary>), DataError> {
+        let key_of = |case| CaseKey::of(case, &settings, taxonomy.digest());
+        let keys = cases.iter().map(key_of).collect::<Result<Vec<_>, _>>()?;
+        // Before any is prepared: there may be no room beside those that nobody needs.
+        cache.keep_only(&keys)?;
         let (mut slots, mut summaries, mut room) = (Vec::new(), Vec::new(), memory_bytes);
-        for case in cases {
-            let key = CaseKey::of(&case, &settings, taxonomy.digest())?;
+        for (case, key) in cases.into_iter().zip(keys) {
             let summary = |prepared: &PreparedCase| CaseSummary {
                 dataset: case.label_map.key.clone(),
                 patient: case.patient.clone(),

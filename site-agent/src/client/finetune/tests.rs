@@ -251,7 +251,7 @@ impl Site {
     /// As [`Site::run`], with a way to stop.
     fn run_until(&self, folder: &str, stop: Option<usize>, how: fn(&Cancel)) -> (Ended, Vec<f64>) {
         let (study, cache) = (self.document.study(), self.folder.path().join("cache"));
-        let scans = PreparedScans::open(study, &self.config, &cache).unwrap();
+        let scans = PreparedScans::open(study, &self.config, &cache, "finetune").unwrap();
         let mut trainer = scans.trainer(study, &self.config, &Self::name(), &self.embeddings).unwrap();
         let rounds = RoundFolder::open(&self.folder.path().join(folder)).unwrap();
         let annotated = scans.summaries.iter().flat_map(|scan| scan.annotated.clone()).collect();

@@ -26,7 +26,11 @@ fn prepare(case: &Case) -> Result<PreparedCase, DataError> {
 }
 
 fn cache_in(folder: &tempfile::TempDir) -> CaseCache {
-    CaseCache::open(&folder.path().join("cache")).unwrap()
+    cache_of("study", folder)
+}
+
+fn cache_of(user: &str, folder: &tempfile::TempDir) -> CaseCache {
+    CaseCache::open(&folder.path().join("cache"), user).unwrap()
 }
 
 #[test]
@@ -133,6 +137,41 @@ fn the_manifest_of_cases_that_name_their_values_names_no_case() {
     assert_eq!(LabelManifest::from_bytes(&bytes).unwrap(), manifest, "the coordinator takes it");
     let text = String::from_utf8(bytes).unwrap();
     assert!(FOLDERS.iter().all(|name| !text.contains(name)), "{text}");
+}
+
+#[test]
+fn what_nobody_has_a_use_for_any_more_goes() {
+    let (folder, cases) = phantoms("site-b");
+    let taxonomy = Arc::new(Taxonomy::standard());
+    let finer = Preprocessing { spacing_mm: [15.0; 3], ..SETTINGS };
+    let open = |user: &str, cases: &[Case], settings| {
+        CaseStore::open(cases.to_vec(), settings, &taxonomy, &cache_of(user, &folder), 0).unwrap();
+    };
+    let path = folder.path().join("cache");
+    let kept = || {
+        let listed = fs::read_dir(&path).unwrap().flatten();
+        listed.filter(|entry| !entry.file_name().to_string_lossy().ends_with(LIST)).count()
+    };
+    open("first", &cases, SETTINGS);
+    open("second", &cases, finer);
+    assert_eq!(kept(), 4, "two studies that run at once");
+    // A scan is taken away; the second study had it too. And a process was killed.
+    fs::write(path.join(format!("{UNFINISHED}half")), "half a case").unwrap();
+    open("first", &cases[..1], SETTINGS);
+    assert_eq!(kept(), 3);
+    open("second", &cases[..1], finer);
+    assert_eq!(kept(), 2);
+    // The first is over, and what the next one needs of it stays.
+    cache_of("first", &folder).forget().unwrap();
+    cache_of("first", &folder).forget().unwrap();
+    let key = CaseKey::of(&cases[0], &SETTINGS, taxonomy.digest()).unwrap();
+    let written = || fs::metadata(path.join(key.file_name())).unwrap().modified().unwrap();
+    let before = written();
+    open("third", &cases[..1], SETTINGS);
+    assert_eq!((kept(), written()), (2, before));
+    cache_of("third", &folder).forget().unwrap();
+    open("second", &cases[..1], finer);
+    assert_eq!(kept(), 1);
 }
 
 #[test]
