@@ -14,6 +14,7 @@ use crate::client::config::{LeftOut, SiteConfig};
 use crate::client::connection::Dial;
 use crate::client::files::FileError;
 use crate::client::identity::{Identity, IdentityFolder};
+use crate::data::copies::refuse_copies;
 use crate::data::dataset::{Case, Split, check_patients, read_dataset};
 use crate::data::prepared::PreparedCase;
 use crate::data::preprocess::Preprocessing;
@@ -132,6 +133,11 @@ fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) ->
         }
     };
     check_datasets(config, args, findings);
+    if !args.skip_scans
+        && let Some(found) = check_copies(config)
+    {
+        findings.add("copies", found);
+    }
     if let Some(left_out) = &config.left_out {
         findings.add("folds", check_folds(config, left_out));
     }
@@ -225,6 +231,17 @@ fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings
                     same `validation_share`";
         findings.add("patients", Err(CliError::new(error).hint(hint)));
     }
+}
+
+/// Whether a scan is trained on and held out under two names; none where no scan is held out, or the data sets cannot be read, which
+/// is told already.
+fn check_copies(config: &SiteConfig) -> Option<Result<String, CliError>> {
+    let cases = config.read_cases(&Taxonomy::standard()).ok()?;
+    let is_held_out = |case: &Case| case.split == Split::Validation;
+    cases.iter().any(is_held_out).then(|| {
+        refuse_copies(&cases)?;
+        Ok("no validation scan is trained on under another name".to_owned())
+    })
 }
 
 /// Whether the folds fit the scans, and how many of them training leaves out.

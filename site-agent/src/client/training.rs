@@ -14,6 +14,7 @@ use common::study::sections::Unlabelled as UnlabelledMeans;
 use super::config::SiteConfig;
 use crate::data::batch::Unlabelled;
 use crate::data::cache::CaseCache;
+use crate::data::copies::refuse_copies;
 use crate::data::dataset::{Case, Split, refuse_pseudo_labels};
 use crate::data::prepared::{CaseStore, CaseSummary};
 use crate::data::sampler::{Sampler, SamplerSettings};
@@ -38,9 +39,12 @@ impl PreparedScans {
     /// more goes.
     ///
     /// # Errors
-    /// What is wrong with the first scan that cannot be used, or labels of a model that the study does not allow.
+    /// What is wrong with the first scan that cannot be used, labels of a model that the study does not allow, or scans that are held out
+    /// too, under another name.
     pub fn open(study: &Study, config: &SiteConfig, cache: &Path, user: &str) -> anyhow::Result<Self> {
-        let cases = annotated_cases(study, config, |case| case.split == Split::Training)?;
+        let mut cases = config.read_cases(&study.taxonomy)?;
+        refuse_copies(&cases)?;
+        cases.retain(|case| case.split == Split::Training && !case.annotated.is_empty());
         if !study.training.pseudo_labels {
             refuse_pseudo_labels(&cases)?;
         }

@@ -34,6 +34,15 @@ pub enum DataError {
         /// The patient, by the name in the case table.
         patient: String,
     },
+    /// Scans that are trained on and held out.
+    #[error(
+        "the same scan is trained on and held out under two names: give both the same `patient` in cases.toml, or exclude one:\n  {}",
+        .pairs.join("\n  ")
+    )]
+    Copies {
+        /// The names of each two, with what they are used for.
+        pairs: Vec<String>,
+    },
     /// Folds that do not fit the scans.
     #[error(transparent)]
     Folds(#[from] FoldError),

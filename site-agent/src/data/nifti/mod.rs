@@ -74,6 +74,18 @@ pub fn read_image(path: &Path, limits: &Limits) -> Result<Image, NiftiError> {
     Ok(Image { placed_by: file.header.placed_by, volume: Volume::new(file.grid(), voxels) })
 }
 
+/// Where the voxels of a file lie, by its header alone.
+///
+/// # Errors
+/// Whatever [`Fault`] names of a header.
+pub fn read_grid(path: &Path) -> Result<Grid, NiftiError> {
+    let read = || -> Result<Grid, Fault> {
+        let header = read_header(&mut Source::open(&source::header_path(path)?)?)?;
+        Ok(Grid { shape: header.shape, affine: header.affine })
+    };
+    read().map_err(NiftiError::of(path))
+}
+
 /// Reads labels: slope · stored + intercept in `f64`, within 1e-3 of a whole number, rounded; in the file's own axes.
 ///
 /// Which numbers are allowed, and what they mean, is the label map's to say.
