@@ -9,10 +9,12 @@ use common::study::StudyDocument;
 
 use super::error_report::CliError;
 use super::model;
+use crate::client::artifacts::ArtifactError;
 use crate::client::config::SiteConfig;
 use crate::client::state::StateFolder;
+use crate::client::studies::NewestModel;
 use crate::infer::network::StudyNetwork;
-use crate::model::NamedTensors;
+use crate::model::{ModelError, NamedTensors};
 use crate::train::tensors::to_artifact;
 use crate::train::trainer::Cancel;
 
@@ -22,7 +24,7 @@ pub(super) struct ChosenModel {
     /// The study: the first digits of its digest, or its document as a file. Default: the only one here.
     #[arg(long, value_name = "STUDY")]
     study: Option<String>,
-    /// The model (safetensors). Default: the newest of the study that this site has fetched.
+    /// The model (safetensors). Default: that of the study's latest round of which this site has one.
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// The class embeddings (safetensors). Default: those that this site has fetched.
@@ -58,19 +60,18 @@ impl ChosenModel {
             let network = build(&weights).with_context(|| format!("{} and this study", path.display()))?;
             return Ok((network, to_artifact(&weights)?.0.hash()));
         }
-        // Any other artifact, such as the embeddings or a model of another study, has other tensors.
-        let here = state.artifacts()?.newest_first()?.into_iter();
-        let weights = here.filter_map(|hash| Some((hash, state.artifacts().ok()?.load(hash).ok()?)));
-        let network = weights.filter_map(|(hash, weights)| Some((hash, build(&weights).ok()?))).next();
-        let (hash, network) = network.ok_or_else(|| {
-            CliError::new(anyhow::anyhow!(
-                "this site has no model of study {} yet",
-                document.digest().short()
-            ))
-            .hint("name one with --model, or let `site-agent run` take part in a round first")
-        })?;
-        tracing::info!("using the newest model that was fetched, {hash}");
-        Ok((network, hash))
+        match state.studies()?.newest_model(document.digest())? {
+            Some(newest) => {
+                let weights = noted(&state, document, newest)?;
+                tracing::info!("using the model of round {}, {}", newest.round, newest.model);
+                Ok((build(&weights)?, newest.model))
+            }
+            None => {
+                let (hash, network) = unnoted(&state, document, build)?;
+                tracing::info!("using the newest model that was fetched, {hash}");
+                Ok((network, hash))
+            }
+        }
     }
 
     /// The chosen study.
@@ -98,3 +99,45 @@ impl ChosenModel {
         }
     }
 }
+
+/// The newest model of a study, or why it cannot be had: never an older one, and never that of another study in its place.
+fn noted(
+    state: &StateFolder,
+    document: &StudyDocument,
+    NewestModel { round, model, .. }: NewestModel,
+) -> Result<NamedTensors, CliError> {
+    state.artifacts()?.load(model).map_err(|error| {
+        let is_gone = matches!(error, ArtifactError::Absent(_) | ArtifactError::Damaged(_));
+        let study = document.digest().short();
+        let error = CliError::new(anyhow::Error::new(error).context(format!(
+            "the model of round {round} of study {study} cannot be read, the newest that this site had"
+        )));
+        let hint = "the next round that this site takes part in brings a newer one; or ask the operator for it and name it with --model";
+        if is_gone { error.hint(hint) } else { error }
+    })
+}
+
+/// The newest model of a site that was offered no other study. Agents of earlier versions did not note whose a model is, and studies of one
+/// architecture have tensors of the same names and shapes: beside another study nothing would tell them apart.
+fn unnoted(
+    state: &StateFolder,
+    document: &StudyDocument,
+    build: impl Fn(&NamedTensors) -> Result<StudyNetwork, ModelError>,
+) -> Result<(ModelHash, StudyNetwork), CliError> {
+    let study = document.digest();
+    let none = || {
+        CliError::new(anyhow::anyhow!("this site has no model of study {} yet", study.short()))
+            .hint("name one with --model, or let `site-agent run` take part in a round first; which study the models of an earlier version are of is not known")
+    };
+    if state.studies()?.list()? != [study] {
+        return Err(none());
+    }
+    let artifacts = state.artifacts()?;
+    let mut here = artifacts.newest_first()?.into_iter();
+    // Any other artifact, such as the embeddings, has other tensors.
+    let found = here.find_map(|hash| Some((hash, build(&artifacts.load(hash).ok()?).ok()?)));
+    found.ok_or_else(none)
+}
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ use super::artifacts::lost_artifact;
 use super::driver::{Agent, Errand, News};
 use super::errands::{self, StoredReport};
 use super::files::{self, FileError};
+use super::studies::NewestModel;
 use super::translate::decline_reason;
 use super::waiting::{Came, Held, Until};
 use super::words;
@@ -151,9 +152,13 @@ impl Agent {
         Ok(None)
     }
 
-    /// Removes what was fetched and is not wanted any more, whether a round ended with an update or without.
+    /// Removes what was fetched and is not wanted any more, whether a round ended with an update or without. The newest model of
+    /// each study stays, also when the study is over: it is what `site-agent predict` has of it.
     pub(super) fn prune_artifacts(&self) -> Result<(), FileError> {
-        self.artifacts.prune(&self.needed(), SPARE_ARTIFACTS)
+        let mut wanted = self.needed();
+        let newest = self.studies.newest_models()?.into_iter();
+        wanted.extend(newest.flat_map(|newest| [newest.model, newest.embeddings]));
+        self.artifacts.prune(&wanted, SPARE_ARTIFACTS)
     }
 
     /// Runs an errand in a task of its own, unless one like it is under way or waits, or there is no connection: the machine
@@ -272,10 +277,18 @@ impl Agent {
             self.wait_for_study(task.study);
             return Ok(None);
         };
+        // A round begins with the model of the one before.
+        self.note_model(&document, RoundId(task.round.0.saturating_sub(1)), task.base)?;
         let cancel = Cancel::default();
         self.training = Some((attempt, cancel.clone()));
         self.worker.submit(Job::Train(Box::new(document), task, attempt, cancel));
         Ok(None)
+    }
+
+    /// Notes whose a model is before it is used: its artifact does not say.
+    fn note_model(&self, study: &StudyDocument, round: RoundId, model: ModelHash) -> Result<(), FileError> {
+        let embeddings = study.study().embeddings.artifact;
+        self.studies.note_model(study.digest(), NewestModel { round, model, embeddings })
     }
 
     /// The disk lost a study document that work under way needs. That is no failure of the work, which begins when it is here again.
@@ -297,6 +310,7 @@ impl Agent {
             self.wait_for_study(study);
             return Ok(None);
         };
+        self.note_model(&document, round, model)?;
         // An evaluator has no updates with which old models go.
         self.prune_artifacts()?;
         tracing::info!("evaluating the model of round {round}");

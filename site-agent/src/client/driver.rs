@@ -384,8 +384,8 @@ impl Agent {
         }
     }
 
-    /// Gives the disk what is kept because it may be of use. With nothing under way the fetched models stay: they are all that
-    /// `site-agent predict` has.
+    /// Gives the disk what is kept because it may be of use, also the newest models of studies that nothing is done for. With nothing
+    /// under way the fetched models stay: they are all that `site-agent predict` has.
     pub(super) fn make_room(&self) {
         self.give_up_spare();
         let status = self.machine.status();

@@ -4,16 +4,22 @@
 //! for them. A decision is about a digest: any change of the study asks again.
 //!
 //! What the disk has damaged is set aside and counts as absent: a document is fetched again, a decision made anew.
+//!
+//! Artifacts have the names of their content. Which of them is the newest model of a study is noted here, as nothing in a
+//! model says whose it is: studies of one architecture have tensors of the same names and shapes.
 
 use std::path::{Path, PathBuf};
 
 use common::config::Diagnostics;
-use common::ids::StudyDigest;
+use common::ids::{ArtifactHash, ModelHash, RoundId, StudyDigest};
 use common::study::{Study, StudyDocument};
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, FileError};
 use crate::egress::StudyTerms;
+
+const DOCUMENT: &str = ".study.json";
+const MODEL: &str = ".model.json";
 
 /// How the name of a file ends that the disk damaged, and that nobody reads.
 const SET_ASIDE: &str = "damaged";
@@ -32,6 +38,18 @@ pub struct Decision {
     pub by: String,
     /// When.
     pub at: jiff::Timestamp,
+}
+
+/// The newest model of a study that this site began a round with, or was to score, and what it is of no use without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewestModel {
+    /// The round that made it; 0 for the initial model.
+    pub round: RoundId,
+    /// The model.
+    pub model: ModelHash,
+    /// The study's class embeddings.
+    pub embeddings: ArtifactHash,
 }
 
 /// Why a study cannot be had.
@@ -114,10 +132,14 @@ impl StudyFolder {
     /// # Errors
     /// [`FileError`].
     pub fn list(&self) -> Result<Vec<StudyDigest>, FileError> {
+        self.with_a_file(DOCUMENT)
+    }
+
+    /// Digests of the studies that have a file whose name ends so.
+    fn with_a_file(&self, ending: &str) -> Result<Vec<StudyDigest>, FileError> {
         let listed = std::fs::read_dir(&self.0).map_err(|source| FileError::new("read", &self.0, source))?;
         let names = listed.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        let mut digests: Vec<_> =
-            names.filter_map(|name| name.strip_suffix(".study.json")?.parse().ok()).collect();
+        let mut digests: Vec<_> = names.filter_map(|name| name.strip_suffix(ending)?.parse().ok()).collect();
         digests.sort();
         Ok(digests)
     }
@@ -170,6 +192,40 @@ impl StudyFolder {
         Ok(decision)
     }
 
+    /// Notes that a model is one of a study, unless a newer one is noted: an evaluator is asked about old ones, too.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn note_model(&self, study: StudyDigest, newest: NewestModel) -> Result<(), FileError> {
+        match self.newest_model(study)? {
+            Some(known) if known == newest || known.round > newest.round => Ok(()),
+            _ => files::write_json(&self.model_path(study), &newest),
+        }
+    }
+
+    /// The newest model of a study, if one is noted and the note can be read; whether the model is still here, the artifacts say.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn newest_model(&self, study: StudyDigest) -> Result<Option<NewestModel>, FileError> {
+        match files::read_json(&self.model_path(study)) {
+            Err(error) if error.is_unreadable() => {
+                tracing::warn!("{:#}; the next round notes it anew", anyhow::Error::from(error));
+                Ok(None)
+            }
+            read => read,
+        }
+    }
+
+    /// The newest model of each study, where one is noted.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn newest_models(&self) -> Result<Vec<NewestModel>, FileError> {
+        let noted = self.with_a_file(MODEL)?.into_iter().map(|study| self.newest_model(study));
+        noted.filter_map(Result::transpose).collect()
+    }
+
     /// Notes whether a study that is here is over, for `study show` and `status`.
     ///
     /// # Errors
@@ -189,7 +245,11 @@ impl StudyFolder {
     }
 
     fn document_path(&self, study: StudyDigest) -> PathBuf {
-        self.0.join(format!("{study}.study.json"))
+        self.0.join(format!("{study}{DOCUMENT}"))
+    }
+
+    fn model_path(&self, study: StudyDigest) -> PathBuf {
+        self.0.join(format!("{study}{MODEL}"))
     }
 
     fn over_path(&self, study: StudyDigest) -> PathBuf {
@@ -230,6 +290,7 @@ pub fn terms_of(document: &StudyDocument) -> StudyTerms {
 
 #[cfg(test)]
 mod tests {
+    use common::ids::Digest;
     use common::testing::example_study;
 
     use super::*;
@@ -261,6 +322,38 @@ mod tests {
 
         studies.store(study, bytes).unwrap();
         assert_eq!(studies.document(study).unwrap().unwrap().digest(), study);
+    }
+
+    #[test]
+    fn the_newest_model_of_a_study_is_that_of_its_highest_round_in_whatever_order_they_come() {
+        let folder = tempfile::tempdir().unwrap();
+        let studies = StudyFolder::open(folder.path()).unwrap();
+        let digest = |name: &str| Digest::of(name.as_bytes());
+        let [study, other] = ["study", "other"].map(|name| StudyDigest(digest(name)));
+        let of = |round: u32, name: &str| NewestModel {
+            round: RoundId(round),
+            model: ArtifactHash(digest(name)),
+            embeddings: ArtifactHash(digest("embeddings")),
+        };
+        let note = |newest| {
+            studies.note_model(study, newest).unwrap();
+            studies.newest_model(study).unwrap()
+        };
+        assert_eq!(studies.newest_model(study).unwrap(), None);
+        // An evaluator that was away scores the newest first. The last: after its coordinator was restored.
+        let newest = of(40, "forty");
+        assert_eq!([newest, of(35, "older"), newest].map(note), [Some(newest); 3]);
+        assert_eq!(note(of(40, "forty again")), Some(of(40, "forty again")));
+        assert_eq!(studies.newest_model(other).unwrap(), None);
+        studies.note_model(other, of(2, "two")).unwrap();
+        let all = studies.newest_models().unwrap();
+        let both = [of(40, "forty again"), of(2, "two")];
+        assert!(all.len() == 2 && both.iter().all(|noted| all.contains(noted)), "{all:?}");
+        assert_eq!(studies.list().unwrap(), [], "a note is no document");
+
+        std::fs::write(studies.model_path(study), "{").unwrap();
+        assert_eq!(studies.newest_models().unwrap(), [of(2, "two")]);
+        assert_eq!(note(of(3, "three")), Some(of(3, "three")), "no note is older than any");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use common::ids::{ClassId, Digest};
 use common::manifest::{CaseLabels, LabelManifest};
 use common::report::{EvaluationReport, ReportSubject};
-use common::study::StudyDocument;
+use common::study::{EMBEDDING_TENSOR, StudyDocument};
 use common::testing::example_study;
 use rcgen::CertificateParams;
 
@@ -177,6 +177,38 @@ fn models_of_rounds_that_ended_without_an_update_go() {
     store_models(&agent);
     agent.start().unwrap();
     assert_eq!(kept(&agent).len(), 2, "at the next start");
+}
+
+#[test]
+fn the_newest_model_of_a_study_stays_while_another_study_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = agent_of(folder.path(), Role::Evaluator, Box::new(Scores::default()));
+    let documents = [1, 2].map(|seed| common::testing::example_study_with(|draft| draft.seed = seed));
+    let [ended, other] = documents.map(|document| {
+        let study = document.digest();
+        agent.studies.store(study, document.bytes().to_vec()).unwrap();
+        agent.feed(Event::StudyApproved { study, needs: BTreeSet::new(), takes_late: false }).unwrap();
+        study
+    });
+    let zeros = HostTensor::from_fn(vec![32, 32], |_| 0.0);
+    let embeddings = agent.artifacts.store(&NamedTensors::from([(EMBEDDING_TENSOR.to_owned(), zeros)]));
+    let embeddings = embeddings.unwrap().hash();
+    assert_eq!(embeddings, example_study().study().embeddings.artifact);
+    let models = store_models(&agent);
+    let mut evaluate = |study, round, model| {
+        // No coordinator hears of the report: the next model is asked for as if it had.
+        agent.execute(&Action::Evaluate { study, round: RoundId(round), model }).unwrap();
+        agent.outcomes.blocking_recv().unwrap();
+        agent.evaluating = None;
+    };
+    evaluate(ended, 40, models[0]);
+    for (round, model) in (1..).zip(&models[1..]) {
+        evaluate(other, round, *model);
+    }
+    let newest = |study| agent.studies.newest_model(study).unwrap().map(|newest| newest.model);
+    assert_eq!((newest(ended), newest(other)), (Some(models[0]), Some(models[4])));
+    assert!(kept(&agent).contains(&models[0]) && kept(&agent).contains(&embeddings));
+    assert!(kept(&agent).len() < models.len(), "others go");
 }
 
 #[test]

@@ -1,0 +1,103 @@
+use common::ids::RoundId;
+use common::testing::example_study_with;
+use tempfile::TempDir;
+
+use super::*;
+use crate::infer::network::{class_embeddings, model_config};
+use crate::model::embedding::EMBEDDING_NAME;
+use crate::model::{DeviceKind, HostTensor, UniversalModel, device};
+
+/// Studies of different seeds have models whose tensors have the same names and shapes.
+fn study(seed: u64) -> StudyDocument {
+    example_study_with(|draft| (draft.seed, draft.model.width) = (seed, 8))
+}
+
+/// A site that was offered studies and has fetched models.
+struct Site {
+    folder: TempDir,
+    config: SiteConfig,
+    state: StateFolder,
+}
+
+impl Site {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p\"\n";
+        let config = SiteConfig::parse(&folder.path().join("site.toml"), text).unwrap();
+        let state = StateFolder::open(&config.state).unwrap();
+        let site = Self { folder, config, state };
+        model::write(&site.embeddings(), &Self::table()).unwrap();
+        site
+    }
+
+    fn table() -> NamedTensors {
+        NamedTensors::from([(EMBEDDING_NAME.to_owned(), HostTensor::from_fn(vec![32, 32], |i| i as f32))])
+    }
+
+    fn embeddings(&self) -> PathBuf {
+        self.folder.path().join("embeddings.safetensors")
+    }
+
+    fn offer(&self, study: &StudyDocument) {
+        self.state.studies().unwrap().store(study.digest(), study.bytes().to_vec()).unwrap();
+    }
+
+    /// A model that fits every study here, with weights of its own for each seed.
+    fn fetch(&self, seed: u64) -> ModelHash {
+        let network = model_config(study(1).study());
+        let table = class_embeddings(&network, &Self::table()).unwrap();
+        let cpu = device(DeviceKind::Cpu).unwrap();
+        let model = UniversalModel::new(&network, table.as_ref(), seed, &cpu).unwrap();
+        self.state.artifacts().unwrap().store(&model.export()).unwrap().hash()
+    }
+
+    fn note(&self, study: &StudyDocument, round: u32, model: ModelHash) {
+        let embeddings = study.study().embeddings.artifact;
+        let newest = NewestModel { round: RoundId(round), model, embeddings };
+        self.state.studies().unwrap().note_model(study.digest(), newest).unwrap();
+    }
+
+    /// What a command takes without `--model`, or what it says.
+    fn chosen(&self, study: &StudyDocument) -> Result<ModelHash, String> {
+        let chosen = ChosenModel { study: None, model: None, embeddings: Some(self.embeddings()) };
+        let identified = chosen.identified(&self.config, study, Cancel::default());
+        identified.map(|(_, model)| model).map_err(|error| error.text())
+    }
+}
+
+#[test]
+fn the_model_is_of_the_study_that_was_named_whatever_else_was_fetched_since() {
+    let (site, [ours, other, third]) = (Site::new(), [1, 2, 3].map(study));
+    for study in [&ours, &other, &third] {
+        site.offer(study);
+    }
+    let [round_40, round_35, others] = [40, 35, 7].map(|seed| site.fetch(seed));
+    // An evaluator that was away scores the newest round first.
+    site.note(&ours, 40, round_40);
+    site.note(&ours, 35, round_35);
+    site.note(&other, 90, others);
+    assert_eq!(site.chosen(&ours), Ok(round_40));
+    assert_eq!(site.chosen(&other), Ok(others));
+    let told = site.chosen(&third).unwrap_err();
+    let expected = format!("error: this site has no model of study {} yet", third.digest().short());
+    assert!(told.starts_with(&expected) && told.contains("hint: name one with --model"), "{told}");
+
+    site.state.artifacts().unwrap().remove(round_40).unwrap();
+    let told = site.chosen(&ours).unwrap_err();
+    let expected = format!("error: the model of round 40 of study {}", ours.digest().short());
+    assert!(told.starts_with(&expected) && told.contains("is not here\n\nhint: "), "{told}");
+}
+
+#[test]
+fn a_model_of_an_earlier_version_is_taken_where_no_other_study_was_offered() {
+    let (site, [ours, other]) = (Site::new(), [1, 2].map(study));
+    site.offer(&ours);
+    assert!(site.chosen(&ours).unwrap_err().contains("has no model of study"));
+    let model = site.fetch(1);
+    assert_eq!(site.chosen(&ours), Ok(model));
+    assert!(site.chosen(&other).is_err(), "its document is a file, and no model was fetched for it");
+    site.offer(&other);
+    for study in [&ours, &other] {
+        assert!(site.chosen(study).unwrap_err().contains("has no model of study"));
+    }
+}
