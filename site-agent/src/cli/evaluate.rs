@@ -33,6 +33,7 @@ use crate::client::files;
 use crate::data::dataset::{Case, Split};
 use crate::infer::evaluate::{Evaluation, ScanScores};
 use crate::infer::location::LocationAtlas;
+use crate::infer::overlay::OverlayFiles;
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
 use crate::infer::{InferError, Predictor};
 use crate::train::trainer::Cancel;
@@ -130,11 +131,12 @@ fn score(
         ..InferenceSettings::of(study)
     };
     let tau_mm = |class| study.evaluation.nsd_tolerance_mm.of(class);
+    let overlays = args.out.as_deref().map(|out| OverlayFiles::new(out, cases));
     let evaluation = Evaluation {
         window_hu: settings.preprocessing.window_hu,
         taxonomy: &study.taxonomy,
         tau_mm: &tau_mm,
-        overlays: args.out.as_deref(),
+        overlays: overlays.as_ref(),
     };
     let (scores, model) = if args.location_only.is_empty() {
         let (network, model) = args.chosen.identified(config, document, Cancel::default())?;

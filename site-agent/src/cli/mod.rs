@@ -17,7 +17,6 @@ mod checkpoint;
 mod chosen_model;
 mod chosen_scans;
 mod cost_table;
-mod distinct;
 mod egress;
 mod embed;
 mod enroll;

@@ -15,7 +15,6 @@ use common::taxonomy::Taxonomy;
 
 use self::outputs::{Output, outputs, slug};
 use super::chosen_model::ChosenModel;
-use super::distinct::distinct;
 use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
 use super::run::cancelled_by_signal;
@@ -27,6 +26,7 @@ use crate::data::intensity::check_hounsfield;
 use crate::data::nifti::{Image, Limits, read_image, write_image_f32, write_labels};
 use crate::data::orientation::{Reorientation, check_orientation};
 use crate::data::volume::Volume;
+use crate::infer::distinct::distinct;
 use crate::infer::masks::ClassMasks;
 use crate::infer::merge::{merge, merge_labels};
 use crate::infer::predict::{InferenceSettings, Prediction, predict};

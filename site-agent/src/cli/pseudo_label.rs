@@ -16,7 +16,6 @@ use common::taxonomy::Taxonomy;
 use serde::Serialize;
 
 use super::chosen_model::ChosenModel;
-use super::distinct::distinct;
 use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
 use super::predict::chosen_classes;
@@ -28,6 +27,7 @@ use crate::data::DataError;
 use crate::data::dataset::{CASES_FILE, Case, LABEL_MAP_FILE, Split, TAXONOMY_FILE};
 use crate::data::nifti::write_labels;
 use crate::infer::Predictor;
+use crate::infer::distinct::distinct;
 use crate::infer::predict::{InferenceSettings, segment};
 use crate::infer::pseudo_labels::{OverlapValues, found};
 use crate::train::trainer::Cancel;

@@ -23,6 +23,7 @@ use crate::data::cache::CaseCache;
 use crate::data::dataset::{Case, Split};
 use crate::infer::evaluate::Evaluation;
 use crate::infer::network::StudyNetwork;
+use crate::infer::overlay::OverlayFiles;
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
 use crate::train::burn_trainer::BurnTrainer;
 use crate::train::checkpoint::CheckpointKey;
@@ -225,13 +226,14 @@ impl Work for SiteWork {
         let window_batch = self.config.window_batch;
         let settings = InferenceSettings { window_batch, ..InferenceSettings::of(study) };
         let tau_mm = |class| study.evaluation.nsd_tolerance_mm.of(class);
+        let cases: Vec<&Case> = cases.iter().collect();
+        let overlays = OverlayFiles::new(&overlays, &cases);
         let evaluation = Evaluation {
             window_hu: settings.preprocessing.window_hu,
             taxonomy: &study.taxonomy,
             tau_mm: &tau_mm,
             overlays: Some(&overlays),
         };
-        let cases: Vec<&Case> = cases.iter().collect();
         let segmenter = NetworkSegmenter { settings, network: &network };
         let scores =
             evaluation.run(&cases, &segmenter, |case, _| tracing::info!(case = case.name, "scored"))?;

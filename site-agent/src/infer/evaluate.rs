@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use super::masks::ClassMasks;
 use super::merge::paint;
-use super::overlay::{self, Overlay};
+use super::overlay::{self, Overlay, OverlayFiles};
 use super::{InferError, Segmenter};
 use crate::data::DataError;
 use crate::data::dataset::Case;
@@ -37,7 +37,7 @@ pub struct Evaluation<'a> {
     /// Tolerance of the surface distance for each class, mm.
     pub tau_mm: &'a (dyn Fn(ClassId) -> f64 + Sync),
     /// Where pictures of prediction and truth go; they stay in this site's own folder.
-    pub overlays: Option<&'a Path>,
+    pub overlays: Option<&'a OverlayFiles>,
 }
 
 /// Scores of one scan by class.
@@ -78,18 +78,19 @@ impl Evaluation<'_> {
     pub fn score_case(&self, case: &Case, segmenter: &dyn Segmenter) -> Result<ScanScores, InferError> {
         let (image, truth) = read_scan(case, self.taxonomy)?;
         let turn = Reorientation::of(image.volume.grid());
-        let picture = self.overlays.is_some().then(|| turn.to_ras(&image.volume));
+        let file = self.overlays.and_then(|files| files.of(case));
+        let picture = file.map(|file| (file, turn.to_ras(&image.volume)));
         let prediction = segmenter.segment(image)?;
         let prediction = prediction.moved(turn.ras_grid(), |plane| turn.to_ras(plane));
-        if let (Some(folder), Some(image)) = (self.overlays, picture) {
-            self.draw(folder, case, &image, &truth, &prediction)?;
+        if let Some((file, image)) = picture {
+            self.draw(file, case, &image, &truth, &prediction)?;
         }
         Ok(score(&truth, &prediction, self.tau_mm))
     }
 
     fn draw(
         &self,
-        folder: &Path,
+        file: &Path,
         case: &Case,
         image: &Volume<f32>,
         truth: &LabelledCase,
@@ -105,8 +106,7 @@ impl Evaluation<'_> {
         let truth = merged(&|class, offset| truth.contains(class, offset));
         let prediction = merged(&|class, offset| prediction.contains(class, offset));
         let overlay = Overlay { image, truth: &truth, prediction: &prediction, window_hu: self.window_hu };
-        overlay::write(&folder.join(format!("{}.png", case.name.replace('/', "-"))), &overlay)?;
-        Ok(())
+        Ok(overlay::write(file, &overlay)?)
     }
 }
 

@@ -10,6 +10,7 @@
 //! holds for voxels of each class, and [`tsne`] lays that out in a plane.
 
 pub mod colours;
+pub(crate) mod distinct;
 pub mod evaluate;
 pub mod features;
 pub mod location;

@@ -3,11 +3,14 @@
 //! Slices go through the centre of the organs, as `slices` hangs them. The truth's contours are green, the
 //! prediction's magenta, white where both agree. Pictures never leave the site.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
+use super::distinct::distinct;
 use super::picture::{Colour, Picture};
 use super::slices::{Plane, Slice, centre_of, side_by_side};
 use crate::client::files::{self, FileError};
+use crate::data::dataset::Case;
 use crate::data::volume::Volume;
 
 /// What to draw, all on one grid with axes R, A, S.
@@ -20,6 +23,25 @@ pub struct Overlay<'a> {
     pub prediction: &'a [u8],
     /// HU shown as black and as white.
     pub window_hu: (f32, f32),
+}
+
+/// Where the overlay of each case goes.
+#[derive(Clone, Debug)]
+pub struct OverlayFiles(BTreeMap<String, PathBuf>);
+
+impl OverlayFiles {
+    /// Files in `folder` with the names of their cases; where two would have one, as `a/b-c` and `a-b/c`, the later one in the order
+    /// of `cases` gets a number.
+    pub fn new(folder: &Path, cases: &[&Case]) -> Self {
+        let plain = distinct(cases.iter().map(|case| case.name.replace('/', "-")));
+        let file = |(case, plain): (&&Case, String)| (case.name.clone(), folder.join(format!("{plain}.png")));
+        Self(cases.iter().zip(plain).map(file).collect())
+    }
+
+    /// The file of a case; none for one that was not named.
+    pub fn of(&self, case: &Case) -> Option<&Path> {
+        self.0.get(&case.name).map(PathBuf::as_path)
+    }
 }
 
 const TRUTH: Colour = [0, 230, 90];
@@ -65,9 +87,14 @@ impl Overlay<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use common::label_map::LabelMap;
     use nalgebra::{Matrix4, Vector4};
 
     use super::*;
+    use crate::data::dataset::Split;
     use crate::data::geometry::Affine;
     use crate::data::volume::Grid;
 
@@ -85,6 +112,26 @@ mod tests {
     fn find(panel: &Picture, colour: Colour) -> Vec<[usize; 2]> {
         let all = (0..panel.height).flat_map(|y| (0..panel.width).map(move |x| [x, y]));
         all.filter(|&at| panel.pixel(at) == colour).collect()
+    }
+
+    #[test]
+    fn no_two_cases_share_a_picture() {
+        let label_map = Arc::new(LabelMap::standard("lits").unwrap());
+        let cases = ["a-b/c", "a/b-c", "a/d"].map(|name| Case {
+            name: name.to_owned(),
+            dataset: "a".to_owned(),
+            image: PathBuf::new(),
+            labels: PathBuf::new(),
+            label_map: Arc::clone(&label_map),
+            annotated: BTreeSet::new(),
+            patient: name.to_owned(),
+            split: Split::Validation,
+            assume_hounsfield: false,
+            pseudo: false,
+        });
+        let files = OverlayFiles::new(Path::new("scores"), &cases.each_ref());
+        let names = cases.each_ref().map(|case| files.of(case).unwrap().display().to_string());
+        assert_eq!(names, ["scores/a-b-c.png", "scores/a-b-c-2.png", "scores/a-d.png"]);
     }
 
     #[test]

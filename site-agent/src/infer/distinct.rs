@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 /// The names in their order; where several are equal, the later ones get a number.
-pub(super) fn distinct(names: impl IntoIterator<Item = String>) -> Vec<String> {
+pub(crate) fn distinct(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut taken = BTreeSet::new();
     let told_apart = |plain: String| {
         let (mut name, mut number) = (plain.clone(), 1);
