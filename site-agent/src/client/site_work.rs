@@ -221,8 +221,11 @@ impl Work for SiteWork {
         // What a model said is no truth to score another by.
         let cases =
             annotated_cases(study, &self.config, |case| case.split != Split::Excluded && !case.pseudo)?;
-        let overlays = self.state.overlays(document.digest(), round.0);
+        let overlays = self.state.overlays(document.digest(), round);
         files::make_private_folder(&overlays)?;
+        if let Err(error) = self.state.prune_overlays(document.digest(), round) {
+            tracing::warn!("pictures of earlier rounds stay: {:#}", anyhow::Error::from(error));
+        }
         let window_batch = self.config.window_batch;
         let settings = InferenceSettings { window_batch, ..InferenceSettings::of(study) };
         let tau_mm = |class| study.evaluation.nsd_tolerance_mm.of(class);

@@ -167,8 +167,27 @@ impl StateFolder {
     }
 
     /// Pictures of prediction and truth for one model of a study.
-    pub fn overlays(&self, study: StudyDigest, round: u32) -> PathBuf {
+    pub fn overlays(&self, study: StudyDigest, round: RoundId) -> PathBuf {
         self.0.join("overlays").join(format!("{}-round-{round}", study.short()))
+    }
+
+    /// Removes a study's pictures but those of `round` and of the newest round beside it: every scored model leaves one of each scan.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn prune_overlays(&self, study: StudyDigest, round: RoundId) -> Result<(), FileError> {
+        // A folder that is not there yet holds nothing to remove.
+        let listed = std::fs::read_dir(self.0.join("overlays")).into_iter().flatten().flatten();
+        let of_study = format!("{}-round-", study.short());
+        let drawn = listed.filter_map(|entry| {
+            let drawn = entry.file_name().to_str()?.strip_prefix(&of_study)?.parse().ok()?;
+            Some((RoundId(drawn), entry.path()))
+        });
+        let mut others: Vec<_> = drawn.filter(|(drawn, _)| *drawn != round).collect();
+        others.sort_by(|a, b| b.cmp(a));
+        others.into_iter().skip(1).try_for_each(|(_, path)| {
+            std::fs::remove_dir_all(&path).map_err(|source| FileError::new("remove", &path, source))
+        })
     }
 
     /// The signed report about a model.

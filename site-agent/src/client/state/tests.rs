@@ -167,6 +167,29 @@ fn a_memory_of_the_optimiser_that_is_of_another_model_is_set_aside_and_training_
 }
 
 #[test]
+fn pictures_of_two_rounds_of_a_study_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateFolder::open(folder.path()).unwrap();
+    let [study, other] = [b"here", b"next"].map(|name| StudyDigest(common::ids::Digest::of(name)));
+    let draw = |study, round| {
+        files::make_private_folder(&state.overlays(study, RoundId(round))).unwrap();
+        std::fs::write(state.overlays(study, RoundId(round)).join("scan.png"), "picture").unwrap();
+        state.prune_overlays(study, RoundId(round)).unwrap();
+    };
+    let kept = |study| [0, 5, 9, 10].map(|round| state.overlays(study, RoundId(round)).exists());
+    draw(other, 0);
+    draw(study, 0);
+    draw(study, 5);
+    assert_eq!(kept(study), [true, true, false, false]);
+    draw(study, 10);
+    assert_eq!(kept(study), [false, true, false, true], "as numbers, not as names");
+    // A round of before, late: what was drawn last stays, and what is newest.
+    draw(study, 9);
+    assert_eq!(kept(study), [false, false, true, true]);
+    assert_eq!(kept(other), [true, false, false, false], "another study's are its own");
+}
+
+#[test]
 fn a_torn_status_is_as_good_as_none() {
     let folder = tempfile::tempdir().unwrap();
     let state = StateFolder::open(folder.path()).unwrap();
