@@ -1,5 +1,7 @@
 //! `site-agent evaluate`: a model, or a baseline, against this site's own labels. Nothing leaves.
 //!
+//! A scan that cannot be scored is named and the next one begun; what is written says that its figures are not of all scans.
+//!
 //! `record` is what is kept of it, `comparison` sets it beside an earlier one, `board` shows it.
 
 mod board;
@@ -14,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use common::ids::{ModelHash, RoundId};
-use common::report::{CaseOutcome, CaseScore, EvaluationReport, ReportSubject};
+use common::report::{CaseOutcome, EvaluationReport, ReportSubject};
 use common::study::StudyDocument;
 use common::taxonomy::Taxonomy;
 
@@ -31,7 +33,7 @@ use super::{ConfigArgs, limit_threads, line, site_name};
 use crate::client::config::SiteConfig;
 use crate::client::files;
 use crate::data::dataset::{Case, Split};
-use crate::infer::evaluate::{Evaluation, ScanScores};
+use crate::infer::evaluate::{Evaluation, ScanScores, numbered};
 use crate::infer::location::LocationAtlas;
 use crate::infer::overlay::OverlayFiles;
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
@@ -84,6 +86,9 @@ fn evaluate(args: &EvaluateArgs, config: &SiteConfig) -> Result<(), CliError> {
         files::make_private_folder(out)?;
     }
     let record = score(args, config, &document, &cases)?;
+    if record.scans.is_empty() {
+        return whole(&record);
+    }
     let compared = earlier.map(|earlier| Comparison::of(&record, &earlier, study.seed)).transpose();
     let board = Board {
         record: &record,
@@ -96,9 +101,22 @@ fn evaluate(args: &EvaluateArgs, config: &SiteConfig) -> Result<(), CliError> {
         write(out, &board)?;
         line(format!("\nboard.html, scores.csv, evaluation.json and pictures: {}", out.display()));
     }
-    // The scores stand, compared or not.
+    // The scores stand, compared or not. Where some are missing, that is also why they cannot be compared.
+    whole(&record)?;
     compared.map_err(incomparable)?;
     Ok(())
+}
+
+/// An error where some scans could not be scored: what was scored stands, and is of fewer scans than was asked for.
+fn whole(record: &Record) -> Result<(), CliError> {
+    let unscored = record.unscored.len();
+    if unscored == 0 {
+        return Ok(());
+    }
+    let all = unscored + record.scans.len();
+    let hint = "each is named above, with the reason; all figures are of the others, which may be easier or harder: mend it and evaluate again";
+    let error = anyhow::anyhow!("{unscored} of {all} scans were not scored");
+    Err(CliError::new(error).exit(Exit::Data).hint(hint))
 }
 
 /// An earlier evaluation of these scans.
@@ -116,7 +134,7 @@ fn incomparable(error: ComparisonError) -> CliError {
     CliError::new(error).exit(Exit::Data).hint(hint)
 }
 
-/// Scores all cases, a line for each.
+/// Scores all cases that can be scored, a line for each.
 fn score(
     args: &EvaluateArgs,
     config: &SiteConfig,
@@ -138,13 +156,18 @@ fn score(
         tau_mm: &tau_mm,
         overlays: overlays.as_ref(),
     };
-    let (scores, model) = if args.location_only.is_empty() {
+    let (scans, model) = if args.location_only.is_empty() {
         let (network, model) = args.chosen.identified(config, document, Cancel::default())?;
         (score_network(&evaluation, cases, settings, &network)?, Some(model))
     } else {
         let baseline = learn_locations(&args.location_only, &study.taxonomy)?;
-        (evaluation.run(cases, &baseline, |case, scores| line(scan_line(case, scores)))?, None)
+        (evaluation.run(cases, &baseline, tell)?, None)
     };
+    let scored = || {
+        let scans = cases.iter().copied().zip(&scans);
+        scans.filter_map(|(case, scores)| Some((case, scores.as_ref()?)))
+    };
+    let scores = numbered(scored());
     let subject = ReportSubject {
         site: site_name(config)?,
         model: model.unwrap_or(study.initial_model),
@@ -154,8 +177,11 @@ fn score(
     };
     // It stays here: there is nobody to hide small numbers from.
     let report = EvaluationReport::summarise(subject, &scores, tau_mm, 1, study.seed);
-    let names = cases.iter().map(|case| (case.name.as_str(), case.patient.as_str()));
-    Ok(Record::of(in_words(model, args.postprocess), model, report, names, &scores))
+    let names = scored().map(|(case, _)| (case.name.as_str(), case.patient.as_str()));
+    let mut record = Record::of(in_words(model, args.postprocess), model, report, names, &scores);
+    let unscored = cases.iter().zip(&scans).filter(|(_, scores)| scores.is_none());
+    record.unscored = unscored.map(|(case, _)| case.name.clone()).collect();
+    Ok(record)
 }
 
 /// Scores a network, which shows how far it is within a scan.
@@ -164,7 +190,7 @@ fn score_network(
     cases: &[&Case],
     settings: InferenceSettings,
     network: &dyn Predictor,
-) -> Result<Vec<CaseScore>, InferError> {
+) -> Result<Vec<Option<ScanScores>>, InferError> {
     let progress = WindowProgress::new(network);
     let announce = |done: usize| {
         if let Some(case) = cases.get(done) {
@@ -173,13 +199,13 @@ fn score_network(
     };
     announce(0);
     let mut done = 0;
-    let scored = |case: &Case, scores: &ScanScores| {
+    let heard = |case: &Case, scored: Result<&ScanScores, InferError>| {
         progress.clear();
-        line(scan_line(case, scores));
+        tell(case, scored);
         done += 1;
         announce(done);
     };
-    evaluation.run(cases, &NetworkSegmenter { settings, network: &progress }, scored)
+    evaluation.run(cases, &NetworkSegmenter { settings, network: &progress }, heard)
 }
 
 /// What is scored; without a model it is the baseline.
@@ -207,6 +233,18 @@ fn learn_locations(sites: &[PathBuf], taxonomy: &Taxonomy) -> Result<LocationAtl
     }
     cases.retain(|case| case.split == Split::Training && !case.pseudo);
     Ok(LocationAtlas::learn(&cases, taxonomy)?)
+}
+
+/// A line for a scan that is done with; why it could not be scored goes where errors go.
+fn tell(case: &Case, scored: Result<&ScanScores, InferError>) {
+    match scored {
+        Ok(scores) => line(scan_line(case, scores)),
+        Err(fault) => {
+            line(format!("{:<40} not scored", case.name));
+            // The exit code is that of all scans together.
+            let _ = CliError::new(fault).about(case.name.clone()).report();
+        }
+    }
 }
 
 /// The mean over the classes of one scan.

@@ -21,7 +21,8 @@ use super::training::{PreparedScans, annotated_cases};
 use super::work::Work;
 use crate::data::cache::CaseCache;
 use crate::data::dataset::{Case, Split};
-use crate::infer::evaluate::Evaluation;
+use crate::infer::InferError;
+use crate::infer::evaluate::{Evaluation, ScanScores, numbered};
 use crate::infer::network::StudyNetwork;
 use crate::infer::overlay::OverlayFiles;
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
@@ -238,8 +239,14 @@ impl Work for SiteWork {
             overlays: Some(&overlays),
         };
         let segmenter = NetworkSegmenter { settings, network: &network };
-        let scores =
-            evaluation.run(&cases, &segmenter, |case, _| tracing::info!(case = case.name, "scored"))?;
+        // A report is of all scans: which ones are not in it, it could not say.
+        let score = |case: &&Case| {
+            let scores = evaluation.score_case(case, &segmenter)?;
+            tracing::info!(case = case.name, "scored");
+            Ok(scores)
+        };
+        let scores: Vec<ScanScores> = cases.iter().map(score).collect::<Result<_, InferError>>()?;
+        let scores = numbered(cases.iter().copied().zip(&scores));
         let subject = ReportSubject {
             site: self.site.clone(),
             model,

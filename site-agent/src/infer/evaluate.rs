@@ -44,31 +44,29 @@ pub struct Evaluation<'a> {
 pub type ScanScores = BTreeMap<ClassId, CaseOutcome>;
 
 impl Evaluation<'_> {
-    /// Scores every case; `scored(case, scores)` hears of each as it is done.
+    /// Scores every case that can be scored; `heard` is told of each as it is done. The scores are in the order of the cases: none where
+    /// a case could not be scored.
     ///
     /// # Errors
-    /// The first case that cannot be read or predicted.
+    /// What no other case would fare better with: a request to stop, or a picture that could not be written.
     pub fn run(
         &self,
         cases: &[&Case],
         segmenter: &dyn Segmenter,
-        mut scored: impl FnMut(&Case, &ScanScores),
-    ) -> Result<Vec<CaseScore>, InferError> {
-        let mut patients: BTreeMap<&str, u32> = BTreeMap::new();
-        let mut scores = Vec::new();
-        for (scan, case) in (0..).zip(cases) {
-            let next = u32::try_from(patients.len()).unwrap_or(u32::MAX);
-            let patient = *patients.entry(&case.patient).or_insert(next);
-            let of_scan = self.score_case(case, segmenter)?;
-            scored(case, &of_scan);
-            scores.extend(of_scan.iter().map(|(&class, &outcome)| CaseScore {
-                patient,
-                scan,
-                class,
-                outcome,
-            }));
-        }
-        Ok(scores)
+        mut heard: impl FnMut(&Case, Result<&ScanScores, InferError>),
+    ) -> Result<Vec<Option<ScanScores>>, InferError> {
+        let score = |case: &&Case| match self.score_case(case, segmenter) {
+            Ok(scores) => {
+                heard(case, Ok(&scores));
+                Ok(Some(scores))
+            }
+            Err(error @ (InferError::Cancelled | InferError::File(_))) => Err(error),
+            Err(fault) => {
+                heard(case, Err(fault));
+                Ok(None)
+            }
+        };
+        cases.iter().map(score).collect()
     }
 
     /// Scores one case, and draws it if overlays are wanted.
@@ -108,6 +106,18 @@ impl Evaluation<'_> {
         let overlay = Overlay { image, truth: &truth, prediction: &prediction, window_hu: self.window_hu };
         Ok(overlay::write(file, &overlay)?)
     }
+}
+
+/// The scores of scans as a report summarises them: numbers for scans and patients, in the order in which they come.
+pub fn numbered<'a>(scans: impl Iterator<Item = (&'a Case, &'a ScanScores)>) -> Vec<CaseScore> {
+    let mut patients: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut numbered = Vec::new();
+    for (scan, (case, scores)) in (0..).zip(scans) {
+        let next = u32::try_from(patients.len()).unwrap_or(u32::MAX);
+        let patient = *patients.entry(&case.patient).or_insert(next);
+        numbered.extend(scores.iter().map(|(&class, &outcome)| CaseScore { patient, scan, class, outcome }));
+    }
+    numbered
 }
 
 /// A scan as its file has it, and its labels turned to R, A, S.

@@ -33,7 +33,8 @@ impl Board<'_> {
     /// The tables, for a terminal.
     pub(super) fn lines(&self) -> Vec<String> {
         let tables = self.sections().into_iter();
-        tables.flat_map(|(title, table)| [String::new(), title].into_iter().chain(table.lines())).collect()
+        let lines = tables.flat_map(|(title, table)| [String::new(), title].into_iter().chain(table.lines()));
+        lines.chain(self.unscored().into_iter().flat_map(|unscored| [String::new(), unscored])).collect()
     }
 
     /// The page.
@@ -45,6 +46,9 @@ impl Board<'_> {
             scans.len(),
             study.short()
         );
+        if let Some(unscored) = self.unscored() {
+            page.push_str(&format!("<p>{}.</p>\n", escape(&unscored)));
+        }
         page.push_str(&format!(
             "<p>A box is the middle half of the scans that show the class, its line the median; whiskers reach to the last scan within 1.5 boxes; dots are scans beyond, and all scans where there are fewer than {FEWEST_FOR_A_BOX}.</p>\n"
         ));
@@ -58,6 +62,12 @@ impl Board<'_> {
         }
         page.push_str("</body>\n</html>\n");
         page
+    }
+
+    /// Which scans are in no figure, if there are any.
+    fn unscored(&self) -> Option<String> {
+        let unscored = &self.record.unscored;
+        (!unscored.is_empty()).then(|| format!("Not scored, and in no figure: {}", unscored.join(", ")))
     }
 
     /// Tables with something in them, each below its title.

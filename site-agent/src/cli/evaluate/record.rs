@@ -35,6 +35,9 @@ pub(super) struct Record {
     pub classes: Vec<ClassReport>,
     /// The scans, in the order in which they were scored.
     pub scans: Vec<ScanRecord>,
+    /// Scans that could not be scored, by name: none of the figures is of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unscored: Vec<String>,
 }
 
 /// The scores of one scan.
@@ -72,7 +75,8 @@ pub(super) struct Agreement {
 }
 
 impl Record {
-    /// Scores with the names that they are numbered by: `scans` are name and patient of each, in the order of the numbers.
+    /// Scores with the names that they are numbered by: `scans` are name and patient of each, in the order of the numbers. All
+    /// scans are among them.
     pub(super) fn of<'a>(
         scored: String,
         model: Option<ModelHash>,
@@ -100,6 +104,7 @@ impl Record {
             metric_version: report.metric_version,
             classes: report.classes,
             scans,
+            unscored: Vec::new(),
         }
     }
 

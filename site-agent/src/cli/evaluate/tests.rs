@@ -5,6 +5,7 @@ use common::testing::example_study;
 use tempfile::TempDir;
 
 use super::*;
+use crate::data::dataset::CASES_FILE;
 use crate::phantom::{HOSPITALS, write_hospital};
 
 #[derive(Debug, clap::Parser)]
@@ -40,6 +41,14 @@ impl Site {
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The baseline learns from training scans, and stops at one that cannot be read.
+    fn keep_from_training(&self, scan: &str) {
+        let (dataset, case) = scan.split_once('/').unwrap();
+        let file = self.path(dataset).join(CASES_FILE);
+        let others = fs::read_to_string(&file).unwrap_or_default();
+        fs::write(file, format!("{others}[{case}]\nsplit = \"validation\"\n")).unwrap();
     }
 
     /// Scores where structures lie on average, which takes no model.
@@ -93,4 +102,40 @@ fn an_evaluation_of_other_scans_is_refused_before_any_is_scored() {
     let refused = site.evaluate("second", Some("first/evaluation.json")).unwrap_err().text();
     assert!(refused.contains(&format!("it alone has `{gone}`")) && refused.contains("hint: "), "{refused}");
     assert!(!site.path("second").exists());
+}
+
+#[test]
+fn a_scan_that_cannot_be_read_is_named_and_the_others_are_scored() {
+    let site = Site::make();
+    site.evaluate("first", None).unwrap();
+    let record = Record::read(&site.path("first/evaluation.json")).unwrap();
+    assert_eq!(record.unscored, [""; 0]);
+    let bad = record.scans[1].scan.as_str();
+    site.keep_from_training(bad);
+    fs::write(site.path(bad).join("ct.nii.gz"), "no scan").unwrap();
+
+    let told = site.evaluate("second", None).unwrap_err().text();
+    assert!(told.starts_with("error: 1 of 3 scans were not scored\n\nhint: "), "{told}");
+    let record = Record::read(&site.path("second/evaluation.json")).unwrap();
+    assert_eq!((record.scans.len(), record.unscored.as_slice()), (2, &[bad.to_owned()][..]));
+    assert!(record.scans.iter().all(|scan| !scan.classes.is_empty()), "no score is under another's name");
+    let board = fs::read_to_string(site.path("second/board.html")).unwrap();
+    assert!(board.contains("<p>2 scans of this site"), "{board}");
+    assert!(board.contains(&format!("<p>Not scored, and in no figure: {bad}.</p>")), "{board}");
+
+    let refused = site.evaluate("third", Some("second/evaluation.json")).unwrap_err().text();
+    assert!(refused.contains(&format!("it lacks `{bad}`")), "{refused}");
+}
+
+#[test]
+fn an_evaluation_without_a_score_leaves_no_figure() {
+    let site = Site::make();
+    site.evaluate("first", None).unwrap();
+    for scan in Record::read(&site.path("first/evaluation.json")).unwrap().scans {
+        site.keep_from_training(&scan.scan);
+        fs::write(site.path(&scan.scan).join("ct.nii.gz"), "no scan").unwrap();
+    }
+    let told = site.evaluate("second", None).unwrap_err().text();
+    assert!(told.starts_with("error: 3 of 3 scans were not scored"), "{told}");
+    assert_eq!(fs::read_dir(site.path("second")).unwrap().count(), 0);
 }
