@@ -16,13 +16,13 @@ use super::base_model::BaseModel;
 use super::checkpointing::{RoundFile, Unkept};
 use super::config::SiteConfig;
 use super::files;
+use super::scoring::{Scorer, Scoring};
 use super::state::StateFolder;
 use super::training::{PreparedScans, annotated_cases};
 use super::work::Work;
 use crate::data::cache::CaseCache;
 use crate::data::dataset::{Case, Split};
-use crate::infer::InferError;
-use crate::infer::evaluate::{Evaluation, ScanScores, numbered};
+use crate::infer::evaluate::{Evaluation, numbered};
 use crate::infer::network::StudyNetwork;
 use crate::infer::overlay::OverlayFiles;
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
@@ -42,6 +42,7 @@ pub struct SiteWork {
     /// The attempt with which the trainer's optimiser learnt last, and its round.
     learnt: Option<(AttemptId, RoundId)>,
     unkept: Unkept,
+    scoring: Scoring,
 }
 
 impl SiteWork {
@@ -52,7 +53,8 @@ impl SiteWork {
     pub fn new(config: SiteConfig, site: SiteId, state: StateFolder) -> anyhow::Result<Self> {
         let artifacts = state.artifacts()?;
         let (prepared, trainer, learnt, unkept) = (None, None, None, Unkept::default());
-        Ok(Self { config, site, state, artifacts, prepared, trainer, learnt, unkept })
+        let scoring = Scoring::default();
+        Ok(Self { config, site, state, artifacts, prepared, trainer, learnt, unkept, scoring })
     }
 
     fn prepared(&mut self, study: &StudyDocument) -> anyhow::Result<&PreparedScans> {
@@ -239,14 +241,6 @@ impl Work for SiteWork {
             overlays: Some(&overlays),
         };
         let segmenter = NetworkSegmenter { settings, network: &network };
-        // A report is of all scans: which ones are not in it, it could not say.
-        let score = |case: &&Case| {
-            let scores = evaluation.score_case(case, &segmenter)?;
-            tracing::info!(case = case.name, "scored");
-            Ok(scores)
-        };
-        let scores: Vec<ScanScores> = cases.iter().map(score).collect::<Result<_, InferError>>()?;
-        let scores = numbered(cases.iter().copied().zip(&scores));
         let subject = ReportSubject {
             site: self.site.clone(),
             model,
@@ -254,6 +248,14 @@ impl Work for SiteWork {
             study: document.digest(),
             taxonomy: study.taxonomy.digest(),
         };
+        let scorer = Scorer {
+            evaluation: &evaluation,
+            preprocessing: &segmenter.settings.preprocessing,
+            segmenter: &segmenter,
+            cancel,
+        };
+        let scores = self.scoring.score(&subject, &cases, &scorer)?;
+        let scores = numbered(cases.iter().copied().zip(&scores));
         let min_count = self.config.min_count.max(study.evaluation.min_count);
         Ok(EvaluationReport::summarise(subject, &scores, tau_mm, min_count, study.seed))
     }

@@ -66,6 +66,14 @@ pub enum DataError {
         /// What is wrong with it.
         fault: Box<CaseFault>,
     },
+    /// Cases of which all were to be read: what is wrong with each.
+    #[error("{} of {of} scans cannot be read:\n  {}", .faults.len(), .faults.join("\n  "))]
+    Unreadable {
+        /// How many were looked at.
+        of: usize,
+        /// What is wrong, by case.
+        faults: Vec<String>,
+    },
     /// A file or folder that could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {

@@ -69,6 +69,14 @@ impl Evaluation<'_> {
         cases.iter().map(score).collect()
     }
 
+    /// Whether a case can be read: scan and labels, as [`Self::score_case`] reads them.
+    ///
+    /// # Errors
+    /// What is wrong with the case.
+    pub fn check_case(&self, case: &Case) -> Result<(), DataError> {
+        read_scan(case, self.taxonomy).map(drop)
+    }
+
     /// Scores one case, and draws it if overlays are wanted.
     ///
     /// # Errors
