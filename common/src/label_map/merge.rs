@@ -65,6 +65,20 @@ impl MergeTable {
         Ok(Self(pairs))
     }
 
+    /// The table for another taxonomy's classes of the same names, in the same order; those that it lacks are left out. A class that
+    /// stands for several gets the smallest of their values.
+    pub fn translated(&self, from: &Taxonomy, to: &Taxonomy) -> Self {
+        let mut pairs: Vec<(ClassId, u8)> = Vec::new();
+        for &(class, value) in &self.0 {
+            let Some(found) = from.class(class).and_then(|class| to.counterpart(class)) else { continue };
+            match pairs.iter_mut().find(|(known, _)| *known == found) {
+                Some((_, smallest)) => *smallest = value.min(*smallest),
+                None => pairs.push((found, value)),
+            }
+        }
+        Self(pairs)
+    }
+
     /// Classes and values in painting order.
     pub fn pairs(&self) -> &[(ClassId, u8)] {
         &self.0
@@ -171,6 +185,18 @@ mod tests {
     fn of_several_values_of_a_class_the_smallest_is_written() {
         let (map, taxonomy) = standard("private-pancreas");
         assert_eq!(pairs(&MergeTable::of(&map, &taxonomy).unwrap()), [(11, 1), (28, 3)]);
+    }
+
+    #[test]
+    fn another_taxonomy_gets_the_values_of_the_classes_that_it_names() {
+        let (map, standard) = standard("kits");
+        let own = "[[class]]\nid = 1\nname = \"Kidney Tumor\"\nkind = \"tumour\"\nparents = [2]\n\n\
+                   [[class]]\nid = 2\nname = \"Kidneys\"\nkind = \"organ\"\naliases = [\"right kidney\", \"left kidney\"]\n";
+        let own = Taxonomy::parse("own.toml", own).unwrap();
+        let translated = |table: MergeTable, to: &Taxonomy| pairs(&table.translated(&standard, to));
+        let sides = MergeTable::with_sides(&map, &standard).unwrap();
+        assert_eq!(translated(sides.clone(), &own), [(2, 1), (1, 2)]);
+        assert_eq!(translated(sides.clone(), &standard), pairs(&sides));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{ArgGroup, Args};
+use common::config::Diagnostics;
 use common::ids::ClassId;
 use common::label_map::{LabelMap, MergeTable};
 use common::study::Study;
@@ -290,10 +291,14 @@ pub(super) fn chosen_classes(names: &[String], taxonomy: &Taxonomy) -> Result<Ve
     Ok(classes)
 }
 
-/// The values of a data set: one that is known by name, or a label map of the site's own.
+/// The values of a data set: one that is known by name, or a label map of the site's own. Classes that the study lacks are left out.
 fn merge_table(name: &str, sides: bool, taxonomy: &Taxonomy) -> Result<MergeTable, CliError> {
-    let map = if name.ends_with(".toml") {
-        LabelMap::parse(name, &files::read_text(Path::new(name))?, taxonomy)?
+    let standard = Taxonomy::standard();
+    let (map, words) = if name.ends_with(".toml") {
+        let text = files::read_text(Path::new(name))?;
+        let in_words = |words| Ok((LabelMap::parse(name, &text, words)?, words));
+        // In the study's words, or in those that data sets are described with whatever a study's are.
+        in_words(taxonomy).or_else(|mistakes: Diagnostics| in_words(&standard).map_err(|_| mistakes))?
     } else {
         let known = LabelMap::standard(name).ok_or_else(|| {
             let names: Vec<&str> = LabelMap::standard_names().collect();
@@ -301,11 +306,16 @@ fn merge_table(name: &str, sides: bool, taxonomy: &Taxonomy) -> Result<MergeTabl
                 .exit(Exit::Config)
                 .hint(format!("known: {}; or name a label map that ends in .toml", names.join(", ")))
         })?;
-        // Known maps speak of the standard taxonomy: a study's own has the same names and maybe other ids.
-        LabelMap::parse(name, &known.to_toml(&Taxonomy::standard()), taxonomy)?
+        (known, &standard)
     };
-    let table = if sides { MergeTable::with_sides(&map, taxonomy) } else { MergeTable::of(&map, taxonomy) };
-    table.map_err(|error| CliError::new(error).exit(Exit::Config))
+    let table = if sides { MergeTable::with_sides(&map, words) } else { MergeTable::of(&map, words) };
+    let table = table.map_err(|error| CliError::new(error).exit(Exit::Config))?.translated(words, taxonomy);
+    if table.pairs().is_empty() {
+        let none = anyhow::anyhow!("`--labels-of`: the study has none of the classes of `{name}`");
+        let hint = "without it, the label file has the study's own numbers";
+        return Err(CliError::new(none).exit(Exit::Config).hint(hint));
+    }
+    Ok(table)
 }
 
 #[cfg(test)]

@@ -219,3 +219,29 @@ fn known_data_sets_are_written_in_the_ids_of_the_studys_own_taxonomy() {
     let table = merge_table("lits", false, &taxonomy).unwrap();
     assert_eq!(table.pairs(), [(class(2), 1), (class(1), 2)]);
 }
+
+#[test]
+fn a_data_set_is_written_without_the_classes_that_the_study_lacks() {
+    let organ = |id, name| format!("[[class]]\nid = {id}\nname = \"{name}\"\nkind = \"organ\"\n");
+    let taxonomy = Taxonomy::parse("own.toml", &[organ(1, "Heart"), organ(2, "Liver")].concat()).unwrap();
+    assert_eq!(merge_table("lits", false, &taxonomy).unwrap().pairs(), [(class(2), 1)]);
+
+    // A map of the site's own, in the standard words and in the study's.
+    let folder = tempfile::tempdir().unwrap();
+    let own = |values: &str| {
+        let file = folder.path().join("ours.toml").display().to_string();
+        let text = format!(
+            "name = \"Ours\"\nkey = \"ours\"\nuse = \"training\"\nannotated = \"per-case\"\n[values]\n{values}"
+        );
+        std::fs::write(&file, text).unwrap();
+        merge_table(&file, false, &taxonomy).map_err(|error| error.text())
+    };
+    let standard = own("0 = \"drop\"\n4 = \"spleen\"\n5 = \"liver\"\n").unwrap();
+    assert_eq!(standard.pairs(), [(class(2), 5)]);
+    let study = own("0 = \"drop\"\n4 = \"heart\"\n5 = \"liver\"\n").unwrap();
+    assert_eq!(study.pairs(), [(class(1), 4), (class(2), 5)]);
+    let refused = own("0 = \"drop\"\n4 = \"hart\"\n").unwrap_err();
+    assert!(refused.contains("did you mean `heart`"), "{refused}");
+    let refused = own("0 = \"drop\"\n4 = \"spleen\"\n").unwrap_err();
+    assert!(refused.contains("the study has none of the classes"), "{refused}");
+}
