@@ -127,6 +127,7 @@ mod tests {
             patient: name.to_owned(),
             split: Split::Validation,
             assume_hounsfield: false,
+            assume_orientation: false,
             pseudo: false,
         });
         let files = OverlayFiles::new(Path::new("scores"), &cases.each_ref());

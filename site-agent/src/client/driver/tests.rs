@@ -345,7 +345,8 @@ fn what_was_counted_or_scored_for_a_study_that_was_refused_meanwhile_stays_here(
     agent.feed(Event::StudyApproved { study, needs: BTreeSet::new(), takes_late: false }).unwrap();
     agent.feed(Event::StudyRefused { study }).unwrap();
     let liver = BTreeSet::from([ClassId::new(6).unwrap()]);
-    let scan = CaseLabels { dataset: "lits", annotated: &liver, present: &liver, pseudo: false };
+    let scan =
+        CaseLabels { dataset: "lits", patient: "p1", annotated: &liver, present: &liver, pseudo: false };
     let scans = std::iter::repeat_n(scan, 10);
     let manifest = LabelManifest::count(site(), document.study().taxonomy.digest(), scans, 1);
     agent.worked(Outcome::Counted(Box::new(document), Ok(manifest))).unwrap();
