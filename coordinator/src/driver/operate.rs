@@ -19,7 +19,7 @@ use crate::import::import_safetensors;
 use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, UnreadableStudy, gather, losses};
 use crate::pki::{Invite, Token};
 use crate::progress::Line;
-use crate::report::ReportData;
+use crate::report::{ReportData, Selected};
 use crate::store::{self, InviteTerms, SiteRecord, SiteStatus, StoreError, StoredStudy};
 use crate::{clock, error_report, files};
 
@@ -284,12 +284,7 @@ impl Driver {
         let (round, model, chosen) = match round {
             Some(round) => (round, model_of(&data, round)?, "by the operator".to_owned()),
             None => {
-                let best = data.best_model().ok_or_else(|| {
-                    Failure::new(
-                        "no model has been scored by every validation site",
-                        "wait for their reports, or name a round with --round",
-                    )
-                })?;
+                let best = choice_of_all(&data)?;
                 (best.round, best.model, format!("by validation: mean Dice {:.3}", best.mean_dice))
             }
         };
@@ -347,8 +342,7 @@ impl Driver {
         let _ = self.count_traffic().await;
         let run = self.studies.get(study).ok_or_else(no_study)?;
         let manifests = self.manifests(study).await?;
-        let status = run.rounds.status();
-        Ok(gather(&self.store, self.authority.consortium(), &run.document, &status, &manifests).await?)
+        Ok(gather(&self.store, self.authority.consortium(), &run.document, &run.rounds, &manifests).await?)
     }
 
     /// What the study calls a class.
@@ -407,6 +401,36 @@ fn model_of(data: &ReportData, round: RoundId) -> Result<ModelHash, Failure> {
     })
 }
 
+/// The model that validation chooses, where nothing newer is passed over: a sealed site's look cannot be taken back.
+fn choice_of_all(data: &ReportData) -> Result<Selected, Failure> {
+    let selection = data.selection();
+    let failure = |words, hint| Err(Failure { words, hint: Some(hint) });
+    match (selection.best, selection.newer_unscored()) {
+        (Some(best), None) => Ok(best),
+        (Some(best), Some(unscored)) => failure(
+            format!("the choice would pass over {unscored}"),
+            format!(
+                "wait for these, or name a round with --round: of what all have scored, that of round {} is the best. \
+                 A site that does not come back has no say once it is revoked",
+                best.round
+            ),
+        ),
+        (None, Some(unscored)) => failure(
+            format!("each model lacks the report of some validation site: {unscored}"),
+            "wait for their reports, or name a round with --round".to_owned(),
+        ),
+        (None, None) if data.has_validation_site() => failure(
+            "no validation site has scored a model yet".to_owned(),
+            "wait for their reports, or name a round with --round".to_owned(),
+        ),
+        (None, None) => failure(
+            "there is no validation site to choose a model: every evaluator is sealed, or has left"
+                .to_owned(),
+            "name a round with --round: `coordinator report` lists them".to_owned(),
+        ),
+    }
+}
+
 fn read_text(file: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(file)
         .map_err(|e| Failure::new(format!("{}: {e}", file.display()), error_report::READS_AS_ITS_USER))
@@ -447,6 +471,8 @@ mod tests {
     use crate::driver::lost::tests::driver;
     use crate::fixture::{Fixture, NOW, site};
     use crate::pki::Serial;
+    use crate::report::SiteSummary;
+    use crate::report::tests::{add_site, sample};
     use crate::store::Store;
 
     async fn enrol(store: &Store, role: Role) {
@@ -511,5 +537,36 @@ mod tests {
         let name = &fixture.study.study().name;
         let told = format!("; its update of round 1 of `{name}` counts already, and stays");
         assert_eq!(words, format!("north is revoked: its certificates no longer count{told}"));
+    }
+
+    #[test]
+    fn a_model_is_promoted_by_validation_only_where_nothing_newer_is_passed_over() {
+        let round = |data: &ReportData| {
+            choice_of_all(data)
+                .map(|best| best.round.0)
+                .map_err(|failure| (failure.words, failure.hint.unwrap()))
+        };
+        let mut data = sample();
+        assert_eq!(round(&data), Ok(8));
+        add_site(&mut data, "site-e", 0, 0.1);
+        let (words, hint) = round(&data).unwrap_err();
+        let passed = "8 models, the newest of round 8, without reports of site-e";
+        assert_eq!(words, format!("the choice would pass over {passed}"));
+        assert!(hint.contains("--round") && hint.contains("that of round 0"), "{hint}");
+        let evaluator = data.sites[3].clone();
+        data.sites.push(SiteSummary { site: "site-e".parse().unwrap(), revoked: true, ..evaluator });
+        assert_eq!(round(&data), Ok(8));
+    }
+
+    #[test]
+    fn whom_promote_waits_for_may_come() {
+        let words =
+            |data: &ReportData| choice_of_all(data).map(|best| best.round).map_err(|failure| failure.words);
+        let mut data = sample();
+        data.scores.clear();
+        assert_eq!(words(&data), Err("no validation site has scored a model yet".to_owned()));
+        data.study.sealed = vec!["site-d".parse().unwrap()];
+        let nobody = "there is no validation site to choose a model: every evaluator is sealed, or has left";
+        assert_eq!(words(&data), Err(nobody.to_owned()));
     }
 }

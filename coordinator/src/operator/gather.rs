@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::report::{ClassReport, EvaluationReport, METRIC_VERSION};
-use common::round;
+use common::round::{self, RoundMachine, RoundPlan};
 use common::signed::SignedDocument;
 use common::study::StudyDocument;
 use common::taxonomy::{ClassKind, Taxonomy};
@@ -15,14 +15,14 @@ use crate::report::{
     ClassScore, ClassSummary, CoverageCell, FORMAT, LossSeries, ModelScores, ReportData, RoundSummary,
     SiteSummary, StudySummary,
 };
-use crate::store::{LossMean, RoundRecord, SiteRecord, Store, StoreError, StoredReport};
+use crate::store::{LossMean, RoundRecord, SiteRecord, SiteStatus, Store, StoreError, StoredReport};
 
 /// Gathers the report of one study, without its [`losses`].
 pub(crate) async fn gather(
     store: &Store,
     consortium: &str,
     document: &StudyDocument,
-    status: &round::Status,
+    machine: &RoundMachine,
     manifests: &[LabelManifest],
 ) -> Result<ReportData, StoreError> {
     let digest = document.digest();
@@ -36,13 +36,13 @@ pub(crate) async fn gather(
         format: FORMAT,
         generated_at: clock::rfc3339(clock::now()),
         consortium: consortium.to_owned(),
-        study: study_summary(document, status, &rounds),
+        study: study_summary(document, &machine.status(), &rounds),
         classes: classes(taxonomy, &coverage, &scores),
         sites: sites(store, manifests).await?,
         coverage,
         scores: by_round(scores),
         losses: Vec::new(),
-        rounds: rounds.iter().map(round_summary).collect(),
+        rounds: rounds.iter().map(|record| round_summary(record, machine.plan())).collect(),
         board: None,
         overlays: Vec::new(),
     })
@@ -104,6 +104,7 @@ async fn sites(store: &Store, manifests: &[LabelManifest]) -> Result<Vec<SiteSum
             bytes_received: moved.map_or(0, |traffic| traffic.sent),
             site: record.site,
             role: record.role,
+            revoked: record.status == SiteStatus::Revoked,
         }
     };
     Ok(store.sites().await?.into_iter().map(summary).collect())
@@ -160,7 +161,7 @@ fn by_round(mut scores: Vec<ModelScores>) -> Vec<ModelScores> {
     scores
 }
 
-fn round_summary(record: &RoundRecord) -> RoundSummary {
+fn round_summary(record: &RoundRecord, plan: &RoundPlan) -> RoundSummary {
     let seconds = record.closed_at.map(|closed| closed.since(record.opened_at).as_secs_f64());
     RoundSummary {
         round: record.round,
@@ -168,5 +169,6 @@ fn round_summary(record: &RoundRecord) -> RoundSummary {
         seconds,
         sites: record.sites.clone(),
         model: record.model,
+        evaluated: plan.evaluates(record.round),
     }
 }

@@ -6,7 +6,7 @@
 use common::ids::{ClassId, ModelHash, RoundId, SiteId};
 use serde::{Deserialize, Serialize};
 
-use super::{ModelScores, ReportData, Selected};
+use super::{ModelScores, ReportData, Selected, Selection, Unscored};
 
 /// The board.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,6 +14,9 @@ use super::{ModelScores, ReportData, Selected};
 pub struct Board {
     /// The model that the validation sites choose; none before each of them has scored the same one.
     pub chosen: Option<Selected>,
+    /// What was to be scored and is not among the models that are chosen from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unscored: Option<Unscored>,
     /// The sealed test sites, by name.
     pub sealed: Vec<Sealed>,
     /// The chosen model at all sites that scored it, or the newest model that somebody scored.
@@ -63,13 +66,14 @@ pub struct Spread {
 impl ReportData {
     /// The board as the scores have it now.
     pub fn board(&self) -> Board {
-        let chosen = self.best_model();
+        let Selection { best: chosen, unscored, .. } = self.selection();
         let newest = || self.scores.iter().max_by_key(|scores| scores.round);
         let shown = chosen.map(|chosen| (chosen.round, chosen.model));
         let shown = shown.or_else(|| newest().map(|scores| (scores.round, scores.model)));
         let spreads = |model| self.classes.iter().filter_map(move |class| self.spread(model, class.class));
         Board {
             chosen,
+            unscored,
             sealed: self.study.sealed.iter().map(|site| self.sealed(site)).collect(),
             across: shown.map(|(round, model)| Across { round, model, classes: spreads(model).collect() }),
         }

@@ -54,7 +54,7 @@ fn fields(
         scores.model.to_string(),
         if is_chosen { "yes" } else { "no" }.to_owned(),
         scores.site.to_string(),
-        if data.is_sealed(&scores.site) { "test" } else { "validation" }.to_owned(),
+        role(data, scores).to_owned(),
         score.class.to_string(),
         csv::optional(name),
         csv::optional(score.n),
@@ -71,6 +71,15 @@ fn fields(
         csv::optional(spread.map(|spread| spread.worst_dice)),
         csv::optional(spread.map(|spread| spread.spread)),
     ]
+}
+
+/// What the site's scores are for.
+fn role(data: &ReportData, scores: &ModelScores) -> &'static str {
+    match (data.is_sealed(&scores.site), data.has_say(&scores.site)) {
+        (true, _) => "test",
+        (false, true) => "validation",
+        (false, false) => "none",
+    }
 }
 
 #[cfg(test)]

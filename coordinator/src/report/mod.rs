@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Access};
 pub use board::{Across, Board, Sealed, Spread};
-pub use selection::Selected;
+pub use selection::{Selected, Selection, Unscored};
 
 /// Version of `report.json`.
 pub const FORMAT: u32 = 1;
@@ -116,6 +116,9 @@ pub struct SiteSummary {
     pub bytes_sent: u64,
     /// Payload bytes that the coordinator sent to it.
     pub bytes_received: u64,
+    /// Whether its membership has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub revoked: bool,
 }
 
 /// Site × class.
@@ -200,6 +203,9 @@ pub struct RoundSummary {
     pub sites: Vec<SiteId>,
     /// The model that it made.
     pub model: Option<ModelHash>,
+    /// Whether evaluators are to score the model of this round.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub evaluated: bool,
 }
 
 /// A picture that lies in a site's own folder.

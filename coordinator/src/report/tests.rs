@@ -59,6 +59,7 @@ pub(crate) fn sample() -> ReportData {
         datasets: datasets.iter().map(ToString::to_string).collect(),
         bytes_sent: 42_000_000,
         bytes_received: 47_300_000,
+        revoked: false,
     };
     let evaluator =
         SiteSummary { role: Role::Evaluator, volumes: None, bytes_sent: 9_120, ..trainer('d', &[]) };
@@ -103,6 +104,7 @@ pub(crate) fn sample() -> ReportData {
                 seconds: Some(21.4),
                 sites: ['a', 'b', 'c'].map(site).to_vec(),
                 model: Some(model(round)),
+                evaluated: true,
             })
             .collect(),
         board: None,

@@ -12,7 +12,10 @@ const MARKS: f64 = 240.0;
 /// The section.
 pub(super) struct Choice {
     pub chosen: Option<Chosen>,
-    pub sealed: Vec<String>,
+    /// What the choice passes over, in words.
+    pub unscored: Option<String>,
+    /// The sites without a say, each with why.
+    pub without_say: Vec<String>,
     pub round: u32,
     /// Empty where fewer than two sites tell a mean.
     pub rows: Vec<SpreadRow>,
@@ -42,7 +45,7 @@ pub(super) struct SpreadRow {
 impl Choice {
     /// None before anybody has scored anything. `evaluators` says which colour each has.
     pub(super) fn of(data: &ReportData, evaluators: &[&SiteId]) -> Option<Self> {
-        let Board { chosen, sealed, across } = data.board();
+        let Board { chosen, unscored, sealed, across } = data.board();
         let across = across?;
         let row = |spread: &Spread| spread_row(data, &across, spread, evaluators);
         Some(Self {
@@ -51,7 +54,8 @@ impl Choice {
                 model: chosen.model.short(),
                 dice: format!("{:.3}", chosen.mean_dice),
             }),
-            sealed: sealed.iter().map(sealed_words).collect(),
+            unscored: unscored.map(|unscored| unscored.to_string()),
+            without_say: sealed.iter().map(sealed_words).chain(former(data, evaluators)).collect(),
             round: across.round.0,
             rows: across.classes.iter().map(row).collect(),
         })
@@ -66,6 +70,19 @@ fn sealed_words(Sealed { site, looks }: &Sealed) -> String {
         more => format!("looked at {} times, at the models of rounds {}", more.len(), more.join(", ")),
     };
     format!("{site} is a sealed test site, which has no say in the choice: {looked}.")
+}
+
+/// Of those that have scored models and do not choose any more, why.
+fn former(data: &ReportData, evaluators: &[&SiteId]) -> Vec<String> {
+    let mut former = Vec::new();
+    for site in evaluators.iter().filter(|site| !data.is_sealed(site)) {
+        if data.has_trained(site) {
+            former.push(format!("{site} has no say in the choice: updates of it are in the models."));
+        } else if data.has_left(site) {
+            former.push(format!("{site} has no say in the choice any more: it is no evaluator now."));
+        }
+    }
+    former
 }
 
 fn spread_row(data: &ReportData, across: &Across, spread: &Spread, evaluators: &[&SiteId]) -> SpreadRow {
