@@ -67,9 +67,7 @@ impl ReportData {
     /// The board as the scores have it now.
     pub fn board(&self) -> Board {
         let Selection { best: chosen, unscored, .. } = self.selection();
-        let newest = || self.scores.iter().max_by_key(|scores| scores.round);
-        let shown = chosen.map(|chosen| (chosen.round, chosen.model));
-        let shown = shown.or_else(|| newest().map(|scores| (scores.round, scores.model)));
+        let shown = self.shown(chosen);
         let spreads = |model| self.classes.iter().filter_map(move |class| self.spread(model, class.class));
         Board {
             chosen,
@@ -79,11 +77,24 @@ impl ReportData {
         }
     }
 
+    /// The round and model that sites are compared by: the chosen one, or the newest that somebody scored.
+    fn shown(&self, chosen: Option<Selected>) -> Option<(RoundId, ModelHash)> {
+        let newest = || self.scores.iter().max_by_key(|scores| scores.round);
+        let chosen = chosen.map(|chosen| (chosen.round, chosen.model));
+        chosen.or_else(|| newest().map(|scores| (scores.round, scores.model)))
+    }
+
+    /// What sites say of the model that they are compared by, and the round that made it.
+    pub fn compared(&self) -> Option<(RoundId, Vec<&ModelScores>)> {
+        let (round, model) = self.shown(self.best_model())?;
+        Some((round, self.scores.iter().filter(|scores| scores.model == model).collect()))
+    }
+
     /// How far the sites that scored `model` lie apart in `class`; none when fewer than two tell a mean.
     pub fn spread(&self, model: ModelHash, class: ClassId) -> Option<Spread> {
         let told = self.scores.iter().filter(|scores| scores.model == model);
         let told: Vec<(&SiteId, f64)> =
-            told.filter_map(|scores| Some((&scores.site, dice_of(scores, class)?))).collect();
+            told.filter_map(|scores| Some((&scores.site, scores.dice_of(class)?))).collect();
         let (worst_site, worst_dice) = told.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))?;
         let best_dice = told.iter().map(|&(_, dice)| dice).fold(worst_dice, f64::max);
         (told.len() > 1).then(|| Spread {
@@ -107,8 +118,11 @@ impl ReportData {
     }
 }
 
-fn dice_of(scores: &ModelScores, class: ClassId) -> Option<f64> {
-    scores.classes.iter().find(|score| score.class == class)?.mean_dice
+impl ModelScores {
+    /// The site's mean Dice of one class, where it tells one.
+    pub fn dice_of(&self, class: ClassId) -> Option<f64> {
+        self.classes.iter().find(|score| score.class == class)?.mean_dice
+    }
 }
 
 #[cfg(test)]

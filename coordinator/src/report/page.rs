@@ -6,7 +6,7 @@ mod coverage;
 use std::collections::BTreeMap;
 
 use askama::Template;
-use common::ids::{ClassId, Role, SiteId};
+use common::ids::{ClassId, Role, RoundId, SiteId};
 
 use self::choice::Choice;
 use self::coverage::Coverage;
@@ -26,6 +26,8 @@ struct Page<'a> {
     coverage: Coverage,
     evaluators: Vec<Legend>,
     mean_chart: Option<String>,
+    /// The round of the model of which the panels' numbers are; none where nobody has scored anything.
+    compared_round: Option<u32>,
     panels: Vec<Panel>,
     site_by_site: Option<Choice>,
     tables: Vec<ScoreTable>,
@@ -47,11 +49,11 @@ struct Legend {
     name: String,
 }
 
-/// A small chart of one class.
+/// A small chart of one class, with its mean over the sites that scored the model by which they are compared.
 struct Panel {
     name: String,
     lesion: bool,
-    last: String,
+    mean: String,
     svg: String,
 }
 
@@ -97,13 +99,17 @@ struct RoundRow {
 impl<'a> Page<'a> {
     fn of(data: &'a ReportData) -> Self {
         let evaluators: Vec<&SiteId> = data.final_scores().iter().map(|scores| &scores.site).collect();
+        let (compared_round, compared) = data.compared().unzip();
+        let compared = compared.unwrap_or_default();
+        let panel = |class| panel(data, class, &evaluators, &compared);
         Self {
             data,
-            figures: figures(data),
+            figures: figures(data, compared_round, &compared),
             coverage: Coverage::of(data),
             evaluators: evaluator_legend(data, &evaluators),
             mean_chart: mean_chart(data, &evaluators),
-            panels: data.classes.iter().filter_map(|class| panel(data, class, &evaluators)).collect(),
+            compared_round: compared_round.map(|round| round.0),
+            panels: data.classes.iter().filter_map(panel).collect(),
             site_by_site: Choice::of(data, &evaluators),
             tables: data.final_scores().into_iter().map(|scores| score_table(data, scores)).collect(),
             trainers: legend(data.losses.iter().map(|series| &series.site)),
@@ -114,18 +120,19 @@ impl<'a> Page<'a> {
     }
 }
 
-fn figures(data: &ReportData) -> Vec<Figure> {
+/// The headline is of one model, `compared` by whoever scored it: sites' last reports may be of different rounds.
+fn figures(data: &ReportData, round: Option<RoundId>, compared: &[&ModelScores]) -> Vec<Figure> {
     let figure = |value: String, label: &str| Figure { value, label: label.to_owned() };
-    let means: Vec<f64> =
-        data.final_scores().into_iter().filter_map(|scores| data.mean_dice(scores, false)).collect();
-    let mean = (!means.is_empty()).then(|| means.iter().sum::<f64>() / means.len() as f64);
-    let label = match means.len() {
-        0 | 1 => "mean held-out Dice, organs".to_owned(),
-        n => {
-            let worst = means.iter().copied().fold(f64::INFINITY, f64::min);
-            format!("mean held-out Dice, organs, over {n} sites; the worst has {worst:.3}")
-        }
-    };
+    let means: Vec<f64> = compared.iter().filter_map(|scores| data.mean_dice(scores, false)).collect();
+    let mean = mean(&means);
+    let mut label = "mean held-out Dice, organs".to_owned();
+    if let (Some(round), Some(_)) = (round, mean) {
+        label.push_str(&format!(", of the model of round {round}"));
+    }
+    if means.len() > 1 {
+        let worst = means.iter().copied().fold(f64::INFINITY, f64::min);
+        label.push_str(&format!(", over {} sites; the worst has {worst:.3}", means.len()));
+    }
     let count = |role| data.sites.iter().filter(|site| site.role == role).count();
     let moved = data.sites.iter().map(|site| site.bytes_sent + site.bytes_received).sum();
     let seconds = data.rounds.iter().filter_map(|round| round.seconds).sum();
@@ -174,16 +181,25 @@ fn mean_chart(data: &ReportData, evaluators: &[&SiteId]) -> Option<String> {
     Some(frame.draw(&lines, "mean held-out Dice over the organs, by round"))
 }
 
-fn panel(data: &ReportData, class: &ClassSummary, evaluators: &[&SiteId]) -> Option<Panel> {
+/// None for a class of which nobody has told a Dice yet.
+fn panel(
+    data: &ReportData,
+    class: &ClassSummary,
+    evaluators: &[&SiteId],
+    compared: &[&ModelScores],
+) -> Option<Panel> {
     let lines: Vec<Line> =
         evaluators.iter().enumerate().map(|(i, site)| class_line(data, class, i, site)).collect();
-    let last = lines.iter().find_map(|line| line.points.last())?.1;
+    if lines.iter().all(|line| line.points.is_empty()) {
+        return None;
+    }
+    let told: Vec<f64> = compared.iter().filter_map(|scores| scores.dice_of(class.class)).collect();
     let frame = dice_frame(data, 180.0, 96.0, 24.0, vec![0.0, 0.5, 1.0], 3);
-    let label = format!("held-out Dice of {} by round, last {last:.2}", class.name);
+    let label = format!("held-out Dice of {} by round", class.name);
     Some(Panel {
         name: class.name.clone(),
         lesion: class.lesion,
-        last: format!("{last:.2}"),
+        mean: optional(mean(&told), 2),
         svg: frame.draw(&lines, &label),
     })
 }
@@ -299,6 +315,11 @@ fn round_row(round: &super::RoundSummary) -> RoundRow {
 }
 
 const DASH: &str = "–";
+
+/// None of no values.
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
 
 fn optional(value: Option<f64>, decimals: usize) -> String {
     value.map_or(DASH.to_owned(), |value| format!("{value:.decimals$}"))

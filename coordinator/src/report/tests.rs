@@ -150,14 +150,38 @@ fn the_page_says_which_model_is_chosen_and_how_far_sites_lie_apart() {
 
     add_site(&mut data, "site-e", 8, 0.25);
     let page = data.to_html().unwrap();
-    assert!(
-        page.contains(
-            "<b>0.672</b><span>mean held-out Dice, organs, over 2 sites; the worst has 0.547</span>"
-        )
-    );
+    assert!(page.contains(
+        "<b>0.672</b><span>mean held-out Dice, organs, of the model of round 8, over 2 sites; the worst has 0.547</span>"
+    ));
     let liver = r#"<td>liver</td><td class="n">2</td><td class="n">0.705</td><td class="n">0.580</td><td>site-e</td><td class="n">0.250</td><td title="site-d 0.830 (0.77 – 0.87); site-e 0.580 (0.77 – 0.87)"><svg class="mark" width="240" height="22""#;
     assert!(page.contains(liver), "{page}");
     assert!(page.contains(r#"<li><span class="key c1"></span>site-e</li>"#), "{page}");
+}
+
+#[test]
+fn the_headline_is_of_one_model() {
+    let mut data = sample();
+    let alone = "<b>0.797</b><span>mean held-out Dice, organs, of the model of round 8</span>";
+    let liver = "<span>liver</span><b>0.83</b>";
+    assert!(data.to_html().unwrap().contains(alone));
+    // A sealed one that was shown an earlier model, first by name, and one that has left long ago.
+    add_site(&mut data, "site-a-held-out", 5, 0.0);
+    add_site(&mut data, "site-e", 0, 0.0);
+    data.study.sealed = vec!["site-a-held-out".parse().unwrap()];
+    let evaluator = data.sites[3].clone();
+    data.sites.push(SiteSummary { site: "site-e".parse().unwrap(), revoked: true, ..evaluator });
+    let page = data.to_html().unwrap();
+    assert!(page.contains(alone) && page.contains(liver), "{page}");
+    assert!(page.contains("site-e has no say in the choice any more: it is no evaluator now."));
+    assert!(page.contains("<h2>Model of round 0 at site-e</h2>"));
+    // Of the model that all have scored, where it is chosen.
+    data.sites.pop();
+    let page = data.to_html().unwrap();
+    assert!(page.contains("of the model of round 0, over 2 sites"), "{page}");
+    assert!(
+        page.contains("Passed over: 8 models, the newest of round 8, without reports of site-e."),
+        "{page}"
+    );
 }
 
 #[test]
