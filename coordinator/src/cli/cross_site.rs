@@ -27,7 +27,7 @@ use crate::files::{self, Access};
 use crate::operator::client::ask;
 use crate::operator::{Reply, Request, Status, StudyLine};
 use crate::report::ReportData;
-use crate::report::cross_site::{Baseline, CrossSite, LeftOut, evaluator_of};
+use crate::report::cross_site::{Baseline, CrossSite, evaluator_of};
 
 /// Commands about one study with each site left out.
 #[derive(Debug, Subcommand)]
@@ -199,21 +199,27 @@ async fn table(config: &Config, args: &Table) -> anyhow::Result<()> {
         let digest = &find(&status, &study)?.digest;
         // A name of a site has no dot: no two of these folders are one.
         let found = report(config, digest, &folder.path().join(format!("{site}.report"))).await?;
-        let left_out = LeftOut::of(site, evaluator, &found).with_context(|| study)?;
-        let left_out = match (&joined, &args.joined) {
-            (Some(joined), Some(study)) => {
-                left_out.beside(Baseline::Joined, joined).with_context(|| study.clone())?
-            }
-            _ => left_out,
-        };
-        table.sites.push(left_out);
+        table.add(site, evaluator, &found).with_context(|| study)?;
+    }
+    if let (Some(joined), Some(study)) = (&joined, &args.joined) {
+        table.beside(Baseline::Joined, joined).with_context(|| study.clone())?;
     }
     line(table.to_text().trim_end());
     if let Some(json) = &args.json {
         files::write_atomic(json, &serde_json::to_vec_pretty(&table)?, Access::Public)
             .with_context(|| json.display().to_string())?;
     }
-    Ok(())
+    Ok(whole(&table)?)
+}
+
+/// So that a script does not take what is missing for a result.
+fn whole(table: &CrossSite) -> Result<(), Refused> {
+    if table.missing.is_empty() {
+        return Ok(());
+    }
+    let hint = "`coordinator study cross-site table` prints it again, once they are scored; an aborted study gives its name to \
+                another that you add";
+    Err(Refused { words: "the table is not whole".to_owned(), hint: Some(hint.to_owned()) })
 }
 
 /// The study of this name. One that was aborted gives its name to another: so is a mistake mended.
@@ -248,6 +254,7 @@ async fn report(config: &Config, study: &str, out: &Path) -> anyhow::Result<Repo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::cross_site::Missing;
 
     const EXAMPLE: &str = include_str!("../../../configs/examples/study.toml");
 
@@ -279,6 +286,15 @@ mod tests {
         };
         assert_eq!(left_out("north"), [site("west"), site("north")]);
         assert_eq!(left_out("west"), [site("west")]);
+    }
+
+    #[test]
+    fn a_table_that_is_not_whole_is_no_success() {
+        let mut table = CrossSite::default();
+        assert!(whole(&table).is_ok());
+        let (study, why) = ("abdomen-without-north".to_owned(), "the study is aborted".to_owned());
+        table.missing.push(Missing { site: site("north"), study, why });
+        assert_eq!(whole(&table).unwrap_err().words, "the table is not whole");
     }
 
     #[test]

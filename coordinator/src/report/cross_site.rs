@@ -1,7 +1,7 @@
 //! Leave one site out: how a model does on the scans of a site that did not help to train it, class by class, beside what
 //! other models score on the same scans.
 //!
-//! Pure: reports of finished studies go in, numbers come out; `table` says them in words. That the site was left
+//! Pure: reports of studies go in, numbers come out, or why there are none; `table` says them in words. That the site was left
 //! out is read from the rounds of the report, not believed; what the study's initial model had seen is in no report. A gap is
 //! a difference of two means and has no interval, for that needs the values of single cases, which never leave a site.
 
@@ -55,6 +55,20 @@ pub enum CrossSiteError {
 pub struct CrossSite {
     /// The sites, in order of the experiment.
     pub sites: Vec<LeftOut>,
+    /// What has no score, now or ever.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<Missing>,
+}
+
+/// A study that is not scored at a site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    /// The site that was left out.
+    pub site: SiteId,
+    /// The study's name.
+    pub study: String,
+    /// Why there is no score, in words.
+    pub why: String,
 }
 
 /// One site whose scans nobody trained on, and what models score there.
@@ -152,6 +166,52 @@ impl Baseline {
             Self::Pooled => "pooled",
             Self::Alone => "alone",
             Self::Joined => "joined",
+        }
+    }
+}
+
+impl CrossSite {
+    /// Adds what the study of `report` has scored at the site that it left out, or that it has not: the others are a result
+    /// without it.
+    ///
+    /// # Errors
+    /// [`CrossSiteError::TookPart`].
+    pub fn add(
+        &mut self,
+        site: SiteId,
+        evaluator: SiteId,
+        report: &ReportData,
+    ) -> Result<(), CrossSiteError> {
+        match LeftOut::of(site.clone(), evaluator, report) {
+            Ok(left_out) => self.sites.push(left_out),
+            Err(why) => self.missing.push(Missing::of(site, report, why)?),
+        }
+        Ok(())
+    }
+
+    /// Sets another model beside all that are there: the last one of the study of `report`.
+    ///
+    /// # Errors
+    /// [`CrossSiteError::OtherTaxonomy`].
+    pub fn beside(&mut self, baseline: Baseline, report: &ReportData) -> Result<(), CrossSiteError> {
+        for left_out in &mut self.sites {
+            match left_out.clone().beside(baseline, report) {
+                Ok(both) => *left_out = both,
+                Err(why) => self.missing.push(Missing::of(left_out.site.clone(), report, why)?),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Missing {
+    /// Hands back what is no want of a score, but a mistake.
+    fn of(site: SiteId, report: &ReportData, why: CrossSiteError) -> Result<Self, CrossSiteError> {
+        match why {
+            CrossSiteError::NotFinished { .. } | CrossSiteError::NotScored { .. } => {
+                Ok(Self { site, study: report.study.name.clone(), why: why.to_string() })
+            }
+            CrossSiteError::TookPart { .. } | CrossSiteError::OtherTaxonomy { .. } => Err(why),
         }
     }
 }
@@ -364,6 +424,29 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_study_without_a_score_leaves_the_others_a_result() {
+        let (unscored, mut aborted) = (trained_by(&["site-a"]), sample());
+        (aborted.study.name, aborted.study.state) = ("without-f".to_owned(), "aborted".to_owned());
+        let mut table = CrossSite::default();
+        table.add(site("site-d"), site("site-d"), &trained_by(&["site-a", "site-c"])).unwrap();
+        table.add(site("site-e"), site("site-e-held-out"), &unscored).unwrap();
+        table.add(site("site-f"), site("site-f-held-out"), &aborted).unwrap();
+        table.beside(Baseline::Joined, &aborted).unwrap();
+        let text = table.to_text();
+        for words in [
+            "0.891 [0.831, 0.931]",
+            "\nno score of `Abdomen on phantoms` at site-e: `site-e-held-out` has not scored the study's last model\n",
+            "\nno score of `without-f` at site-f: the study is aborted: expected one that is finished\n",
+            "\nno score of `without-f` at site-d: the study is aborted",
+        ] {
+            assert!(text.contains(words), "{words}\n{text}");
+        }
+        assert_eq!(serde_json::to_value(&table).unwrap()["missing"][0]["site"], "site-e");
+        let took_part = table.add(site("site-a"), site("site-d"), &sample());
+        assert_eq!(took_part, Err(CrossSiteError::TookPart { site: site("site-a") }));
+    }
+
+    #[test]
     fn a_study_of_other_classes_is_not_set_beside() {
         let mut other = sample();
         other.study.taxonomy = TaxonomyDigest(Digest::of(b"another"));
@@ -374,7 +457,8 @@ pub(super) mod tests {
 
     #[test]
     fn the_json_has_numbers_and_says_why_one_is_missing() {
-        let json = serde_json::to_value(CrossSite { sites: vec![left_out()] }).unwrap();
+        let json =
+            serde_json::to_value(CrossSite { sites: vec![left_out()], ..CrossSite::default() }).unwrap();
         let classes = &json["sites"][0]["classes"];
         assert!(classes[0]["outcome"]["scored"]["mean"].is_f64(), "{classes}");
         assert!(classes[0]["others"]["pooled"]["interval"].is_array(), "{classes}");

@@ -4,13 +4,7 @@ use std::collections::BTreeMap;
 
 use common::ids::{ClassId, SiteId};
 
-use super::{Baseline, ClassRow, CrossSite, Dice, LeftOut, Outcome};
-
-/// Columns of characters: a class's name, a cell with its interval, a score, a score with a gap.
-const NAME: usize = 24;
-const CELL: usize = 27;
-const SCORE: usize = 10;
-const GAP: usize = 17;
+use super::{Baseline, ClassRow, CrossSite, Dice, LeftOut, Missing, Outcome};
 
 impl CrossSite {
     /// The tables in plain text, one line each row, readable without colour.
@@ -20,6 +14,10 @@ impl CrossSite {
                 .to_owned(),
         ];
         lines.extend(self.matrix());
+        let missing = self.missing.iter();
+        lines.extend(
+            missing.map(|Missing { site, study, why }| format!("no score of `{study}` at {site}: {why}")),
+        );
         for left_out in &self.sites {
             lines.push(String::new());
             lines.extend(left_out.gap_lines());
@@ -33,17 +31,16 @@ impl CrossSite {
 
     fn matrix(&self) -> Vec<String> {
         let row = |name: &str, cell: &dyn Fn(&LeftOut) -> String| {
-            let cells = self.sites.iter().map(|left_out| pad(&cell(left_out), CELL));
-            pad(name, NAME) + &cells.collect::<String>()
+            std::iter::once(name.to_owned()).chain(self.sites.iter().map(cell)).collect::<Vec<_>>()
         };
-        let mut lines = vec![row("class", &|left_out: &LeftOut| left_out.site.to_string())];
-        lines.extend(
+        let mut rows = vec![row("class", &|left_out: &LeftOut| left_out.site.to_string())];
+        rows.extend(
             self.classes().iter().map(|(class, name)| row(name, &|left_out: &LeftOut| left_out.cell(*class))),
         );
-        lines.push(row("mean over organs", &|left_out: &LeftOut| {
+        rows.push(row("mean over organs", &|left_out: &LeftOut| {
             left_out.mean_dice().map_or_else(dash, score)
         }));
-        lines
+        aligned(&rows)
     }
 
     /// The classes that some site scored, by id.
@@ -70,30 +67,42 @@ impl LeftOut {
         let baselines = Baseline::ALL.into_iter();
         let there = |baseline: &Baseline| self.classes.iter().any(|row| row.others.contains_key(baseline));
         let baselines: Vec<Baseline> = baselines.filter(there).collect();
-        let heads = baselines.iter().map(|baseline| pad(baseline.word(), GAP));
-        let head = pad(self.site.as_str(), NAME) + &pad("left out", SCORE) + &heads.collect::<String>();
-        let rows = self.classes.iter().filter_map(|row| class_line(row, &baselines));
-        let mut lines = vec![head + "learnt from"];
-        lines.extend(rows);
-        let gaps = baselines.iter().map(|baseline| {
-            pad(&self.gap(*baseline).map_or_else(dash, |gap| against(gap.other, gap.difference)), GAP)
-        });
-        let mean = pad(&self.mean_dice().map_or_else(dash, score), SCORE);
-        lines.push(pad("mean over organs", NAME) + &mean + &gaps.collect::<String>());
-        lines
+        let heads = baselines.iter().map(|baseline| baseline.word());
+        let head = [self.site.as_str(), "left out"].into_iter().chain(heads).chain(["learnt from"]);
+        let mut rows: Vec<Vec<String>> = vec![head.map(str::to_owned).collect()];
+        rows.extend(self.classes.iter().filter_map(|row| class_row(row, &baselines)));
+        let gaps = baselines
+            .iter()
+            .map(|baseline| self.gap(*baseline).map_or_else(dash, |gap| against(gap.other, gap.difference)));
+        let mean = ["mean over organs".to_owned(), self.mean_dice().map_or_else(dash, score)];
+        rows.push(mean.into_iter().chain(gaps).collect());
+        aligned(&rows)
     }
 }
 
 /// A class with a score; `None` for one without.
-fn class_line(row: &ClassRow, baselines: &[Baseline]) -> Option<String> {
+fn class_row(row: &ClassRow, baselines: &[Baseline]) -> Option<Vec<String>> {
     let dice = row.outcome.dice()?;
     let other = |baseline: &Baseline| {
         let other = row.others.get(baseline);
-        pad(&other.map_or_else(dash, |other| against(other.mean, dice.mean - other.mean)), GAP)
+        other.map_or_else(dash, |other| against(other.mean, dice.mean - other.mean))
     };
-    let others: String = baselines.iter().map(other).collect();
     let from: Vec<&str> = row.learnt_from.iter().map(SiteId::as_str).collect();
-    Some(pad(&row.name, NAME) + &pad(&score(dice.mean), SCORE) + &others + &from.join(", "))
+    let cells = [row.name.clone(), score(dice.mean)].into_iter().chain(baselines.iter().map(other));
+    Some(cells.chain([from.join(", ")]).collect())
+}
+
+/// The rows with columns as wide as they must be: names may be longer than any width that is set.
+fn aligned(rows: &[Vec<String>]) -> Vec<String> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column));
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| cells(column).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .collect();
+    let line = |row: &Vec<String>| {
+        row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}  ")).collect::<String>()
+    };
+    rows.iter().map(line).collect()
 }
 
 fn score(mean: f64) -> String {
@@ -106,10 +115,6 @@ fn against(other: f64, difference: f64) -> String {
 
 fn dash() -> String {
     "-".to_owned()
-}
-
-fn pad(text: &str, width: usize) -> String {
-    format!("{text:<width$}")
 }
 
 #[cfg(test)]
@@ -125,12 +130,26 @@ mod tests {
             classes: vec![first.classes[4].clone()],
             ..left_out()
         };
-        insta::assert_snapshot!(CrossSite { sites: vec![first, second] }.to_text());
+        insta::assert_snapshot!(CrossSite { sites: vec![first, second], ..CrossSite::default() }.to_text());
+    }
+
+    #[test]
+    fn long_names_have_a_space_before_what_follows() {
+        let mut first = left_out();
+        first.classes[0].name = "portal vein and splenic vein".to_owned();
+        first.site = "radiology-of-the-university-hospital-n".parse().unwrap();
+        let second = LeftOut { site: "site-d".parse().unwrap(), ..first.clone() };
+        let text = CrossSite { sites: vec![first, second], ..CrossSite::default() }.to_text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].contains("radiology-of-the-university-hospital-n  site-d"), "{text}");
+        assert!(lines[2].starts_with("portal vein and splenic vein  0.891 ["), "{text}");
+        assert_eq!(lines[1].find("site-d"), lines[2].rfind("0.891 ["), "{text}");
+        assert!(text.contains("\nportal vein and splenic vein            0.891     "), "{text}");
     }
 
     #[test]
     fn what_could_not_be_learnt_is_no_zero() {
-        let text = CrossSite { sites: vec![left_out()] }.to_text();
+        let text = CrossSite { sites: vec![left_out()], ..CrossSite::default() }.to_text();
         let aorta = text.lines().find(|line| line.starts_with("aorta")).unwrap();
         assert!(aorta.ends_with("nobody else annotates it") && !aorta.contains("0.0"), "{aorta}");
         assert_eq!(text.lines().filter(|line| line.starts_with("aorta")).count(), 1, "{text}");
