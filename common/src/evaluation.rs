@@ -180,7 +180,7 @@ impl EvaluationMachine {
             Some(kept) if kept == report => Ok(ReportExpectation::AlreadyKept),
             Some(kept) => Err(Rejection::AlreadyReported { model: *model, kept: *kept }),
             None if !evaluator.scores(known) => Err(Rejection::Sealed { model: *model }),
-            None => Ok(ReportExpectation::Wanted),
+            None => Ok(ReportExpectation::Wanted { round: known.round }),
         }
     }
 
@@ -270,7 +270,7 @@ impl EvaluationMachine {
 
     fn take_report(&mut self, site: SiteId, model: ModelHash, report: Digest, actions: &mut Vec<Action>) {
         match self.expect_report(&site, &model, &report) {
-            Ok(ReportExpectation::Wanted) => {
+            Ok(ReportExpectation::Wanted { .. }) => {
                 if let Some(known) = self.state.models.get_mut(&model) {
                     known.reports.insert(site.clone(), report);
                 }

@@ -193,8 +193,11 @@ impl Rejection {
 /// What the coordinator wants of an offered report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReportExpectation {
-    /// Verify and store it.
-    Wanted,
+    /// Verify and store it, if it says that the model is of this round.
+    Wanted {
+        /// The round that made the model.
+        round: RoundId,
+    },
     /// This very report is kept already: give the receipt again.
     AlreadyKept,
 }

@@ -88,7 +88,7 @@ fn reports_that_nobody_asked_for_are_refused_with_a_stable_code() {
         let verdict = machine.expect_report(&site(name), &model(round), &Digest::of(b"r"));
         verdict.map_err(|rejection| rejection.code())
     };
-    assert_eq!(code("v", 1), Ok(ReportExpectation::Wanted));
+    assert_eq!(code("v", 1), Ok(ReportExpectation::Wanted { round: RoundId(1) }));
     assert_eq!(code("v", 2), Err("unknown-model"));
     assert_eq!(code("t", 1), Err("sealed"));
     assert_eq!(code("z", 1), Err("not-evaluator"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::evaluation::ReportExpectation;
 use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::manifest::LabelManifest;
-use common::report::{EvaluationReport, METRIC_VERSION};
+use common::report::{ClassReport, EvaluationReport, METRIC_VERSION};
 use common::round::{self, Exclusion, UpdateExpectation};
 use common::signed::{Signed, SignedDocument, SignedError, VerifyingKey};
 use common::study::StudyDocument;
@@ -37,6 +37,8 @@ use crate::store::{self, ArtifactFile, LossPoint, StoreError, StoredManifest, St
 const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a site may take to take a reply.
 const REPLY_PATIENCE: Duration = Duration::from_secs(60);
+/// Two lengths that differ by less are the same, in millimetres.
+const SAME_MM: f64 = 1e-9;
 
 /// Answers `request` on its exchange. A refusal comes back as [`LinkError::Refused`], still to be told.
 pub(super) async fn answer(
@@ -276,11 +278,12 @@ impl Session {
     async fn put_report(&self, study: StudyDigest, report: SignedBytes) -> Result<Reply, Refusal> {
         let document = self.study(study).await?;
         let (report, signed): (EvaluationReport, _) = self.verify(report, RefusalCode::BadReport).await?;
-        self.check_report(&report, &document)?;
+        check_report(&report, &self.identity.site, &document)?;
         let (model, digest) = (report.subject.model, signed.digest());
         let site: SiteId = self.identity.site.clone();
         let expected = self.context.driver.expect_report(study, site.clone(), model, digest).await?;
-        if expected == ReportExpectation::Wanted {
+        if let ReportExpectation::Wanted { round } = expected {
+            check_round(&report, round)?;
             let stored = StoredReport {
                 site: site.clone(),
                 model,
@@ -292,19 +295,40 @@ impl Session {
         }
         Ok(Reply::ReportReceipt { report: digest })
     }
+}
 
-    fn check_report(&self, report: &EvaluationReport, document: &StudyDocument) -> Result<(), Refusal> {
-        let subject = &report.subject;
-        let of_this_study =
-            subject.study == document.digest() && subject.taxonomy == document.study().taxonomy.digest();
-        if subject.site != self.identity.site || !of_this_study || report.metric_version != METRIC_VERSION {
-            return Err(refusal(
-                RefusalCode::BadReport,
-                "the report is of another site, study, taxonomy or metric",
-            ));
-        }
-        Ok(())
+/// Whether a report of `site` is what the study asks for: what it says stands beside what other sites say, and stays.
+fn check_report(report: &EvaluationReport, site: &SiteId, document: &StudyDocument) -> Result<(), Refusal> {
+    let (subject, study) = (&report.subject, document.study());
+    let of_this_study = subject.study == document.digest() && subject.taxonomy == study.taxonomy.digest();
+    if subject.site != *site || !of_this_study || report.metric_version != METRIC_VERSION {
+        let words = "the report is of another site, study, taxonomy or metric";
+        return Err(refusal(RefusalCode::BadReport, words));
     }
+    for ClassReport { class, tau_mm, .. } in &report.classes {
+        if study.taxonomy.class(*class).is_none() {
+            let words = format!("the report scores class {class}, which the study does not have");
+            return Err(refusal(RefusalCode::BadReport, words));
+        }
+        let expected = study.evaluation.nsd_tolerance_mm.of(*class);
+        if (tau_mm - expected).abs() > SAME_MM {
+            let words = format!(
+                "the report has a tolerance of {tau_mm} mm for class {class}: expected {expected} mm"
+            );
+            return Err(refusal(RefusalCode::BadReport, words));
+        }
+    }
+    Ok(())
+}
+
+/// All scores are sorted, and a model chosen, by the round.
+fn check_round(report: &EvaluationReport, expected: RoundId) -> Result<(), Refusal> {
+    let got = report.subject.round;
+    if got == expected {
+        return Ok(());
+    }
+    let words = format!("the report says that its model is of round {got}: expected round {expected}");
+    Err(refusal(RefusalCode::BadReport, words))
 }
 
 /// An offer without its manifest, as the round machine looks at it.
@@ -465,4 +489,55 @@ async fn take_each(
         buffer = intake.take(index, buffer).await.map_err(LinkError::Refused)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::ClassId;
+    use common::report::{CaseOutcome, CaseScore, ReportSubject};
+    use common::testing::example_study;
+
+    use super::*;
+    use crate::fixture::site;
+
+    /// The site's report on the model of round 8, with one scan of one class.
+    fn report(class: u8, tau_mm: f64) -> EvaluationReport {
+        let document = example_study();
+        let subject = ReportSubject {
+            site: site(),
+            model: document.study().initial_model,
+            round: RoundId(8),
+            study: document.digest(),
+            taxonomy: document.study().taxonomy.digest(),
+        };
+        let outcome = CaseOutcome::Absent { false_positive_volume_ml: 0.5 };
+        let score = CaseScore { class: ClassId::new(class).unwrap(), scan: 0, patient: 0, outcome };
+        EvaluationReport::summarise(subject, &[score], |_| tau_mm, 1, 7)
+    }
+
+    #[test]
+    fn a_report_is_of_the_round_the_tolerance_and_the_classes_that_were_asked_for() {
+        let document = example_study();
+        let liver = ClassId::new(6).unwrap();
+        let tau_mm = document.study().evaluation.nsd_tolerance_mm.of(liver);
+        let refused = |report: EvaluationReport, site: &SiteId| {
+            let refusal = check_report(&report, site, &document).unwrap_err();
+            (refusal.code, refusal.detail.as_str().to_owned())
+        };
+        let good = report(6, tau_mm);
+        assert!(check_report(&good, &site(), &document).is_ok());
+        assert!(check_round(&good, RoundId(8)).is_ok());
+
+        let words = |words: &str| (RefusalCode::BadReport, words.to_owned());
+        let told = check_round(&good, RoundId(7)).unwrap_err();
+        let expected = words("the report says that its model is of round 8: expected round 7");
+        assert_eq!((told.code, told.detail.as_str().to_owned()), expected);
+        let expected =
+            format!("the report has a tolerance of {} mm for class 6: expected {tau_mm} mm", tau_mm + 0.5);
+        assert_eq!(refused(report(6, tau_mm + 0.5), &site()), words(&expected));
+        let unknown = "the report scores class 33, which the study does not have";
+        assert_eq!(refused(report(33, tau_mm), &site()), words(unknown));
+        let of_another = refused(good, &"south".parse().unwrap());
+        assert_eq!(of_another, words("the report is of another site, study, taxonomy or metric"));
+    }
 }

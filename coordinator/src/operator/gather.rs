@@ -30,7 +30,8 @@ pub(crate) async fn gather(
     let rounds = store.rounds(&digest).await?;
     let reports = store.reports(&digest).await?;
     let reports = reports.iter().map(read_report).collect::<Result<Vec<_>, _>>()?;
-    let scores: Vec<ModelScores> = reports.iter().map(model_scores).collect();
+    let made_in = made_in(document.study().initial_model, &rounds);
+    let scores: Vec<ModelScores> = reports.iter().map(|report| model_scores(report, &made_in)).collect();
     let coverage = coverage(manifests);
     Ok(ReportData {
         format: FORMAT,
@@ -129,11 +130,19 @@ fn read_report(stored: &StoredReport) -> Result<EvaluationReport, StoreError> {
     EvaluationReport::from_bytes(&stored.document).map_err(|e| StoreError::corrupt("report", e))
 }
 
-fn model_scores(report: &EvaluationReport) -> ModelScores {
+/// The round that made each model, the first of several.
+fn made_in(initial: ModelHash, rounds: &[RoundRecord]) -> BTreeMap<ModelHash, RoundId> {
+    let made = rounds.iter().rev().filter_map(|record| Some((record.model?, record.round)));
+    made.chain([(initial, RoundId(0))]).collect()
+}
+
+/// The round is ours to know: reports that were kept before it was checked may say another.
+fn model_scores(report: &EvaluationReport, made_in: &BTreeMap<ModelHash, RoundId>) -> ModelScores {
+    let subject = &report.subject;
     ModelScores {
-        site: report.subject.site.clone(),
-        round: report.subject.round,
-        model: report.subject.model,
+        site: subject.site.clone(),
+        round: made_in.get(&subject.model).copied().unwrap_or(subject.round),
+        model: subject.model,
         classes: report.classes.iter().map(class_score).collect(),
     }
 }
@@ -170,5 +179,44 @@ fn round_summary(record: &RoundRecord, plan: &RoundPlan) -> RoundSummary {
         sites: record.sites.clone(),
         model: record.model,
         evaluated: plan.evaluates(record.round),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::{ArtifactHash, Digest};
+    use common::report::ReportSubject;
+    use common::testing::example_study;
+
+    use super::*;
+    use crate::fixture::{NOW, site};
+
+    #[test]
+    fn scores_stand_under_the_round_that_made_their_model_whatever_a_site_says() {
+        let document = example_study();
+        let initial = document.study().initial_model;
+        let model = |name: &str| ArtifactHash(Digest::of(name.as_bytes()));
+        let record = |round, name| RoundRecord {
+            round: RoundId(round),
+            opened_at: NOW,
+            closed_at: None,
+            outcome: None,
+            model: Some(model(name)),
+            sites: Vec::new(),
+        };
+        // The second round changed nothing.
+        let made_in = made_in(initial, &[record(1, "a"), record(2, "a"), record(3, "b")]);
+        let round = |model| {
+            let subject = ReportSubject {
+                site: site(),
+                model,
+                round: RoundId(u32::MAX),
+                study: document.digest(),
+                taxonomy: document.study().taxonomy.digest(),
+            };
+            let report = EvaluationReport::summarise(subject, &[], |_| 1.0, 1, 7);
+            model_scores(&report, &made_in).round.0
+        };
+        assert_eq!([initial, model("a"), model("b"), model("c")].map(round), [0, 1, 3, u32::MAX]);
     }
 }

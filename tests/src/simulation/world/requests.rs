@@ -94,7 +94,7 @@ impl World {
 
     fn reported(&mut self, site: usize, id: SiteId, model: ModelHash, report: Digest) {
         match self.coordinator.evaluation.expect_report(&id, &model, &report) {
-            Ok(ReportExpectation::Wanted) => {
+            Ok(ReportExpectation::Wanted { .. }) => {
                 // The report is a row of the store; its digest is in the journal.
                 if self.coordinator_writes(|_| {}) {
                     self.feed_evaluation(evaluation::Event::ReportStored { site: id, model, report });
