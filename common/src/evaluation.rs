@@ -2,8 +2,8 @@
 //!
 //! Each model that is asked for is asked of every evaluator once, and again at each of its connections until its report is
 //! stored. Rounds do not wait for it, unless the study has a gate: then [`Action::OpenGate`] says when the next may open,
-//! when all reports of the gate's evaluators are there or its time is up. A `test` evaluator is sealed: it is asked about
-//! promoted models alone. The reports themselves are the driver's to keep; here are their digests.
+//! when all reports of the gate's evaluators are there, but for those that have left, or its time is up. A `test` evaluator is
+//! sealed: it is asked about promoted models alone. The reports themselves are the driver's to keep; here are their digests.
 //!
 //! Driven as the rounds are ([`crate::round`]): journal, [`EvaluationMachine::tick`], execute; after a restart
 //! [`EvaluationMachine::replay`], then [`Event::Restarted`].
@@ -49,6 +49,9 @@ pub struct State {
     models: BTreeMap<ModelHash, Model>,
     /// The gate that the next round waits for.
     closed_gate: Option<ClosedGate>,
+    /// Sites that the gate does not wait for.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    left: BTreeSet<SiteId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +89,13 @@ impl Evaluator {
 impl EvaluationMachine {
     /// A study without models.
     pub const fn new(study: StudyDigest, gate: Option<Gate>) -> Self {
-        let state = State { study, evaluators: BTreeMap::new(), models: BTreeMap::new(), closed_gate: None };
+        let state = State {
+            study,
+            evaluators: BTreeMap::new(),
+            models: BTreeMap::new(),
+            closed_gate: None,
+            left: BTreeSet::new(),
+        };
         Self { gate, state }
     }
 
@@ -144,6 +153,12 @@ impl EvaluationMachine {
                     evaluator.connected = false;
                 }
             }
+            Event::EvaluatorLeft { site } => {
+                self.state.evaluators.remove(&site);
+                if self.state.left.insert(site.clone()) {
+                    actions.push(Action::Report(Fact::EvaluatorLeft { site }));
+                }
+            }
             Event::ReportStored { site, model, report } => {
                 self.take_report(site, model, report, &mut actions)
             }
@@ -198,6 +213,22 @@ impl EvaluationMachine {
         self.state.models.get(model).into_iter().flat_map(|known| known.reports.keys().cloned()).collect()
     }
 
+    /// Sites whose reports are waited for, or will be: those that have been ready, and the gate's.
+    pub fn counts_on(&self) -> BTreeSet<SiteId> {
+        let of_gate = self.gate.iter().flat_map(|gate| &gate.evaluators);
+        let sites = self.state.evaluators.keys().chain(of_gate);
+        sites.filter(|site| !self.state.left.contains(*site)).cloned().collect()
+    }
+
+    /// Evaluators whose reports the next round waits for.
+    pub fn gate_waits_for(&self) -> BTreeSet<SiteId> {
+        let (Some(gate), Some(closed)) = (&self.gate, self.state.closed_gate) else { return BTreeSet::new() };
+        let reports = self.state.models.get(&closed.model).map(|known| &known.reports);
+        let there = |site: &&SiteId| reports.is_some_and(|reports| reports.contains_key(*site));
+        let missing = gate.evaluators.iter().filter(|site| !there(site));
+        missing.filter(|site| !self.state.left.contains(*site)).cloned().collect()
+    }
+
     fn request(&mut self, round: RoundId, model: ModelHash, now: Timestamp, actions: &mut Vec<Action>) {
         self.know(round, model, actions);
         let Some(gate) = &self.gate else { return };
@@ -250,6 +281,7 @@ impl EvaluationMachine {
     }
 
     fn greet(&mut self, site: SiteId, kind: EvaluatorKind, actions: &mut Vec<Action>) {
+        self.state.left.remove(&site);
         self.state.evaluators.insert(site.clone(), Evaluator { kind, connected: true });
         self.ask(&site, actions);
     }
@@ -286,14 +318,10 @@ impl EvaluationMachine {
         }
     }
 
-    /// Opens the gate when its reports are there or its time is up.
+    /// Opens the gate when the reports of all who have not left are there, or its time is up.
     fn open_gate(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        let (Some(gate), Some(ClosedGate { model, open_by })) = (&self.gate, self.state.closed_gate) else {
-            return;
-        };
-        let reports = self.state.models.get(&model).map(|known| &known.reports);
-        let there = |site: &&SiteId| reports.is_some_and(|reports| reports.contains_key(*site));
-        let missing: Vec<SiteId> = gate.evaluators.iter().filter(|site| !there(site)).cloned().collect();
+        let Some(ClosedGate { model, open_by }) = self.state.closed_gate else { return };
+        let missing: Vec<SiteId> = self.gate_waits_for().into_iter().collect();
         if !missing.is_empty() && now < open_by {
             return;
         }

@@ -32,8 +32,14 @@ pub enum Event {
         /// What it is for.
         kind: EvaluatorKind,
     },
-    /// The connection to an evaluator ended, or its certificate was revoked.
+    /// The connection to an evaluator ended.
     EvaluatorGone {
+        /// The site.
+        site: SiteId,
+    },
+    /// The site is no evaluator of the study, or not any more: its membership was ended, or updates of it are in the models.
+    /// Nobody waits for its reports until it is ready again.
+    EvaluatorLeft {
         /// The site.
         site: SiteId,
     },
@@ -128,6 +134,11 @@ pub enum Fact {
         site: SiteId,
         /// The model.
         model: ModelHash,
+    },
+    /// Nobody waits for reports of this site any more.
+    EvaluatorLeft {
+        /// The site.
+        site: SiteId,
     },
     /// The oldest model made room for a newer one; reports on it are not asked for any more.
     ModelForgotten {

@@ -130,6 +130,35 @@ fn a_gate_opens_when_its_time_is_up_and_names_who_is_missing() {
 }
 
 #[test]
+fn a_gate_does_not_wait_for_who_has_left_until_it_is_ready_again() {
+    let left = |name: &str| Event::EvaluatorLeft { site: site(name) };
+    let opens = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::OpenGate { .. }));
+    let mut machine = gated();
+    machine.tick(ready("v", EvaluatorKind::Validation), T0);
+    machine.tick(requested(1), T0);
+    assert_eq!(machine.gate_waits_for(), BTreeSet::from(["v", "w"].map(site)));
+    assert_eq!(machine.counts_on(), BTreeSet::from(["v", "w"].map(site)), "one of them was never here");
+    assert!(!opens(&machine.tick(stored("v", 1), T0)));
+    let opened = Action::OpenGate { model: model(1), missing: vec![] };
+    assert!(machine.tick(left("w"), T0).contains(&opened));
+    assert_eq!(machine.counts_on(), BTreeSet::from([site("v")]));
+
+    // The next gate waits for the other alone, and for nobody once that has left too.
+    machine.tick(requested(2), T0);
+    assert_eq!(machine.gate_waits_for(), BTreeSet::from([site("v")]));
+    assert!(opens(&machine.tick(left("v"), T0)));
+    assert!(machine.pending(&model(2)).is_empty());
+    let refused = machine.expect_report(&site("v"), &model(2), &Digest::of(b"r"));
+    assert_eq!(refused.map_err(|rejection| rejection.code()), Err("not-evaluator"));
+
+    assert_eq!(asked(&machine.tick(ready("v", EvaluatorKind::Validation), T0), "v"), [2]);
+    machine.tick(requested(3), T0);
+    assert_eq!(machine.gate_waits_for(), BTreeSet::from([site("v")]), "it is back");
+    let restored = EvaluationMachine::restore(study(), machine.gate.clone(), machine.snapshot());
+    assert_eq!(restored, Ok(machine));
+}
+
+#[test]
 fn the_models_waited_for_are_bounded_and_promoted_ones_stay() {
     let mut machine = ungated();
     machine.tick(Event::Promoted { round: RoundId(0), model: model(0) }, T0);
@@ -149,6 +178,7 @@ fn nobody_is_connected_after_a_restart_and_replay_gives_the_same_state() {
         requested(2),
         Event::Promoted { round: RoundId(2), model: model(2) },
         Event::EvaluatorGone { site: site("t") },
+        Event::EvaluatorLeft { site: site("t") },
         Event::TimerFired(Timer::Gate),
         Event::Restarted,
     ];

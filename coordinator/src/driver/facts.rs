@@ -92,6 +92,12 @@ pub(super) fn of_evaluation(fact: &evaluation::Fact) -> Option<(&'static str, St
                 format!("the next round opens without the reports of {} on {}", list(missing), model.short());
             Some(("gate-timed-out", words))
         }
+        evaluation::Fact::EvaluatorLeft { site } => {
+            let words = format!(
+                "{site} is asked for no report: it is no evaluator here, or has trained in the study"
+            );
+            Some(("evaluator-left", words))
+        }
         evaluation::Fact::ReportRefused { site, code } => {
             Some(("report-refused", format!("a report of {site} does not count: {code}")))
         }

@@ -23,7 +23,7 @@ mod seats;
 mod spent;
 mod study_run;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::aggregate::weights::SiteCounts;
@@ -176,7 +176,7 @@ impl Driver {
             self.take(study, Happening::Round(round::Event::Restarted)).await;
             self.take(study, Happening::Evaluation(evaluation::Event::Restarted)).await;
         }
-        self.expect_trainers().await;
+        self.expect_sites().await;
         let stop = self.stop.clone();
         while !stop.is_cancelled() {
             self.look_at_the_clocks();
@@ -282,7 +282,7 @@ impl Driver {
             Command::Answered { study, site } => self.greet(study, site).await,
             Command::SitesChanged(line) => {
                 self.progress.say(&line);
-                self.expect_trainers().await;
+                self.expect_sites().await;
             }
             Command::Happened { study, happening } => self.take(study, happening).await,
             Command::Aggregated { study, job, lines, events } if !job.is_cancelled() => {
@@ -445,8 +445,14 @@ impl Driver {
         }
         let site = site.clone();
         if role == Role::Evaluator {
+            // A site may be revoked as a trainer and enrol again: what it scores would be what it trained.
+            let has_trained =
+                self.store.rounds(&study).await?.iter().any(|round| round.sites.contains(&site));
             let kind = self.evaluator_kind(&study, &site);
-            return Ok(Some(Happening::Evaluation(evaluation::Event::EvaluatorReady { site, kind })));
+            return Ok(Some(Happening::Evaluation(match has_trained {
+                true => evaluation::Event::EvaluatorLeft { site },
+                false => evaluation::Event::EvaluatorReady { site, kind },
+            })));
         }
         let Some(stored) = self.store.manifest(&study, &site).await? else { return Ok(None) };
         let counts = counts(&read_manifest(&stored)?);
@@ -468,17 +474,26 @@ impl Driver {
         self.store.manifests(study).await?.iter().map(read_manifest).collect()
     }
 
-    async fn expect_trainers(&mut self) {
-        let sites = match self.store.sites().await {
-            Ok(sites) => sites,
+    /// Tells the machines who takes part: the trainers that are enrolled, and of the evaluators that they count on, who is none
+    /// any more.
+    async fn expect_sites(&mut self) {
+        let known = match self.store.sites().await {
+            Ok(known) => known,
             Err(error) => return self.note_fault(&error),
         };
-        let trains = |site: &&SiteRecord| site.role == Role::Trainer && site.status == SiteStatus::Active;
-        let sites: std::collections::BTreeSet<SiteId> =
-            sites.iter().filter(trains).map(|site| site.site.clone()).collect();
+        let is = |site: &SiteRecord, role| site.role == role && site.status == SiteStatus::Active;
+        let trainers = known.iter().filter(|site| is(site, Role::Trainer));
+        let trainers: BTreeSet<SiteId> = trainers.map(|site| site.site.clone()).collect();
+        let no_evaluators = known.iter().filter(|site| !is(site, Role::Evaluator));
+        let no_evaluators: BTreeSet<SiteId> = no_evaluators.map(|site| site.site.clone()).collect();
         for study in self.studies.keys().copied().collect::<Vec<_>>() {
-            let event = round::Event::TrainersExpected { sites: sites.clone() };
+            let event = round::Event::TrainersExpected { sites: trainers.clone() };
             self.take(study, Happening::Round(event)).await;
+            let run = self.studies.get(&study);
+            let counts_on = run.map(|run| run.evaluation.counts_on()).unwrap_or_default();
+            for site in counts_on.intersection(&no_evaluators).cloned() {
+                self.take(study, Happening::Evaluation(evaluation::Event::EvaluatorLeft { site })).await;
+            }
         }
     }
 

@@ -185,7 +185,7 @@ impl Driver {
         self.progress.say(&Line::Revoked { site: site.clone() });
         // The disconnection that follows tells the machines.
         self.seats.end_all(&site);
-        self.expect_trainers().await;
+        self.expect_sites().await;
         let mut words = format!("{site} is revoked: its certificates no longer count");
         for run in self.studies.values().filter(|run| run.rounds.counted().contains_key(&site)) {
             let (name, round) = (&run.document.study().name, run.rounds.status().round);
@@ -218,7 +218,7 @@ impl Driver {
             let run = StudyRun::restore(&self.store, stored).await?;
             let name = run.document.study().name.as_str().into();
             self.studies.insert(digest, run);
-            self.expect_trainers().await;
+            self.expect_sites().await;
             self.peers.tell_all(&Notice::StudyOffered { study: digest, name });
         }
         Ok(Reply::Added { study: digest.to_string() })
@@ -473,7 +473,7 @@ mod tests {
     use crate::pki::Serial;
     use crate::report::SiteSummary;
     use crate::report::tests::{add_site, sample};
-    use crate::store::Store;
+    use crate::store::{RoundRecord, Store};
 
     async fn enrol(store: &Store, role: Role) {
         let (token, now) = (Token::random(), clock::now());
@@ -537,6 +537,41 @@ mod tests {
         let name = &fixture.study.study().name;
         let told = format!("; its update of round 1 of `{name}` counts already, and stays");
         assert_eq!(words, format!("north is revoked: its certificates no longer count{told}"));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_reports_of_a_site_that_is_revoked_or_has_trained() {
+        let fixture = Fixture::new().await;
+        let (store, digest) = (fixture.store().await, fixture.digest());
+        enrol(&store, Role::Evaluator).await;
+        store.approve_study(&digest, &site(), NOW).await.unwrap();
+        let mut driver = driver(&fixture, store).await;
+        let (round, model) = (RoundId(1), fixture.study.study().initial_model);
+        let requested = evaluation::Event::Requested { round, model };
+        driver.take(digest, Happening::Evaluation(requested)).await;
+        let waited_for = async |driver: &mut Driver| {
+            let happening = driver.readiness(digest, &site()).await.unwrap();
+            if let Some(happening) = happening {
+                driver.take(digest, happening).await;
+            }
+            driver.studies[&digest].evaluation.pending(&model).contains(&site())
+        };
+        assert!(waited_for(&mut driver).await);
+        driver.operate(Request::Revoke { site: site() }).await;
+        assert!(!waited_for(&mut driver).await);
+
+        enrol(&driver.store, Role::Evaluator).await;
+        assert!(waited_for(&mut driver).await, "it is back");
+        let record = RoundRecord {
+            round,
+            opened_at: NOW,
+            closed_at: Some(NOW),
+            outcome: None,
+            model: Some(model),
+            sites: vec![site()],
+        };
+        driver.store.close_round(&digest, &record).await.unwrap();
+        assert!(!waited_for(&mut driver).await, "it has trained");
     }
 
     #[test]

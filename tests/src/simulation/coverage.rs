@@ -108,6 +108,7 @@ pub(super) fn name_of(event: &evaluation::Event) -> &'static str {
         Event::Promoted { .. } => "promoted",
         Event::EvaluatorReady { .. } => "evaluator-ready",
         Event::EvaluatorGone { .. } => "evaluator-gone",
+        Event::EvaluatorLeft { .. } => "evaluator-left",
         Event::ReportStored { .. } => "report-stored",
         Event::TimerFired(_) => "timer-fired",
     }

@@ -1,5 +1,7 @@
 //! What the scenario does to the federation.
 
+use std::collections::BTreeSet;
+
 use common::evaluation;
 use common::ids::RoundId;
 use common::participant;
@@ -145,11 +147,17 @@ impl World {
         }
     }
 
-    /// Tells the machine which trainers are enrolled, as the coordinator does at every change and at its start.
+    /// Tells the machines which trainers are enrolled and which evaluators have left, as the coordinator does at every change
+    /// and at its start.
     pub(super) fn expect_trainers(&mut self) {
         let enrolled = self.sites.iter().filter(|site| site.enrolled && !site.evaluates());
         let sites = enrolled.map(|site| site.identity.site.clone()).collect();
         self.feed(Event::TrainersExpected { sites });
+        let left = self.sites.iter().filter(|site| !site.enrolled && site.evaluates());
+        let left: BTreeSet<_> = left.map(|site| site.identity.site.clone()).collect();
+        for site in self.coordinator.evaluation.counts_on().intersection(&left).cloned() {
+            self.feed_evaluation(evaluation::Event::EvaluatorLeft { site });
+        }
     }
 
     /// The operator promotes the last durable model, if there is one.
