@@ -5,13 +5,14 @@
 //! corrupt to the quarantine and narrows permissions; it deletes nothing. What moved is fetched again by other means: an
 //! update by the round machine, which asks its site; an initial model by `study add`; any other model by `artifact add`, from a
 //! copy of a site or a backup; moments from a backup.
-//! `place` looks at disk, permissions and certificates, `records` at database, studies and journals, `files` at every byte
-//! of models and updates, `moments` at what strategies keep between rounds.
+//! `place` looks at disk, permissions and certificates, `records` at database, studies and journals, `signatures` at what sites
+//! signed, `files` at every byte of models and updates, `moments` at what strategies keep between rounds.
 
 mod files;
 mod moments;
 mod place;
 mod records;
+mod signatures;
 #[cfg(test)]
 mod tests;
 

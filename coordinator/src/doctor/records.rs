@@ -12,7 +12,7 @@ use common::study::StudyDocument;
 
 use super::files::{corrupt, move_away};
 use super::moments::Needed;
-use super::{Examination, Level};
+use super::{Examination, Level, signatures};
 use crate::driver::{Rehearsal, rehearse};
 use crate::store::{
     MomentsName, RoundRecord, Store, StoreError, StoredStudy, UpdateName, causes, pause_name,
@@ -159,6 +159,7 @@ pub(super) async fn studies(store: &Store, examination: &mut Examination<'_>) ->
                 let phase = study.status.phase;
                 examination
                     .good(&name, format!("its journal replays: {phase}, round {}", study.status.round));
+                signatures::examine(store, &stored.digest, &name, examination).await?;
                 known.add(&stored, &study, rounds);
             }
             Err(error) => examination.find(Level::Bad, &name, causes(&error), UNREADABLE),

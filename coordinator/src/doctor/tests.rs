@@ -1,14 +1,17 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use common::ids::RoundId;
+use common::ids::{ArtifactHash, ClassId, Digest, Role, RoundId};
+use common::report::{CaseOutcome, CaseScore, EvaluationReport, ReportSubject};
+use common::signed::{Signed, SigningKey};
 use common::study::sections::Strategy;
 use common::testing::example_study_with;
 use common::time::Timestamp;
 
 use super::*;
 use crate::fixture::{Fixture, NOW, change_a_byte, keep_update, site, write};
-use crate::store::{JournalEntry, QUARANTINE};
+use crate::pki::{Serial, Token};
+use crate::store::{InviteTerms, JournalEntry, QUARANTINE, StoredReport};
 
 /// Examines; what was found but is not well, and the summary.
 async fn examined(fixture: &Fixture, repair: bool) -> (Vec<Finding>, Summary) {
@@ -270,6 +273,59 @@ async fn a_damaged_mark_is_no_fault_of_the_database() {
     let (found, _) = examined(&fixture, true).await;
     assert_eq!((found[0].level, mark.exists(), quarantined(&fixture)), (Level::Repaired, false, 1));
     assert_eq!(examined(&fixture, false).await.0, []);
+}
+
+/// Enrols [`site`] with a key made of this byte.
+async fn enrol(store: &Store, key: u8, at: Timestamp) -> SigningKey {
+    let (token, until) = (Token::random(), Timestamp(at.0 + 1000));
+    let terms = InviteTerms { site: site(), role: Role::Evaluator };
+    store.add_invite(token.hash(), &terms, at, until).await.unwrap();
+    let key = SigningKey::from_bytes(&[key; 32]);
+    let public = key.verifying_key().to_bytes();
+    store.enrol(token.hash(), &public, Serial::random(), until, at).await.unwrap().unwrap();
+    key
+}
+
+#[tokio::test]
+async fn a_report_that_its_site_did_not_sign_so_is_told() {
+    let fixture = Fixture::new().await;
+    let (store, digest) = (fixture.store().await, fixture.digest());
+    let key = enrol(&store, 7, NOW).await;
+    let report = |round: u32| {
+        let subject = ReportSubject {
+            site: site(),
+            model: ArtifactHash(Digest::of(&round.to_le_bytes())),
+            round: RoundId(round),
+            study: digest,
+            taxonomy: fixture.study.study().taxonomy.digest(),
+        };
+        let outcome = CaseOutcome::Absent { false_positive_volume_ml: 1.25 };
+        let score = CaseScore { class: ClassId::new(6).unwrap(), scan: 0, patient: 0, outcome };
+        Signed::sign(&EvaluationReport::summarise(subject, &[score], |_| 2.0, 1, 7), &key)
+    };
+    let keep = async |round: u32, document: Vec<u8>, signature: &[u8; 64]| {
+        let model = ArtifactHash(Digest::of(&round.to_le_bytes()));
+        let stored = StoredReport { site: site(), model, document, signature: signature.to_vec() };
+        assert!(store.put_report(&digest, &stored, NOW).await.unwrap());
+    };
+    let (first, second) = (report(1), report(2));
+    keep(1, first.bytes().to_vec(), first.signature()).await;
+    assert_eq!(examined(&fixture, false).await.0, []);
+
+    // A digit of a number, in a document that is one still, and a report under another model's name.
+    let text = str::from_utf8(second.bytes()).unwrap().replace("1.25", "1.35");
+    assert_ne!(text.as_bytes(), second.bytes());
+    keep(2, text.into_bytes(), second.signature()).await;
+    keep(3, first.bytes().to_vec(), first.signature()).await;
+    let (found, summary) = examined(&fixture, false).await;
+    assert_eq!((summary.bad, found.len()), (2, 2), "{found:#?}");
+    let told = |detail: &str| found.iter().any(|finding| finding.detail.contains(detail));
+    assert!(told("the signature does not match") && told("about another site, model or study"), "{found:#?}");
+    assert!(found.iter().all(|finding| finding.subject.contains("report of north on model")), "{found:#?}");
+
+    enrol(&store, 8, Timestamp(NOW.0 + 1)).await;
+    assert_eq!(examined(&fixture, false).await.0, [], "its key of then is gone");
+    store.close().await;
 }
 
 #[test]

@@ -24,7 +24,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 pub use artifacts::{ArtifactFile, ArtifactWriter, Artifacts};
 pub use health::{Failing, Health};
 pub use lock::StoreLock;
-pub use results::{LossMean, LossPoint, Receipt, RoundRecord, StoredReport, Traffic};
+pub use results::{LossMean, LossPoint, Receipt, RoundRecord, SignedRecord, StoredReport, Traffic};
 pub use scrub::{Entry, Kind, MomentsName, QUARANTINE, UpdateName};
 pub use server_state::{ServerState, ServerStateWriter, ServerStates};
 pub use sites::{CertificateRecord, InviteRefusal, InviteTerms, SiteRecord, SiteStatus};

@@ -86,6 +86,23 @@ pub struct StoredReport {
     pub signature: Vec<u8>,
 }
 
+/// A document that a site signed, a label manifest or a report, with what it is checked by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedRecord {
+    /// The site.
+    pub site: SiteId,
+    /// The model that a report is on; none of a label manifest.
+    pub model: Option<ModelHash>,
+    /// The exact document.
+    pub document: Vec<u8>,
+    /// Ed25519 signature over it.
+    pub signature: Vec<u8>,
+    /// The key that the site has now.
+    pub signing_key: [u8; 32],
+    /// The site has enrolled again since: it signed with another key.
+    pub by_former_key: bool,
+}
+
 /// Payload bytes moved for one site since it enrolled, as the coordinator counts them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traffic {
@@ -284,6 +301,30 @@ impl Store {
             "SELECT site, model, document, signature FROM evaluations WHERE study = ? ORDER BY at, site";
         let rows = sqlx::query(query).bind(bytes(study)).fetch_all(&self.pool).await?;
         rows.iter().map(read_report).collect()
+    }
+
+    /// Every document of a study that a site signed.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn signed_records(&self, study: &StudyDigest) -> Result<Vec<SignedRecord>, StoreError> {
+        let query = "SELECT d.*, s.signing_key, d.at < s.enrolled_at AS by_former_key FROM
+             (SELECT site, NULL AS model, document, signature, at FROM manifests WHERE study = ?1 UNION ALL
+              SELECT site, model, document, signature, at FROM evaluations WHERE study = ?1) d
+             JOIN sites s USING (site) ORDER BY d.at, d.site";
+        let rows = sqlx::query(query).bind(bytes(study)).fetch_all(&self.pool).await?;
+        let read = |row: &SqliteRow| {
+            let model: Option<&[u8]> = row.try_get("model")?;
+            Ok(SignedRecord {
+                site: parse("signed document", row.try_get("site")?)?,
+                model: model.map(|bytes| read_hash("signed document", bytes)).transpose()?,
+                document: row.try_get("document")?,
+                signature: row.try_get("signature")?,
+                signing_key: array("signed document", row.try_get("signing_key")?)?,
+                by_former_key: row.try_get::<i64, _>("by_former_key")? != 0,
+            })
+        };
+        rows.iter().map(read).collect()
     }
 
     /// Adds to the bytes moved for `site`.
