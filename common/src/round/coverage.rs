@@ -22,6 +22,15 @@ pub struct ClassShortage {
     pub need: u32,
 }
 
+/// Too few sites at hand to open a round, or updates of sites to close it, in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SiteShortage {
+    /// There.
+    pub have: usize,
+    /// Needed.
+    pub need: usize,
+}
+
 /// Of each class, how many of these sites annotate it.
 pub(super) fn annotators<'a>(sites: impl Iterator<Item = &'a SiteCounts>) -> BTreeMap<ClassId, u32> {
     let mut found = BTreeMap::new();

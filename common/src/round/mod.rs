@@ -65,7 +65,7 @@ use crate::journal::{self, Entry, RestoreError};
 use crate::study::LeftOut;
 use crate::time::Timestamp;
 
-pub use coverage::ClassShortage;
+pub use coverage::{ClassShortage, SiteShortage};
 pub use event::{
     Action, DeclineReason, Event, Fault, PauseReason, RoundOutcome, RoundTask, Term, Timer, UpdateOffer,
 };
@@ -146,6 +146,8 @@ pub struct Status {
     pub late: BTreeSet<SiteId>,
     /// Trainers that are not asked, and why.
     pub excluded: BTreeMap<SiteId, Exclusion>,
+    /// How many sites the study waits for, whatever they annotate.
+    pub sites_short: Option<SiteShortage>,
     /// Classes that the study waits for: of sites that annotate them to open a round, of their updates to close it.
     pub classes_short: BTreeMap<ClassId, ClassShortage>,
     /// Why it is paused, if it is.
@@ -348,6 +350,7 @@ impl RoundMachine {
                 .map(|(site, _)| site.clone())
                 .collect(),
             excluded: roster.excluded.clone(),
+            sites_short: phase.sites_short(&self.plan, &roster.ready),
             classes_short: phase.classes_short(&self.plan, &roster.ready),
             paused: pause.as_ref().map(|pause| pause.reason),
             pause_words: pause.as_ref().and_then(|pause| pause.words.clone()),

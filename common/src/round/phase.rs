@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::aggregating::{Aggregating, Committing};
 use super::collecting::Collecting;
 use super::committed::{Committed, Over};
-use super::coverage::{self, ClassShortage};
+use super::coverage::{self, ClassShortage, SiteShortage};
 use super::distributing::Distributing;
 use super::event::{Action, Timer};
 use super::exclusion::Exclusion;
@@ -197,6 +197,21 @@ impl Phase {
             Self::Collecting(phase) if phase.quorum_missing() => phase.opened.classes_short(plan),
             _ => BTreeMap::new(),
         }
+    }
+
+    /// How many sites the study waits for, whatever they annotate: to open a round, or to close one.
+    pub(super) fn sites_short(
+        &self,
+        plan: &RoundPlan,
+        ready: &BTreeMap<SiteId, SiteCounts>,
+    ) -> Option<SiteShortage> {
+        let have = match self {
+            Self::Waiting(_) => ready.len(),
+            Self::Collecting(phase) if phase.quorum_missing() => phase.opened.counted().len(),
+            _ => return None,
+        };
+        let need = plan.quorum.fewest();
+        (have < need).then_some(SiteShortage { have, need })
     }
 
     pub(super) fn timers(&self) -> BTreeMap<Timer, Timestamp> {

@@ -164,6 +164,16 @@ fn a_round_waits_a_little_for_expected_sites_and_then_goes_without_them() {
 }
 
 #[test]
+fn a_study_says_how_many_sites_and_updates_it_is_short_of() {
+    let short = |study: &Study| study.machine.status().sites_short.map(|short| (short.have, short.need));
+    let study = Study::new(plan()).all([ready("a", 1), Event::Start]);
+    assert_eq!(short(&study), Some((1, 2)));
+    assert_eq!(short(&Study::collecting()), None, "it may get them in time");
+    assert_eq!(short(&Study::quorum_missing()), Some((1, 2)));
+    assert_eq!([short(&Study::aggregating()), short(&Study::finished())], [None, None]);
+}
+
+#[test]
 fn a_round_opens_at_once_when_all_expected_sites_are_there() {
     let sites = ["a", "b", "c"].map(site).into();
     let mut study = Study::new(plan()).all([Event::TrainersExpected { sites }, Event::Start]);

@@ -76,6 +76,9 @@ fn study(study: &StudyLine) -> String {
     let state = if study.started { study.state.clone() } else { format!("{}, not started", study.state) };
     let mut text = format!("{}: {state}, round {} of {}\n", study.name, study.round, study.rounds);
     let _ = writeln!(text, "  digest  {}\n  model   {}", study.digest, study.model);
+    if let Some(what) = &study.waits_for {
+        let _ = writeln!(text, "  waits   for {what}");
+    }
     let sites = [("without", &study.left_out), ("ready", &study.ready), ("scored", &study.scored_by)];
     for (label, sites) in sites.into_iter().filter(|(_, sites)| !sites.is_empty()) {
         let _ = writeln!(text, "  {label:<7} {}", list(sites));
@@ -109,6 +112,7 @@ mod tests {
                 round: 0,
                 rounds: 100,
                 model: "cd".repeat(32),
+                waits_for: None,
                 left_out: Vec::new(),
                 ready: Vec::new(),
                 answers: BTreeMap::new(),
@@ -144,6 +148,7 @@ mod tests {
             round: 10,
             rounds: 10,
             model: "cd".repeat(32),
+            waits_for: None,
             left_out: vec![site("north")],
             ready: vec![site("south"), site("west")],
             answers: BTreeMap::new(),
@@ -177,6 +182,7 @@ mod tests {
                 round: 3,
                 rounds: 10,
                 model: "cd".repeat(32),
+                waits_for: Some("3 updates, 1 is there".to_owned()),
                 left_out: Vec::new(),
                 ready: vec!["north".parse().unwrap()],
                 answers: BTreeMap::from([("north".parse().unwrap(), "training".to_owned())]),

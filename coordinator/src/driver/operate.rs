@@ -1,13 +1,13 @@
 //! Doing what the operator asks. Works without a server too: then nobody is connected, and the next start goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::coverage::Coverage;
 use common::evaluation;
 use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest};
-use common::round::{self, Answer};
+use common::round::{self, Answer, SiteShortage};
 use common::study::StudyDraft;
 use common::taxonomy::Taxonomy;
 use common::wire::{Notice, Words};
@@ -110,10 +110,20 @@ impl Driver {
 
     async fn study_line(&self, run: &StudyRun) -> Result<StudyLine, StoreError> {
         let status = run.rounds.status();
-        let manifests = self.manifests(&run.digest()).await?;
-        let coverage = Coverage::of(&manifests);
+        let known = self.store.sites().await?;
+        let trains = |site: &&SiteRecord| site.role == Role::Trainer && site.status == SiteStatus::Active;
+        let trainers: BTreeSet<SiteId> = known.iter().filter(trains).map(|site| site.site.clone()).collect();
+        let mut manifests = self.manifests(&run.digest()).await?;
+        // In a study that is over, what a site has contributed stays when it leaves.
+        if !run.rounds.is_over_for(Role::Trainer) {
+            manifests.retain(|manifest| trainers.contains(&manifest.site));
+        }
         let taxonomy = &run.document.study().taxonomy;
-        let uncovered = coverage.uncovered(taxonomy.classes().iter().map(|class| class.id));
+        let mut uncovered =
+            Coverage::of(&manifests).uncovered(taxonomy.classes().iter().map(|class| class.id));
+        if manifests.is_empty() {
+            uncovered.clear();
+        }
         let phase = match facts::classes_missing(&status.classes_short, |class| taxonomy.name(class)) {
             Some(classes) => format!("{}, waits for sites that annotate {classes}", status.phase),
             None => status.phase.to_owned(),
@@ -126,7 +136,12 @@ impl Driver {
             }
             (None, None) => phase,
         };
-        let answers = answers(&status);
+        let mut answers = answers(&status);
+        if self.serving && status.started && status.phase == "waiting" {
+            for (site, why) in self.absent(run, &trainers).await? {
+                answers.entry(site).or_insert_with(|| why.to_owned());
+            }
+        }
         Ok(StudyLine {
             name: run.document.study().name.clone(),
             digest: run.digest().to_string(),
@@ -135,12 +150,31 @@ impl Driver {
             round: status.round.0,
             rounds: status.rounds,
             model: status.model.to_string(),
+            waits_for: waits_for(&status, &run.evaluation.gate_waits_for()),
             left_out: run.document.study().participants.leave_out.clone(),
             ready: status.ready.into_iter().collect(),
             answers,
             scored_by: run.evaluation.reported(&status.model).into_iter().collect(),
             uncovered: uncovered.into_iter().map(|class| taxonomy.name(class)).collect(),
         })
+    }
+
+    /// Of these trainers, why each of those that are not ready for a study is not.
+    async fn absent(
+        &self,
+        run: &StudyRun,
+        trainers: &BTreeSet<SiteId>,
+    ) -> Result<BTreeMap<SiteId, &'static str>, StoreError> {
+        let approved = self.store.approvals(&run.digest()).await?;
+        let (ready, left_out) = (run.rounds.status().ready, &run.document.study().participants.leave_out);
+        let why = |site: &SiteId| match (self.peers.has(site), approved.contains(site)) {
+            (false, _) => "not connected",
+            (true, false) => "connected, has not approved the study",
+            (true, true) => "connected, has not registered its data",
+        };
+        let asked = trainers.iter().filter(|site| !left_out.contains(site));
+        let absent = asked.filter(|site| !ready.contains(*site));
+        Ok(absent.map(|site| (site.clone(), why(site))).collect())
     }
 
     async fn invite(&mut self, site: SiteId, role: Role, hours: u32) -> Result<Reply, Failure> {
@@ -440,6 +474,23 @@ fn no_study() -> Failure {
     Failure::new("there is no study", "add one with `coordinator study add`")
 }
 
+/// What a study waits for, as it continues "waits for"; of a gate, whose reports.
+fn waits_for(status: &round::Status, gate: &BTreeSet<SiteId>) -> Option<String> {
+    let short = |what: &str| {
+        let SiteShortage { have, need } = status.sites_short?;
+        Some(format!("{need} {what}, {have} {} there", if have == 1 { "is" } else { "are" }))
+    };
+    match status.phase {
+        "waiting" if status.started => short("trainers"),
+        "quorum-missing" => short("updates"),
+        "committed" if !gate.is_empty() => {
+            let sites: Vec<&str> = gate.iter().map(SiteId::as_str).collect();
+            Some(format!("the reports of {}", sites.join(", ")))
+        }
+        _ => None,
+    }
+}
+
 /// What to say of each site: of those that are not asked, why.
 fn answers(status: &round::Status) -> BTreeMap<SiteId, String> {
     let excluded = status.excluded.iter().map(|(site, reason)| (site.clone(), format!("excluded: {reason}")));
@@ -466,6 +517,7 @@ fn answer_word(answer: &Answer) -> &'static str {
 #[cfg(test)]
 mod tests {
     use common::ids::Digest;
+    use common::testing::example_study_with;
 
     use super::*;
     use crate::driver::lost::tests::driver;
@@ -537,6 +589,35 @@ mod tests {
         let name = &fixture.study.study().name;
         let told = format!("; its update of round 1 of `{name}` counts already, and stays");
         assert_eq!(words, format!("north is revoked: its certificates no longer count{told}"));
+    }
+
+    #[tokio::test]
+    async fn status_says_what_a_study_waits_for() {
+        let fixture = Fixture::new().await;
+        let store = fixture.store().await;
+        enrol(&store, Role::Trainer).await;
+        let study = example_study_with(|draft| draft.quorum.sites = 3);
+        let (digest, name) = (study.digest(), "abdomen of three".to_owned());
+        let stored = StoredStudy { digest, name, document: study.bytes().to_vec(), added_at: NOW };
+        store.add_study(&stored).await.unwrap();
+        let mut driver = driver(&fixture, store).await;
+        driver.serving = true;
+        let line = async |driver: &Driver| driver.study_line(&driver.studies[&digest]).await.unwrap();
+        assert_eq!(line(&driver).await.waits_for, None, "for its start");
+
+        driver.operate(Request::Control { study: digest.to_string(), order: Order::Start }).await;
+        let shown = line(&driver).await;
+        assert_eq!(shown.waits_for.as_deref(), Some("3 trainers, 0 are there"));
+        assert_eq!(shown.answers, BTreeMap::from([(site(), "not connected".to_owned())]));
+        assert_eq!(shown.uncovered, [""; 0], "nobody has registered");
+
+        let mut status = driver.studies[&digest].rounds.status();
+        (status.phase, status.sites_short) = ("quorum-missing", Some(SiteShortage { have: 1, need: 3 }));
+        let gate = BTreeSet::from(["east", "west"].map(|name| name.parse().unwrap()));
+        assert_eq!(waits_for(&status, &gate).as_deref(), Some("3 updates, 1 is there"));
+        status.phase = "committed";
+        assert_eq!(waits_for(&status, &gate).as_deref(), Some("the reports of east, west"));
+        assert_eq!(waits_for(&status, &BTreeSet::new()), None);
     }
 
     #[tokio::test]

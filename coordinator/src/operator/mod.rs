@@ -226,14 +226,17 @@ pub struct StudyLine {
     pub rounds: u32,
     /// The last durable model.
     pub model: String,
+    /// What it waits for, in words.
+    #[serde(default)]
+    pub waits_for: Option<String>,
     /// Trainers that it leaves out.
     pub left_out: Vec<SiteId>,
     /// Trainers that are ready.
     pub ready: Vec<SiteId>,
-    /// What came of asking each site of the open round; of one that is not asked for want of data, why.
+    /// What came of asking each site of the open round; of one that is not asked, or that none is opened for want of, why.
     pub answers: BTreeMap<SiteId, String>,
     /// Evaluators that have scored the last durable model.
     pub scored_by: Vec<SiteId>,
-    /// Classes that nobody who registered annotates.
+    /// Classes that nobody who takes part annotates; none while nobody has registered.
     pub uncovered: Vec<String>,
 }

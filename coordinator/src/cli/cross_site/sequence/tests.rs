@@ -27,6 +27,7 @@ fn study(leg: &Leg) -> StudyLine {
         round: 1,
         rounds: ROUNDS,
         model: "ab".repeat(32),
+        waits_for: None,
         left_out: vec![leg.site.clone()],
         ready: Vec::new(),
         answers: BTreeMap::new(),
