@@ -8,7 +8,7 @@ use common::coverage::Coverage;
 use common::evaluation;
 use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::round::{self, Answer, SiteShortage};
-use common::study::StudyDraft;
+use common::study::{Study, StudyDraft};
 use common::taxonomy::Taxonomy;
 use common::wire::{Notice, Words};
 
@@ -290,8 +290,13 @@ impl Driver {
     ) -> Result<Reply, Failure> {
         self.take_order(digest, Happening::Round(event)).await?;
         let run = self.studies.get(&digest).ok_or_else(no_study)?;
-        let status = run.rounds.status();
-        Ok(Reply::Done { words: control_words(order, &status, run.document.study().quorum.sites) })
+        let (status, study) = (run.rounds.status(), run.document.study());
+        let mut words = control_words(order, &status, study.quorum.sites);
+        if order == Order::Start {
+            let warnings = names_of_nobody(study, &self.store.sites().await?);
+            warnings.iter().for_each(|warning| words.push_str(&format!("\nwarning: {warning}")));
+        }
+        Ok(Reply::Done { words })
     }
 
     async fn take_order(&mut self, study: StudyDigest, happening: Happening) -> Result<(), Failure> {
@@ -426,6 +431,24 @@ fn control_words(order: Order, status: &round::Status, quorum: u32) -> String {
         Order::Resume => format!("resumed at round {} of {}", status.round.0, status.rounds),
         Order::Abort => format!("ended after round {}; model {} stands", status.round.0, status.model),
     }
+}
+
+/// Sites that a study names and that nobody is called, or who is of another role: a slip in `test` leaves a site unsealed.
+fn names_of_nobody(study: &Study, known: &[SiteRecord]) -> Vec<String> {
+    let gate = study.evaluation.gate.as_ref().map(|gate| gate.evaluators.as_slice()).unwrap_or_default();
+    let named = [
+        ("evaluation.test", study.evaluation.test.as_slice(), Role::Evaluator),
+        ("evaluation.gate", gate, Role::Evaluator),
+        ("participants.leave_out", study.participants.leave_out.as_slice(), Role::Trainer),
+    ];
+    let is_known =
+        |name: &SiteId, role: Role| known.iter().any(|site| site.site == *name && site.role == role);
+    let mut warnings = Vec::new();
+    for (key, names, role) in named {
+        let unknown = names.iter().filter(|name| !is_known(name, role));
+        warnings.extend(unknown.map(|name| format!("`{key}` names `{name}`, and no {role} is called that")));
+    }
+    warnings
 }
 
 fn model_of(data: &ReportData, round: RoundId) -> Result<ModelHash, Failure> {
@@ -618,6 +641,27 @@ mod tests {
         status.phase = "committed";
         assert_eq!(waits_for(&status, &gate).as_deref(), Some("the reports of east, west"));
         assert_eq!(waits_for(&status, &BTreeSet::new()), None);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_nobody_has_is_told_at_the_start() {
+        let fixture = Fixture::new().await;
+        let store = fixture.store().await;
+        enrol(&store, Role::Trainer).await;
+        let known = store.sites().await.unwrap();
+        let study = example_study_with(|draft| {
+            draft.evaluation.test = vec![site(), "st-mary".parse().unwrap()];
+            draft.participants.leave_out = vec!["south".parse().unwrap()];
+        });
+        let warned = names_of_nobody(study.study(), &known);
+        assert_eq!(
+            warned,
+            [
+                "`evaluation.test` names `north`, and no evaluator is called that",
+                "`evaluation.test` names `st-mary`, and no evaluator is called that",
+                "`participants.leave_out` names `south`, and no trainer is called that"
+            ]
+        );
     }
 
     #[tokio::test]
