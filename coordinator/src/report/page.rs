@@ -281,7 +281,12 @@ fn score_row(data: &ReportData, class: &ClassSummary, score: &ClassScore) -> Sco
         name: class.name.clone(),
         lesion: class.lesion,
         trainers: data.coverage.iter().filter(annotates).count(),
-        n: score.n.map_or("too few".to_owned(), |n| n.to_string()),
+        n: match (score.n, score.n_absent) {
+            (Some(n), _) => n.to_string(),
+            // No scan shows the class; of reports by an older version that may be few, too.
+            (None, Some(1..)) => "none or too few".to_owned(),
+            (None, _) => "too few".to_owned(),
+        },
         dice: optional(score.mean_dice, 3),
         interval: score.interval.map_or(DASH.to_owned(), |[low, high]| format!("{low:.2} – {high:.2}")),
         mark: score.mean_dice.map_or(String::new(), |value| {

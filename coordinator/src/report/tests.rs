@@ -218,6 +218,24 @@ fn the_page_marks_what_a_model_labelled() {
 }
 
 #[test]
+fn a_class_that_no_scan_shows_is_told_from_one_that_too_few_do() {
+    let mut data = sample();
+    let last = data.scores.last_mut().unwrap();
+    for score in &mut last.classes[3..5] {
+        (score.n, score.mean_dice, score.interval, score.mean_nsd) = (None, None, None, None);
+    }
+    let page = data.to_html().unwrap();
+    let row = |name: &str, scans: &str| {
+        format!(
+            r#"<td>{name}</td><td class="n">{}</td><td class="n">{scans}</td>"#,
+            if name == "liver" { 2 } else { 1 }
+        )
+    };
+    assert!(page.contains(&row("gall bladder", "none or too few")), "{page}");
+    assert!(page.contains(&row("liver", "too few")), "{page}");
+}
+
+#[test]
 fn names_are_escaped() {
     let mut data = sample();
     data.study.name = "<b>&".to_owned();
