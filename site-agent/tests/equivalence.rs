@@ -474,8 +474,9 @@ impl KeepRound for EachThird {
         step.is_multiple_of(3)
     }
 
-    fn keep(&mut self, state: &RoundState<LiveTensor>) {
+    fn keep(&mut self, state: &RoundState<LiveTensor>) -> bool {
         store_checkpoint(&self.0, &Self::key(), state).unwrap();
+        true
     }
 }
 

@@ -26,6 +26,10 @@ pub(super) struct Evaluations {
     /// Ascending by round. Keyed by model too: two rounds can have made the same.
     pending: BTreeSet<Request>,
     current: Option<Evaluating>,
+    /// Models that ended the process again and again while they were scored: not begun again until a connection has ended and the
+    /// process goes on.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    given_up: BTreeSet<Request>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -60,10 +64,11 @@ enum EvaluationStep {
 }
 
 impl Evaluations {
-    /// Queues a request; false when it is queued or under way.
+    /// Queues a request; false when it is queued or under way, or ends the process.
     pub(super) fn request(&mut self, request: Request, cx: &mut Context<'_>) -> bool {
         let same = |known: &Request| known.model == request.model && known.study == request.study;
-        if self.current.iter().any(|current| same(&current.request)) || self.pending.iter().any(same) {
+        let current = self.current.iter().map(|current| &current.request);
+        if self.pending.iter().chain(&self.given_up).chain(current).any(same) {
             return false;
         }
         self.pending.insert(request);
@@ -145,6 +150,30 @@ impl Evaluations {
         true
     }
 
+    /// The process ended, and was not told to: a model in the midst of whose scoring it does so again and again is given up, and the
+    /// next has its turn.
+    pub(super) fn interrupted(&mut self, cx: &mut Context<'_>) {
+        let Some(Evaluating { request, step: EvaluationStep::Scoring { retry }, .. }) = &mut self.current
+        else {
+            return;
+        };
+        let request = *request;
+        if retry.interrupted(Step::Evaluation, request.round, cx.actions) {
+            return;
+        }
+        give_up(request, "evaluation-failed", cx);
+        self.current = None;
+        self.given_up.insert(request);
+        if self.given_up.len() > MAX_PENDING {
+            self.given_up.pop_first();
+        }
+    }
+
+    /// What was given up because it ended the process may be begun again.
+    pub(super) fn forgive(&mut self) {
+        self.given_up.clear();
+    }
+
     /// The coordinator's word on the report: a receipt, or the code of a refusal.
     pub(super) fn answered(&mut self, model: ModelHash, refusal: Option<&str>, cx: &mut Context<'_>) -> bool {
         let Some(current) = self.current_of(model) else { return false };
@@ -189,6 +218,7 @@ impl Evaluations {
     /// Forgets the evaluations of a study.
     pub(super) fn leave(&mut self, study: StudyDigest, cx: &mut Context<'_>) {
         self.pending.retain(|request| request.study != study);
+        self.given_up.retain(|request| request.study != study);
         if let Some(current) = self.current.take_if(|current| current.request.study == study) {
             current.cancel(cx);
         }

@@ -14,6 +14,8 @@ use crate::time::Timestamp;
 pub enum Event {
     /// The agent started again from its journal: it is not connected. The answer is whatever was under way.
     Restarted,
+    /// The agent was told to stop: what it is at is not why its process ends.
+    Stopped,
     /// Welcomed by the coordinator, which now says again whatever concerns this site.
     Connected,
     /// The connection ended.
@@ -100,6 +102,13 @@ pub enum Event {
         update: ArtifactHash,
         /// Optimiser steps done.
         steps: u32,
+    },
+    /// Training goes on, and a process that ends now repeats nothing up to this step.
+    RoundKept {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Steps of the round that are durable here.
+        step: u32,
     },
     /// Training failed.
     TrainingFailed {
@@ -373,6 +382,15 @@ pub enum Fact {
         /// When it is tried again.
         at: Timestamp,
     },
+    /// The process ended in the midst of a step, and nobody had told it to.
+    Interrupted {
+        /// Which.
+        step: Step,
+        /// The round.
+        round: RoundId,
+        /// How often in a row, without anything newer kept.
+        times: u32,
+    },
     /// The coordinator has this site's report.
     ReportDelivered {
         /// The round.
@@ -423,6 +441,7 @@ impl Event {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Restarted => "restarted",
+            Self::Stopped => "stopped",
             Self::Connected => "connected",
             Self::Disconnected => "disconnected",
             Self::StudyOffered { .. } => "study-offered",
@@ -438,6 +457,7 @@ impl Event {
             Self::FetchFailed { .. } => "fetch-failed",
             Self::ArtifactLost { .. } => "artifact-lost",
             Self::Trained { .. } => "trained",
+            Self::RoundKept { .. } => "round-kept",
             Self::TrainingFailed { .. } => "training-failed",
             Self::Receipt { .. } => "receipt",
             Self::Refused { .. } => "refused",

@@ -16,7 +16,8 @@
 //!
 //! Connections come and go in any phase: training goes on without one, the other steps are taken up again with the next.
 //! After a restart the journal gives back the phase: what was trained is offered under the same attempt id, so that it counts
-//! once; what was not is trained on from where the driver kept it. What was fetched and is damaged when it is used is fetched again.
+//! once; what was not is trained on from where the driver kept it, but not for ever: a process that ends in the midst of it again
+//! and again, without having been told to stop, gives it up. What was fetched and is damaged when it is used is fetched again.
 //! An evaluator has no rounds but a queue of models (`evaluating`). What an event does in several phases is in `progress`.
 //!
 //! A site that has nothing to train on says so of its own accord, before it is asked.
@@ -24,7 +25,7 @@
 //!
 //! A driver calls, in this order: [`ParticipantMachine::new`] or [`ParticipantMachine::replay`] and then
 //! [`Event::Restarted`]; for each thing that happens it writes the event to its journal, calls [`ParticipantMachine::tick`],
-//! then executes the actions. When to dial again is the driver's matter.
+//! then executes the actions; told to stop, it writes [`Event::Stopped`]. When to dial again is the driver's matter.
 
 mod downloading;
 mod evaluating;
@@ -100,6 +101,12 @@ pub struct State {
     /// The round whose update was refused by the last thing that happened: a crash may have come before that was acted on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refused: Option<(StudyDigest, RoundId)>,
+    /// The process was told to stop.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    stopped: bool,
+    /// The round that was given up without a connection: the coordinator is told when it asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    given_up: Option<(StudyDigest, RoundId)>,
 }
 
 /// Snapshots of before several studies could wait have one task and no list.
@@ -137,9 +144,21 @@ impl ParticipantMachine {
     /// A site that has not heard of any study.
     pub fn new(identity: Identity) -> Self {
         let (studies, phase, evaluations) = (Studies::default(), Phase::Idle, Evaluations::default());
-        let (connected, unconfirmed, trainings, next, refused) = (false, false, 0, VecDeque::new(), None);
-        let state =
-            State { identity, connected, studies, phase, evaluations, trainings, next, unconfirmed, refused };
+        let (connected, unconfirmed, stopped, trainings, next) = (false, false, false, 0, VecDeque::new());
+        let (refused, given_up) = (None, None);
+        let state = State {
+            identity,
+            connected,
+            studies,
+            phase,
+            evaluations,
+            trainings,
+            next,
+            unconfirmed,
+            refused,
+            stopped,
+            given_up,
+        };
         Self { state }
     }
 

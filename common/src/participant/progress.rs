@@ -22,8 +22,8 @@ impl State {
             Event::Disconnected | Event::Restarted => self.connected = false,
             _ => {}
         }
-        // What follows of an event is done before the next is taken, unless a crash comes between.
-        if event != Event::Restarted {
+        // What follows of an event is done before the next is taken, unless the process ends between.
+        if !matches!(event, Event::Restarted | Event::Stopped) {
             self.refused = None;
         }
         let mut cx = Context { connected: self.connected, now, actions };
@@ -38,7 +38,12 @@ impl State {
         match event {
             Event::Restarted => {
                 self.disconnected();
+                self.count_end(cx);
                 self.ask(cx.now, cx.actions);
+                true
+            }
+            Event::Stopped => {
+                self.stopped = true;
                 true
             }
             Event::Connected => {
@@ -49,6 +54,8 @@ impl State {
             }
             Event::Disconnected => {
                 self.disconnected();
+                // The coordinator asks again for what was given up, and the process has outlived it.
+                self.evaluations.forgive();
                 true
             }
             Event::StudyOffered { study } => self.offered(study, cx),
@@ -92,6 +99,10 @@ impl State {
                 self.evaluations.lost(artifact, &self.studies, cx) || round
             }
             Event::Trained { attempt, update, steps } => self.trained(attempt, update, steps, cx),
+            Event::RoundKept { attempt, step } => match &mut self.phase {
+                Phase::Training(phase) if phase.attempt == attempt => phase.kept(step),
+                _ => false,
+            },
             Event::TrainingFailed { attempt } => self.training_failed(attempt, cx),
             Event::Receipt { attempt } => self.uploaded(attempt, DropReason::Counted, cx),
             Event::Refused { attempt, code } => self.refused_update(attempt, code, cx),
@@ -123,6 +134,21 @@ impl State {
         self.next.clear();
         self.phase.disconnected();
         self.evaluations.disconnected();
+    }
+
+    /// The process before this one has ended. Whoever stopped it may have mended what ended it before; otherwise what it was at is
+    /// suspected, and given up where it did so too often.
+    fn count_end(&mut self, cx: &mut Context<'_>) {
+        if std::mem::take(&mut self.stopped) {
+            self.given_up = None;
+            return self.evaluations.forgive();
+        }
+        if let Phase::Training(phase) = &mut self.phase
+            && !phase.interrupted(cx)
+        {
+            self.give_up_training(cx);
+        }
+        self.evaluations.interrupted(cx);
     }
 
     /// Asks for what is under way and does not wait for a timer.
@@ -207,6 +233,11 @@ impl State {
             decline(task.study, task.round, DeclineReason::NotApproved, cx);
             return true;
         };
+        let given_up = self.given_up.take_if(|(study, _)| *study == task.study);
+        if given_up == Some((task.study, task.round)) {
+            decline(task.study, task.round, DeclineReason::TrainingFailed, cx);
+            return true;
+        }
         match self.phase.work() {
             Some(work) if work == (task.study, task.round, task.base) => {
                 self.unconfirmed = false;
@@ -362,7 +393,11 @@ impl State {
     /// Declines the round: it was tried often enough.
     fn give_up_training(&mut self, cx: &mut Context<'_>) {
         let Phase::Training(phase) = std::mem::take(&mut self.phase) else { return };
-        decline(phase.task.study, phase.task.round, DeclineReason::TrainingFailed, cx);
+        let RoundTask { study, round, .. } = phase.task;
+        decline(study, round, DeclineReason::TrainingFailed, cx);
+        if !cx.connected {
+            self.given_up = Some((study, round));
+        }
         phase.leave(cx);
         self.take_next(cx);
     }

@@ -1,14 +1,19 @@
-//! When a step that failed is tried again.
+//! When a step that failed is tried again, and when what ends its process is not begun any more.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::evaluating::is_zero;
 use super::event::{Action, Fact, Step};
+use crate::ids::RoundId;
 use crate::time::Timestamp;
 
 const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(120);
+/// Ends of its process in the midst of a step after which the step is given up. More than failures: power cuts and kills are not
+/// the step's own fault.
+const MOST_INTERRUPTIONS: u32 = 6;
 
 /// Failures of one step in a row and when it is tried again: after 5 s, doubling up to 2 minutes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,9 +21,23 @@ const LONGEST: Duration = Duration::from_secs(120);
 pub(super) struct Retry {
     pub(super) failures: u32,
     pub(super) at: Option<Timestamp>,
+    /// How often in a row the process ended in the midst of the step, though nobody had told it to.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) interruptions: u32,
 }
 
 impl Retry {
+    /// Records that the process ended in the midst of the step, unless it waited to be tried again; false when that was often
+    /// enough: for want of memory, perhaps, it would end there each time.
+    pub(super) fn interrupted(&mut self, step: Step, round: RoundId, actions: &mut Vec<Action>) -> bool {
+        if self.at.is_some() {
+            return true;
+        }
+        self.interruptions = self.interruptions.saturating_add(1);
+        actions.push(Action::Report(Fact::Interrupted { step, round, times: self.interruptions }));
+        self.interruptions < MOST_INTERRUPTIONS
+    }
+
     /// Records a failure and schedules the next try.
     pub(super) fn fail(&mut self, step: Step, now: Timestamp, actions: &mut Vec<Action>) {
         self.failures = self.failures.saturating_add(1);

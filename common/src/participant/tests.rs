@@ -1,5 +1,6 @@
 //! A site's promises one by one, and what every event does in every phase. Whole federations: `tests/src/simulation`.
 
+mod interrupted;
 mod late;
 mod lost;
 mod several;
@@ -473,6 +474,7 @@ fn events() -> Vec<(&'static str, Event)> {
     let code = || "round-closed".to_owned();
     vec![
         ("restarted", Event::Restarted),
+        ("stopped", Event::Stopped),
         ("connected", Event::Connected),
         ("disconnected", Event::Disconnected),
         ("study offered", Event::StudyOffered { study }),
@@ -496,6 +498,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("artifact lost", Event::ArtifactLost { artifact }),
         ("trained", Event::Trained { attempt, update, steps: 10 }),
         ("trained: other attempt", Event::Trained { attempt: other, update, steps: 10 }),
+        ("round kept", Event::RoundKept { attempt, step: 4 }),
         ("training failed", Event::TrainingFailed { attempt }),
         ("training failed: other attempt", Event::TrainingFailed { attempt: other }),
         ("receipt", Event::Receipt { attempt }),
@@ -539,7 +542,7 @@ fn every_event_has_an_outcome_in_every_phase() {
         }
     }
     // A new event belongs into the table.
-    assert_eq!(seen.len(), 27);
+    assert_eq!(seen.len(), 29);
     insta::assert_snapshot!(table);
 }
 

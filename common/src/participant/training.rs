@@ -2,6 +2,9 @@
 //! the same attempt; after three failures in a row the site declines the round. An update that the disk loses before it was
 //! answered is such a failure too.
 //!
+//! A process that ends in mid-training again and again, though nobody told it to and with nothing newer kept of the round, does so
+//! because of the training, for want of memory perhaps: then the site declines the round too.
+//!
 //! A model that is damaged or gone after a crash is fetched again, and training waits for it: that is no failure of the round,
 //! unless the same happens again.
 
@@ -10,6 +13,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::downloading::Fetch;
+use super::evaluating::is_zero;
 use super::event::{Action, Step};
 use super::phase::Context;
 use super::retry::Retry;
@@ -32,6 +36,9 @@ pub(super) struct Training {
     /// What was lost so far.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     lost: BTreeSet<ArtifactHash>,
+    /// Steps of the round that are durable here, as far as was said.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    kept: u32,
 }
 
 impl Training {
@@ -43,8 +50,8 @@ impl Training {
 
     /// The same training once more, after so many failures; nothing is asked for yet.
     pub(super) fn after(failures: u32, task: RoundTask, attempt: AttemptId) -> Self {
-        let retry = Retry { failures, at: None };
-        Self { task, attempt, retry, fetch: None, lost: BTreeSet::new() }
+        let retry = Retry { failures, ..Retry::default() };
+        Self { task, attempt, retry, fetch: None, lost: BTreeSet::new(), kept: 0 }
     }
 
     /// False when it failed so often that it is not tried again.
@@ -100,6 +107,21 @@ impl Training {
 
     pub(super) fn take_due(&mut self, now: Timestamp) -> bool {
         self.fetch.as_mut().map_or(&mut self.retry, |fetch| &mut fetch.retry).take_due(now)
+    }
+
+    /// The round is durable up to a step: a process that ends from here on did not do so for what was before. False when that is
+    /// no news.
+    pub(super) fn kept(&mut self, step: u32) -> bool {
+        let is_news = step > self.kept;
+        if is_news {
+            (self.kept, self.retry.interruptions) = (step, 0);
+        }
+        is_news
+    }
+
+    /// The process ended, and was not told to; false when it did so too often in the midst of this.
+    pub(super) fn interrupted(&mut self, cx: &mut Context<'_>) -> bool {
+        self.fetch.is_some() || self.retry.interrupted(Step::Training, self.task.round, cx.actions)
     }
 
     /// Schedules another try; false when there were enough.

@@ -280,7 +280,7 @@ impl Agent {
         // A round begins with the model of the one before.
         self.note_model(&document, RoundId(task.round.0.saturating_sub(1)), task.base)?;
         let cancel = Cancel::default();
-        self.training = Some((attempt, cancel.clone()));
+        (self.training, self.kept_step) = (Some((attempt, cancel.clone())), 0);
         self.worker.submit(Job::Train(Box::new(document), task, attempt, cancel));
         Ok(None)
     }
@@ -324,7 +324,7 @@ impl Agent {
     pub(super) fn worked(&mut self, outcome: Outcome) -> anyhow::Result<()> {
         match outcome {
             Outcome::Counted(study, counted) => self.counted(&study, counted),
-            Outcome::Step(task, step) => self.stepped(&task, step),
+            Outcome::Step(task, attempt, step) => self.stepped(&task, attempt, step),
             Outcome::Paused(why) => {
                 self.make_room();
                 self.status.paused = Some(why);
@@ -412,12 +412,17 @@ impl Agent {
         self.feed(Event::DataUnusable { study, reason })
     }
 
-    fn stepped(&mut self, task: &RoundTask, step: StepReport) -> anyhow::Result<()> {
+    fn stepped(&mut self, task: &RoundTask, attempt: AttemptId, step: StepReport) -> anyhow::Result<()> {
         // Said before the round was left.
         if !self.is_at(task) {
             return Ok(());
         }
         self.status.steps = Some((step.step, step.steps));
+        let is_under_way = self.training.as_ref().is_some_and(|(under_way, _)| *under_way == attempt);
+        if is_under_way && step.kept > self.kept_step {
+            self.kept_step = step.kept;
+            self.feed(Event::RoundKept { attempt, step: step.kept })?;
+        }
         let now = jiff::Timestamp::now();
         let every = i64::try_from(self.egress.policy().quota().progress_every_s).unwrap_or(i64::MAX);
         // Less than nothing is a clock that stepped back.

@@ -117,9 +117,11 @@ impl KeepRound for RoundFile {
         self.policy.is_due(step, self.last.elapsed())
     }
 
-    fn keep(&mut self, state: &RoundState<LiveTensor>) {
+    fn keep(&mut self, state: &RoundState<LiveTensor>) -> bool {
         let (round, step) = (self.key.round, state.step);
-        match store_checkpoint(&self.path, &self.key, state) {
+        let stored = store_checkpoint(&self.path, &self.key, state);
+        let is_kept = stored.is_ok();
+        match stored {
             Ok(()) => {
                 tracing::debug!("round {round}: kept after step {step}");
                 self.unkept.clear();
@@ -129,6 +131,7 @@ impl KeepRound for RoundFile {
         }
         // From here, not from its beginning: what takes long to write is not written all the time.
         self.last = Instant::now();
+        is_kept
     }
 }
 
@@ -174,14 +177,14 @@ mod tests {
         let optimizer = OptimizerState { steps: 2, moments: NamedTensors::new() };
         let state = RoundState { step: 2, loss_sum: 0.5, weights: NamedTensors::new(), optimizer };
         assert_eq!(file(1).take_up(), None);
-        file(1).keep(&state.clone().into_live());
+        assert!(file(1).keep(&state.clone().into_live()));
         assert_eq!(file(2).take_up(), None);
         assert_eq!(file(1).take_up(), Some(state.clone()));
         std::fs::write(&path, b"cut short").unwrap();
         assert_eq!(file(1).take_up(), None);
         // Nowhere to write: said, and nothing else.
-        RoundFile::new(folder.path().join("absent/round.checkpoint"), key(1), policy)
-            .keep(&state.into_live());
+        let mut nowhere = RoundFile::new(folder.path().join("absent/round.checkpoint"), key(1), policy);
+        assert!(!nowhere.keep(&state.into_live()));
     }
 
     #[test]

@@ -110,6 +110,8 @@ pub struct Agent {
     /// Studies whose document is not here any more, and work under way waits for it.
     pub(super) unread: BTreeSet<StudyDigest>,
     pub(super) training: Option<(AttemptId, Cancel)>,
+    /// Steps of it that are kept, as far as the machine was told in this process.
+    pub(super) kept_step: u32,
     pub(super) evaluating: Option<(ModelHash, Cancel)>,
     pub(super) progress_said: Option<jiff::Timestamp>,
     pub(super) status: AgentStatus,
@@ -172,6 +174,7 @@ impl Agent {
             decisions: BTreeMap::new(),
             unread: BTreeSet::new(),
             training: None,
+            kept_step: 0,
             evaluating: None,
             progress_said: None,
             status: AgentStatus::of(&machine.status()),
@@ -208,6 +211,9 @@ impl Agent {
             Ok(()) => self.serve(&mut link, &mut look, &stop).await,
             failed => failed,
         };
+        if ended.is_ok() {
+            self.note_stop();
+        }
         link_stop.cancel();
         self.drain(linking).await;
         ended
@@ -509,6 +515,13 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// So that the next start knows that nobody's work ended this process.
+    fn note_stop(&mut self) {
+        if let Err(error) = self.take(&Event::Stopped) {
+            tracing::warn!("the next start takes this stop for a crash: {error:#}");
+        }
     }
 
     /// Stops what is under way; the journal knows where to go on.

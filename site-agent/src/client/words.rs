@@ -79,6 +79,14 @@ pub(super) fn say(fact: &Fact, delivered: bool) {
         Fact::RetryScheduled { step, failures, .. } => {
             tracing::warn!("{step:?} failed {failures} times; it is tried again");
         }
+        Fact::Interrupted { step, round, times } => {
+            tracing::warn!(
+                "round {round}: {step:?} was under way when the agent ended, {times} times in a row, and nobody had stopped it"
+            );
+            tracing::warn!(
+                "hint: `journalctl -k` says whether the system ran out of memory; the message of a panic is in this log"
+            );
+        }
         Fact::ReportDelivered { round, .. } => {
             tracing::info!("round {round}: the coordinator has the evaluation report")
         }

@@ -102,7 +102,7 @@ pub enum Outcome {
     /// The labels of a study's training volumes.
     Counted(Box<StudyDocument>, anyhow::Result<LabelManifest>),
     /// One optimiser step is done.
-    Step(RoundTask, StepReport),
+    Step(RoundTask, AttemptId, StepReport),
     /// A round was trained and its update is durable in the outbox (its name and the steps done), or not.
     Trained(AttemptId, anyhow::Result<(ArtifactHash, u32)>),
     /// What was trained waits for room on the disk, and why.
@@ -210,7 +210,7 @@ impl Shift<'_> {
             return Ok(finished);
         }
         // Steps are news, not state: when the agent is behind, they are dropped.
-        let mut progress = |step| drop(self.out.try_send(Outcome::Step(task.clone(), step)));
+        let mut progress = |step| drop(self.out.try_send(Outcome::Step(task.clone(), attempt, step)));
         let trained = self.work.train(study, task, attempt, &mut progress, cancel);
         let was_left = |error: &anyhow::Error| {
             matches!(error.downcast_ref(), Some(TrainError::Cancelled { .. })) && !cancel.is_suspended()

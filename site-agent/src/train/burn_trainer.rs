@@ -174,10 +174,10 @@ impl BurnTrainer {
             }
             sum += loss;
             let (round, steps) = (plan.round, plan.steps);
-            progress(StepReport { round, step, steps, loss, duration: started.elapsed(), waited });
+            let duration = started.elapsed();
+            progress(StepReport { round, step, steps, loss, duration, waited, kept: last_kept });
             // After the last one the update itself is kept.
-            if step < plan.steps && kept.is_due(step) {
-                kept.keep(&self.state_after(step, sum));
+            if step < plan.steps && kept.is_due(step) && kept.keep(&self.state_after(step, sum)) {
                 last_kept = step;
             }
         }

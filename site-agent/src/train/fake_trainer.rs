@@ -86,6 +86,7 @@ impl LocalTrainer for FakeTrainer {
             RoundState { step, loss_sum, weights: global.clone(), optimizer }.into_live()
         };
         let begun = kept.take_up().map_or(0, |state| state.step);
+        let mut last_kept = begun;
         for step in begun + 1..=plan.steps {
             if let Some(gate) = &self.gate {
                 gate.pass(cancel);
@@ -98,9 +99,10 @@ impl LocalTrainer for FakeTrainer {
             }
             let (round, steps) = (plan.round, plan.steps);
             let (duration, waited) = (Duration::ZERO, Duration::ZERO);
-            progress(StepReport { round, step, steps, loss: loss(step), duration, waited });
-            if step < plan.steps && kept.is_due(step) {
-                kept.keep(&state(step));
+            let loss = loss(step);
+            progress(StepReport { round, step, steps, loss, duration, waited, kept: last_kept });
+            if step < plan.steps && kept.is_due(step) && kept.keep(&state(step)) {
+                last_kept = step;
             }
         }
         self.steps_remembered += u64::from(plan.steps);
@@ -181,8 +183,9 @@ mod tests {
             step.is_multiple_of(2)
         }
 
-        fn keep(&mut self, state: &RoundState<LiveTensor>) {
+        fn keep(&mut self, state: &RoundState<LiveTensor>) -> bool {
             self.0 = Some(state.to_host());
+            true
         }
     }
 
@@ -190,9 +193,10 @@ mod tests {
     fn a_suspended_round_goes_on_with_the_next_step() {
         let whole = train(&mut FakeTrainer::new(1), &Cancel::default()).0.unwrap();
         let (mut trainer, mut kept, cancel) = (FakeTrainer::new(1), InMemory::default(), Cancel::default());
-        let mut steps = Vec::new();
+        let (mut steps, mut durable) = (Vec::new(), Vec::new());
         let mut told = |report: StepReport| {
             steps.push(report.step);
+            durable.push(report.kept);
             if report.step == 3 {
                 cancel.suspend();
             }
@@ -202,10 +206,13 @@ mod tests {
         assert!(matches!(stopped, Err(TrainError::Cancelled { steps: 3 })));
         let mut trainer = FakeTrainer::new(1);
         trainer.load_global(global()).unwrap();
-        let resumed =
-            trainer.train_round_kept(&PLAN, &mut kept, &mut |r| steps.push(r.step), &Cancel::default());
+        let mut told = |report: StepReport| {
+            steps.push(report.step);
+            durable.push(report.kept);
+        };
+        let resumed = trainer.train_round_kept(&PLAN, &mut kept, &mut told, &Cancel::default());
         assert_eq!(resumed.unwrap(), whole);
-        assert_eq!(steps, [1, 2, 3, 4]);
+        assert_eq!((steps, durable), (vec![1, 2, 3, 4], vec![0, 0, 2, 3]));
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub struct StepReport {
     pub duration: Duration,
     /// How much of it the trainer waited for its batches.
     pub waited: Duration,
+    /// Steps of the round that were kept before: a process that ends now does none of them again.
+    pub kept: u32,
 }
 
 /// Ends a round early from another thread.
@@ -134,8 +136,8 @@ pub trait KeepRound {
     /// Whether the state after `step` is to be kept.
     fn is_due(&mut self, step: u32) -> bool;
 
-    /// Keeps a state in the place of the one before. That it could not is for the keeper to say: the round goes on.
-    fn keep(&mut self, state: &RoundState<LiveTensor>);
+    /// Keeps a state in the place of the one before; whether it could. Why not is for the keeper to say: the round goes on.
+    fn keep(&mut self, state: &RoundState<LiveTensor>) -> bool;
 }
 
 /// Keeps nothing.
@@ -151,7 +153,9 @@ impl KeepRound for KeepNothing {
         false
     }
 
-    fn keep(&mut self, _state: &RoundState<LiveTensor>) {}
+    fn keep(&mut self, _state: &RoundState<LiveTensor>) -> bool {
+        false
+    }
 }
 
 /// Why a round of local work gave nothing.

@@ -92,7 +92,7 @@ impl Work for Perturbation {
         }
         let (round, steps) = (task.round, task.steps);
         let (duration, waited) = (Duration::ZERO, Duration::ZERO);
-        progress(StepReport { round, step: steps, steps, loss: 1.0, duration, waited });
+        progress(StepReport { round, step: steps, steps, loss: 1.0, duration, waited, kept: 0 });
         let (study, detail) = (study.study().name.clone(), format!("round {round}"));
         Progress::Json.say(&Line::Study { study, what: TRAINED.to_owned(), detail });
         Ok(RoundOutcome { delta: tensors, steps, mean_loss: 1.0 })

@@ -181,6 +181,7 @@ trainer downloading connected downloading
 trainer downloading disconnected downloading
 trainer downloading restarted downloading
 trainer training trained uploading
+trainer training round-kept training
 trainer training training-failed training
 trainer training training-failed idle
 trainer training training-failed downloading

@@ -151,6 +151,41 @@ async fn an_agent_whose_worker_panicked_ends() {
     assert!(why.starts_with("the worker panicked"), "{why}");
 }
 
+/// As a service manager starts it again each time.
+#[test]
+fn a_training_that_ends_the_agent_is_not_begun_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let (document, study) = (example_study(), example_study().digest());
+    let mut running = agent(folder.path());
+    running.studies.store(study, document.bytes().to_vec()).unwrap();
+    running.studies.decide(study, true, "operator").unwrap();
+    let base = store_models(&running)[0];
+    for event in [
+        Event::StudyApproved { study, needs: BTreeSet::new(), takes_late: false },
+        Event::RoundOpened { task: task(base) },
+        Event::ModelStored { artifact: base },
+    ] {
+        running.feed(event).unwrap();
+    }
+    // A stop that was asked for is not held against the training.
+    for _ in 0..10 {
+        running.note_stop();
+        drop(running);
+        running = agent(folder.path());
+        running.start().unwrap();
+        assert!(running.training.is_some());
+    }
+    let mut starts = 0;
+    while running.training.is_some() {
+        assert!(starts < 20, "it is begun for ever");
+        drop(running);
+        running = agent(folder.path());
+        running.start().unwrap();
+        starts += 1;
+    }
+    assert_eq!((starts, running.machine.status().phase), (6, "idle"));
+}
+
 #[tokio::test]
 async fn an_agent_whose_link_or_errand_panicked_ends() {
     let folder = tempfile::tempdir().unwrap();

@@ -52,9 +52,12 @@ impl World {
         if self.sites[site].training != Some(attempt) {
             return;
         }
-        self.site_writes(site, |site| site.checkpoint = Some(checkpoint));
+        let lives = self.site_writes(site, |site| site.checkpoint = Some(checkpoint));
         if self.sites[site].checkpoint == Some(checkpoint) {
             self.books.kept(self.sites[site].identity.site.clone(), checkpoint);
+        }
+        if lives {
+            self.feed_site(site, Event::RoundKept { attempt, step: checkpoint.step });
         }
     }
 
