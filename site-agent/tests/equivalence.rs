@@ -450,6 +450,19 @@ fn a_round_from_a_stored_model_is_that_from_one_in_memory_to_the_bit() {
     }
 }
 
+#[test]
+fn a_weight_that_is_no_number_is_told_from_a_loss() {
+    let mut damaged = model(1).export();
+    let decoder = damaged.iter_mut().find(|(name, _)| name.starts_with("backbone.up_tr64"));
+    decoder.unwrap().1.values_mut()[0] = f32::NAN;
+    let source = Arc::new(EachOnce(vec![case(1, &[1, 2])]));
+    let mut trainer = BurnTrainer::new(model(5), device(), source, settings(OptimizerKind::Sgd, 1, 0));
+    trainer.load_global(damaged).unwrap();
+    let plan = RoundPlan { round: ROUND, steps: 1, learning_rate: 0.1 };
+    let trained = trainer.train_round(&plan, &mut |_| {}, &Cancel::default());
+    assert!(matches!(trained, Err(TrainError::Diverged { step: 1, .. })), "{trained:?}");
+}
+
 // ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 /// The round of these tests: long enough to be stopped in its midst.

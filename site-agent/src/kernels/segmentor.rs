@@ -200,7 +200,8 @@ fn layer(weights: &[f32], bias: &[f32], input: &Layer) -> Layer {
         for (i, input) in input.iter().enumerate() {
             add(output, weights[o * HIDDEN + i], input);
         }
-        output.iter_mut().for_each(|value| *value = value.max(0.0));
+        // Not `max`, which takes NaN for 0: what is no number must show in the logits. It is one instruction either way.
+        output.iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value });
     }
     output
 }
@@ -314,6 +315,18 @@ mod tests {
                 check(&wide_features, &g.features, &|f| loss(f, &wide_parameters, &dy, extent));
                 check(&wide_parameters, &g.parameters, &|p| loss(&wide_features, p, &dy, extent));
             }
+        }
+    }
+
+    #[test]
+    fn a_feature_that_is_no_number_gives_logits_that_are_none() {
+        let extent = HeadExtent { n: 1, classes: 2, voxels: 3 };
+        let (mut features, parameters) = (vec![1.0; 3 * HIDDEN], vec![0.5; 2 * PARAMETERS]);
+        features[1] = f32::NAN;
+        for isa in Isa::available() {
+            let logits = logits(isa, &features, &parameters, extent);
+            let is_nan: Vec<bool> = logits.into_iter().map(f32::is_nan).collect();
+            assert_eq!(is_nan, [false, true, false, false, true, false], "{isa:?}");
         }
     }
 

@@ -1,11 +1,11 @@
 //! Exponentials and their kin as polynomials, so that loops over them are vectorised.
 
-/// `exp(x)` for `x ≤ 0`, to about two units in the last place; a polynomial, so that loops over it are vectorised
+/// `exp(x)` for `x ≤ 0`, to about two units in the last place, and NaN for NaN; a polynomial, so that loops over it are vectorised
 /// (range reduction and coefficients as in Moshier's Cephes, `expf`).
 #[inline(always)]
 pub(super) fn exp_of_negative(x: f32) -> f32 {
-    // Below −87 the result is denormal: taken for e^−87, which is nothing beside 1.
-    let x = x.max(-87.0);
+    // Below −87 the result is denormal: taken for e^−87, which is nothing beside 1. Not by `max`, which takes NaN for −87.
+    let x = if x < -87.0 { -87.0 } else { x };
     // Adding and taking away 1.5 · 2²³ rounds to the nearest whole number.
     const ROUND: f32 = 12_582_912.0;
     let whole = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;

@@ -72,3 +72,20 @@ for_each_isa! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::isa::Isa;
+
+    #[test]
+    fn a_score_that_is_no_number_gives_a_row_that_is_none() {
+        for isa in Isa::available() {
+            let (mut scores, mut logs) = ([0.5f32; 16], [0.0f32; 2]);
+            scores[3] = f32::NAN;
+            exponentials(isa, &mut scores, 8, &mut logs);
+            assert!(scores[..8].iter().chain(&logs[..1]).all(|value| value.is_nan()), "{isa:?}: {scores:?}");
+            assert_eq!(scores[8..], [0.125; 8], "{isa:?}");
+        }
+    }
+}
