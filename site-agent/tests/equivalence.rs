@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -583,6 +584,33 @@ fn a_checkpoint_of_another_network_is_not_taken_up() {
     let (outcome, steps) = train_six(&mut again, &mut kept, |_| {});
     assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
     assert!(bits(&outcome.unwrap().delta) == bits(&expected.delta));
+}
+
+/// The same case for the first step; then its program has a fault.
+struct EndsAfterOne(EachOnce);
+
+impl BatchSource for EndsAfterOne {
+    fn batch(&self, address: BatchAddress) -> Result<Batch, DataError> {
+        assert_eq!(address.step, 0, "a fault in the program");
+        self.0.batch(address)
+    }
+}
+
+#[test]
+fn a_step_whose_batch_never_came_is_not_kept_as_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut kept = EachThird(folder.path().join("round.checkpoint"));
+    let source = Arc::new(EndsAfterOne(EachOnce(vec![case(1, &[1, 2])])));
+    let mut trainer = BurnTrainer::new(model(5), device(), source, settings(OptimizerKind::Sgd, 1, 2));
+    trainer.load_global(model(1).export()).unwrap();
+    let mut done = Vec::new();
+    // The thread's panic is raised when it is joined.
+    let trained = catch_unwind(AssertUnwindSafe(|| {
+        trainer.train_round_kept(&SIX_STEPS, &mut kept, &mut |step| done.push(step.step), &Cancel::default())
+    }));
+    assert!(trained.is_err());
+    assert_eq!(done, [1]);
+    assert!(kept.take_up().is_none());
 }
 
 // ---- FedProx --------------------------------------------------------------------------------------------------------

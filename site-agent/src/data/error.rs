@@ -85,6 +85,9 @@ pub enum DataError {
     /// Nothing to train on.
     #[error("no training case")]
     NoCases,
+    /// Whoever prepares the batches ended before all were there.
+    #[error("a batch that a step needs never came: what prepares them has ended, and its message is above")]
+    NoBatch,
 }
 
 /// What is wrong with one case.

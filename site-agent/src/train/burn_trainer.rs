@@ -189,9 +189,9 @@ impl BurnTrainer {
         let (mut step, mut waited) = (StepGradients::default(), Duration::ZERO);
         for _ in 0..self.settings.training.accumulation {
             let asked = Instant::now();
-            let Some(batch) = batches.next() else { break };
+            // None is left only where the thread that prepares them panicked: a step without its batch is no step.
+            let batch = batches.next().unwrap_or(Err(DataError::NoBatch))?;
             waited += asked.elapsed();
-            let batch = batch?;
             // A micro-batch without any annotated pair teaches nothing.
             if batch.annotated.contains(&true) {
                 step.add(on_pool(|| self.micro_batch(batch))?);
