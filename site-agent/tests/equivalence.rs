@@ -464,6 +464,18 @@ fn a_weight_that_is_no_number_is_told_from_a_loss() {
     assert!(matches!(trained, Err(TrainError::Diverged { step: 1, .. })), "{trained:?}");
 }
 
+#[test]
+fn a_last_step_that_leaves_no_numbers_gives_no_update() {
+    let source = Arc::new(EachOnce(vec![case(1, &[1, 2])]));
+    let mut trainer = BurnTrainer::new(model(5), device(), source, settings(OptimizerKind::Sgd, 1, 0));
+    trainer.load_global(model(1).export()).unwrap();
+    // The loss is that of the weights before: it is a number.
+    let (plan, mut losses) = (RoundPlan { round: ROUND, steps: 1, learning_rate: f64::INFINITY }, Vec::new());
+    let trained = trainer.train_round(&plan, &mut |step| losses.push(step.loss), &Cancel::default());
+    assert!(matches!(trained, Err(TrainError::NotFinite { .. })), "{trained:?}");
+    assert!(losses.len() == 1 && losses[0].is_finite(), "{losses:?}");
+}
+
 // ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 /// The round of these tests: long enough to be stopped in its midst.

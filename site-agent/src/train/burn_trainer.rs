@@ -11,7 +11,7 @@ use common::study::sections::{
 use super::loss::{DiceKind, masked_loss};
 use super::optimizer::{AdamW, AdamWConfig, OptimizerState, sgd_step};
 use super::proximal::Proximal;
-use super::tensors::into_delta;
+use super::tensors::{into_delta, not_finite};
 use super::trainer::{
     Cancel, KeepRound, LocalTrainer, RoundOutcome, RoundPlan, RoundState, StepReport, StoredModel, TrainError,
 };
@@ -284,6 +284,10 @@ impl LocalTrainer for BurnTrainer {
         self.proximal = None;
         let mean_loss = trained?;
         let delta = into_delta(&self.model.live(), global.into_tensors()?)?;
+        // Each loss is that of the weights before its step.
+        if let Some(tensor) = not_finite(&delta) {
+            return Err(TrainError::NotFinite { tensor: tensor.to_owned() });
+        }
         self.is_spent = false;
         Ok(RoundOutcome { delta, steps: plan.steps, mean_loss })
     }

@@ -59,6 +59,13 @@ pub fn into_delta(local: &LiveTensors, mut global: NamedTensors) -> Result<Named
     Ok(global)
 }
 
+/// The first tensor with a value that is NaN or infinite.
+pub fn not_finite(tensors: &NamedTensors) -> Option<&str> {
+    // Without a branch for each value: a model has tens of millions.
+    let is_finite = |tensor: &HostTensor| tensor.values().iter().fold(true, |all, v| all & v.is_finite());
+    tensors.iter().find(|(_, tensor)| !is_finite(tensor)).map(|(name, _)| name.as_str())
+}
+
 /// `global + delta`, tensor by tensor.
 ///
 /// # Errors

@@ -184,6 +184,14 @@ pub enum TrainError {
         /// Its loss.
         loss: f64,
     },
+    /// The last step, which no loss looked at, left numbers that are none.
+    #[error(
+        "the last step left numbers of `{tensor}` that are not finite: the learning rate may be too high"
+    )]
+    NotFinite {
+        /// The first such tensor.
+        tensor: String,
+    },
     /// The model refused its tensors, its input or its classes.
     #[error(transparent)]
     Model(#[from] ModelError),
