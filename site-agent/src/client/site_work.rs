@@ -39,7 +39,7 @@ pub struct SiteWork {
     artifacts: ArtifactFolder,
     prepared: Option<(StudyDigest, PreparedScans)>,
     trainer: Option<(StudyDigest, BurnTrainer)>,
-    /// The attempt with which the trainer's optimiser learnt last, and its round.
+    /// The attempt with which the trainer's optimiser learnt last, and its round; none where each round begins without it.
     learnt: Option<(AttemptId, RoundId)>,
     unkept: Unkept,
     scoring: Scoring,
@@ -166,7 +166,8 @@ impl Work for SiteWork {
         self.unkept.clear();
         let outcome = trained?;
         busy.tell(round);
-        self.learnt = Some((attempt, round));
+        let is_remembered = study.study().training.optimizer_state == BetweenRounds::Keep;
+        self.learnt = is_remembered.then_some((attempt, round));
         Ok(outcome)
     }
 

@@ -11,7 +11,8 @@ use common::ids::{ArtifactHash, AttemptId, ModelHash, RoundId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::report::EvaluationReport;
 use common::round::RoundTask;
-use common::study::StudyDocument;
+use common::study::sections::OptimizerState;
+use common::study::{Study, StudyDocument};
 use tokio::sync::mpsc;
 
 use super::artifacts::ArtifactError;
@@ -241,9 +242,7 @@ impl Shift<'_> {
             let kept = learnt.and_then(|()| Ok(self.put(study, round, attempt, outcome)?));
             match &kept {
                 Err(error) if files::disk_trouble(error).is_some() && !cancel.is_cancelled() => {
-                    // The update, and two moments of each number in it; where it is rounded, what remains too.
-                    let each = if study.study().aggregation.update_dtype.is_f32() { 12 } else { 14 };
-                    let need = (each * numbers_of(outcome)).div_ceil(1 << 20);
+                    let need = (bytes_each(study.study()) * numbers_of(outcome)).div_ceil(1 << 20);
                     let name = files::disk_trouble(error).unwrap_or("disk");
                     let why = format!(
                         "{name}: {error:#}; {need} MiB are needed to keep the update of round {round}"
@@ -280,6 +279,16 @@ impl Shift<'_> {
                 self.outbox.keep_rounded(attempt, outcome, rounding)
             }
         }
+    }
+}
+
+/// What each number of an update takes on the disk: itself, where it is rounded what remains, and two moments where the next round
+/// begins with them.
+fn bytes_each(study: &Study) -> usize {
+    let update = if study.aggregation.update_dtype.is_f32() { 4 } else { 6 };
+    match study.training.optimizer_state {
+        OptimizerState::Keep => update + 8,
+        OptimizerState::Reset => update,
     }
 }
 

@@ -354,6 +354,27 @@ fn a_round_suspended_at_this_site_goes_on_with_its_next_step_after_a_restart() {
 }
 
 #[test]
+fn what_the_optimiser_learnt_is_written_only_where_the_next_round_begins_with_it() {
+    use common::study::sections::OptimizerState::{Keep, Reset};
+
+    for (between_rounds, is_written) in [(Keep, true), (Reset, false)] {
+        let site = Site::new(|draft| draft.training.optimizer_state = between_rounds);
+        let state = StateFolder::open(&site.config.state).unwrap();
+        let base = state.artifacts().unwrap().store(&site.model).unwrap().hash();
+        state.artifacts().unwrap().store(&site.embeddings).unwrap();
+        let mut work = SiteWork::new(site.config.clone(), Site::name(), state.clone()).unwrap();
+        for round in [1, 2] {
+            let attempt = AttemptId::from_bytes([round; 16]);
+            let (study, round) = (site.document.digest(), RoundId(round.into()));
+            let task = RoundTask { study, round, base, steps: 1, remaining_ms: 60_000 };
+            work.train(&site.document, &task, attempt, &mut |_| {}, &Cancel::default()).unwrap();
+            work.keep_learnt(attempt).unwrap();
+            assert_eq!(state.optimizer_after(attempt).exists(), is_written, "{between_rounds:?}, {round}");
+        }
+    }
+}
+
+#[test]
 fn a_round_begins_without_what_the_optimiser_remembers_of_another_model() {
     let site = Site::new(|_| {});
     let state = StateFolder::open(&site.config.state).unwrap();
