@@ -23,7 +23,7 @@ use common::study::schedule::warmup_cosine;
 use common::study::sections::{
     self, Foreground, Loss, Optimizer, OptimizerKind, OptimizerState, Sampling, Training,
 };
-use common::taxonomy::{ClassKind, Taxonomy};
+use common::taxonomy::{Class, ClassKind, Taxonomy};
 use site_agent::data::batch::{BatchSource, Unlabelled};
 use site_agent::data::cache::CaseCache;
 use site_agent::data::dataset::read_datasets;
@@ -167,8 +167,8 @@ fn device() -> Device {
 
 fn model(seed: u64) -> Result<UniversalModel> {
     let taxonomy = Taxonomy::standard();
-    let parent = |class: &common::taxonomy::Class| class.parents.first().map(|parent| parent.channel());
-    let parents: Vec<Option<usize>> = taxonomy.classes().iter().map(parent).collect();
+    let rows = |class: &Class| class.parents.iter().map(|parent| parent.channel()).collect::<Vec<_>>();
+    let parents: Vec<_> = taxonomy.classes().iter().map(rows).collect();
     let embeddings = ClassEmbeddings::few_hot(&parents, 4.0)?;
     let embedding = EmbeddingConfig { kind: EmbeddingKind::FewHot, rows: 32, width: 32 };
     let config = ModelConfig::unet(8, embedding);

@@ -34,7 +34,7 @@ impl Network {
 pub(super) enum Embedding {
     /// Classes know nothing of each other.
     OneHot,
-    /// A tumour's row also has the bit of its organ.
+    /// A tumour's row also has the bits of the organs that it may lie in.
     FewHot,
     /// Sentence embeddings of a small public language model.
     Minilm,

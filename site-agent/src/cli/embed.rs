@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use aws_lc_rs::digest::{SHA256, digest};
 use clap::{Args, Subcommand};
-use common::taxonomy::Taxonomy;
+use common::taxonomy::{Class, Taxonomy};
 use data_encoding::HEXLOWER;
 
 use super::error_report::{CliError, Exit};
@@ -30,7 +30,7 @@ const SHOWN_NOTE: usize = 600;
 pub(super) enum EmbedCommand {
     /// One bit for each class: classes know nothing of each other.
     OneHot(TableArgs),
-    /// A class's own bit and that of the organ that it belongs to.
+    /// A class's own bit and those of the organs that it lies in.
     FewHot(TableArgs),
     /// What a CLIP text encoder says of a sentence about each class. You bring its weights.
     Make(MakeArgs),
@@ -121,9 +121,10 @@ pub(super) fn run(command: &EmbedCommand) -> Result<(), CliError> {
     }
 }
 
-/// Each class's row of the organ that it belongs to.
-fn parent_rows(taxonomy: &Taxonomy) -> Vec<Option<usize>> {
-    taxonomy.classes().iter().map(|class| class.parents.first().map(|parent| parent.channel())).collect()
+/// For each class, the rows of the organs that it lies in: of both kidneys, where it may be in either.
+fn parent_rows(taxonomy: &Taxonomy) -> Vec<Vec<usize>> {
+    let rows = |class: &Class| class.parents.iter().map(|parent| parent.channel()).collect::<Vec<_>>();
+    taxonomy.classes().iter().map(rows).collect()
 }
 
 fn make(args: &MakeArgs, taxonomy: &Taxonomy) -> Result<(), CliError> {
@@ -259,6 +260,25 @@ mod tests {
         let cosine = |a, b| similarity.row(row(a))[row(b)];
         assert!(cosine("Right Kidney", "Left Kidney") > cosine("Right Kidney", "Right Lung"));
         assert!(cosine("Liver", "Liver Tumor") > cosine("Liver", "Colon Tumor"));
+    }
+
+    #[test]
+    fn a_lesion_has_the_bits_of_all_organs_that_it_may_lie_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("table");
+        run(&EmbedCommand::FewHot(table_args(4.0, &file))).unwrap();
+        let table = read_table(&file).unwrap();
+        let bits = |name: &str| -> Vec<usize> {
+            let row = Taxonomy::standard().find(name).unwrap().id.channel();
+            let values = table.table().values()[row * 32..][..32].iter().zip(1..);
+            values.filter(|(value, _)| **value == 4.0).map(|(_, id)| id).collect()
+        };
+        assert_eq!(bits("Liver"), [6]);
+        assert_eq!(bits("Liver Tumor"), [6, 27]);
+        assert_eq!(bits("Kidney Tumor"), [2, 3, 26]);
+        assert_eq!(bits("Lung Tumor"), [16, 17, 30]);
+        assert_eq!(bits("Kidney Cyst"), [2, 3, 32]);
+        assert_eq!(table.table().values().iter().filter(|value| **value != 0.0).count(), 32 + 10);
     }
 
     #[test]

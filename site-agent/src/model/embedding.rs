@@ -16,7 +16,7 @@ pub const EMBEDDING_NAME: &str = "organ_embedding";
 pub enum EmbeddingKind {
     /// Own bit only.
     OneHot,
-    /// Own bit and the parent's bit.
+    /// Own bit and the bits of the parents.
     FewHot,
     /// From a file, such as the text encoder of CLIP.
     Imported,
@@ -42,20 +42,20 @@ impl ClassEmbeddings {
         Self::new(EmbeddingKind::OneHot, HostTensor::from_fn(vec![rows, rows], own))
     }
 
-    /// Row i has `scale` at column i and, if it has one, at its parent's column (both are channels).
+    /// Row i has `scale` at column i and at the column of each of its parents (all are channels).
     ///
     /// # Errors
     ///
     /// [`ModelError::EmbeddingValues`] if there is no row, a parent is none of the rows, or `scale` is not finite.
-    pub fn few_hot(parents: &[Option<usize>], scale: f32) -> Result<Self, ModelError> {
+    pub fn few_hot(parents: &[Vec<usize>], scale: f32) -> Result<Self, ModelError> {
         let rows = parents.len();
         if let Some(parent) = parents.iter().flatten().find(|&&parent| parent >= rows) {
             return Err(ModelError::EmbeddingValues(format!("parent row {parent} of {rows} rows")));
         }
         let mut table = Self::one_hot(rows, scale)?.table;
-        for (row, &parent) in table.values_mut().chunks_mut(rows).zip(parents) {
-            if let Some(bit) = parent.and_then(|parent| row.get_mut(parent)) {
-                *bit = scale;
+        for (row, parents) in table.values_mut().chunks_mut(rows).zip(parents) {
+            for &parent in parents {
+                row[parent] = scale;
             }
         }
         Self::new(EmbeddingKind::FewHot, table)
@@ -113,9 +113,9 @@ mod tests {
 
     #[test]
     fn few_hot_has_the_own_bit_and_the_parents() {
-        let embeddings = ClassEmbeddings::few_hot(&[None, Some(0), None], 4.0).unwrap();
-        assert_eq!(embeddings.table().values(), [4.0, 0.0, 0.0, 4.0, 4.0, 0.0, 0.0, 0.0, 4.0]);
-        assert!(ClassEmbeddings::few_hot(&[None, Some(2)], 4.0).is_err());
+        let embeddings = ClassEmbeddings::few_hot(&[vec![], vec![0], vec![0, 1]], 4.0).unwrap();
+        assert_eq!(embeddings.table().values(), [4.0, 0.0, 0.0, 4.0, 4.0, 0.0, 4.0, 4.0, 4.0]);
+        assert!(ClassEmbeddings::few_hot(&[vec![], vec![0, 2]], 4.0).is_err());
     }
 
     #[test]
