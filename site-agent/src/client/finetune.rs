@@ -1,7 +1,7 @@
 //! Fine-tuning at this site alone: the rounds of a study with one trainer and no coordinator. Nothing leaves.
 //!
-//! The work of a round is that of a federation ([`training`](super::training)), and the next model is what a coordinator
-//! would make of this site's update alone. After each round model and optimiser are on the disk, and within a round where it
+//! The work of a round is that of a federation ([`training`](super::training)), and the next model is the one before, moved by the
+//! update: what federated averaging of this site's update alone makes. After each round model and optimiser are on the disk, and within a round where it
 //! stands, as often as in a federation: a run that was stopped goes on from there and ends with the same bits.
 
 use std::collections::BTreeSet;
@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use common::ids::{ClassId, ModelHash, RoundId, StudyDigest};
+use common::study::sections::Strategy;
 use common::study::{CLASS_TABLE_TENSOR, Study};
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
@@ -88,9 +89,18 @@ impl Finetune<'_> {
         Ok(Ended::Done(self.rounds.models.load(base)?))
     }
 
+    /// How much of an update counts. The rate of Adam at a server is no share of one: it is how far that moves each number.
+    fn rate(&self) -> f64 {
+        let aggregation = &self.study.aggregation;
+        match aggregation.strategy {
+            Strategy::FedAdam => 1.0,
+            _ => aggregation.server_lr,
+        }
+    }
+
     /// The model after a round. Rows of a class table that nobody annotates stay, as in a federation: there is no decay.
     fn next_model(&self, model: &NamedTensors, delta: &NamedTensors) -> Result<NamedTensors, ModelError> {
-        let mut next = advance(model, delta, self.study.aggregation.server_lr)?;
+        let mut next = advance(model, delta, self.rate())?;
         if let (Some(new), Some(old)) = (next.get_mut(CLASS_TABLE_TENSOR), model.get(CLASS_TABLE_TENSOR)) {
             let width = old.shape().last().copied().unwrap_or(0).max(1);
             let rows = new.values_mut().chunks_mut(width).zip(old.values().chunks(width)).enumerate();

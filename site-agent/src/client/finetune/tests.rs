@@ -194,6 +194,24 @@ fn rows_of_a_class_table_that_nobody_annotates_stay_to_the_bit() {
     assert_eq!(changed, [false, false, true, true, false, false], "the second class alone is annotated");
 }
 
+#[test]
+fn a_round_counts_in_full_where_the_rate_is_that_of_adam_at_a_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |strategy: Strategy, server_lr| {
+        let (mut study, annotated) = (fake_study(), BTreeSet::from([class(2)]));
+        (study.aggregation.strategy, study.aggregation.server_lr) = (strategy, server_lr);
+        let rounds =
+            RoundFolder::open(&folder.path().join(format!("{}-{server_lr}", strategy.name()))).unwrap();
+        let (study, annotated, rounds, checkpoints) = (&study, &annotated, &rounds, NEVER);
+        let finetune = Finetune { study, digest: digest(), annotated, rounds, checkpoints };
+        let mut trainer = FakeTrainer::new(7);
+        finetune.run(small_model(), &mut trainer, &mut |_| {}, &Cancel::default()).unwrap()
+    };
+    let whole = run(Strategy::FedAvg, 1.0);
+    assert_eq!(run(Strategy::FedAdam, 0.01), whole);
+    assert_ne!(run(Strategy::FedAvg, 0.5), whole);
+}
+
 // ---- the network, on phantoms ---------------------------------------------------------------------------------------
 
 /// Tumours before the liver, so that no class has the number that it has elsewhere.
