@@ -178,7 +178,8 @@ fn document(
     let mut draft = StudyDraft::parse(&args.study.display().to_string(), &text, &taxonomy)?;
     if let Some(steps) = args.steps {
         draft.rounds = steps.div_ceil(draft.training.steps_per_round);
-        // Nothing is scored here, and a study may not ask for scores after its end.
+        // A study may not ask for warm-up or scores after its end, and these were written for its own number of rounds.
+        draft.training.warmup_rounds = draft.training.warmup_rounds.min(draft.rounds);
         draft.evaluation.every_rounds = draft.evaluation.every_rounds.min(draft.rounds);
     }
     let (initial, _) = to_artifact(initial)?;

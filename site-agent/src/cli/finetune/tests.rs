@@ -31,6 +31,7 @@ patch = [16, 16, 16]
 [training]
 steps_per_round = 2
 micro_batch = 1
+warmup_rounds = 3
 
 [training.optimizer]
 kind = "adamw"
@@ -115,6 +116,7 @@ fn a_tuned_model_comes_with_the_study_that_it_is_used_with() {
     site.finetune(&args, &Cancel::default()).unwrap();
     let document = StudyDocument::parse(fs::read(site.path("tuned.study.json")).unwrap()).unwrap();
     assert_eq!(document.study().rounds, 2, "three steps are two rounds of two");
+    assert_eq!(document.study().training.warmup_rounds, 2, "no more than there are rounds");
     let [tuned, start, embeddings] = ["tuned", "start", "embeddings"]
         .map(|name| model::read(&site.path(&format!("{name}.safetensors"))).unwrap());
     assert_ne!(tuned, start);
