@@ -191,7 +191,7 @@ fn check_class_table(model: &ArtifactManifest, trainable: bool, shape: [u32; 2],
         None if trainable => problems.add_allowed(
             "embeddings.trainable",
             "true, and the model reads embeddings",
-            "false, or a model with a learned class table",
+            "false, or a model with a learned class table: `site-agent model init --learned` makes one",
         ),
         _ => {}
     }

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use common::study::CLASS_TABLE_TENSOR;
 use common::taxonomy::Taxonomy;
 
-use super::embed::{check_rows, read_table};
+use super::embed::{check_rows, read_table, write_learned_table};
 use super::error_report::{CliError, Exit};
 use super::{TaxonomyArg, line, model, read_taxonomy, shown};
 use crate::model::adapt::{Adapted, AdaptedPart, Controller, Origin, adapt};
@@ -27,7 +27,8 @@ pub(super) struct AdaptArgs {
     /// Its backbone and width (TOML), as in the study's section `[model]`.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// The embeddings of the new classes. Without them the model must have a learned class table, and keeps one.
+    /// The embeddings of the new classes. Without them the model must have a learned class table, and keeps one: for the study it goes
+    /// beside the model too, to NAME-embeddings.safetensors.
     #[arg(long, value_name = "FILE")]
     embeddings: Option<PathBuf>,
     #[command(flatten)]
@@ -69,7 +70,7 @@ pub(super) fn run(args: &AdaptArgs) -> Result<(), CliError> {
     model::write(&args.out, &tensors)?;
     table(&parts).into_iter().for_each(line);
     line(format!("{}: {}", args.out.display(), model::size(&tensors)));
-    Ok(())
+    write_learned_table(&args.out, &tensors)
 }
 
 /// A fresh model for the new classes.

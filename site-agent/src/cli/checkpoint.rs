@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use common::taxonomy::Taxonomy;
 
+use super::embed::{beside, write_learned_table};
 use super::error_report::{CliError, Exit};
 use super::{embed, line, model, shown};
 use crate::client::files;
@@ -36,7 +37,8 @@ pub(super) struct ImportArgs {
     /// Of the head's initial values.
     #[arg(long, default_value_t = 0, requires = "backbone_only")]
     seed: u64,
-    /// Where to; safetensors. The checkpoint's class embeddings go beside it, to NAME-embeddings.safetensors.
+    /// Where to; safetensors. The checkpoint's class embeddings, or the table that it has learnt in their place, go beside it, to
+    /// NAME-embeddings.safetensors.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 }
@@ -88,7 +90,10 @@ pub(super) fn import(args: &ImportArgs) -> Result<(), CliError> {
     tensors.extend(imported.tensors);
     model::write(&args.out, &tensors)?;
     line(format!("{}: {}", args.out.display(), model::size(&tensors)));
-    table.map_or(Ok(()), |table| write_table(&beside(&args.out), table.table()))
+    match table {
+        Some(table) => write_table(&beside(&args.out), table.table()),
+        None => write_learned_table(&args.out, &tensors),
+    }
 }
 
 /// Fixed ones, or a table that is trained with the network.
@@ -139,12 +144,6 @@ fn embedding_width(imported: &Imported, given: Option<&HostTensor>) -> Option<us
     let table = imported.embeddings.as_ref().or(given);
     let reader = imported.tensors.get("text_to_vision.weight");
     table.or(reader)?.shape().get(1).copied().filter(|&width| width > 0)
-}
-
-/// `model.safetensors` has its embeddings in `model-embeddings.safetensors`.
-fn beside(model: &Path) -> PathBuf {
-    let stem = model.file_stem().unwrap_or_default().to_string_lossy();
-    model.with_file_name(format!("{stem}-embeddings.safetensors"))
 }
 
 fn write_table(path: &Path, table: &HostTensor) -> Result<(), CliError> {
@@ -240,6 +239,21 @@ mod tests {
         assert_eq!(read(&folder.path().join("imported.safetensors")), tensors);
         let beside = read(&folder.path().join("imported-embeddings.safetensors"));
         assert_eq!(beside, NamedTensors::from([(EMBEDDING_NAME.to_owned(), table)]));
+    }
+
+    #[test]
+    fn a_learned_table_comes_beside_the_model_for_the_study_that_trains_it() {
+        let (folder, ..) = folder();
+        let embedding = EmbeddingConfig { kind: EmbeddingKind::Learned, rows: 32, width: FEATURE_WIDTH };
+        let config = model::configuration(&folder.path().join("model.toml"), embedding).unwrap();
+        let learned =
+            UniversalModel::new(&config, None, 5, &device(DeviceKind::Cpu).unwrap()).unwrap().export();
+        let args = import_args(folder.path());
+        files::write(&args.file, &write_pytorch(&learned, None).unwrap()).unwrap();
+        import(&args).unwrap();
+        assert_eq!(read(&args.out), learned);
+        let table = learned["organ_embedding.weight"].clone();
+        assert_eq!(read(&beside(&args.out)), NamedTensors::from([(EMBEDDING_NAME.to_owned(), table)]));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use aws_lc_rs::digest::{SHA256, digest};
 use clap::{Args, Subcommand};
+use common::study::CLASS_TABLE_TENSOR;
 use common::taxonomy::{Class, Taxonomy};
 use data_encoding::HEXLOWER;
 
@@ -187,6 +188,20 @@ fn show(args: &ShowArgs, taxonomy: &Taxonomy) -> Result<(), CliError> {
         line(format!("{}: {} x {}", out.display(), names.len(), names.len()));
     }
     Ok(())
+}
+
+/// The table that a model learns, as it is in the file of the model, goes beside it as the embeddings that a study must name. Nothing,
+/// where it learns none.
+pub(super) fn write_learned_table(model: &Path, tensors: &NamedTensors) -> Result<(), CliError> {
+    let Some(table) = tensors.get(CLASS_TABLE_TENSOR) else { return Ok(()) };
+    let table = ClassEmbeddings::new(EmbeddingKind::Learned, table.clone())?;
+    write(&beside(model), &table, "learned with the model: this is how it begins")
+}
+
+/// `model.safetensors` has its embeddings in `model-embeddings.safetensors`.
+pub(super) fn beside(model: &Path) -> PathBuf {
+    let stem = model.file_stem().unwrap_or_default().to_string_lossy();
+    model.with_file_name(format!("{stem}-embeddings.safetensors"))
 }
 
 /// Reads a table of any kind: what it means is the study's to say.

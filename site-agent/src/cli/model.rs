@@ -9,12 +9,13 @@ use common::study::sections::ModelConfig as StudyModel;
 
 use super::adapt::{self, AdaptArgs};
 use super::checkpoint::{self, ExportArgs, ImportArgs as ImportCheckpointArgs};
-use super::embed::read_table;
+use super::embed::{read_table, write_learned_table};
 use super::error_report::{CliError, Exit};
-use super::{TaxonomyArg, cost_table, line, shown};
+use super::{TaxonomyArg, cost_table, line, read_taxonomy, shown};
 use crate::client::files;
 use crate::model::cost::ModelCost;
 use crate::model::embedding::EMBEDDING_NAME;
+use crate::model::head::FEATURE_WIDTH;
 use crate::model::record::{read_safetensors, write_safetensors};
 use crate::model::{
     DeviceKind, EmbeddingConfig, EmbeddingKind, ModelConfig, NamedTensors, UniversalModel, device,
@@ -42,8 +43,15 @@ pub(super) struct InitArgs {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// The class embeddings that the model will be trained with.
-    #[arg(long, value_name = "FILE")]
-    embeddings: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "learned")]
+    embeddings: Option<PathBuf>,
+    /// The model learns a table of its own in their place, a row for each class: for a study with `trainable = true`. How the
+    /// table begins goes beside it, to NAME-embeddings.safetensors: the embeddings of that study.
+    #[arg(long, conflicts_with = "embeddings")]
+    learned: bool,
+    /// Of a table of its own: the classes (TOML), where they are not the 32 of the universal model.
+    #[arg(long, requires = "learned", value_name = "FILE")]
+    taxonomy: Option<PathBuf>,
     /// The same seed gives the same weights.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -91,17 +99,18 @@ pub(super) fn run(command: &ModelCommand) -> Result<(), CliError> {
 }
 
 fn init(args: &InitArgs) -> Result<(), CliError> {
-    let table = read_table(&args.embeddings)?;
-    let &[rows, embedding_width] = table.table().shape() else {
-        return Err(CliError::new(anyhow::anyhow!("{} holds no table", args.embeddings.display())));
+    let table = args.embeddings.as_deref().map(read_table).transpose()?;
+    let (kind, rows, width) = match table.as_ref().map(|table| table.table().shape()) {
+        Some(shape) => (EmbeddingKind::Imported, shape[0], shape[1]),
+        None => (EmbeddingKind::Learned, read_taxonomy(args.taxonomy.as_deref())?.len(), FEATURE_WIDTH),
     };
-    let embedding = EmbeddingConfig { kind: EmbeddingKind::Imported, rows, width: embedding_width };
+    let embedding = EmbeddingConfig { kind, rows, width };
     let config = configuration(&args.config, embedding)?;
-    let model = UniversalModel::new(&config, Some(&table), args.seed, &device(DeviceKind::Cpu)?)?;
+    let model = UniversalModel::new(&config, table.as_ref(), args.seed, &device(DeviceKind::Cpu)?)?;
     let tensors = model.export();
     write(&args.out, &tensors)?;
     line(format!("{}: {}", args.out.display(), size(&tensors)));
-    Ok(())
+    write_learned_table(&args.out, &tensors)
 }
 
 /// The model that a file describes, for these class embeddings.
@@ -192,8 +201,15 @@ mod tests {
         fs::write(&config, "backbone = \"unet\"\nwidth = 8\n").unwrap();
         let one_hot = ClassEmbeddings::one_hot(32, 1.0).unwrap();
         write(&table, &NamedTensors::from([(EMBEDDING_NAME.to_owned(), one_hot.table().clone())])).unwrap();
-        init(&InitArgs { config: config.clone(), embeddings: table.clone(), seed: 0, out: file.clone() })
-            .unwrap();
+        init(&InitArgs {
+            config: config.clone(),
+            embeddings: Some(table.clone()),
+            learned: false,
+            taxonomy: None,
+            seed: 0,
+            out: file.clone(),
+        })
+        .unwrap();
         let tensors = read(&file).unwrap();
         let lines = costs(&info_args(&file, &config), &config, &tensors).unwrap();
         assert!(lines[0].contains("U-Net of width 8, 32 classes, one patch of 64 x 64 x 64"), "{lines:?}");

@@ -1,7 +1,8 @@
 //! Class embeddings: one row of numbers for each class of the taxonomy, in channel order.
 //!
 //! They are an artifact of a study, not part of an update. One-hot and few-hot tables are made here; those of a language
-//! model are imported. The trainable table of the reference's ablation is [`EmbeddingKind::Learned`] and has no artifact.
+//! model are imported. The trainable table of the reference's ablation is [`EmbeddingKind::Learned`] and part of the model; its artifact
+//! says how it began.
 
 use serde::{Deserialize, Serialize};
 

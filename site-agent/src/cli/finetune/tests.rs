@@ -1,8 +1,10 @@
 use std::fs;
 
 use common::ids::{ArtifactHash, Digest};
+use common::study::CLASS_TABLE_TENSOR;
 
 use super::*;
+use crate::cli::Cli;
 use crate::client::artifacts::ArtifactError;
 use crate::infer::network::StudyNetwork;
 use crate::model::embedding::EMBEDDING_NAME;
@@ -128,6 +130,25 @@ fn a_tuned_model_comes_with_the_study_that_it_is_used_with() {
     let again = site.finetune(&args, &Cancel::default()).unwrap_err().text();
     assert!(again.contains("tuned.safetensors exists"), "{again}");
     assert_eq!(model::read(&args.out).unwrap(), tuned);
+}
+
+#[test]
+fn a_model_that_learns_its_own_class_table_is_made_and_tuned_from_files_alone() {
+    let site = Site::new();
+    let path = |name: &str| site.path(name).display().to_string();
+    fs::write(path("model.toml"), "backbone = \"unet\"\nwidth = 8\n").unwrap();
+    let words = ["site-agent", "model", "init", "--learned", "--config"].map(str::to_owned).into_iter();
+    let words = words.chain([path("model.toml"), "--taxonomy".to_owned(), path("taxonomy.toml")]);
+    let words = words.chain(["--out".to_owned(), path("start.safetensors")]);
+    crate::cli::run(<Cli as clap::Parser>::try_parse_from(words).unwrap()).unwrap();
+
+    let learned = "kind = \"imported:learned\"\ntrainable = true";
+    fs::write(site.path("study.toml"), STUDY.replace("kind = \"one-hot\"", learned)).unwrap();
+    let args = FinetuneArgs { embeddings: site.path("start-embeddings.safetensors"), ..site.args(2) };
+    site.finetune(&args, &Cancel::default()).unwrap();
+    let table = |path: &Path| model::read(path).unwrap()[CLASS_TABLE_TENSOR].clone();
+    assert_eq!(table(&args.model).shape(), [2, 256]);
+    assert_ne!(table(&args.out), table(&args.model));
 }
 
 #[test]
