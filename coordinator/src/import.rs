@@ -57,6 +57,8 @@ pub enum ImportError {
     Store(#[from] StoreError),
 }
 
+/// The key under which `site-agent embed` says how embeddings were made.
+const NOTE: &str = "made";
 /// Longest header that is read: 4096 tensors of a layout need less than a tenth of it.
 const MAX_HEADER: u64 = 16 << 20;
 
@@ -90,6 +92,15 @@ pub fn import_safetensors(path: &Path, artifacts: &Artifacts) -> Result<Artifact
     let kept =
         kept.ok_or_else(|| StoreError::corrupt("artifact", "it is gone right after it was written"))?;
     Ok(kept.manifest().clone())
+}
+
+/// How the tensors of the file at `path` were made, if it says so: foreign text. Blocks.
+///
+/// # Errors
+/// [`ImportError`] names the file.
+pub fn note(path: &Path) -> Result<Option<String>, ImportError> {
+    let file = Opened::open(path)?;
+    Ok(file.metadata.metadata().as_ref().and_then(|notes| notes.get(NOTE).cloned()))
 }
 
 /// A safetensors file of which the header is read.

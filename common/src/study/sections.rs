@@ -445,6 +445,18 @@ pub struct Gate {
     pub timeout_s: u32,
 }
 
+impl EmbeddingKind {
+    /// Whether embeddings may be called so whose file says that they were `made` like that. `site-agent embed` begins with the kind of what it
+    /// makes; anything else is said of a table made elsewhere.
+    pub fn agrees_with(&self, made: &str) -> bool {
+        match made.split([',', ';']).next() {
+            Some("one-hot") => *self == Self::OneHot,
+            Some("few-hot") => *self == Self::FewHot,
+            _ => matches!(self, Self::Imported(_)),
+        }
+    }
+}
+
 impl TryFrom<String> for EmbeddingKind {
     type Error = String;
 

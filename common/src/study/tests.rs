@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::sections::EmbeddingKind;
 use super::*;
 use crate::artifact::ArtifactManifest;
 use crate::label_map::LabelMap;
@@ -77,6 +78,16 @@ fn every_mistake_is_reported_at_once() {
       allowed: 0 to 100
     error: study.toml:82: `evaluation.nsd_tolerance_mm.classes[2].class`: the taxonomy has no class 77
     "#);
+}
+
+#[test]
+fn embeddings_are_called_what_their_file_says_that_they_are() {
+    let kind = |text: &str| EmbeddingKind::try_from(text.to_owned()).unwrap();
+    let notes = ["one-hot, scale 4", "few-hot, scale 1; times 4", "CLIP text encoder; prompt \"a {}\"", ""];
+    let agree = |text: &str| notes.map(|made| kind(text).agrees_with(made));
+    assert_eq!(agree("one-hot"), [true, false, false, false]);
+    assert_eq!(agree("few-hot"), [false, true, false, false]);
+    assert_eq!(agree("imported:clip"), [false, false, true, true]);
 }
 
 #[test]

@@ -15,13 +15,16 @@ use common::wire::{Notice, Words};
 use super::study_run::{Happening, StudyRun, TickError};
 use super::{Driver, facts};
 use crate::export::export_safetensors;
-use crate::import::import_safetensors;
+use crate::import::{import_safetensors, note};
 use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, UnreadableStudy, gather, losses};
 use crate::pki::{Invite, Token};
 use crate::progress::Line;
 use crate::report::{ReportData, Selected};
 use crate::store::{self, InviteTerms, SiteRecord, SiteStatus, StoreError, StoredStudy};
 use crate::{clock, error_report, files};
+
+/// Longest note of a file that is shown.
+const SHOWN_NOTE: usize = 100;
 
 /// What went wrong, in words for the operator.
 pub(super) struct Failure {
@@ -242,9 +245,13 @@ impl Driver {
         let text = read_text(file)?;
         let draft = StudyDraft::parse(&file.display().to_string(), &text, &taxonomy)?;
         let model = self.import(model).await?;
-        let embeddings = self.import(embeddings).await?;
-        let document = draft.into_document(taxonomy, &model, &embeddings)?;
+        let table = self.import(embeddings).await?;
+        let document = draft.into_document(taxonomy, &model, &table)?;
         let (digest, name) = (document.digest(), document.study().name.clone());
+        // One that is here is added again to bring its files back, whatever it says of them.
+        if !self.studies.contains_key(&digest) {
+            check_kind(file, document.study(), embeddings)?;
+        }
         let stored =
             StoredStudy { digest, name, document: document.bytes().to_vec(), added_at: clock::now() };
         self.store.add_study(&stored).await?;
@@ -488,6 +495,18 @@ fn choice_of_all(data: &ReportData) -> Result<Selected, Failure> {
     }
 }
 
+/// The kind of the embeddings is pinned and reported: it must be what their file says, if that says anything.
+fn check_kind(file: &Path, study: &Study, embeddings: &Path) -> Result<(), Failure> {
+    let (kind, made) = (&study.embeddings.kind, note(embeddings)?);
+    let Some(made) = made.filter(|made| !kind.agrees_with(made)) else { return Ok(()) };
+    let one_line: String = made.chars().filter(|c| !c.is_control()).take(SHOWN_NOTE).collect();
+    let (file, embeddings) = (file.display(), embeddings.display());
+    Err(Failure::new(
+        format!("{file}: `embeddings.kind`: `{kind}`, and {embeddings} was made as `{one_line}`"),
+        "write the kind that the file has (`one-hot`, `few-hot`, else `imported:NAME`), or name the embeddings that are meant",
+    ))
+}
+
 fn read_text(file: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(file)
         .map_err(|e| Failure::new(format!("{}: {e}", file.display()), error_report::READS_AS_ITS_USER))
@@ -539,8 +558,12 @@ fn answer_word(answer: &Answer) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use common::ids::Digest;
-    use common::testing::example_study_with;
+    use common::study::EMBEDDING_TENSOR;
+    use common::testing::{EXAMPLE_STUDY, example_study_with};
+    use safetensors::tensor::TensorView;
 
     use super::*;
     use crate::driver::lost::tests::driver;
@@ -579,6 +602,49 @@ mod tests {
         assert!(words.starts_with("the study `old` cannot be read: study in the store: "), "{words}");
         assert!(hint.unwrap().contains("coordinator doctor"));
         assert!(matches!(pause(&good).await, Reply::Done { .. }));
+    }
+
+    /// Writes tensors of zeros, with what the file says of how they were made.
+    fn write_zeros(path: &Path, tensors: &[(&str, &[usize])], made: &str) {
+        let bytes = |shape: &[usize]| vec![0u8; 4 * shape.iter().product::<usize>()];
+        let zeros: Vec<Vec<u8>> = tensors.iter().map(|(_, shape)| bytes(shape)).collect();
+        let views = tensors.iter().zip(&zeros).map(|((name, shape), zeros)| {
+            (*name, TensorView::new(safetensors::Dtype::F32, shape.to_vec(), zeros).unwrap())
+        });
+        let notes = HashMap::from([("made".to_owned(), made.to_owned())]);
+        std::fs::write(path, safetensors::serialize(views, Some(notes)).unwrap()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_new_study_has_the_kind_of_embeddings_that_their_file_says() {
+        let fixture = Fixture::new().await;
+        let mut driver = driver(&fixture, fixture.store().await).await;
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let width = fixture.study.study().model.width as usize;
+        let model: [(&str, &[usize]); 3] = [
+            ("backbone.down_tr64.ops.0.conv1.weight", &[width, 1, 3, 3, 3]),
+            ("controller.bias", &[153]),
+            ("text_to_vision.weight", &[256, 32]),
+        ];
+        write_zeros(&path("model"), &model, "");
+        write_zeros(&path("table"), &[(EMBEDDING_TENSOR, &[32, 32])], "one-hot, scale 4");
+        let add = |text: &str| {
+            let file = path("study.toml");
+            std::fs::write(&file, text).unwrap();
+            Request::AddStudy { file, model: path("model"), embeddings: path("table"), taxonomy: None }
+        };
+
+        let Reply::Failed { words, .. } = driver.operate(add(EXAMPLE_STUDY)).await else {
+            panic!("a few-hot study was added with one-hot embeddings");
+        };
+        let (kind, made) = ("study.toml: `embeddings.kind`: `few-hot`", "made as `one-hot, scale 4`");
+        assert!(words.contains(kind) && words.ends_with(made), "{words}");
+        let right = EXAMPLE_STUDY.replace("kind = \"few-hot\"", "kind = \"one-hot\"");
+        assert!(matches!(driver.operate(add(&right)).await, Reply::Added { .. }));
+        let known = EXAMPLE_STUDY.replace("[quorum]\nsites = 2", "[quorum]\nsites = 1");
+        let study = fixture.digest().to_string();
+        assert_eq!(driver.operate(add(&known)).await, Reply::Added { study }, "it is here already");
     }
 
     #[tokio::test]
