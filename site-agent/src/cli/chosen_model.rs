@@ -7,7 +7,7 @@ use clap::Args;
 use common::ids::ModelHash;
 use common::study::StudyDocument;
 
-use super::error_report::CliError;
+use super::error_report::{CliError, Exit};
 use super::model;
 use crate::client::artifacts::ArtifactError;
 use crate::client::config::SiteConfig;
@@ -27,9 +27,12 @@ pub(super) struct ChosenModel {
     /// The model (safetensors). Default: that of the study's latest round of which this site has one.
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// The class embeddings (safetensors). Default: those that this site has fetched.
+    /// The class embeddings of the study (safetensors). Default: those that this site has fetched.
     #[arg(long, value_name = "FILE")]
     embeddings: Option<PathBuf>,
+    /// Take these embeddings though the study has others: for a model that was trained with them, such as an imported one.
+    #[arg(long, requires = "embeddings")]
+    other_embeddings: bool,
 }
 
 impl ChosenModel {
@@ -90,14 +93,43 @@ impl ChosenModel {
             .ok_or_else(|| CliError::new(anyhow::anyhow!("study {digest} is not here")).hint(hint))
     }
 
+    /// The class embeddings that the study names. Of the same shape others would do, and every mask would be wrong.
     fn embeddings(&self, state: &StateFolder, document: &StudyDocument) -> Result<NamedTensors, CliError> {
-        match &self.embeddings {
-            Some(path) => Ok(model::read(path)?),
-            None => state.artifacts()?.load(document.study().embeddings.artifact).map_err(|error| {
-                CliError::new(error).hint("name them with --embeddings, or let `site-agent run` fetch them")
-            }),
+        let (study, embeddings) = (document.digest().short(), &document.study().embeddings);
+        // The model has what it learns in itself.
+        if embeddings.trainable {
+            return Ok(NamedTensors::new());
         }
+        let Some(path) = &self.embeddings else {
+            return state.artifacts()?.load(embeddings.artifact).map_err(|error| {
+                let what = format!("the class embeddings of study {study} cannot be read");
+                let hint = "the next round that this site takes part in brings them; or ask the operator for the file that the study was added with and name it with --embeddings";
+                unread(error, what, hint)
+            });
+        };
+        let table = model::read(path)?;
+        let (expected, got) = (embeddings.artifact, to_artifact(&table)?.0.hash());
+        if got == expected || self.other_embeddings {
+            return Ok(table);
+        }
+        let others = anyhow::anyhow!(
+            "{} has other class embeddings ({}) than study {study} ({}, {})",
+            path.display(),
+            got.short(),
+            expected.short(),
+            embeddings.kind
+        );
+        let hint = "`site-agent embed show FILE` says how they were made; name those of the study, or leave --embeddings out where this site has fetched them; \
+                    for a model that was trained with these add --other-embeddings";
+        Err(CliError::new(others).exit(Exit::Data).hint(hint))
     }
+}
+
+/// Why an artifact of the study cannot be had; the hint is for one that is not here any more.
+fn unread(error: ArtifactError, what: String, hint: &str) -> CliError {
+    let is_gone = matches!(error, ArtifactError::Absent(_) | ArtifactError::Damaged(_));
+    let error = CliError::new(anyhow::Error::new(error).context(what));
+    if is_gone { error.hint(hint) } else { error }
 }
 
 /// The newest model of a study, or why it cannot be had: never an older one, and never that of another study in its place.
@@ -107,13 +139,12 @@ fn noted(
     NewestModel { round, model, .. }: NewestModel,
 ) -> Result<NamedTensors, CliError> {
     state.artifacts()?.load(model).map_err(|error| {
-        let is_gone = matches!(error, ArtifactError::Absent(_) | ArtifactError::Damaged(_));
         let study = document.digest().short();
-        let error = CliError::new(anyhow::Error::new(error).context(format!(
+        let what = format!(
             "the model of round {round} of study {study} cannot be read, the newest that this site had"
-        )));
+        );
         let hint = "the next round that this site takes part in brings a newer one; or ask the operator for it and name it with --model";
-        if is_gone { error.hint(hint) } else { error }
+        unread(error, what, hint)
     })
 }
 

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::infer::network::{class_embeddings, model_config};
 use crate::model::embedding::EMBEDDING_NAME;
-use crate::model::{DeviceKind, HostTensor, UniversalModel, device};
+use crate::model::{ClassEmbeddings, DeviceKind, HostTensor, UniversalModel, device};
 
 /// Studies of different seeds have models whose tensors have the same names and shapes.
 fn study(seed: u64) -> StudyDocument {
@@ -30,8 +30,9 @@ impl Site {
         site
     }
 
+    /// The embeddings that every study here names.
     fn table() -> NamedTensors {
-        NamedTensors::from([(EMBEDDING_NAME.to_owned(), HostTensor::from_fn(vec![32, 32], |i| i as f32))])
+        NamedTensors::from([(EMBEDDING_NAME.to_owned(), HostTensor::from_fn(vec![32, 32], |_| 0.0))])
     }
 
     fn embeddings(&self) -> PathBuf {
@@ -59,7 +60,16 @@ impl Site {
 
     /// What a command takes without `--model`, or what it says.
     fn chosen(&self, study: &StudyDocument) -> Result<ModelHash, String> {
-        let chosen = ChosenModel { study: None, model: None, embeddings: Some(self.embeddings()) };
+        self.chosen_with(study, Some(self.embeddings()), false)
+    }
+
+    fn chosen_with(
+        &self,
+        study: &StudyDocument,
+        embeddings: Option<PathBuf>,
+        other_embeddings: bool,
+    ) -> Result<ModelHash, String> {
+        let chosen = ChosenModel { study: None, model: None, embeddings, other_embeddings };
         let identified = chosen.identified(&self.config, study, Cancel::default());
         identified.map(|(_, model)| model).map_err(|error| error.text())
     }
@@ -100,4 +110,26 @@ fn a_model_of_an_earlier_version_is_taken_where_no_other_study_was_offered() {
     for study in [&ours, &other] {
         assert!(site.chosen(study).unwrap_err().contains("has no model of study"));
     }
+}
+
+#[test]
+fn embeddings_are_those_of_the_study_unless_others_are_meant() {
+    let (site, study) = (Site::new(), study(1));
+    site.offer(&study);
+    let model = site.fetch(1);
+    site.note(&study, 1, model);
+
+    let told = site.chosen_with(&study, None, false).unwrap_err();
+    let expected = format!("error: the class embeddings of study {} cannot be read", study.digest().short());
+    assert!(told.starts_with(&expected) && told.contains("name it with --embeddings"), "{told}");
+    site.state.artifacts().unwrap().store(&Site::table()).unwrap();
+    assert_eq!(site.chosen_with(&study, None, false), Ok(model));
+
+    let one_hot = ClassEmbeddings::one_hot(32, 1.0).unwrap();
+    let one_hot = NamedTensors::from([(EMBEDDING_NAME.to_owned(), one_hot.table().clone())]);
+    model::write(&site.embeddings(), &one_hot).unwrap();
+    let told = site.chosen(&study).unwrap_err();
+    let expected = study.study().embeddings.artifact.short();
+    assert!(told.contains("has other class embeddings") && told.contains(&expected), "{told}");
+    assert_eq!(site.chosen_with(&study, Some(site.embeddings()), true), Ok(model));
 }
