@@ -63,10 +63,12 @@ impl ChosenModel {
             let network = build(&weights).with_context(|| format!("{} and this study", path.display()))?;
             return Ok((network, to_artifact(&weights)?.0.hash()));
         }
-        match state.studies()?.newest_model(document.digest())? {
+        let studies = state.studies()?;
+        match studies.newest_model(document.digest())? {
             Some(newest) => {
                 let weights = noted(&state, document, newest)?;
-                tracing::info!("using the model of round {}, {}", newest.round, newest.model);
+                let is_over = studies.is_over(document.digest());
+                tracing::info!("{}", words(newest, document.study().rounds, is_over));
                 Ok((build(&weights)?, newest.model))
             }
             None => {
@@ -132,6 +134,17 @@ fn unread(error: ArtifactError, what: String, hint: &str) -> CliError {
     if is_gone { error.hint(hint) } else { error }
 }
 
+/// Which model is used, and how to have the last one of a study that is over: trainers have the one that its last round began with.
+fn words(NewestModel { round, model, .. }: NewestModel, rounds: u32, is_over: bool) -> String {
+    let mut words = format!("using the model of round {round} of {rounds}, {model}");
+    if is_over && round.0 < rounds {
+        words.push_str(
+            "; the study is over: ask the operator for its last model (`coordinator study export`) and name it with --model",
+        );
+    }
+    words
+}
+
 /// The newest model of a study, or why it cannot be had: never an older one, and never that of another study in its place.
 fn noted(
     state: &StateFolder,
@@ -158,7 +171,7 @@ fn unnoted(
     let study = document.digest();
     let none = || {
         CliError::new(anyhow::anyhow!("this site has no model of study {} yet", study.short()))
-            .hint("name one with --model, or let `site-agent run` take part in a round first; which study the models of an earlier version are of is not known")
+            .hint("name one with --model (`coordinator study export` writes it for you), or let `site-agent run` take part in a round first; which study the models of an earlier version are of is not known")
     };
     if state.studies()?.list()? != [study] {
         return Err(none());

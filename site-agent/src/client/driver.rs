@@ -390,15 +390,21 @@ impl Agent {
         }
     }
 
-    /// Gives the disk what is kept because it may be of use, also the newest models of studies that nothing is done for. With nothing
-    /// under way the fetched models stay: they are all that `site-agent predict` has.
+    /// Gives the disk what is kept because it may be of use, also the newest models of studies that nothing is done for. Their embeddings
+    /// stay: they are small, and without them no model of such a study can be used. With nothing under way the fetched models stay, too:
+    /// they are all that `site-agent predict` has.
     pub(super) fn make_room(&self) {
         self.give_up_spare();
         let status = self.machine.status();
         if status.work.is_none() && status.evaluations.is_empty() {
             return;
         }
-        if let Err(error) = self.artifacts.prune(&self.needed(), 0) {
+        let pruned = self.studies.newest_models().and_then(|newest| {
+            let mut wanted = self.needed();
+            wanted.extend(newest.into_iter().map(|newest| newest.embeddings));
+            self.artifacts.prune(&wanted, 0)
+        });
+        if let Err(error) = pruned {
             let error = anyhow::Error::from(error);
             tracing::warn!("artifacts that nobody needs stay: {error:#}");
         }

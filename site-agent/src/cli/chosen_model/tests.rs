@@ -1,4 +1,4 @@
-use common::ids::RoundId;
+use common::ids::{ArtifactHash, Digest, RoundId};
 use common::testing::example_study_with;
 use tempfile::TempDir;
 
@@ -132,4 +132,16 @@ fn embeddings_are_those_of_the_study_unless_others_are_meant() {
     let expected = study.study().embeddings.artifact.short();
     assert!(told.contains("has other class embeddings") && told.contains(&expected), "{told}");
     assert_eq!(site.chosen_with(&study, Some(site.embeddings()), true), Ok(model));
+}
+
+#[test]
+fn who_has_not_the_last_model_of_a_study_that_is_over_is_told_how_to_have_it() {
+    let hash = |name: &str| ArtifactHash(Digest::of(name.as_bytes()));
+    let newest =
+        |round| NewestModel { round: RoundId(round), model: hash("model"), embeddings: hash("table") };
+    let plain = |round| format!("using the model of round {round} of 3, {}", hash("model"));
+    assert_eq!(words(newest(2), 3, false), plain(2));
+    assert_eq!(words(newest(3), 3, true), plain(3), "an evaluator was asked about it");
+    let told = words(newest(2), 3, true);
+    assert!(told.starts_with(&plain(2)) && told.contains("`coordinator study export`"), "{told}");
 }

@@ -14,6 +14,7 @@ use rcgen::CertificateParams;
 use super::*;
 use crate::client::files::FileError;
 use crate::client::identity::Membership;
+use crate::client::studies::NewestModel;
 use crate::client::work::Job;
 use crate::egress::Policy;
 use crate::model::{HostTensor, NamedTensors};
@@ -251,6 +252,8 @@ fn a_full_disk_gets_all_but_what_is_needed_and_nothing_while_nothing_is_under_wa
     let folder = tempfile::tempdir().unwrap();
     let mut agent = agent(folder.path());
     let models = store_models(&agent);
+    let newest = NewestModel { round: RoundId(9), model: models[3], embeddings: models[2] };
+    agent.studies.note_model(StudyDigest(Digest::of(b"ended")), newest).unwrap();
     let full = FileError::new("write", Path::new("/state/x"), io::ErrorKind::StorageFull.into()).into();
     agent.pause(&full);
     assert_eq!(kept(&agent).len(), models.len(), "for `site-agent predict`");
@@ -261,7 +264,8 @@ fn a_full_disk_gets_all_but_what_is_needed_and_nothing_while_nothing_is_under_wa
     agent.feed(Event::StudyApproved { study, needs, takes_late: false }).unwrap();
     agent.feed(Event::RoundOpened { task: task(models[1]) }).unwrap();
     agent.pause(&full);
-    assert_eq!(kept(&agent), BTreeSet::from([models[0], models[1]]));
+    let embeddings = models[2];
+    assert_eq!(kept(&agent), BTreeSet::from([models[0], models[1], embeddings]));
 }
 
 #[test]
