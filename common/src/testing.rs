@@ -27,7 +27,10 @@ pub fn shared_dir() -> Option<PathBuf> {
     }
     let required = std::env::var("CONSILIUM_REQUIRE_SHARED").is_ok_and(|value| value == "1");
     assert!(!required, "reference fixtures are required but {} is absent", beside.display());
-    eprintln!("SKIPPED: no reference fixtures at {}", beside.display());
+    eprintln!(
+        "SKIPPED: no reference fixtures at {}: nothing is compared with them (CONSILIUM_REQUIRE_SHARED=1 makes that a failure)",
+        beside.display()
+    );
     None
 }
 
@@ -82,5 +85,20 @@ pub fn provenance() -> Provenance {
         min_volume_ml: 0.5,
         postprocessed: true,
         made_at: "2027-01-02T03:04:05Z".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shared_dir;
+
+    /// One test for all those that lack them: nextest shows what it prints, of tests that are named so alone.
+    #[test]
+    fn whether_the_reference_fixtures_are_there_is_said() {
+        let shown = include_str!("../../.config/nextest.toml");
+        assert!(shown.contains("test(/whether_.*_is_said$/)"), "nextest would keep this to itself: {shown}");
+        if let Some(folder) = shared_dir() {
+            println!("compared with the reference fixtures at {}", folder.display());
+        }
     }
 }

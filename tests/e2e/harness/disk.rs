@@ -48,6 +48,15 @@ fn skipped(test: &str) {
     eprintln!("SKIPPED {test}: no disk may be mounted here");
 }
 
+/// Its words are shown at the end of a run, as those of no other passing test (.config/nextest.toml).
+#[test]
+fn whether_disks_can_be_mounted_is_said() {
+    match namespace_flags() {
+        Some(_) => println!("tested on disks that fill up and turn read-only"),
+        None => skipped("each test on a disk that fills up or turns read-only"),
+    }
+}
+
 /// A file system with room for a small study and little else.
 pub(crate) struct Disk {
     folder: PathBuf,
