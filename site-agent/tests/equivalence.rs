@@ -31,8 +31,8 @@ use site_agent::data::sampler::{Sampler, SamplerSettings};
 use site_agent::data::volume::{Grid, Volume};
 use site_agent::data::{augment::Augmentation, batch};
 use site_agent::model::{
-    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, LiveTensor, ModelConfig, NamedTensors,
-    UniversalModel, training_device,
+    ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, HostTensor, LiveTensor, ModelConfig,
+    NamedTensors, UniversalModel, training_device,
 };
 use site_agent::train::burn_trainer::{BurnTrainer, TrainerSettings};
 use site_agent::train::checkpoint::{CheckpointKey, read_checkpoint, store_checkpoint};
@@ -221,9 +221,18 @@ fn assert_equivalent(ids: [usize; CLASSES]) {
     assert!(apart <= 1e-6, "classes {ids:?}: {apart} apart, of a step of {moved}");
 }
 
+/// No number where a value is none: to `f32::max` it would be nothing.
 fn largest_difference(one: &NamedTensors, other: &NamedTensors) -> f32 {
+    assert!(one.keys().eq(other.keys()), "the same tensors");
     let pairs = one.values().zip(other.values()).flat_map(|(a, b)| a.values().iter().zip(b.values()));
-    pairs.fold(0.0, |largest, (a, b)| largest.max((a - b).abs()))
+    pairs.map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp).unwrap()
+}
+
+#[test]
+fn a_value_that_is_no_number_is_not_taken_for_no_difference() {
+    let tensors = |value| NamedTensors::from([("w".to_owned(), HostTensor::from_fn(vec![1], |_| value))]);
+    assert_eq!(largest_difference(&tensors(1.0), &tensors(3.0)), 2.0);
+    assert!(largest_difference(&tensors(f32::NAN), &tensors(3.0)).is_nan());
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod support;
 
 use std::{collections::BTreeSet, path::Path};
 
-use support::golden::{COMPARED, Golden, PASSED_OVER, PROSE, Why};
+use support::golden::{COMPARED, Golden, PASSED_OVER, PROSE, Why, farthest};
 
 #[test]
 fn every_golden_file_is_compared() {
@@ -88,4 +88,13 @@ fn every_test_of_the_fidelity_table_exists() {
         }
     }
     assert!(named > 40, "{named} tests are named");
+}
+
+#[test]
+fn a_value_that_is_no_number_is_never_close_enough() {
+    assert_eq!(farthest(&[1.0, 2.5, 3.0], &[1.0, 2.0, 3.25]), 0.5);
+    for (got, golden) in [(f32::NAN, 1.0), (-f32::NAN, 1.0), (1.0, f32::NAN), (f32::INFINITY, f32::INFINITY)]
+    {
+        assert!(farthest(&[0.0, got, 2.0], &[0.0, golden, 9.0]).is_nan(), "{got} against {golden}");
+    }
 }

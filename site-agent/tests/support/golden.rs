@@ -220,6 +220,14 @@ impl Golden {
     }
 }
 
+/// The largest difference of two values in the same place; no number where one of them is none, so that no tolerance allows it.
+pub(crate) fn farthest(got: &[f32], golden: &[f32]) -> f32 {
+    assert_eq!(got.len(), golden.len(), "number of values");
+    let apart = got.iter().zip(golden).map(|(got, golden)| (got - golden).abs());
+    // To `f32::max` what is no number is nothing; in this order it is the largest.
+    apart.max_by(f32::total_cmp).unwrap_or(0.0)
+}
+
 /// A test that passed has opened everything that it is listed for.
 impl Drop for Golden {
     fn drop(&mut self) {

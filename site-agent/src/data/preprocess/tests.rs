@@ -45,8 +45,8 @@ impl Golden {
     fn assert_image(&self, name: &str, ours: &Volume<f32>, tolerance: f32) {
         let (shape, bytes) = self.tensor(name);
         assert_eq!(ours.shape(), shape, "{name}");
-        let golden = bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b));
-        let worst = ours.voxels().iter().zip(golden).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        let worst = golden::farthest(ours.voxels(), &values);
         println!("{name}: at most {worst:.1e} of {tolerance:.1e}");
         assert!(worst <= tolerance, "{name}: differs by {worst}");
     }

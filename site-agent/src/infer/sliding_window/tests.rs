@@ -33,8 +33,7 @@ impl Golden {
 }
 
 fn assert_close(got: &[f32], want: &[f32], what: &str) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let far = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+    let far = golden::farthest(got, want);
     println!("{what}: at most {far:.1e} of 1e-5");
     assert!(far <= 1e-5, "{what}: off by {far}");
 }
@@ -71,6 +70,7 @@ fn whole(image: &[f32], shape: [usize; 3], plan: &WindowPlan, network: &dyn Pred
         }
     })
     .unwrap();
+    assert_eq!(next, shape[0], "every plane arrives");
     out
 }
 
