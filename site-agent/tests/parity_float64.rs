@@ -1,6 +1,7 @@
 //! Agreement of the model with the reference in float64: golden cases (a), the paper's width, (c), and the pieces of (d).
 //!
-//! In float64 nothing hides behind rounding: every gradient has to agree to 1e-7. burn's default number format is one
+//! In float64 nothing hides behind rounding: every gradient has to agree to 1e-7. What is proved so is the network, and what cards
+//! compute it with (`model::card_ops`): the processor's kernels are f32, and held against it beside each of them. burn's default number format is one
 //! per process and can be set once, hence a test binary of its own. It is of the processor whatever device is under test: a
 //! graphics card need not have float64.
 
