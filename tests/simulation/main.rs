@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 use std::thread;
 
-use tests::simulation::{Moment, Op, Outcome, Sabotage, Scenario, run, run_seeds, shrink};
+use tests::simulation::{Moment, Op, Outcome, Sabotage, Scenario, Transition, run, run_seeds, shrink};
 
 const SEEDS: std::ops::Range<u64> = 0..1_000;
 /// Federations in which a broken driver must be caught.
@@ -147,6 +147,19 @@ fn a_coordinator_whose_clock_is_set_finishes_as_if_it_were_not() {
         scenario.ops.push(Op::CrashCoordinatorAfter { actions: 0 });
         assert_holds(&scenario, &format!("clock set by {ms} ms, and the coordinator killed"));
     }
+}
+
+/// A site comes upon it at its next training.
+#[test]
+fn models_that_rot_at_the_sites_are_fetched_again_and_all_rounds_are_made() {
+    let mut scenario = Scenario::calm(3, 1, 4);
+    scenario.ops.push(Op::Advance { ms: 100_000 });
+    scenario.ops.extend((0..3).map(|site| Op::RotArtifacts { site }));
+    scenario.ops.push(Op::Advance { ms: 3_000_000 });
+    let Outcome { tally, coverage, .. } = assert_holds(&scenario, "rotten models");
+    let (machine, from, event, to) = ("trainer", "training", "artifact-lost", "downloading");
+    assert!(coverage.count(&Transition { machine, from, event, to }) > 0, "{coverage}");
+    assert_eq!((tally.rounds, tally.crashes), (4, 0), "{tally:?}");
 }
 
 /// The rounds are those of the other two; the operator is told once.

@@ -109,6 +109,11 @@ pub enum Op {
         /// The site.
         site: usize,
     },
+    /// Whatever a site has fetched so far turns into something else on its disk.
+    RotArtifacts {
+        /// The site.
+        site: usize,
+    },
     /// What updates, reports and models take longer to become durable from now on.
     SlowDisk {
         /// At most so much longer.
@@ -275,6 +280,11 @@ pub(super) fn operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
         108 => Op::FillSiteDisk { site, ms: rng.random_range(1..300_000) },
         _ => Op::Hostile { site, lie: LIES[rng.random_range(0..LIES.len())] },
     }
+}
+
+/// Any operation of a kind that came later. These are drawn apart: without them each seed does what it always did.
+pub(super) fn later_operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
+    Op::RotArtifacts { site: rng.random_range(0..sites) }
 }
 
 fn moment(rng: &mut ChaCha8Rng) -> Moment {

@@ -6,7 +6,7 @@ use common::aggregate::weights::{SiteCounts, Weighting};
 use common::ids::{ClassId, SiteId};
 use common::rng::{ChaCha8Rng, Rng, SeedableRng};
 
-use super::operation::{Op, operation};
+use super::operation::{Op, later_operation, operation};
 
 /// Share of the federations that are crowds: up to fifty sites, with fewer rounds and operations, so that all stay quick.
 const CROWDS: f64 = 0.03;
@@ -22,6 +22,9 @@ const TAKE_LATE: f64 = 0.5;
 const LATE_WEIGHTS: [f64; 2] = [0.5, 0.25];
 /// Share of the federations that some trainers join in mid-study.
 const LATECOMERS: f64 = 0.1;
+/// Share of the federations with troubles of the kinds that came later, and most of these.
+const LATER_KINDS: f64 = 0.3;
+const MOST_LATER: usize = 5;
 /// How long a round waits for its sites' answers. In the longest a fast site trains before a slow one answers.
 const ACCEPT_S: [u64; 3] = [30, 30, 240];
 /// Updates of each class that a round may need.
@@ -90,7 +93,18 @@ impl Scenario {
             let at = rng.random_range(0..=scenario.ops.len());
             scenario.ops.insert(at, Op::Abort);
         }
+        scenario.trouble_later();
         scenario
+    }
+
+    fn trouble_later(&mut self) {
+        let rng = &mut ChaCha8Rng::seed_from_u64(self.seed ^ 0x1a7e);
+        if rng.random_bool(LATER_KINDS) {
+            for _ in 0..rng.random_range(1..=MOST_LATER) {
+                let (at, op) = (rng.random_range(0..=self.ops.len()), later_operation(rng, self.sites()));
+                self.ops.insert(at, op);
+            }
+        }
     }
 
     /// Without troubles.

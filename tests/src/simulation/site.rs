@@ -30,6 +30,16 @@ impl Checkpoint {
     }
 }
 
+/// What was fetched, as the disk has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fetched {
+    Whole,
+    /// It turned into something else, which nobody knows before it is used.
+    Damaged,
+    /// It was found damaged, and what was left of it is out of the way.
+    Gone,
+}
+
 /// One site.
 #[derive(Debug)]
 pub(super) struct Site {
@@ -41,7 +51,7 @@ pub(super) struct Site {
     snapshot: Option<String>,
     journal: Log,
     events: usize,
-    pub(super) artifacts: BTreeSet<ArtifactHash>,
+    pub(super) artifacts: BTreeMap<ArtifactHash, Fetched>,
     pub(super) outbox: BTreeMap<AttemptId, ArtifactHash>,
     /// Attempts whose file in the outbox is not what it was.
     pub(super) rotten: BTreeSet<AttemptId>,
@@ -96,7 +106,7 @@ impl Site {
             snapshot: None,
             journal: Log::default(),
             events: 0,
-            artifacts: BTreeSet::new(),
+            artifacts: BTreeMap::new(),
             outbox: BTreeMap::new(),
             rotten: BTreeSet::new(),
             rots_report: false,
@@ -125,6 +135,14 @@ impl Site {
 
     pub(super) fn evaluates(&self) -> bool {
         self.identity.role == Role::Evaluator
+    }
+
+    /// The first of these artifacts that work cannot read; what is left of it goes.
+    pub(super) fn find_lost(&mut self, needs: &[ArtifactHash]) -> Option<ArtifactHash> {
+        let lost = |artifact: &&ArtifactHash| self.artifacts.get(*artifact) != Some(&Fetched::Whole);
+        let lost = needs.iter().find(lost).copied()?;
+        self.artifacts.insert(lost, Fetched::Gone);
+        Some(lost)
     }
 
     /// Writes the event to the journal.

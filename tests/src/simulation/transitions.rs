@@ -182,6 +182,7 @@ trainer downloading disconnected downloading
 trainer downloading restarted downloading
 trainer training trained uploading
 trainer training round-kept training
+trainer training artifact-lost downloading
 trainer training training-failed training
 trainer training training-failed idle
 trainer training training-failed downloading
@@ -230,6 +231,7 @@ evaluator downloading connected downloading
 evaluator downloading disconnected downloading
 evaluator downloading restarted downloading
 evaluator evaluating evaluated reporting
+evaluator evaluating artifact-lost downloading
 evaluator evaluating evaluation-failed evaluating
 evaluator evaluating evaluation-failed idle
 evaluator evaluating timer-fired evaluating

@@ -11,6 +11,7 @@ use common::time::Timestamp;
 
 use super::{Happening, Reply, Request, World};
 use crate::simulation::arithmetic::study;
+use crate::simulation::site::Fetched;
 
 impl World {
     /// Delays of the copies that arrive: none when lost, two when doubled.
@@ -155,7 +156,7 @@ impl World {
             Reply::Notice(participant::Event::ModelStored { artifact }) => {
                 let stored = participant::Event::ModelStored { artifact };
                 let lives = self.site_writes(site, |site| {
-                    site.artifacts.insert(artifact);
+                    site.artifacts.insert(artifact, Fetched::Whole);
                 });
                 if lives {
                     self.feed_site(site, stored);

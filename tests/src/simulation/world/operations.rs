@@ -12,6 +12,7 @@ use crate::simulation::arithmetic::{artifact, embeddings, study};
 use crate::simulation::fuse::Fuse;
 use crate::simulation::operation::Op;
 use crate::simulation::sabotage::Sabotage;
+use crate::simulation::site::Fetched;
 
 impl World {
     pub(super) fn next_op(&mut self) {
@@ -45,6 +46,10 @@ impl World {
                 let site = &mut self.sites[site];
                 site.rotten = site.outbox.keys().copied().collect();
                 site.rots_report = site.evaluates();
+            }
+            Op::RotArtifacts { site } => {
+                let whole = self.sites[site].artifacts.values_mut().filter(|state| **state == Fetched::Whole);
+                whole.for_each(|state| *state = Fetched::Damaged);
             }
             Op::SlowDisk { ms } => self.disk_ms = ms,
             Op::StepClock { site, ms } => self.sites[site].clock = ms,

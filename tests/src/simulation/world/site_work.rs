@@ -1,6 +1,6 @@
 //! A site's heavy work: training, its outbox, evaluating.
 
-use common::ids::{AttemptId, ModelHash};
+use common::ids::{ArtifactHash, AttemptId, ModelHash};
 use common::participant::Event;
 use common::round::{RoundTask, UpdateOffer};
 
@@ -96,6 +96,9 @@ impl World {
         if self.sites[site].training.take_if(|running| *running == attempt).is_none() {
             return;
         }
+        if let Some(artifact) = self.loses(site, &[task.base, embeddings()]) {
+            return self.feed_site(site, Event::ArtifactLost { artifact });
+        }
         if self.fails(site) {
             return self.feed_site(site, Event::TrainingFailed { attempt });
         }
@@ -127,6 +130,9 @@ impl World {
 
     fn evaluated(&mut self, site: usize, model: ModelHash) {
         self.sites[site].evaluating.take_if(|running| *running == model);
+        if let Some(artifact) = self.loses(site, &[model, embeddings()]) {
+            return self.feed_site(site, Event::ArtifactLost { artifact });
+        }
         if self.fails(site) {
             return self.feed_site(site, Event::EvaluationFailed { model });
         }
@@ -135,6 +141,13 @@ impl World {
         if self.site_writes(site, |_| {}) {
             self.feed_site(site, Event::Evaluated { model, report });
         }
+    }
+
+    /// What a piece of work finds damaged of what it reads, if anything.
+    fn loses(&mut self, site: usize, needs: &[ArtifactHash]) -> Option<ArtifactHash> {
+        let lost = self.sites[site].find_lost(needs);
+        self.tally.faults += u64::from(lost.is_some());
+        lost
     }
 
     /// Whether the scenario wants this piece of work to fail.

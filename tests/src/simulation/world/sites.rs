@@ -9,7 +9,7 @@ use crate::simulation::arithmetic::study;
 use crate::simulation::coverage::{Transition, of_site};
 use crate::simulation::fuse::{Fuse, Moment};
 use crate::simulation::sabotage::Sabotage;
-use crate::simulation::site::Site;
+use crate::simulation::site::{Fetched, Site};
 
 impl World {
     fn site_burns(&mut self, site: usize) -> bool {
@@ -142,7 +142,8 @@ impl World {
                 self.request(site, Request::Decline { round, reason }, None);
             }
             Action::FetchArtifact { artifact } => {
-                if self.sites[site].artifacts.contains(&artifact) {
+                let state = self.sites[site].artifacts.get(&artifact);
+                if state.is_some_and(|state| *state != Fetched::Gone) {
                     self.feed_site(site, Event::ModelStored { artifact });
                 } else {
                     self.request(site, Request::Fetch { artifact }, Some(Event::FetchFailed { artifact }));
@@ -162,7 +163,7 @@ impl World {
                 self.sites[site].outbox.retain(|attempt, _| Some(*attempt) == keep);
             }
             Action::Evaluate { model, .. } => {
-                let there = self.sites[site].artifacts.contains(&model);
+                let there = self.sites[site].artifacts.contains_key(&model);
                 self.books.check(there, || format!("site {site} evaluates what it does not have"));
                 if self.sites[site].evaluating.replace(model) != Some(model) {
                     self.site_job(site, 120_000, Work::Evaluate { model });
