@@ -165,11 +165,13 @@ fn models_that_rot_at_the_sites_are_fetched_again_and_all_rounds_are_made() {
 /// The rounds are those of the other two; the operator is told once.
 #[test]
 fn a_trainer_that_lost_its_scans_is_excluded_and_nobody_waits_for_it() {
-    for left in [0, 19] {
+    let lost = [0, 19].map(|left| Op::LoseScans { site: 0, left });
+    for op in lost.into_iter().chain([Op::SpoilScans { site: 0 }]) {
+        let name = format!("{op:?}");
         let mut scenario = Scenario::calm(3, 1, 2);
-        scenario.ops.extend([Op::LoseScans { site: 0, left }, Op::Advance { ms: 3_000_000 }]);
-        let Outcome { tally, whole, .. } = assert_holds(&scenario, &format!("{left} scans left"));
-        assert_eq!((tally.excluded, tally.rounds, whole), (1, 2, false), "{left} scans left");
+        scenario.ops.extend([op, Op::Advance { ms: 3_000_000 }]);
+        let Outcome { tally, whole, .. } = assert_holds(&scenario, &name);
+        assert_eq!((tally.excluded, tally.rounds, whole), (1, 2, false), "{name}");
     }
 }
 

@@ -153,6 +153,11 @@ pub enum Op {
         /// What is left.
         left: u32,
     },
+    /// No scan of a trainer can be used: so it says at its next registration, until the faults stop.
+    SpoilScans {
+        /// The site.
+        site: usize,
+    },
     /// The site's operator takes the approval of the study back.
     Withdraw {
         /// The site.
@@ -284,7 +289,11 @@ pub(super) fn operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
 
 /// Any operation of a kind that came later. These are drawn apart: without them each seed does what it always did.
 pub(super) fn later_operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
-    Op::RotArtifacts { site: rng.random_range(0..sites) }
+    let site = rng.random_range(0..sites);
+    match rng.random_range(0..2) {
+        0 => Op::SpoilScans { site },
+        _ => Op::RotArtifacts { site },
+    }
 }
 
 fn moment(rng: &mut ChaCha8Rng) -> Moment {

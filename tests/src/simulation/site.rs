@@ -82,6 +82,8 @@ pub(super) struct Site {
     pub(super) manifest: u32,
     /// How many scans it has left, where it lost some.
     pub(super) scans: Option<u32>,
+    /// Where it has none left: they are there, and cannot be used.
+    pub(super) spoilt: bool,
     pub(super) failing: u32,
     /// How much longer its trainings take.
     pub(super) slow_ms: u64,
@@ -124,6 +126,7 @@ impl Site {
             enrolled: true,
             manifest: 0,
             scans: None,
+            spoilt: false,
             approved: None,
             failing: 0,
             slow_ms: 0,

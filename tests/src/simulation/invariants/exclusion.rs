@@ -15,7 +15,9 @@ impl Books {
                 return None;
             }
             Event::SiteReady { site, .. }
-            | Event::RoundDeclined { site, reason: DeclineReason::NoData, .. } => site,
+            | Event::RoundDeclined {
+                site, reason: DeclineReason::NoData | DeclineReason::DataError, ..
+            } => site,
             Event::TrainersExpected { sites } => {
                 self.without_data.retain(|site| sites.contains(site));
                 return None;

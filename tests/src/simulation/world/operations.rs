@@ -61,8 +61,13 @@ impl World {
             Op::Promote => self.promote(),
             Op::ChangeManifest { site } => self.sites[site].manifest += 1,
             // What an evaluator has is no matter of the rounds.
-            Op::LoseScans { site, .. } if self.sites[site].evaluates() => {}
-            Op::LoseScans { site, left } => self.sites[site].scans = Some(left),
+            Op::LoseScans { site, .. } | Op::SpoilScans { site } if self.sites[site].evaluates() => {}
+            Op::LoseScans { site, left } => {
+                (self.sites[site].scans, self.sites[site].spoilt) = (Some(left), false);
+            }
+            Op::SpoilScans { site } => {
+                (self.sites[site].scans, self.sites[site].spoilt) = (Some(0), true);
+            }
             Op::Withdraw { site } => {
                 self.sites[site].approved = Some(false);
                 self.feed_site(site, participant::Event::StudyRefused { study: study() });

@@ -130,7 +130,9 @@ impl World {
         match action {
             Action::AskApproval { study } => self.site_job(site, 60_000, Work::Approve { study }),
             Action::RegisterManifest { study } if self.sites[site].scans == Some(0) => {
-                self.feed_site(site, Event::DataUnusable { study, reason: DeclineReason::NoData });
+                let spoilt = self.sites[site].spoilt;
+                let reason = if spoilt { DeclineReason::DataError } else { DeclineReason::NoData };
+                self.feed_site(site, Event::DataUnusable { study, reason });
             }
             Action::RegisterManifest { .. } => {
                 let mut counts = self.scenario.counts(site, self.sites[site].manifest);
