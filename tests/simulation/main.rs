@@ -175,6 +175,14 @@ fn a_trainer_that_lost_its_scans_is_excluded_and_nobody_waits_for_it() {
     }
 }
 
+/// Its two rounds are those of the other two, whatever it does.
+#[test]
+fn a_trainer_that_is_left_out_makes_no_quorum_and_nobody_waits_for_it() {
+    let scenario = Scenario::calm(3, 1, 2).leaving_one_out();
+    let Outcome { tally, whole, .. } = assert_holds(&scenario, "one left out");
+    assert_eq!((tally.rounds, tally.refused, whole), (2, 0, false), "{tally:?}");
+}
+
 fn writes(most: u32) -> impl Iterator<Item = (u32, Moment)> {
     let moments = [Moment::Before, Moment::Torn, Moment::After];
     (0..most).flat_map(move |writes| moments.map(|moment| (writes, moment)))

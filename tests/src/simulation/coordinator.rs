@@ -13,13 +13,14 @@ use super::fuse::Fuse;
 use super::invariants::MAX_SITE_WEIGHT;
 use super::log::Log;
 use super::sabotage::Sabotage;
-use super::scenario::{MIN_VOLUMES, Scenario};
+use super::scenario::{MIN_VOLUMES, Scenario, site_id};
 
 /// What a simulated study says of its rounds. The one place that makes a plan.
 pub(super) fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
     let sites = if sabotage == Sabotage::IgnoreQuorum { 1 } else { scenario.quorum };
     let sites_per_class = if sabotage == Sabotage::IgnoreClasses { 0 } else { scenario.sites_per_class };
     let min_volumes = if sabotage == Sabotage::IgnoreVolumes { 0 } else { MIN_VOLUMES };
+    let left_out = if sabotage == Sabotage::IgnoreLeaveOut { 0..0 } else { 0..scenario.left_out };
     let evaluators = scenario.validation_ids().collect();
     RoundPlan {
         study: study(),
@@ -38,7 +39,7 @@ pub(super) fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
         server_lr: 1.0,
         evaluate_every: 2,
         gate: scenario.gated.then_some(Gate { evaluators, timeout_s: 300 }),
-        leave_out: BTreeSet::new(),
+        leave_out: left_out.map(site_id).collect(),
         min_volumes,
     }
 }

@@ -66,6 +66,8 @@ pub(super) struct Books {
     kept: BTreeMap<SiteId, Checkpoint>,
     /// The coordinator's process at its last event, when that was, and the time that it took it for.
     last_event: Option<(u32, Timestamp, Timestamp)>,
+    /// Trainers that the study leaves out.
+    left_out: BTreeSet<SiteId>,
     /// Sites that have too little to train on, by their own last word.
     without_data: BTreeSet<SiteId>,
     pub(super) violation: Option<String>,
@@ -94,6 +96,7 @@ impl Books {
             liars: BTreeSet::new(),
             kept: BTreeMap::new(),
             last_event: None,
+            left_out: scenario.left_out_ids().collect(),
             without_data: BTreeSet::new(),
             violation: None,
         }
@@ -208,6 +211,10 @@ impl Books {
             let known = self.origins.contains(&(term.attempt, term.update, term.round, term.base));
             let ours = known && self.fits(round, base, term);
             self.check(ours, || format!("round {round} aggregates an update of another round or base"));
+            let wanted = !self.left_out.contains(&term.site);
+            self.check(wanted, || {
+                format!("round {round} aggregates an update of {}, who is left out", term.site)
+            });
             let in_time = !self.stale.contains(&(term.site.clone(), term.attempt));
             self.check(in_time, || format!("{} had left when its update came", term.site));
             let fresh = !self.counted.contains(&(term.site.clone(), term.attempt));

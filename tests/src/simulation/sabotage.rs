@@ -53,11 +53,13 @@ pub enum Sabotage {
     TrustTheClock,
     /// The study's fewest volumes do not reach the machine.
     IgnoreVolumes,
+    /// Nor does whom the study leaves out.
+    IgnoreLeaveOut,
 }
 
 impl Sabotage {
     /// All that is broken.
-    pub const BROKEN: [Self; 24] = [
+    pub const BROKEN: [Self; 25] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
@@ -82,5 +84,6 @@ impl Sabotage {
         Self::TakeAnyCheckpoint,
         Self::TrustTheClock,
         Self::IgnoreVolumes,
+        Self::IgnoreLeaveOut,
     ];
 }

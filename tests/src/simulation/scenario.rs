@@ -25,6 +25,8 @@ const LATECOMERS: f64 = 0.1;
 /// Share of the federations with troubles of the kinds that came later, and most of these.
 const LATER_KINDS: f64 = 0.3;
 const MOST_LATER: usize = 5;
+/// Share of the studies that may leave a trainer out.
+const LEAVE_OUT: f64 = 0.3;
 /// How long a round waits for its sites' answers. In the longest a fast site trains before a slow one answers.
 const ACCEPT_S: [u64; 3] = [30, 30, 240];
 /// Updates of each class that a round may need.
@@ -44,6 +46,8 @@ pub struct Scenario {
     pub(super) sealed: usize,
     /// Trainers that are not enrolled when the study begins, the last ones.
     pub(super) latecomers: usize,
+    /// Trainers that the study leaves out, the first ones.
+    pub(super) left_out: usize,
     pub(super) quorum: u32,
     /// Updates that a round needs of each class that its sites annotate.
     pub(super) sites_per_class: u32,
@@ -79,6 +83,7 @@ impl Scenario {
             evaluators,
             sealed,
             latecomers: if rng.random_bool(LATECOMERS) { rng.random_range(0..trainers) } else { 0 },
+            left_out: 0,
             quorum: rng.random_range(1..=all),
             sites_per_class: PER_CLASS[rng.random_range(0..PER_CLASS.len())].min(all),
             late: rng.random_bool(TAKE_LATE).then(|| LATE_WEIGHTS[rng.random_range(0..LATE_WEIGHTS.len())]),
@@ -105,19 +110,25 @@ impl Scenario {
                 self.ops.insert(at, op);
             }
         }
+        // The others alone must be able to make a quorum, of each class too.
+        let spare = self.quorum < u32::try_from(self.trainers).expect("few") && self.sites_per_class == 0;
+        if rng.random_bool(LEAVE_OUT) && spare {
+            self.left_out = 1;
+        }
     }
 
     /// Without troubles.
     pub fn calm(trainers: usize, evaluators: usize, rounds: u32) -> Self {
         let (quorum, weighting) = (2, Weighting::Samples);
         let (deadline_s, accept_s, gated) = (600, 30, evaluators > 0);
-        let (seed, sealed, latecomers, sites_per_class, late, ops) = (0, 0, 0, 0, None, vec![]);
+        let (seed, sealed, latecomers, left_out, sites_per_class, late, ops) = (0, 0, 0, 0, 0, None, vec![]);
         Self {
             seed,
             trainers,
             evaluators,
             sealed,
             latecomers,
+            left_out,
             quorum,
             sites_per_class,
             late,
@@ -134,6 +145,12 @@ impl Scenario {
     #[must_use]
     pub fn taking_late(self, weight: f64) -> Self {
         Self { late: Some(weight), ..self }
+    }
+
+    /// The same, where the study leaves the first trainer out.
+    #[must_use]
+    pub fn leaving_one_out(self) -> Self {
+        Self { left_out: 1, ..self }
     }
 
     /// The same federation without troubles, in which every round waits for every trainer.
@@ -161,6 +178,11 @@ impl Scenario {
             annotated.insert(class(1 + n % classes), 5 * n);
         }
         SiteCounts { volumes: MIN_VOLUMES * n + 3 * version, annotated }
+    }
+
+    /// Trainers that are never asked.
+    pub(super) fn left_out_ids(&self) -> impl Iterator<Item = SiteId> + use<> {
+        (0..self.left_out).map(site_id)
     }
 
     pub(super) fn evaluator_ids(&self) -> impl Iterator<Item = SiteId> + use<> {

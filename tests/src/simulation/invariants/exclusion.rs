@@ -1,4 +1,5 @@
-//! Sites that have too little to train on: they count nowhere, and the operator knows.
+//! Sites that have too little to train on: they count nowhere, and the operator knows. Sites that the study leaves out, which
+//! count nowhere whatever they have.
 
 use common::ids::SiteId;
 use common::round::{Action, DeclineReason, Event, Fact, Status};
@@ -24,6 +25,9 @@ impl Books {
             }
             _ => return None,
         };
+        if self.left_out.contains(without) {
+            return None;
+        }
         self.without_data.insert(without.clone()).then(|| without.clone())
     }
 
@@ -35,7 +39,10 @@ impl Books {
         actions: &[Action],
         status: &Status,
     ) {
-        let without = self.without_data.clone();
+        let (without, left_out) = (self.without_data.clone(), self.left_out.clone());
+        self.check(left_out.is_disjoint(&status.ready), || {
+            format!("of {left_out:?}, who are left out, some are at hand: {:?}", status.ready)
+        });
         self.check(without.is_disjoint(&status.ready), || {
             format!("of {without:?}, who have too few scans, some are at hand: {:?}", status.ready)
         });
