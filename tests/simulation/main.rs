@@ -30,6 +30,7 @@ fn every_federation_finishes_and_keeps_its_promises() {
     assert!(tally.faults > 500 && tally.corrupt > 20, "{tally:?}");
     assert!(tally.late > 20 && tally.left > 50 && tally.full > 100, "{tally:?}");
     assert!(tally.resumed > 100 && tally.stepped > 100 && tally.excluded > 50, "{tally:?}");
+    assert!(tally.other > 20, "{tally:?}");
 }
 
 #[test]
@@ -172,6 +173,18 @@ fn a_trainer_that_lost_its_scans_is_excluded_and_nobody_waits_for_it() {
         scenario.ops.extend([op, Op::Advance { ms: 3_000_000 }]);
         let Outcome { tally, whole, .. } = assert_holds(&scenario, &name);
         assert_eq!((tally.excluded, tally.rounds, whole), (1, 2, false), "{name}");
+    }
+}
+
+/// Whatever round the site is in then, the other one waits for its end, and nobody for the site.
+#[test]
+fn rounds_of_another_study_are_done_in_between_and_all_rounds_are_made() {
+    for ms in [10_000, 60_000, 110_000, 160_000] {
+        let mut scenario = Scenario::calm(3, 1, 4);
+        let asked = [Op::Advance { ms }, Op::AskForOther { site: 0 }, Op::Advance { ms: 3_000_000 }];
+        scenario.ops.extend(asked);
+        let Outcome { tally, .. } = assert_holds(&scenario, &format!("another study after {ms} ms"));
+        assert_eq!((tally.rounds, tally.other), (4, 1), "after {ms} ms");
     }
 }
 

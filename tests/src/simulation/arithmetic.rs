@@ -14,6 +14,11 @@ pub(super) fn study() -> StudyDigest {
     StudyDigest(Digest::of(b"study"))
 }
 
+/// Another study, of which a round may come to a trainer in between.
+pub(super) fn other_study() -> StudyDigest {
+    StudyDigest(Digest::of(b"other study"))
+}
+
 pub(super) fn initial_model() -> ModelHash {
     artifact("initial")
 }

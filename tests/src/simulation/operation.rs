@@ -158,6 +158,11 @@ pub enum Op {
         /// The site.
         site: usize,
     },
+    /// A trainer is asked for a round of another study, which it approved.
+    AskForOther {
+        /// The site.
+        site: usize,
+    },
     /// The site's operator takes the approval of the study back.
     Withdraw {
         /// The site.
@@ -290,8 +295,9 @@ pub(super) fn operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
 /// Any operation of a kind that came later. These are drawn apart: without them each seed does what it always did.
 pub(super) fn later_operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
     let site = rng.random_range(0..sites);
-    match rng.random_range(0..2) {
+    match rng.random_range(0..3) {
         0 => Op::SpoilScans { site },
+        1 => Op::AskForOther { site },
         _ => Op::RotArtifacts { site },
     }
 }

@@ -77,6 +77,8 @@ pub(super) struct Site {
     /// What waits for a full disk.
     pub(super) todo: VecDeque<Event>,
     // The operators and the faults.
+    /// Rounds of the other study that it was asked for.
+    pub(super) other_rounds: u32,
     /// Whether the coordinator lets it in.
     pub(super) enrolled: bool,
     pub(super) manifest: u32,
@@ -123,6 +125,7 @@ impl Site {
             evaluating: None,
             dialing: false,
             todo: VecDeque::new(),
+            other_rounds: 0,
             enrolled: true,
             manifest: 0,
             scans: None,

@@ -51,6 +51,8 @@ pub struct Tally {
     pub stepped: u64,
     /// Sites not asked for want of data.
     pub excluded: u64,
+    /// Updates for rounds of another study.
+    pub other: u64,
 }
 
 impl AddAssign for Tally {
@@ -63,11 +65,11 @@ impl AddAssign for Tally {
 
 impl Tally {
     /// Each number with its name.
-    pub fn fields(mut self) -> [(&'static str, u64); 22] {
+    pub fn fields(mut self) -> [(&'static str, u64); 23] {
         self.fields_mut().map(|(name, number)| (name, *number))
     }
 
-    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 22] {
+    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 23] {
         [
             ("federations", &mut self.federations),
             ("sites", &mut self.sites),
@@ -91,6 +93,7 @@ impl Tally {
             ("trainings resumed", &mut self.resumed),
             ("clock steps", &mut self.stepped),
             ("sites excluded", &mut self.excluded),
+            ("for other studies", &mut self.other),
         ]
     }
 }

@@ -7,6 +7,7 @@ mod evaluations;
 mod hostile;
 mod network;
 mod operations;
+mod other_study;
 mod requests;
 mod site_work;
 mod sites;

@@ -68,6 +68,7 @@ impl World {
             Op::SpoilScans { site } => {
                 (self.sites[site].scans, self.sites[site].spoilt) = (Some(0), true);
             }
+            Op::AskForOther { site } => self.ask_for_other(site),
             Op::Withdraw { site } => {
                 self.sites[site].approved = Some(false);
                 self.feed_site(site, participant::Event::StudyRefused { study: study() });

@@ -6,6 +6,7 @@ use common::participant;
 use common::round::{Event, UpdateExpectation, UpdateOffer};
 
 use super::{Happening, Reply, Request, World};
+use crate::simulation::arithmetic::other_study;
 use crate::simulation::coordinator::Blob;
 use crate::simulation::sabotage::Sabotage;
 
@@ -45,6 +46,7 @@ impl World {
                 let failed = participant::Event::FetchFailed { artifact };
                 self.reply(site, Reply::Notice(if there { stored } else { failed }));
             }
+            Request::Offer { offer } if offer.study == other_study() => self.count_for_other(&id, &offer),
             Request::Offer { offer } => self.offered(site, &id, offer),
             Request::Push { offer } => self.pushed(id, offer),
             Request::Report { model, report } => self.reported(site, id, model, report),

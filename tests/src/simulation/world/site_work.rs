@@ -5,7 +5,7 @@ use common::participant::Event;
 use common::round::{RoundTask, UpdateOffer};
 
 use super::{Request, Work, World};
-use crate::simulation::arithmetic::{artifact, embeddings, report_of, update_of};
+use crate::simulation::arithmetic::{artifact, embeddings, other_study, report_of, update_of};
 use crate::simulation::sabotage::Sabotage;
 use crate::simulation::site::Checkpoint;
 
@@ -21,6 +21,9 @@ impl World {
         if running != Some(attempt) {
             self.sites[site].training = Some(attempt);
             let whole = self.soon(120_000) + self.disk() + self.sites[site].slow_ms;
+            if task.study == other_study() {
+                return self.site_job_at(site, whole, Work::Train { task, attempt, from: None });
+            }
             let from = self.take_up(site, &task);
             let done = from.map_or(0, |kept| kept.step);
             let RoundTask { round, base, steps, .. } = task;
@@ -96,7 +99,10 @@ impl World {
         if self.sites[site].training.take_if(|running| *running == attempt).is_none() {
             return;
         }
-        if let Some(artifact) = self.loses(site, &[task.base, embeddings()]) {
+        let needs = [task.base, embeddings()];
+        // The other study needs nothing but its models.
+        let needs = if task.study == other_study() { &needs[..1] } else { &needs[..] };
+        if let Some(artifact) = self.loses(site, needs) {
             return self.feed_site(site, Event::ArtifactLost { artifact });
         }
         if self.fails(site) {

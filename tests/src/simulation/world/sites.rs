@@ -128,6 +128,7 @@ impl World {
 
     fn execute_site(&mut self, site: usize, action: Action) {
         match action {
+            action if Self::is_for_other(&action) => {}
             Action::AskApproval { study } => self.site_job(site, 60_000, Work::Approve { study }),
             Action::RegisterManifest { study } if self.sites[site].scans == Some(0) => {
                 let spoilt = self.sites[site].spoilt;
