@@ -13,7 +13,7 @@ const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(120);
 /// Ends of its process in the midst of a step after which the step is given up. More than failures: power cuts and kills are not
 /// the step's own fault.
-const MOST_INTERRUPTIONS: u32 = 6;
+const MOST_INTERRUPTIONS: u32 = 12;
 
 /// Failures of one step in a row and when it is tried again: after 5 s, doubling up to 2 minutes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

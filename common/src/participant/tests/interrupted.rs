@@ -29,7 +29,7 @@ fn evaluation_dropped(action: &Action) -> bool {
 fn training_that_ends_its_process_again_and_again_declines_the_round_and_does_the_next() {
     let mut site = Site::training();
     let attempt = site.attempt();
-    assert_eq!(begun_again(&mut site, |action| *action == declined()), 5);
+    assert_eq!(begun_again(&mut site, |action| *action == declined()), 11);
     assert_eq!(site.phase(), "idle");
     // Nobody heard that: it is said when the coordinator asks, and nothing is begun.
     site.tick(Event::Connected);
@@ -58,7 +58,7 @@ fn what_is_kept_of_the_round_makes_the_count_begin_anew() {
     let mut site = Site::training();
     let (attempt, train) = (site.attempt(), train(&site));
     for step in 1..=9 {
-        for _ in 0..5 {
+        for _ in 0..11 {
             assert!(site.tick(Event::Restarted).contains(&train), "before step {step}");
         }
         assert_eq!(site.tick(Event::RoundKept { attempt, step }), []);
@@ -70,7 +70,7 @@ fn what_is_kept_of_the_round_makes_the_count_begin_anew() {
         times += 1;
         assert!(times < 20, "it is begun again for ever");
     }
-    assert_eq!(times, 5);
+    assert_eq!(times, 11);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_model_that_ends_the_evaluators_process_gives_way_to_the_next() {
     let mut site = Site::evaluator();
     site.tick(Event::ModelStored { artifact: hash("model 1") });
     assert_eq!(site.machine.status().evaluation, "evaluating");
-    assert_eq!(begun_again(&mut site, evaluation_dropped), 5);
+    assert_eq!(begun_again(&mut site, evaluation_dropped), 11);
     // Of the two that wait the newer one, once there is a connection.
     let fetched = site.tick(Event::Connected);
     assert_eq!(fetched, [Action::FetchArtifact { artifact: hash("model 3") }]);
