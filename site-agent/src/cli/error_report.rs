@@ -1,16 +1,21 @@
 //! How errors reach the user: what, caused by what, and what to do; and the exit codes.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use common::config::Diagnostics;
 use link::LinkError;
 
 use super::printable;
+use crate::client::artifacts::ArtifactError;
 use crate::client::enroll::EnrollError;
+use crate::client::files::FileError;
 use crate::client::identity::IdentityError;
 use crate::client::journal::JournalError;
 use crate::client::lock::InUse;
+use crate::client::owner::denied_hint;
+use crate::client::studies::StudyError;
 use crate::data::DataError;
 use crate::egress::{EgressError, LedgerError, PolicyRefusal};
 use crate::infer::InferError;
@@ -52,7 +57,9 @@ impl CliError {
     /// Finds exit code and hint among the causes.
     pub fn new(error: impl Into<anyhow::Error>) -> Self {
         let error = error.into();
-        let hint = error.chain().find_map(hint_of).map(str::to_owned);
+        let hint = error.chain().find_map(|cause| {
+            denied_path(cause).map(denied_hint).or_else(|| hint_of(cause).map(str::to_owned))
+        });
         let exit = error.chain().find_map(exit_of).unwrap_or(Exit::Failed);
         Self { error, hint, exit }
     }
@@ -113,6 +120,42 @@ impl CliError {
 
 type Cause<'a> = &'a (dyn std::error::Error + 'static);
 
+/// The path with which this user may not do what was tried.
+fn denied_path(cause: Cause<'_>) -> Option<&Path> {
+    if let Some(LedgerError::File { path, source }) = cause.downcast_ref()
+        && is_denied(source)
+    {
+        return Some(Path::new(path));
+    }
+    if let Some(DataError::Io { path, source }) = cause.downcast_ref()
+        && is_denied(source)
+    {
+        return Some(path);
+    }
+    file_of(cause).filter(|file| file.is_denied()).map(FileError::path)
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// The file error that a cause is, or speaks for.
+fn file_of(cause: Cause<'_>) -> Option<&FileError> {
+    if let Some(ArtifactError::File(file)) = cause.downcast_ref() {
+        return Some(file);
+    }
+    if let Some(IdentityError::File(file)) = cause.downcast_ref() {
+        return Some(file);
+    }
+    if let Some(JournalError::File(file)) = cause.downcast_ref() {
+        return Some(file);
+    }
+    if let Some(StudyError::File(file)) = cause.downcast_ref() {
+        return Some(file);
+    }
+    cause.downcast_ref()
+}
+
 fn hint_of(cause: Cause<'_>) -> Option<&'static str> {
     if let Some(error) = cause.downcast_ref::<EnrollError>() {
         return error.hint();
@@ -151,8 +194,9 @@ fn hint_of(cause: Cause<'_>) -> Option<&'static str> {
             "move the folder `journal` in the state folder away and start again: approvals and ledger stay, and what was not sent is trained anew",
         );
     }
-    if cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied) {
-        return Some("run this as the agent's own user, such as `sudo -u consilium site-agent …`");
+    // Of a path that only the message knows.
+    if cause.downcast_ref::<io::Error>().is_some_and(is_denied) {
+        return Some("`ls -ld` shows whose it is: it must be for the user who runs this");
     }
     if cause.is::<InUse>() {
         return Some("stop the other one, or wait for it; `site-agent status` shows what it does");
@@ -209,7 +253,6 @@ mod tests {
     use common::wire::{Refusal, RefusalCode};
 
     use super::*;
-    use crate::client::files::FileError;
     use crate::client::identity::IdentityFolder;
 
     #[test]
@@ -226,12 +269,24 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_somebody_else_is_told_with_whose_command_it_is() {
-        let denied = io::ErrorKind::PermissionDenied.into();
-        let error = FileError::new("read", std::path::Path::new("/srv/site/state"), denied);
-        let told = CliError::new(error).text();
-        assert!(told.starts_with("error: cannot read /srv/site/state\n"), "{told}");
-        assert!(told.contains("\n\nhint: run this as the agent's own user"), "{told}");
+    fn a_file_that_this_user_may_not_have_is_told_with_whose_it_is() {
+        let path = Path::new("/srv/site/state/egress.jsonl");
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let file = || FileError::new("read", path, denied());
+        let ledger = LedgerError::File { path: path.display().to_string(), source: denied() };
+        let errors: [anyhow::Error; 5] = [
+            file().into(),
+            ArtifactError::from(file()).into(),
+            JournalError::from(file()).into(),
+            ledger.into(),
+            DataError::Io { path: path.to_owned(), source: denied() }.into(),
+        ];
+        for error in errors {
+            let told = CliError::new(error).text();
+            assert!(told.ends_with(&format!("\n\nhint: {}", denied_hint(path))), "{told}");
+        }
+        let told = CliError::new(anyhow::Error::from(denied()).context("m.safetensors")).text();
+        assert!(told.contains("\n\nhint: `ls -ld` shows whose it is"), "{told}");
     }
 
     #[test]

@@ -34,6 +34,11 @@ impl FileError {
         Self { action, path: path.display().to_string(), source }
     }
 
+    /// The path.
+    pub fn path(&self) -> &Path {
+        Path::new(&self.path)
+    }
+
     /// Whether the file is simply not there.
     pub fn is_not_found(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound

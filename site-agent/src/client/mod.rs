@@ -4,7 +4,7 @@
 //! [`site_work`], which scores through `scoring`), `waiting` holds what has no room or must not leave before tomorrow, `hearing` what must not be heard before a receipt, `approval` has a study decided about, [`no_part`] why nothing is done in a study, and the other files are this site's state on disk:
 //! [`artifacts`] that were fetched (`base_model` is the one that a round begins from), and, synced because nobody else has it,
 //! [`outbox`], [`residual`]s, [`journal`] and what [`state`] names. What leaves goes through [`crate::egress`]. No phase is decided
-//! here: that is the machine's. [`finetune`] is apart: rounds without a protocol, which train with the same [`training`].
+//! here: that is the machine's. [`finetune`] is apart: rounds without a protocol, which train with the same [`training`]. [`owner`] says whose a file is.
 
 mod actions;
 pub mod address;
@@ -27,6 +27,7 @@ pub mod lane;
 pub mod lock;
 pub mod no_part;
 pub mod outbox;
+pub mod owner;
 pub mod residual;
 mod scoring;
 pub mod site_work;

@@ -13,6 +13,7 @@ use super::files::{self, FileError};
 use super::lock;
 use super::no_part::NoPart;
 use super::outbox::Outbox;
+use super::owner;
 use super::residual::Residuals;
 use super::studies::StudyFolder;
 use crate::train::optimizer::OptimizerState;
@@ -81,11 +82,13 @@ impl AgentStatus {
 }
 
 impl StateFolder {
-    /// Opens the folder and makes it if need be.
+    /// Opens the folder and makes it if need be. Not for root where it is another user's: what root made there, if only a lock, would
+    /// keep that user's agent from starting.
     ///
     /// # Errors
     /// [`FileError`].
     pub fn open(folder: &Path) -> Result<Self, FileError> {
+        owner::refuse_root(folder)?;
         files::make_private_folder(folder)?;
         let state = Self(folder.to_owned());
         for part in ["optimizer", "checkpoint", "reports", "overlays", "cache"] {

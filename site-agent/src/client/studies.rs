@@ -16,6 +16,7 @@ use common::study::{Study, StudyDocument};
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, FileError};
+use super::owner;
 use crate::egress::StudyTerms;
 
 const DOCUMENT: &str = ".study.json";
@@ -163,12 +164,21 @@ impl StudyFolder {
     /// [`FileError`].
     pub fn decision(&self, study: StudyDigest) -> Result<Option<Decision>, FileError> {
         let path = self.decision_path(study);
-        match files::read_json(&path) {
-            Err(error) if error.is_unreadable() => {
-                let (aside, short) = (set_aside(&path)?, study.short());
-                let error = anyhow::Error::from(error);
+        self.usable(study, files::read_json(&path))
+    }
+
+    /// What was read of a decision. In a folder of others, what this user may not read is theirs.
+    fn usable(
+        &self,
+        study: StudyDigest,
+        read: Result<Option<Decision>, FileError>,
+    ) -> Result<Option<Decision>, FileError> {
+        match read {
+            Err(error) if error.is_unreadable() || error.is_denied() && owner::is_own(&self.0) => {
+                let (aside, short) = (set_aside(&self.decision_path(study))?, study.short());
+                let (error, user) = (anyhow::Error::from(error), owner::user());
                 tracing::warn!(
-                    "what was decided about study {short} is lost: {error:#}; it is set aside as {aside}; decide again: `site-agent study approve {short}`, or `refuse`"
+                    "what was decided about study {short} is lost: {error:#}; it is set aside as {aside}; decide again, as `{user}`: `site-agent study approve {short}`, or `refuse`"
                 );
                 Ok(None)
             }
@@ -369,5 +379,18 @@ mod tests {
         studies.decide(study, false, "operator").unwrap();
         assert!(!studies.is_decision_lost(study));
         assert!(!studies.decision(study).unwrap().unwrap().approved);
+    }
+
+    #[test]
+    fn a_decision_that_another_user_left_stops_nothing_and_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let studies = StudyFolder::open(folder.path()).unwrap();
+        let study = example_study().digest();
+        studies.decide(study, true, "operator").unwrap();
+        let denied = std::io::ErrorKind::PermissionDenied.into();
+        let denied = FileError::new("read", &studies.decision_path(study), denied);
+        assert_eq!(studies.usable(study, Err(denied)).unwrap(), None);
+        assert!(studies.is_decision_lost(study), "the policy does not decide in a person's place");
+        assert_eq!(studies.decision(study).unwrap(), None, "and is out of the way");
     }
 }

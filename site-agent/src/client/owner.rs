@@ -1,0 +1,139 @@
+//! Whose a file is: what to do where this user may not do something with it, and the folders where root is not to write.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::{fs, io};
+
+use nix::unistd::{Uid, User, geteuid};
+
+use super::files::FileError;
+
+/// A folder of another user.
+#[derive(Debug, thiserror::Error)]
+#[error("it belongs to `{owner}`, who could not use what `root` writes there")]
+struct Foreign {
+    owner: String,
+}
+
+/// Keeps root out of another user's folder: that user could not even read what root leaves there. Everybody else is kept out by
+/// the folder's own permissions, or let in by them.
+///
+/// # Errors
+/// [`FileError`], with whom the folder belongs to.
+pub(super) fn refuse_root(folder: &Path) -> Result<(), FileError> {
+    // One that is not there yet will be that of whoever makes it.
+    owner(folder).map_or(Ok(()), |owner| refuse(folder, owner, geteuid()))
+}
+
+fn refuse(folder: &Path, owner: Uid, user: Uid) -> Result<(), FileError> {
+    if !user.is_root() || owner.is_root() {
+        return Ok(());
+    }
+    let foreign = Foreign { owner: name(owner) };
+    Err(FileError::new("use", folder, io::Error::new(io::ErrorKind::PermissionDenied, foreign)))
+}
+
+/// Whether a file or folder is this user's.
+pub(super) fn is_own(path: &Path) -> bool {
+    owner(path) == Some(geteuid())
+}
+
+/// This user's name.
+pub fn user() -> String {
+    name(geteuid())
+}
+
+/// What to do where this user may not do something with a path: that goes by whose it is, or the folder in which it is to be.
+pub fn denied_hint(path: &Path) -> String {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let user = geteuid();
+    let seen = [Some(path.as_path()), path.parent()].into_iter().flatten().filter_map(nearest);
+    let foreign = seen.into_iter().find(|(_, owner)| *owner != user);
+    advice(&path, foreign, user)
+}
+
+/// The path, or else the lowest folder above it that this user can see, and whose that is.
+fn nearest(path: &Path) -> Option<(&Path, Uid)> {
+    path.ancestors().find_map(|at| Some((at, owner(at)?)))
+}
+
+fn advice(path: &Path, foreign: Option<(&Path, Uid)>, user: Uid) -> String {
+    let (shown, user) = (path.display(), name(user));
+    let Some((at, owner)) = foreign else {
+        return format!(
+            "`ls -ld {shown}` shows what `{user}`, whose it is, may do with it: change that with `chmod`"
+        );
+    };
+    let (is_there, at, whose) = (at == path, at.display(), name(owner));
+    match owner.is_root() {
+        true if is_there => {
+            format!("{at} belongs to `root`: `sudo chown {user} {at}`, or let `{user}` in by its group")
+        }
+        true => format!(
+            "{at} belongs to `root`, and `{user}` may not go on there: name another place, or have root make one: \
+             `sudo install -d -o {user} -m 700 FOLDER`"
+        ),
+        false => format!(
+            "{at} belongs to `{whose}`: run this as that user, `sudo -u {whose} site-agent …`; or, if `{user}` is to have it, \
+             `sudo chown -R {user} {at}`"
+        ),
+    }
+}
+
+fn owner(path: &Path) -> Option<Uid> {
+    Some(Uid::from_raw(fs::metadata(path).ok()?.uid()))
+}
+
+/// The number, where nobody has a name for it.
+fn name(user: Uid) -> String {
+    User::from_uid(user).ok().flatten().map_or_else(|| user.to_string(), |user| user.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: Uid = Uid::from_raw(0);
+    /// Nobody's.
+    const AGENT: Uid = Uid::from_raw(4_000_001);
+    const OTHER: Uid = Uid::from_raw(4_000_002);
+
+    #[test]
+    fn root_is_kept_out_of_another_users_folder_and_nobody_else_is() {
+        let folder = Path::new("/srv/site/state");
+        let error = anyhow::Error::from(refuse(folder, AGENT, ROOT).unwrap_err());
+        assert_eq!(
+            format!("{error:#}"),
+            "cannot use /srv/site/state: it belongs to `4000001`, who could not use what `root` writes there"
+        );
+        // A folder that a group shares is for that group to use.
+        for (owner, user) in [(AGENT, AGENT), (ROOT, ROOT), (ROOT, AGENT), (OTHER, AGENT)] {
+            assert!(refuse(folder, owner, user).is_ok(), "{owner} {user}");
+        }
+        assert!(refuse_root(&folder.join("not/there")).is_ok());
+    }
+
+    #[test]
+    fn what_to_do_goes_by_whose_the_file_is_and_not_by_who_asks() {
+        let path = Path::new("/srv/site/state/egress.jsonl");
+        let told = |at: &str, owner| advice(path, Some((Path::new(at), owner)), AGENT);
+        let roots = told("/srv/site/state/egress.jsonl", ROOT);
+        assert!(roots.contains("`sudo chown 4000001 /srv/site/state/egress.jsonl`"), "{roots}");
+        assert!(!roots.contains("run this as"), "it is the agent's own user who asks: {roots}");
+        let above = told("/srv", ROOT);
+        assert!(above.starts_with("/srv belongs to `root`") && !above.contains("chown"), "{above}");
+        let others = told("/srv/site", OTHER);
+        assert!(others.contains("run this as that user, `sudo -u 4000002 site-agent …`"), "{others}");
+        let own = advice(path, None, AGENT);
+        assert!(own.contains("`ls -ld /srv/site/state/egress.jsonl`") && own.contains("chmod"), "{own}");
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_is_told_by_the_lowest_folder_that_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (at, owner) =
+            nearest(&folder.path().join("not/there")).map(|(at, owner)| (at.to_owned(), owner)).unwrap();
+        assert_eq!((at.as_path(), owner), (folder.path(), geteuid()));
+        assert!(is_own(folder.path()) && !is_own(&folder.path().join("not")));
+    }
+}
