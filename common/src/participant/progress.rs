@@ -432,9 +432,17 @@ impl State {
             return self.train_again(attempt, cx);
         }
         if code == uploading::WITHHELD_CODE {
-            return self.uploaded(attempt, DropReason::Withheld, cx);
+            return self.withheld(attempt, cx);
         }
         self.uploaded(attempt, DropReason::Refused(code), cx)
+    }
+
+    /// Drops the update, and takes back that the round was accepted: nobody need wait for this site.
+    fn withheld(&mut self, attempt: AttemptId, cx: &mut Context<'_>) -> bool {
+        let Some(Uploading { offer, .. }) = self.uploading(attempt) else { return false };
+        let (study, round) = (offer.study, offer.round);
+        decline(study, round, DeclineReason::Policy, cx);
+        self.uploaded(attempt, DropReason::Withheld, cx)
     }
 
     /// Goes back to training in the same attempt: the driver looks at what it kept of it, and makes it anew where it is damaged.

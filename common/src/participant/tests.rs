@@ -171,12 +171,20 @@ fn what_was_learnt_with_a_refused_update_is_forgotten_also_when_a_crash_came_bef
 }
 
 #[test]
-fn an_update_that_may_not_leave_is_dropped_and_nobody_refused_it() {
+fn an_update_that_may_not_leave_is_dropped_and_nobody_waits_for_it() {
     let mut site = Site::uploading();
     let (attempt, round, reason) = (site.attempt(), RoundId(1), DropReason::Withheld);
     let actions = site.tick(Event::Refused { attempt, code: WITHHELD_CODE.to_owned() });
-    let said = Action::Report(Fact::UpdateDropped { round, reason: reason.clone() });
-    assert_eq!(actions, [said, Action::DropUpdate { attempt, reason }]);
+    let policy = DeclineReason::Policy;
+    assert_eq!(
+        actions,
+        [
+            Action::Report(Fact::RoundDeclined { round, reason: policy }),
+            Action::DeclineRound { study: study(), round, reason: policy },
+            Action::Report(Fact::UpdateDropped { round, reason: reason.clone() }),
+            Action::DropUpdate { attempt, reason },
+        ]
+    );
     assert_eq!(site.phase(), "idle");
 }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::{Args, Subcommand};
-use common::ids::SiteId;
+use common::ids::{Role, SiteId};
 use common::study::{LeftOut, Study, StudyDocument};
 use common::taxonomy::Taxonomy;
 
@@ -164,7 +164,8 @@ fn decide(args: &DecideArgs, approved: bool) -> Result<(), CliError> {
         let hint = "there is nothing to approve: the study's operator decided that";
         let admitted = admitted(&config, &document)?;
         admitted.map_err(|left_out| CliError::new(left_out).exit(Exit::Refused).hint(hint))?;
-        let permitted = config.read_policy()?.permit_study(&terms_of(&document));
+        let role = config.identity.membership()?.map_or(Role::Trainer, |member| member.role);
+        let permitted = config.read_policy()?.permit_study(&terms_of(&document, role));
         let hint = "this rule is your hospital's own: whoever keeps policy.toml can change it";
         permitted.map_err(|refusal| CliError::new(refusal).exit(Exit::Refused).hint(hint))?;
     }

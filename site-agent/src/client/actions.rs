@@ -279,6 +279,9 @@ impl Agent {
         };
         // A round begins with the model of the one before.
         self.note_model(&document, RoundId(task.round.0.saturating_sub(1)), task.base)?;
+        if let Some(refused) = self.refuse_too_large(&document, task.base)? {
+            return Ok(Some(refused));
+        }
         let cancel = Cancel::default();
         (self.training, self.kept_step) = (Some((attempt, cancel.clone())), 0);
         self.worker.submit(Job::Train(Box::new(document), task, attempt, cancel));

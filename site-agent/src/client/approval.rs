@@ -1,8 +1,8 @@
 //! Whether this site takes part in a study: the policy decides or leaves it to a person, and a study that is not here is fetched first.
 
-use common::ids::StudyDigest;
+use common::ids::{ModelHash, StudyDigest};
 use common::participant::{Action, Event};
-use common::study::StudyDocument;
+use common::study::{Study, StudyDocument};
 use link::LinkError;
 
 use super::driver::{Agent, Errand, News};
@@ -98,11 +98,35 @@ impl Agent {
     }
 
     /// The policy's. Where the disk lost what was decided, which may have been no, the policy does not say yes in a person's place.
-    fn verdict(&self, document: &StudyDocument) -> Verdict {
-        match self.egress.policy().judge(&terms_of(document)) {
-            Verdict::Approved if self.studies.is_decision_lost(document.digest()) => Verdict::Ask,
+    fn verdict(&mut self, document: &StudyDocument) -> Verdict {
+        let study = document.digest();
+        let verdict = match self.egress.policy().judge(&terms_of(document, self.role)) {
+            Verdict::Approved if self.studies.is_decision_lost(study) => Verdict::Ask,
             verdict => verdict,
-        }
+        };
+        let refusal = match &verdict {
+            Verdict::Refused(refusal) if !self.studies.is_over(study) => Some(refusal),
+            _ => None,
+        };
+        self.status.no_part.judged(study, refusal);
+        verdict
+    }
+
+    /// Refuses a study whose updates would stay here, being too large for the policy: they are as large as the model that training
+    /// begins from, which is here by now.
+    pub(super) fn refuse_too_large(
+        &mut self,
+        document: &StudyDocument,
+        base: ModelHash,
+    ) -> anyhow::Result<Option<Event>> {
+        // Gone, it is missed when it is used, and fetched again.
+        let Some(model) = self.artifacts.manifest(base)? else { return Ok(None) };
+        let (study, Study { name, aggregation, .. }) = (document.digest(), document.study());
+        let update = model.layout().in_dtype(aggregation.update_dtype);
+        let Err(refusal) = self.egress.permit_update(update.bytes()) else { return Ok(None) };
+        tracing::error!("study `{name}` is refused by the policy: {refusal}");
+        self.status.no_part.judged(study, Some(&refusal));
+        Ok(Some(Event::StudyRefused { study }))
     }
 }
 

@@ -1,13 +1,15 @@
 //! The studies that a running agent takes no part in for now, and why: what `site-agent status` tells of them.
 //!
-//! For people: nothing goes by it. After a restart it is as before once the coordinator has said again how its studies stand and
-//! the scans were counted again.
+//! For people: nothing goes by it. After a restart it is as before once the policy was asked again, the coordinator has said again how its
+//! studies stand, and the scans were counted again.
 
 use std::collections::BTreeMap;
 
 use common::ids::StudyDigest;
 use common::wire::{Notice, RoundTask};
 use serde::{Deserialize, Serialize};
+
+use crate::egress::PolicyRefusal;
 
 /// By study.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +21,8 @@ pub struct NoPart(BTreeMap<StudyDigest, Why>);
 enum Why {
     /// The site's own scans cannot be used for it.
     Data(String),
+    /// A rule of the site's policy is against it.
+    Policy(String),
     /// So said the coordinator then. Who is not asked for anything is not told when the pause ends.
     Paused { at: jiff::Timestamp, reason: String },
 }
@@ -29,10 +33,28 @@ impl NoPart {
         self.0.insert(study, Why::Data(why.to_owned()));
     }
 
+    /// What the policy says to a study; `None` if nothing.
+    pub(super) fn judged(&mut self, study: StudyDigest, refusal: Option<&PolicyRefusal>) {
+        match refusal {
+            Some(refusal) => drop(self.0.insert(study, Why::Policy(refusal.to_string()))),
+            None if self.refused_by_policy(study).is_some() => drop(self.0.remove(&study)),
+            None => {}
+        }
+    }
+
+    /// The rule that is against a study.
+    pub fn refused_by_policy(&self, study: StudyDigest) -> Option<&str> {
+        match self.0.get(&study) {
+            Some(Why::Policy(rule)) => Some(rule),
+            _ => None,
+        }
+    }
+
     /// What a notice changes.
     pub(super) fn hear(&mut self, notice: &Notice, now: jiff::Timestamp) {
         match notice {
-            // Offered, the scans are counted again.
+            // Offered, the scans are counted again; the policy is read at the start alone.
+            Notice::StudyOffered { study, .. } if self.refused_by_policy(*study).is_some() => {}
             Notice::StudyOffered { study, .. } | Notice::StudyFinished { study, .. } => {
                 self.0.remove(study);
             }
@@ -40,7 +62,7 @@ impl NoPart {
                 let paused = Why::Paused { at: now, reason: reason.to_string() };
                 match self.0.get_mut(study) {
                     // That stays when the pause ends.
-                    Some(Why::Data(_)) => {}
+                    Some(Why::Data(_) | Why::Policy(_)) => {}
                     Some(why) => *why = paused,
                     None => drop(self.0.insert(*study, paused)),
                 }
@@ -67,6 +89,11 @@ impl NoPart {
                         "study {study}: not taking part: {why}: run `site-agent check`, then start the agent again"
                     )
                 }
+                Why::Policy(rule) => {
+                    format!(
+                        "study {study}: not taking part: {rule}: whoever keeps the policy can change it; then start the agent again"
+                    )
+                }
                 Why::Paused { at, reason } => {
                     format!("study {study}: paused by the coordinator at {at:.0}: {reason}")
                 }
@@ -88,6 +115,10 @@ mod tests {
     fn opened(study: StudyDigest) -> Notice {
         let base = ArtifactHash(Digest::from_bytes([9; 32]));
         Notice::RoundOpened(RoundTask { study, round: RoundId(1), base, steps: 10, remaining_ms: 1000 })
+    }
+
+    fn offered(study: StudyDigest) -> Notice {
+        Notice::StudyOffered { study, name: "liver".into() }
     }
 
     fn paused(study: StudyDigest, reason: &str) -> Notice {
@@ -122,7 +153,34 @@ mod tests {
             no_part.hear(&notice, at);
             assert_eq!(no_part.words().collect::<Vec<_>>(), told);
         }
-        no_part.hear(&Notice::StudyOffered { study: study(1), name: "liver".into() }, at);
+        no_part.hear(&offered(study(1)), at);
         assert_eq!(no_part, NoPart::default());
+    }
+
+    #[test]
+    fn what_the_policy_refuses_is_told_until_it_is_judged_anew_or_over() {
+        let (mut no_part, at, study) = (NoPart::default(), jiff::Timestamp::UNIX_EPOCH, study(0xab));
+        let (file, what) = ("policy.toml".to_owned(), "`update`".to_owned());
+        let refusal = PolicyRefusal { file, line: Some(22), rule: "egress.allow", what };
+        no_part.judged(study, Some(&refusal));
+        for notice in [offered(study), paused(study, "by the operator"), opened(study)] {
+            no_part.hear(&notice, at);
+        }
+        let told: Vec<String> = no_part.words().collect();
+        let rule = "policy.toml:22: `egress.allow` refuses `update`";
+        assert_eq!(no_part.refused_by_policy(study), Some(rule));
+        assert!(told[0].starts_with(&format!("study abababab: not taking part: {rule}: ")), "{told:?}");
+
+        let mut judged = no_part.clone();
+        judged.judged(study, None);
+        let model = ArtifactHash(Digest::from_bytes([9; 32]));
+        no_part.hear(&Notice::StudyFinished { study, model }, at);
+        assert_eq!((judged, no_part), (NoPart::default(), NoPart::default()));
+        // What else keeps the site out of a study is not for the policy to say.
+        let mut lacking = NoPart::default();
+        lacking.lacks_data(study, "the training scans cannot be used");
+        let before = lacking.clone();
+        lacking.judged(study, None);
+        assert_eq!(lacking, before);
     }
 }

@@ -286,8 +286,8 @@ fn parse(expected: StudyDigest, bytes: Vec<u8>) -> Result<StudyDocument, StudyEr
     Ok(document)
 }
 
-/// What the policy's rules look at.
-pub fn terms_of(document: &StudyDocument) -> StudyTerms {
+/// What the policy's rules look at, for a site that takes part as `role`.
+pub fn terms_of(document: &StudyDocument, role: common::ids::Role) -> StudyTerms {
     let Study { rounds, training, quorum, aggregation, .. } = document.study();
     StudyTerms {
         digest: document.digest(),
@@ -295,6 +295,7 @@ pub fn terms_of(document: &StudyDocument) -> StudyTerms {
         steps_per_round: training.steps_per_round,
         quorum_sites: quorum.sites,
         norm_bounded: aggregation.max_update_norm.is_some(),
+        trains: role == common::ids::Role::Trainer,
     }
 }
 

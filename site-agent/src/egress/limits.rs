@@ -68,24 +68,15 @@ impl Spent {
         now: jiff::Timestamp,
     ) -> Result<(), Limit> {
         let quota = policy.quota();
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        let largest = if message.kind == Kind::Update { quota.max_update_bytes } else { MAX_DOCUMENT_BYTES };
-        let what = || format!("`{}` of {} MiB", message.kind.name(), mib(message.bytes));
-        if message.bytes > largest {
-            return Err(Limit::Never(policy.refuse("egress.max_update_mib", what())));
-        }
+        permit_some_day(policy, message.kind, message.bytes).map_err(Limit::Never)?;
         // The others say nothing of the data, and are a few bytes: they count, but a round does not wait for want of them.
         if Kind::GOVERNED.contains(&message.kind) {
             let today = utc_day(now);
             let left = self.bytes.get(&today).copied().unwrap_or(0);
             let counts_already = self.day == Some(today) && self.counted.contains(&message.content);
-            let refuse = |what| policy.refuse("egress.max_mib_per_day", what);
-            if message.bytes > quota.max_bytes_per_day {
-                return Err(Limit::Never(refuse(format!("{} on any day", what()))));
-            }
             if !counts_already && left.saturating_add(message.bytes) > quota.max_bytes_per_day {
                 let what = format!("{} MiB more after {} MiB today", mib(message.bytes), mib(left));
-                return Err(Limit::Today(refuse(what)));
+                return Err(Limit::Today(policy.refuse("egress.max_mib_per_day", what)));
             }
         }
         let since = self.last_progress.map(|last| now.duration_since(last).as_secs());
@@ -98,6 +89,27 @@ impl Spent {
         }
         Ok(())
     }
+}
+
+/// Whether a message of so many bytes may leave on a day on which nothing else does.
+///
+/// # Errors
+/// The rule of the policy whose number it exceeds by itself.
+pub(super) fn permit_some_day(policy: &Policy, kind: Kind, bytes: u64) -> Result<(), PolicyRefusal> {
+    let quota = policy.quota();
+    let what = || format!("`{}` of {} MiB", kind.name(), mib(bytes));
+    let largest = if kind == Kind::Update { quota.max_update_bytes } else { MAX_DOCUMENT_BYTES };
+    if bytes > largest {
+        return Err(policy.refuse("egress.max_update_mib", what()));
+    }
+    if Kind::GOVERNED.contains(&kind) && bytes > quota.max_bytes_per_day {
+        return Err(policy.refuse("egress.max_mib_per_day", format!("{} on any day", what())));
+    }
+    Ok(())
+}
+
+const fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
 }
 
 fn utc_day(at: jiff::Timestamp) -> jiff::civil::Date {

@@ -140,6 +140,15 @@ impl Egress {
         books.spent.permit(&self.policy, message, now).is_ok()
     }
 
+    /// Whether an update of so many bytes may leave, on some day: known before it is trained.
+    ///
+    /// # Errors
+    /// The rule of the policy that keeps it here.
+    pub(crate) fn permit_update(&self, bytes: u64) -> Result<(), PolicyRefusal> {
+        self.policy.permit_kind(Kind::Update)?;
+        limits::permit_some_day(&self.policy, Kind::Update, bytes)
+    }
+
     /// Writes down the answers that the disk did not take when they came.
     ///
     /// # Errors

@@ -35,6 +35,8 @@ pub struct StudyTerms {
     pub quorum_sites: u32,
     /// Whether updates are bounded in norm.
     pub norm_bounded: bool,
+    /// Whether this site trains in it: its updates are to leave.
+    pub trains: bool,
 }
 
 /// What the policy says to a study.
@@ -215,7 +217,8 @@ impl Policy {
         if self.require_norm_bound && !study.norm_bounded {
             return Err(self.refuse("studies.require_norm_bound", "updates without a norm bound".to_owned()));
         }
-        Ok(())
+        // Whole rounds would be trained for nothing, and the others would wait for them.
+        if study.trains { self.permit_kind(Kind::Update) } else { Ok(()) }
     }
 
     /// Whether a message of this kind may leave.
@@ -288,7 +291,8 @@ mod tests {
 
     fn study() -> StudyTerms {
         let digest = StudyDigest(Digest::of(b"study"));
-        StudyTerms { digest, rounds: 10, steps_per_round: 25, quorum_sites: 3, norm_bounded: false }
+        let (norm_bounded, trains) = (false, false);
+        StudyTerms { digest, rounds: 10, steps_per_round: 25, quorum_sites: 3, norm_bounded, trains }
     }
 
     #[test]
@@ -309,6 +313,16 @@ mod tests {
         };
         assert_eq!((refusal.line, refusal.rule), (Some(4), "studies.min_quorum_sites"));
         assert!(policy.permit_study(&StudyTerms { rounds: 11, ..study() }).is_err());
+    }
+
+    #[test]
+    fn a_study_whose_updates_may_not_leave_is_not_trained_in() {
+        let policy = Policy::parse("policy.toml", TEXT).unwrap();
+        let trained = StudyTerms { trains: true, ..study() };
+        let Verdict::Refused(refusal) = policy.judge(&trained) else { panic!("expected a refusal") };
+        assert_eq!(refusal.to_string(), "policy.toml:7: `egress.allow` refuses `update`");
+        let allowed = TEXT.replace("\"progress\"", "\"update\"");
+        assert_eq!(Policy::parse("policy.toml", &allowed).unwrap().judge(&trained), Verdict::Approved);
     }
 
     #[test]

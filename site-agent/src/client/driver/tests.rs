@@ -22,7 +22,7 @@ use crate::train::trainer::{RoundOutcome, StepReport};
 
 const SITE: &str =
     "coordinator = \"127.0.0.1:1\"\nidentity = \"identity\"\nstate = \"state\"\npolicy = \"policy.toml\"\n";
-const POLICY: &str = "[studies]\napprove = \"ask\"\n[egress]\nallow = []\nmax_update_mib = 1\nmax_mib_per_day = 2\n\
+const POLICY: &str = "[studies]\napprove = \"ask\"\n[egress]\nallow = [\"update\"]\nmax_update_mib = 1\nmax_mib_per_day = 2\n\
                       progress_every_s = 3600\n";
 const ATTEMPT: AttemptId = AttemptId::from_bytes([1; 16]);
 
@@ -308,6 +308,24 @@ fn a_manifest_that_nobody_would_take_is_neither_signed_nor_kept_to_be_sent() {
     assert!(agent.manifests.is_empty());
     let told: Vec<String> = agent.status.no_part.words().collect();
     assert!(told.len() == 1 && told[0].contains("the training scans cannot be used"), "{told:?}");
+}
+
+#[test]
+fn a_round_whose_update_may_never_leave_is_left_before_it_is_trained() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = agent(folder.path());
+    let (document, study) = (example_study(), example_study().digest());
+    agent.studies.store(study, document.bytes().to_vec()).unwrap();
+    let numbers = 1 << 19;
+    let tensor = HostTensor::new(vec![numbers], vec![0.0; numbers]).unwrap();
+    let base = agent.artifacts.store(&NamedTensors::from([("w".to_owned(), tensor)])).unwrap().hash();
+    agent.feed(Event::StudyApproved { study, needs: BTreeSet::new(), takes_late: false }).unwrap();
+    agent.feed(Event::RoundOpened { task: task(base) }).unwrap();
+    agent.feed(Event::ModelStored { artifact: base }).unwrap();
+    assert!(agent.training.is_none() && agent.worker.finish(), "it was not even begun");
+    assert_eq!(agent.machine.status().phase, "idle");
+    let rule = "policy.toml:5: `egress.max_update_mib` refuses `update` of 2 MiB";
+    assert_eq!(agent.status.no_part.refused_by_policy(study), Some(rule));
 }
 
 #[test]
