@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::{Args, Subcommand};
-use common::ids::{Role, SiteId};
+use common::ids::{Role, SiteId, StudyDigest};
 use common::study::{LeftOut, Study, StudyDocument};
 use common::taxonomy::Taxonomy;
 
@@ -12,6 +12,7 @@ use super::{ConfigArgs, line};
 use crate::client::config::SiteConfig;
 use crate::client::state::StateFolder;
 use crate::client::studies::{StudyFolder, terms_of};
+use crate::egress::PolicyRefusal;
 
 /// Commands about studies.
 #[derive(Debug, Subcommand)]
@@ -63,6 +64,19 @@ fn admitted(config: &SiteConfig, document: &StudyDocument) -> Result<Result<(), 
     Ok(membership.map_or(Ok(()), |member| document.study().admit(&member.site, member.role)))
 }
 
+/// Whether the policy, as it stands now, lets this site take part. A folder without an identity was offered nothing.
+fn permitted(config: &SiteConfig, document: &StudyDocument) -> anyhow::Result<Result<(), PolicyRefusal>> {
+    let role = config.identity.membership()?.map_or(Role::Trainer, |member| member.role);
+    Ok(config.read_policy()?.permit_study(&terms_of(document, role)))
+}
+
+/// The rule by which the running agent takes no part in a study: it goes by the policy of its start, and by the size of the model.
+fn refused_by_agent(config: &SiteConfig, study: StudyDigest) -> Option<String> {
+    let state = StateFolder::open(&config.state).ok()?;
+    let status = state.read_status().ok()?.filter(|_| state.is_locked())?;
+    status.no_part.refused_by_policy(study).map(str::to_owned)
+}
+
 /// The study that the user means.
 fn find(studies: &StudyFolder, prefix: &str) -> Result<StudyDocument, CliError> {
     let hint = "`site-agent study show` lists the studies that were offered; a running agent fetches them";
@@ -112,7 +126,16 @@ fn decision(
     if let Err(left_out) = admitted(config, document)? {
         return Ok(format!("{over}{left_out}"));
     }
-    Ok(match studies.decision(document.digest())? {
+    let decision = studies.decision(document.digest())?;
+    // Who takes no part by a word of his own need not hear of the policy. One that cannot be read is for `check` to tell.
+    if !is_over && decision.as_ref().is_none_or(|decision| decision.approved) {
+        let refused = permitted(config, document).ok().and_then(Result::err);
+        let refused = refused.map(|refusal| refusal.to_string());
+        if let Some(rule) = refused.or_else(|| refused_by_agent(config, document.digest())) {
+            return Ok(format!("refused by the policy: {rule}"));
+        }
+    }
+    Ok(match decision {
         Some(decision) => {
             let word = if decision.approved { "approved" } else { "refused" };
             format!("{over}{word} by the {} at {}", decision.by, decision.at)
@@ -164,22 +187,28 @@ fn decide(args: &DecideArgs, approved: bool) -> Result<(), CliError> {
         let hint = "there is nothing to approve: the study's operator decided that";
         let admitted = admitted(&config, &document)?;
         admitted.map_err(|left_out| CliError::new(left_out).exit(Exit::Refused).hint(hint))?;
-        let role = config.identity.membership()?.map_or(Role::Trainer, |member| member.role);
-        let permitted = config.read_policy()?.permit_study(&terms_of(&document, role));
-        let hint = "this rule is your hospital's own: whoever keeps policy.toml can change it";
-        permitted.map_err(|refusal| CliError::new(refusal).exit(Exit::Refused).hint(hint))?;
+        let hint = "this rule is your hospital's own: whoever keeps policy.toml can change it; then start the agent again";
+        permitted(&config, &document)?
+            .map_err(|refusal| CliError::new(refusal).exit(Exit::Refused).hint(hint))?;
     }
     studies.decide(document.digest(), approved, "operator")?;
     let word = if approved { "approved" } else { "refused" };
     line(format!("{word}: {} ({})", document.study().name, document.digest()));
+    if let Some(rule) = refused_by_agent(&config, document.digest()).filter(|_| approved) {
+        line(format!(
+            "the agent that runs goes by the policy of its start, {rule}: start it again after a change"
+        ));
+    }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use common::participant::{Identity, ParticipantMachine};
     use common::testing::{example_study, example_study_with};
 
     use super::*;
+    use crate::client::state::AgentStatus;
 
     #[test]
     fn a_study_that_is_over_is_not_listed_as_one_that_waits_or_goes_on() {
@@ -201,6 +230,39 @@ mod tests {
         // A coordinator that was restored from a backup goes on with it.
         studies.note_over(study, false).unwrap();
         assert!(told().starts_with("approved by the operator at "), "{}", told());
+    }
+
+    #[test]
+    fn a_study_that_the_policy_refuses_is_shown_with_the_rule_and_not_as_one_to_approve() {
+        let site = tempfile::tempdir().unwrap();
+        let text = "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p\"\n";
+        let config = SiteConfig::parse(&site.path().join("site.toml"), text).unwrap();
+        let (studies, document) = (folder(&config).unwrap(), example_study());
+        let told = || decision(&config, &studies, &document).unwrap();
+        let policy = include_str!("../../../configs/examples/policy.toml");
+        std::fs::write(&config.policy, policy.replace("min_quorum_sites = 2", "min_quorum_sites = 99"))
+            .unwrap();
+        let rule = "p:15: `studies.min_quorum_sites` refuses a quorum of ";
+        assert!(told().starts_with("refused by the policy: ") && told().contains(rule), "{}", told());
+        studies.decide(document.digest(), true, "operator").unwrap();
+        assert!(told().contains(rule), "no approval overrides it: {}", told());
+        std::fs::write(&config.policy, policy).unwrap();
+        assert!(told().starts_with("approved by the operator"), "{}", told());
+
+        // The agent that runs read the policy before.
+        let state = StateFolder::open(&config.state).unwrap();
+        let mut status = AgentStatus::of(&ParticipantMachine::new(identity()).status());
+        let (file, what) = ("p".to_owned(), "it then".to_owned());
+        let refusal = PolicyRefusal { file, line: Some(15), rule: "studies.min_quorum_sites", what };
+        status.no_part.judged(document.digest(), Some(&refusal));
+        crate::client::files::show_json(&state.status(), &status).unwrap();
+        assert!(told().starts_with("approved by the operator"), "it is stopped: {}", told());
+        let _runs = state.lock().unwrap();
+        assert_eq!(told(), format!("refused by the policy: {refusal}"));
+    }
+
+    fn identity() -> Identity {
+        Identity { site: "north".parse().unwrap(), role: Role::Trainer, installation: [0; 16] }
     }
 
     #[test]

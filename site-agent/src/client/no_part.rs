@@ -34,7 +34,7 @@ impl NoPart {
     }
 
     /// What the policy says to a study; `None` if nothing.
-    pub(super) fn judged(&mut self, study: StudyDigest, refusal: Option<&PolicyRefusal>) {
+    pub(crate) fn judged(&mut self, study: StudyDigest, refusal: Option<&PolicyRefusal>) {
         match refusal {
             Some(refusal) => drop(self.0.insert(study, Why::Policy(refusal.to_string()))),
             None if self.refused_by_policy(study).is_some() => drop(self.0.remove(&study)),
