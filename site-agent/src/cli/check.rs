@@ -1,6 +1,7 @@
 //! `site-agent check`: configuration, identity, policy, scans and link, each in a line of words.
 //!
-//! It changes nothing and sends nothing but a greeting. It goes on after a mistake, so that one run shows them all.
+//! It changes nothing and sends nothing but a greeting, and not even that beside an agent that runs. It goes on after a mistake, so that
+//! one run shows them all.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +15,7 @@ use crate::client::config::{LeftOut, SiteConfig};
 use crate::client::connection::Dial;
 use crate::client::files::FileError;
 use crate::client::identity::{Identity, IdentityFolder};
+use crate::client::state::{AgentStatus, StateFolder};
 use crate::data::copies::refuse_copies;
 use crate::data::dataset::{Case, Split, check_patients, read_dataset};
 use crate::data::prepared::PreparedCase;
@@ -142,7 +144,11 @@ fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) ->
         findings.add("folds", check_folds(config, left_out));
     }
     if let Some(identity) = identity.filter(|_| !args.offline) {
-        findings.add("link", runtime()?.block_on(check_link(config, &identity)));
+        let link = match link_of_agent(&StateFolder::at(&config.state)) {
+            Some(link) => link,
+            None => runtime()?.block_on(check_link(config, &identity)),
+        };
+        findings.add("link", link);
     }
     Ok(())
 }
@@ -189,6 +195,24 @@ fn certificate(until: jiff::Timestamp, now: jiff::Timestamp) -> Result<String, C
     };
     let hint = "ask the coordinator's operator for a new invite, and enroll with it again";
     Err(CliError::new(anyhow::anyhow!(wrong)).hint(hint))
+}
+
+/// The link of the agent that runs, if one does. A site has one connection: a greeting of ours would end the agent's.
+fn link_of_agent(state: &StateFolder) -> Option<Result<String, CliError>> {
+    if !state.is_locked() {
+        return None;
+    }
+    let link = state.read_status().map_err(CliError::new).and_then(|status| match status {
+        Some(AgentStatus { connected: true, lane, .. }) => {
+            Ok(format!("the agent that runs is connected {}", lane.unwrap_or_default()))
+        }
+        status => {
+            let problem = status.and_then(|status| status.problem).unwrap_or_else(|| "not yet".to_owned());
+            let wrong = anyhow::anyhow!("the agent that runs is not connected: {problem}");
+            Err(CliError::new(wrong).hint("`site-agent status` follows it: it dials again by itself"))
+        }
+    });
+    Some(link)
 }
 
 async fn check_link(config: &SiteConfig, identity: &Identity) -> Result<String, CliError> {
@@ -290,7 +314,11 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
+    use common::ids::Role;
+    use common::participant::{self, ParticipantMachine};
+
     use super::*;
+    use crate::client::files;
 
     #[test]
     fn keys_that_others_may_read_are_a_finding() {
@@ -395,6 +423,33 @@ mod tests {
         assert!(missing.contains("p.toml") && missing.contains("hint: put the file back"), "{missing}");
         fs::write(site.path().join("p.toml"), include_str!("../../../configs/examples/policy.toml")).unwrap();
         assert_eq!(told(), Ok("readable".to_owned()));
+    }
+
+    #[test]
+    fn beside_an_agent_that_runs_its_own_link_is_told_and_none_dialled() {
+        let site = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(&site.path().join("state")).unwrap();
+        let say = |status: &AgentStatus| files::show_json(&state.status(), status).unwrap();
+        let told = || link_of_agent(&state).map(|link| link.map_err(|error| error.text()));
+        let (site, role) = ("north".parse().unwrap(), Role::Trainer);
+        let identity = participant::Identity { site, role, installation: [0; 16] };
+        let starting = AgentStatus::of(&ParticipantMachine::new(identity).status());
+        let lane = Some("over TCP, as site.toml says".to_owned());
+        let connected = AgentStatus { connected: true, lane, ..starting.clone() };
+        say(&connected);
+        assert_eq!(told(), None, "none runs");
+
+        let _runs = state.lock().unwrap();
+        let words = "the agent that runs is connected over TCP, as site.toml says".to_owned();
+        assert_eq!(told(), Some(Ok(words)));
+        let problem = Some("no answer: the connection timed out".to_owned());
+        for (status, why) in
+            [(AgentStatus { problem, ..starting.clone() }, "no answer: "), (starting, "not yet")]
+        {
+            say(&status);
+            let wrong = told().unwrap().unwrap_err();
+            assert!(wrong.contains(&format!("is not connected: {why}")), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The lock that keeps a second process out of a folder.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,6 +9,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::files::FileError;
 
+/// The file's name.
+const LOCK: &str = "lock";
 /// How long another process may have the lock before the folder is said to be in use. `site-agent status` has it for an
 /// instant, to see whether an agent runs: one that starts just then is not to end over it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -46,13 +49,17 @@ pub(super) fn lock_patiently(folder: &Path, mut pause: impl FnMut(Duration)) -> 
 }
 
 /// Whether a process keeps others out; also where that cannot be told. Who looks shares the lock for that instant with others
-/// who look, and is not taken for one that keeps them out.
+/// who look, is not taken for one that keeps them out, and leaves nothing behind.
 pub(super) fn is_locked(folder: &Path) -> bool {
-    try_lock(folder, FlockArg::LockSharedNonblock).is_err()
+    match File::open(folder.join(LOCK)) {
+        Ok(file) => Flock::lock(file, FlockArg::LockSharedNonblock).is_err(),
+        // Whoever keeps others out makes it first.
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    }
 }
 
 fn try_lock(folder: &Path, how: FlockArg) -> anyhow::Result<Flock<File>> {
-    let path = folder.join("lock");
+    let path = folder.join(LOCK);
     let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = opened.map_err(|source| FileError::new("write", &path, source))?;
     let locked = Flock::lock(file, how);
@@ -87,6 +94,8 @@ mod tests {
     #[test]
     fn who_asks_for_the_status_is_not_taken_for_an_agent() {
         let folder = tempfile::tempdir().unwrap();
+        assert!(!is_locked(folder.path()));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "it leaves nothing behind");
         let looks = try_lock(folder.path(), FlockArg::LockSharedNonblock).unwrap();
         assert!(!is_locked(folder.path()));
         drop(looks);

@@ -97,6 +97,11 @@ impl StateFolder {
         Ok(state)
     }
 
+    /// The folder as it is, for whoever only looks: nothing is made.
+    pub fn at(folder: &Path) -> Self {
+        Self(folder.to_owned())
+    }
+
     /// Keeps a second agent out as long as the returned file is open. Waits about a second for who only looks
     /// ([`StateFolder::is_locked`]), and blocks meanwhile: an agent takes it before it has a runtime.
     ///
