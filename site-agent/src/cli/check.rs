@@ -4,6 +4,9 @@
 //! one run shows them all.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use clap::Args;
 use common::taxonomy::Taxonomy;
@@ -13,13 +16,15 @@ use super::error_report::{CliError, Exit};
 use super::{ConfigArgs, json, limit_threads, line, runtime};
 use crate::client::config::{LeftOut, SiteConfig};
 use crate::client::connection::Dial;
-use crate::client::files::FileError;
+use crate::client::files::{self, FileError};
 use crate::client::identity::{Identity, IdentityFolder};
+use crate::client::owner;
 use crate::client::state::{AgentStatus, StateFolder};
 use crate::data::copies::refuse_copies;
 use crate::data::dataset::{Case, Split, check_patients, read_dataset};
 use crate::data::prepared::PreparedCase;
 use crate::data::preprocess::Preprocessing;
+use crate::egress;
 use crate::model::device;
 
 /// Arguments of `check`.
@@ -115,6 +120,10 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), CliError> {
 
 fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) -> Result<(), CliError> {
     findings.add("policy", check_policy(config));
+    findings.add("state", check_state(&config.state));
+    if let Some((_, file)) = config.proxy.as_ref().and_then(|proxy| proxy.login.as_ref()) {
+        findings.add("proxy password", proxy_password(file));
+    }
     let device = device(config.device).map(|_| config.device.to_string());
     findings.add("device", device.map_err(CliError::new));
     let identity = config.identity.load();
@@ -163,6 +172,36 @@ fn check_policy(config: &SiteConfig) -> Result<String, CliError> {
             Err(if is_missing { wrong.hint(hint) } else { wrong })
         }
     }
+}
+
+/// Whether the agent could go on from its state folder, or make it.
+fn check_state(folder: &Path) -> Result<String, CliError> {
+    owner::require_writable(folder)?;
+    if !folder.exists() {
+        return Ok(format!("{}: the agent makes it when it starts", folder.display()));
+    }
+    let foreign = owner::not_its_owners(folder);
+    if let Some(first) = foreign.first() {
+        let (count, whose) = (foreign.len(), owner::user());
+        let wrong = anyhow::anyhow!("{count} files in it are of another user, such as {}", first.display());
+        return Err(CliError::new(wrong).hint(format!("`sudo chown -R {whose} {}`", folder.display())));
+    }
+    let ledger = StateFolder::at(folder).ledger();
+    if !ledger.exists() {
+        return Ok(format!("{}: nothing has left yet", folder.display()));
+    }
+    let lines = egress::verify(&ledger, |_| {})?.lines;
+    Ok(format!("{}: the ledger of {lines} lines is whole", folder.display()))
+}
+
+/// The file for the agent's user alone.
+fn proxy_password(file: &Path) -> Result<String, CliError> {
+    files::read_text(file)?;
+    if fs::metadata(file).is_ok_and(|found| found.mode() & 0o077 == 0) {
+        return Ok("for its owner alone".to_owned());
+    }
+    let wrong = anyhow::anyhow!("others may read or change {}", file.display());
+    Err(CliError::new(wrong).hint(format!("`chmod 600 {}`", file.display())))
 }
 
 /// Keys that others may read are a finding, whether or not anybody did.
@@ -310,15 +349,12 @@ fn check_cases(what: &str, cases: &[Case], taxonomy: &Taxonomy, findings: &mut F
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
 
     use common::ids::Role;
     use common::participant::{self, ParticipantMachine};
 
     use super::*;
-    use crate::client::files;
 
     #[test]
     fn keys_that_others_may_read_are_a_finding() {
@@ -423,6 +459,39 @@ mod tests {
         assert!(missing.contains("p.toml") && missing.contains("hint: put the file back"), "{missing}");
         fs::write(site.path().join("p.toml"), include_str!("../../../configs/examples/policy.toml")).unwrap();
         assert_eq!(told(), Ok("readable".to_owned()));
+    }
+
+    #[test]
+    fn a_state_from_which_no_agent_could_go_on_is_a_finding_and_nothing_is_made() {
+        let site = tempfile::tempdir().unwrap();
+        let folder = site.path().join("state");
+        let told = || check_state(&folder).map_err(|error| error.text());
+        assert!(told().unwrap().ends_with("the agent makes it when it starts"));
+        assert!(!folder.exists());
+        let state = StateFolder::open(&folder).unwrap();
+        assert!(told().unwrap().ends_with("nothing has left yet"));
+        fs::write(state.ledger(), "{}\n").unwrap();
+        let wrong = told().unwrap_err();
+        assert!(wrong.contains("egress ledger line 1: ") && wrong.contains("hint: keep a copy"), "{wrong}");
+        let file = site.path().join("file");
+        fs::write(&file, "").unwrap();
+        let wrong = check_state(&file.join("state")).unwrap_err().text();
+        assert!(wrong.contains("cannot write in"), "{wrong}");
+    }
+
+    #[test]
+    fn a_proxy_password_that_others_may_read_is_a_finding() {
+        let site = tempfile::tempdir().unwrap();
+        let file = site.path().join("proxy.password");
+        assert!(proxy_password(&file).is_err(), "it is not there");
+        fs::write(&file, "secret").unwrap();
+        let told = |mode| {
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+            proxy_password(&file).map_err(|error| error.text())
+        };
+        assert_eq!(told(0o600), Ok("for its owner alone".to_owned()));
+        let wrong = told(0o640).unwrap_err();
+        assert!(wrong.contains("hint: `chmod 600 ") && !wrong.contains("secret"), "{wrong}");
     }
 
     #[test]

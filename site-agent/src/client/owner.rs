@@ -1,10 +1,10 @@
 //! Whose a file is: what to do where this user may not do something with it, and the folders where root is not to write.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use nix::unistd::{Uid, User, geteuid};
+use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 
 use super::files::FileError;
 
@@ -36,6 +36,36 @@ fn refuse(folder: &Path, owner: Uid, user: Uid) -> Result<(), FileError> {
 /// Whether a file or folder is this user's.
 pub(super) fn is_own(path: &Path) -> bool {
     owner(path) == Some(geteuid())
+}
+
+/// Whether this user may write in a folder, or make it where it is not there yet. Nothing is written.
+///
+/// # Errors
+/// [`FileError`].
+pub fn require_writable(folder: &Path) -> Result<(), FileError> {
+    refuse_root(folder)?;
+    let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    let at = nearest(&folder).map_or(folder.as_path(), |(at, _)| at);
+    let may = access(at, AccessFlags::W_OK | AccessFlags::X_OK);
+    may.map_err(|errno| FileError::new("write in", &folder, errno.into()))
+}
+
+/// What lies in a folder, at any depth, and belongs to another user than the folder does.
+pub fn not_its_owners(folder: &Path) -> Vec<PathBuf> {
+    let (whose, mut found, mut folders) = (owner(folder), Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            // Not of what a link leads to.
+            let Ok(met) = entry.metadata() else { continue };
+            if Some(Uid::from_raw(met.uid())) != whose {
+                found.push(entry.path());
+            } else if met.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
 }
 
 /// This user's name.
@@ -111,6 +141,20 @@ mod tests {
             assert!(refuse(folder, owner, user).is_ok(), "{owner} {user}");
         }
         assert!(refuse_root(&folder.join("not/there")).is_ok());
+    }
+
+    #[test]
+    fn a_folder_that_can_be_written_or_made_is_told_from_one_that_cannot() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in ["", "not/there/yet"] {
+            assert!(require_writable(&folder.path().join(path)).is_ok(), "{path}");
+        }
+        // For root too, nothing is made below a file.
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(require_writable(&file.join("state")).is_err());
+        assert_eq!(not_its_owners(folder.path()), Vec::<PathBuf>::new());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
