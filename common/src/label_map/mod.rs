@@ -217,7 +217,7 @@ impl LabelMap {
             };
         };
         match case.difference(&self.producible(taxonomy)).next() {
-            Some(&class) => Err(AnnotationError::Unproducible { class }),
+            Some(&class) => Err(AnnotationError::Unproducible { class: taxonomy.name(class) }),
             None => Ok(case.clone()),
         }
     }
@@ -230,9 +230,12 @@ pub enum AnnotationError {
     #[error("the label map does not say which classes are annotated: list them for the data set or the case")]
     Unstated,
     /// No raw value leads to the class.
-    #[error("class {class} cannot be annotated: no raw value of the label map leads to it")]
+    #[error(
+        "`{class}` is listed in `annotated`, and no raw value of the label map leads to it: give it one in `[values]`, or take it \
+         out of the list"
+    )]
     Unproducible {
-        /// The class.
-        class: ClassId,
+        /// The class, by name.
+        class: String,
     },
 }

@@ -136,7 +136,7 @@ fn the_annotated_classes_of_a_case_come_from_the_case_or_the_data_set() {
     assert_eq!(universal.annotated_in_case(Some(&case), &taxonomy), Ok(case));
     assert_eq!(universal.annotated_in_case(None, &taxonomy), Err(AnnotationError::Unstated));
     let spleen = BTreeSet::from([class(1)]);
-    let refused = AnnotationError::Unproducible { class: class(1) };
+    let refused = AnnotationError::Unproducible { class: "Spleen".to_owned() };
     assert_eq!(lits.annotated_in_case(Some(&spleen), &taxonomy), Err(refused));
 }
 

@@ -80,7 +80,7 @@ impl DatasetConfig {
         let beside = base.join(&self.folder).join(TAXONOMY_FILE);
         let file = match &self.taxonomy {
             Some(named) => base.join(named),
-            None if beside.exists() => beside,
+            None if exists(&beside)? => beside,
             None => return Ok(None),
         };
         Ok(Some(Taxonomy::parse(&file.display().to_string(), &read_text(&file)?)?))
@@ -222,7 +222,7 @@ pub fn read_dataset(
     let pseudo = said || says_provenance(&folder)?;
     let files = find_files(&folder)?;
     let table_file = folder.join(CASES_FILE);
-    let text = if table_file.exists() { read_text(&table_file)? } else { String::new() };
+    let text = if exists(&table_file)? { read_text(&table_file)? } else { String::new() };
     let shown = table_file.display().to_string();
     let document = Document::parse(&shown, &text)?;
     let mut table: BTreeMap<String, RawCase> = document.read()?;
@@ -231,7 +231,7 @@ pub fn read_dataset(
     for name in table.keys().filter(|name| !files.contains_key(*name)) {
         problems.add(name.as_str(), "no such case in the folder");
     }
-    let usual = classes("annotated", config.annotated.as_deref(), &words, &mut problems);
+    let usual = usual_classes(config, &words)?;
     let mut cases = Vec::new();
     for (name, (image, labels)) in files {
         let raw = table.remove(&name).unwrap_or_default();
@@ -302,7 +302,7 @@ fn read_label_map(
     let file = match config.label_map.as_deref() {
         None => {
             let file = folder.join(LABEL_MAP_FILE);
-            if !file.exists() {
+            if !exists(&file)? {
                 let folder = folder.display();
                 return Err(mistake(format!(
                     "no `label_map` in site.toml and no {LABEL_MAP_FILE} in {folder}: add one of them"
@@ -310,7 +310,14 @@ fn read_label_map(
             }
             file
         }
-        Some(name) if name.ends_with(".toml") => base.join(name),
+        Some(name) if name.ends_with(".toml") => {
+            let file = base.join(name);
+            if !exists(&file)? {
+                let file = file.display();
+                return Err(mistake(format!("{file} does not exist: correct `label_map` in site.toml")));
+            }
+            file
+        }
         Some(name) => {
             let known = LabelMap::standard(name).ok_or_else(|| {
                 let known = LabelMap::standard_names().collect::<Vec<_>>().join(", ");
@@ -326,7 +333,7 @@ fn read_label_map(
 /// even if nothing else in it can be read.
 fn says_provenance(folder: &Path) -> Result<bool, DataError> {
     let file = folder.join(LABEL_MAP_FILE);
-    if !file.exists() {
+    if !exists(&file)? {
         return Ok(false);
     }
     let table = toml::from_str::<toml::Table>(&read_text(&file)?);
@@ -336,18 +343,42 @@ fn says_provenance(folder: &Path) -> Result<bool, DataError> {
 /// The map of one label file from the names beside it.
 fn read_names(case: &str, labels: &Path, taxonomy: &Taxonomy) -> Result<LabelMap, DataError> {
     let file = labels.with_file_name(NAMES_FILE);
-    let names: BTreeMap<i32, String> = serde_json::from_str(&read_text(&file)?).map_err(|error| {
+    let mistake = |mistake: String| {
         let expected = "expected an object of value and name, such as {\"5\": \"liver\"}";
         DataError::Dataset {
             dataset: file.display().to_string(),
-            mistakes: vec![format!("{error}; {expected}")],
+            mistakes: vec![format!("{mistake}; {expected}")],
         }
-    })?;
+    };
+    if !exists(&file)? {
+        return Err(mistake("there is no such file beside the labels".to_owned()));
+    }
+    let names: BTreeMap<i32, String> =
+        serde_json::from_str(&read_text(&file)?).map_err(|error| mistake(error.to_string()))?;
     Ok(LabelMap::from_names(case, &names, taxonomy))
 }
 
 fn read_text(file: &Path) -> Result<String, DataError> {
     fs::read_to_string(file).map_err(DataError::io(file))
+}
+
+/// Whether a file is there. One that cannot be looked at is not taken for missing.
+fn exists(file: &Path) -> Result<bool, DataError> {
+    match file.try_exists() {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        tried => tried.map_err(DataError::io(file)),
+    }
+}
+
+/// The classes that `site.toml` says are annotated, if it does.
+fn usual_classes(config: &DatasetConfig, words: &Taxonomy) -> Result<Option<BTreeSet<ClassId>>, DataError> {
+    let Some(names) = &config.annotated else { return Ok(None) };
+    let found = names.iter().map(|name| words.find(name).map(|class| class.id).ok_or(name));
+    let found: Result<BTreeSet<ClassId>, &String> = found.collect();
+    found.map(Some).map_err(|name| DataError::Dataset {
+        dataset: config.name.clone(),
+        mistakes: vec![format!("`annotated` in site.toml: the taxonomy has no class `{name}`")],
+    })
 }
 
 /// The classes of these names, if there is a list; names that no class has are noted.

@@ -194,6 +194,37 @@ fn a_slip_in_the_folder_is_told_apart_from_a_label_map_that_is_missing() {
     assert_eq!(told(scan), format!("{} is no folder: correct `folder` in site.toml", at(scan)));
     let lacks = "no `label_map` in site.toml and no dataset.toml in ";
     assert_eq!(told("data"), format!("{lacks}{}: add one of them", at("data")));
+    let named = told_of(base.path(), &config("maps/ours.toml"));
+    let at = at("maps/ours.toml");
+    assert_eq!(named, format!("{at} does not exist: correct `label_map` in site.toml"));
+}
+
+/// What is wrong with a data set, in one text.
+fn told_of(base: &Path, config: &DatasetConfig) -> String {
+    match read(base, config) {
+        Err(DataError::Dataset { mistakes, .. }) => mistakes.join("\n"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_looked_at_is_not_taken_for_missing() {
+    for (file, label_map) in [(LABEL_MAP_FILE, None), (TAXONOMY_FILE, None), (CASES_FILE, Some("lits"))] {
+        let base = case_folders(&["a"]);
+        // It leads to itself: nobody gets there, not even root.
+        std::os::unix::fs::symlink(file, base.path().join("data").join(file)).unwrap();
+        let config = DatasetConfig { label_map: label_map.map(str::to_owned), ..config("lits") };
+        let Err(DataError::Io { path, .. }) = read(base.path(), &config) else { panic!("{file} is there") };
+        assert!(path.ends_with(file), "{path:?}");
+    }
+}
+
+#[test]
+fn a_slip_in_the_classes_of_site_toml_is_told_as_one_of_site_toml() {
+    let base = case_folders(&["a"]);
+    let slip = DatasetConfig { annotated: Some(vec!["livr".to_owned()]), ..config("universal") };
+    let expected = "`annotated` in site.toml: the taxonomy has no class `livr`";
+    assert_eq!(told_of(base.path(), &slip), expected);
 }
 
 #[test]
