@@ -258,7 +258,9 @@ impl LinkError {
             Self::TimedOut | Self::TooSlow { .. } | Self::Dial(_) | Self::Unreachable { .. } => {
                 Some("check the coordinator's address and that the firewall lets UDP or TCP out to its port")
             }
-            Self::Credentials(_) => Some("run `site-agent enroll` again"),
+            Self::Credentials(_) => Some(
+                "the files of the folder `identity` do not belong together: put back those that do; if they are lost, move the folder away and enroll with a new invite",
+            ),
             Self::Codec(_) | Self::Unexpected { .. } | Self::Manifest(_) | Self::WrongManifest => {
                 Some("update site-agent; if it persists, tell the coordinator's operator")
             }

@@ -410,7 +410,10 @@ pub enum Fact {
     /// The study is paused by the coordinator.
     StudyPaused,
     /// The study is over.
-    StudyFinished,
+    StudyFinished {
+        /// The study.
+        study: StudyDigest,
+    },
     /// An event that changes nothing here: late, duplicate or not for this site.
     EventIgnored {
         /// [`Event::name`].

@@ -208,7 +208,7 @@ impl State {
         let owes = self.identity.role == Role::Evaluator && self.studies.needs(study).is_some();
         let known = owes || self.studies.forget(study);
         if known {
-            cx.report(Fact::StudyFinished);
+            cx.report(Fact::StudyFinished { study });
         }
         self.leave_study(study, cx);
         known

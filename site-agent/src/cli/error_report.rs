@@ -10,7 +10,7 @@ use link::LinkError;
 use super::printable;
 use crate::client::artifacts::ArtifactError;
 use crate::client::enroll::EnrollError;
-use crate::client::files::FileError;
+use crate::client::files::{DISK_HINT, FileError, trouble_of};
 use crate::client::identity::IdentityError;
 use crate::client::journal::JournalError;
 use crate::client::lock::InUse;
@@ -198,6 +198,9 @@ fn hint_of(cause: Cause<'_>) -> Option<&'static str> {
     if cause.downcast_ref::<io::Error>().is_some_and(is_denied) {
         return Some("`ls -ld` shows whose it is: it must be for the user who runs this");
     }
+    if cause.downcast_ref::<io::Error>().and_then(trouble_of).is_some() {
+        return Some(DISK_HINT);
+    }
     if cause.is::<InUse>() {
         return Some("stop the other one, or wait for it; `site-agent status` shows what it does");
     }
@@ -265,7 +268,7 @@ mod tests {
         let told = damaged(io::ErrorKind::InvalidData);
         assert!(told.starts_with("error: cannot understand state/journal/events-3.jsonl\n"), "{told}");
         assert!(told.contains("\n\nhint: move the folder `journal`"), "{told}");
-        assert!(!damaged(io::ErrorKind::StorageFull).contains("hint: move"));
+        assert!(damaged(io::ErrorKind::StorageFull).contains("hint: make room"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) enum StudyCommand {
 /// Arguments of `study show`.
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
-    /// The study's digest, or its first digits.
+    /// The study's digest, its first digits, or its name.
     digest: Option<String>,
     #[command(flatten)]
     config: ConfigArgs,
@@ -40,7 +40,7 @@ pub(super) struct ShowArgs {
 /// Arguments of `study approve` and `study refuse`.
 #[derive(Debug, Args)]
 pub(super) struct DecideArgs {
-    /// The study's digest, or its first digits.
+    /// The study's digest, its first digits, or its name.
     digest: String,
     #[command(flatten)]
     config: ConfigArgs,

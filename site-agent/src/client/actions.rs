@@ -143,7 +143,7 @@ impl Agent {
             Action::SetTimer { timer, at } => drop(self.timers.insert(timer, at)),
             Action::ClearTimer(timer) => drop(self.timers.remove(&timer)),
             Action::Report(ref fact) => {
-                if *fact == Fact::StudyFinished {
+                if matches!(fact, Fact::StudyFinished { .. }) {
                     self.give_up_spare();
                 }
                 self.report(fact);

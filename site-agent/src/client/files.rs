@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use link::write_back::BlockingWriteBack;
 use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -74,12 +75,16 @@ pub const SPARE_ROOM: u64 = 1 << 20;
 
 /// What is wrong with the disk, in two words, where this came of something that passes when somebody sees to it.
 pub fn disk_trouble(error: &anyhow::Error) -> Option<&'static str> {
-    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-    causes.find_map(|cause| match cause.kind() {
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).find_map(trouble_of)
+}
+
+/// The same of one cause.
+pub fn trouble_of(cause: &io::Error) -> Option<&'static str> {
+    match cause.kind() {
         _ if is_full(cause) => Some(DISK_FULL),
         io::ErrorKind::ReadOnlyFilesystem => Some("disk read-only"),
         _ => None,
-    })
+    }
 }
 
 /// Of a full disk, or a quota that is used up.
@@ -322,6 +327,16 @@ fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.set_len(bytes.len() as u64)
 }
 
+/// Whether a file could be written: its folder is there, and this user may write in it. To be asked before what takes hours to make.
+///
+/// # Errors
+/// [`FileError`].
+pub fn require_place(path: &Path) -> Result<(), FileError> {
+    let folder = folder_of(path);
+    let may = access(&folder, AccessFlags::W_OK | AccessFlags::X_OK);
+    may.map_err(|errno| FileError::new("write in", &folder, errno.into()))
+}
+
 /// Removes what a crash left half-written in a folder, if there is one: it can be as large as a model. For whoever alone writes there.
 ///
 /// # Errors
@@ -460,6 +475,15 @@ mod tests {
             overwrite(&path, text.as_bytes()).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn a_place_for_a_file_is_told_from_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tuned.safetensors");
+        assert!(require_place(&path).is_ok() && !path.exists());
+        let missing = require_place(&folder.path().join("results/tuned.safetensors")).unwrap_err();
+        assert!(missing.is_not_found() && missing.path() == folder.path().join("results"), "{missing}");
     }
 
     #[test]

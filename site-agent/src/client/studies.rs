@@ -70,11 +70,11 @@ pub enum StudyError {
         /// What the document is.
         got: StudyDigest,
     },
-    /// No study, or several, start with these digits.
-    #[error("{count} studies here start with `{prefix}`")]
+    /// No study, or several, may be meant.
+    #[error("{}", in_words(.wanted, *.count))]
     Ambiguous {
         /// As typed.
-        prefix: String,
+        wanted: String,
         /// How many.
         count: usize,
     },
@@ -145,16 +145,22 @@ impl StudyFolder {
         Ok(digests)
     }
 
-    /// The one study whose digest starts with `prefix`.
+    /// The one study whose digest starts with `wanted`, or else the one of that name.
     ///
     /// # Errors
     /// [`StudyError::Ambiguous`] unless there is exactly one.
-    pub fn find(&self, prefix: &str) -> Result<StudyDigest, StudyError> {
-        let matching = |digest: &StudyDigest| digest.to_string().starts_with(&prefix.to_lowercase());
-        let found: Vec<_> = self.list()?.into_iter().filter(matching).collect();
+    pub fn find(&self, wanted: &str) -> Result<StudyDigest, StudyError> {
+        let starts_so = |digest: &StudyDigest| digest.to_string().starts_with(&wanted.to_lowercase());
+        let mut found: Vec<_> = self.list()?.into_iter().filter(starts_so).collect();
+        if found.is_empty() {
+            for digest in self.list()? {
+                let is_named_so = self.document(digest)?.is_some_and(|study| study.study().name == wanted);
+                found.extend(is_named_so.then_some(digest));
+            }
+        }
         match found.as_slice() {
             [one] => Ok(*one),
-            _ => Err(StudyError::Ambiguous { prefix: prefix.to_owned(), count: found.len() }),
+            _ => Err(StudyError::Ambiguous { wanted: wanted.to_owned(), count: found.len() }),
         }
     }
 
@@ -271,6 +277,18 @@ impl StudyFolder {
     }
 }
 
+/// Why it is not plain which study is meant.
+fn in_words(wanted: &str, count: usize) -> String {
+    match (wanted, count) {
+        ("", 0) => "no study is here".to_owned(),
+        ("", count) => format!("{count} studies are here: one must be named"),
+        (wanted, 0) => format!("no study here is called `{wanted}`, or has a digest that starts so"),
+        (wanted, count) => {
+            format!("{count} studies here are called `{wanted}`, or have digests that start so")
+        }
+    }
+}
+
 /// Puts a damaged file where nobody looks for it, in the place of an earlier one; says where.
 fn set_aside(path: &Path) -> Result<String, FileError> {
     let aside = path.with_extension(SET_ASIDE);
@@ -380,6 +398,28 @@ mod tests {
         studies.decide(study, false, "operator").unwrap();
         assert!(!studies.is_decision_lost(study));
         assert!(!studies.decision(study).unwrap().unwrap().approved);
+    }
+
+    #[test]
+    fn a_study_is_found_by_its_first_digits_or_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let studies = StudyFolder::open(folder.path()).unwrap();
+        let not_found = |wanted: &str| studies.find(wanted).unwrap_err().to_string();
+        assert_eq!(not_found(""), "no study is here");
+        let [first, again, other] = [("liver", 1), ("liver", 2), ("spleen", 1)].map(|(name, seed)| {
+            common::testing::example_study_with(|draft| (draft.name, draft.seed) = (name.to_owned(), seed))
+        });
+        studies.store(first.digest(), first.bytes().to_vec()).unwrap();
+        assert_eq!(studies.find("").unwrap(), first.digest());
+        assert_eq!(studies.find("liver").unwrap(), first.digest());
+        for study in [&again, &other] {
+            studies.store(study.digest(), study.bytes().to_vec()).unwrap();
+        }
+        assert_eq!(studies.find("spleen").unwrap(), other.digest());
+        assert_eq!(studies.find(&again.digest().to_string()[..16]).unwrap(), again.digest());
+        assert_eq!(not_found(""), "3 studies are here: one must be named");
+        assert!(not_found("liver").starts_with("2 studies here are called `liver`"));
+        assert!(not_found("splean").starts_with("no study here is called `splean`"));
     }
 
     #[test]

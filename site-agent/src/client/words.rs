@@ -95,7 +95,7 @@ pub(super) fn say(fact: &Fact, delivered: bool) {
         }
         // The notice itself says why.
         Fact::StudyPaused => tracing::debug!("the study is paused"),
-        Fact::StudyFinished => tracing::info!("the study is over"),
+        Fact::StudyFinished { study } => tracing::info!("the study is over: {}", study.short()),
         Fact::EventIgnored { event, phase } => tracing::debug!(event, phase, "nothing to do"),
     }
 }

@@ -44,7 +44,7 @@ impl fmt::Display for Proxy {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseProxyError {
     /// Another scheme.
-    #[error("only `http://` proxies are spoken to, and TLS runs inside")]
+    #[error("expected `http://host:port`: TLS runs inside, and no other proxies are spoken to")]
     Scheme,
     /// A name or password in it.
     #[error("name and password do not belong here")]
