@@ -1,6 +1,6 @@
 //! How long the allocator keeps the blocks of tensors (docs/decisions/0012).
 
-use libmimalloc_sys::{mi_option_set_default, mi_option_t};
+use libmimalloc_sys::{mi_collect, mi_option_set_default, mi_option_t};
 
 /// mimalloc's `mi_option_purge_delay`, milliseconds; the bindings leave it out of their constants.
 const PURGE_DELAY: mi_option_t = 15;
@@ -14,6 +14,12 @@ pub fn keep_blocks() {
     // SAFETY: It writes a number into mimalloc's table of options, in which 15 is an entry. It must not race with another
     // call that sets options: nobody else does, and there is one thread when a process starts.
     unsafe { mi_option_set_default(PURGE_DELAY, KEEP_MS) };
+}
+
+/// Gives back what this thread has freed and the allocator keeps; so that a measurement of what comes next begins with what is held.
+pub fn give_back() {
+    // SAFETY: It may be called at any time, from any thread.
+    unsafe { mi_collect(true) };
 }
 
 #[cfg(test)]

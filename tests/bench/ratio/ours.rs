@@ -15,6 +15,7 @@ use site_agent::data::DataError;
 use site_agent::data::batch::{Batch, BatchAddress, BatchSource};
 use site_agent::infer::sliding_window::{WindowPlan, sliding_window};
 use site_agent::infer::{InferError, Predictor};
+use site_agent::kernels::memory;
 use site_agent::model::{
     ClassEmbeddings, DeviceKind, EmbeddingKind, Gradients, HostTensor, NamedTensors, SwinBlock,
     UniversalModel, WindowNetwork, device, parameters, training_device,
@@ -186,7 +187,8 @@ struct Desk {
 
 impl Desk {
     fn open(device: Device) -> anyhow::Result<Self> {
-        // The peak so far, that of loading, is forgotten.
+        // What loading freed would be taken by the first step, unseen. The peak so far, that of loading, is forgotten.
+        memory::give_back();
         fs::write("/proc/self/clear_refs", "5").context("forgetting the peak so far")?;
         let before = resident("VmRSS:")?;
         let mut desk = Self { orders: std::io::stdin().lock().lines(), device, before };
