@@ -184,7 +184,7 @@ fn a_training_that_ends_the_agent_is_not_begun_for_ever() {
         running.start().unwrap();
         starts += 1;
     }
-    assert_eq!((starts, running.machine.status().phase), (6, "idle"));
+    assert_eq!((starts, running.machine.status().phase), (12, "idle"));
 }
 
 #[tokio::test]
