@@ -2,8 +2,10 @@ use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
 use common::ids::{RoundId, StudyDigest};
 use common::time::Timestamp;
 use common::update::CheckedChunk;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::doctor::{self, Told};
 use crate::pki::Authority;
 use crate::store::{JournalEntry, StoredStudy};
 
@@ -89,6 +91,30 @@ async fn a_backup_of_a_store_in_use_comes_back_on_another_machine() {
     assert_eq!(there(&store), there(&running));
     assert_eq!(there(&store).len(), 2);
     assert!(Authority::open(&other.path().join(CERTS), "thorax").is_ok());
+}
+
+#[tokio::test]
+async fn a_restored_state_is_well_before_its_first_start_though_folders_that_were_empty_are_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, backup) = (dir.path().join(SETTINGS), dir.path().join("backup"));
+    fs::write(&settings, "consortium = \"thorax\"\nlisten = \"127.0.0.1:0\"\n").unwrap();
+    Authority::create(&dir.path().join(CERTS), "thorax", clock::now()).unwrap();
+    Store::create(&dir.path().join(STATE)).await.unwrap().close().await;
+    back_up(&settings, &backup).await.unwrap();
+
+    let other = tempfile::tempdir().unwrap();
+    let settings = other.path().join(SETTINGS);
+    restore(&settings, &backup).unwrap();
+    let mut found = Vec::new();
+    let mut tell = |told: Told<'_>| {
+        if let Told::Finding(finding) = told {
+            found.push(finding.clone());
+        }
+    };
+    let config = Config::read(&settings).unwrap();
+    let summary = doctor::examine(&config, false, &CancellationToken::new(), &mut tell).await.unwrap();
+    assert_eq!(summary, doctor::Summary::default(), "{found:#?}");
+    back_up(&settings, &other.path().join("backup")).await.unwrap();
 }
 
 #[tokio::test]

@@ -86,15 +86,19 @@ impl Use {
     }
 }
 
-/// Says that the database cannot be read.
-pub(super) fn unreadable(path: &Path, error: &StoreError, examination: &mut Examination<'_>) {
+/// Says that the database, or a folder beside it, cannot be read.
+pub(super) fn unreadable(database: &Path, error: &StoreError, examination: &mut Examination<'_>) {
     let code = error.code();
-    match pause_name(code) {
-        Some(name) => {
+    match (pause_name(code), error) {
+        (Some(name), _) => {
             let words = format!("cannot be opened, {name}: {}", causes(error));
-            examination.find(Level::Bad, path, words, "see to the disk first, then run the doctor again");
+            examination.find(Level::Bad, database, words, "see to the disk first, then run the doctor again");
         }
-        None => examination.find(Level::Bad, path, format!("{} ({code})", causes(error)), RESTORE),
+        (None, StoreError::File { path, source }) => {
+            let remedy = "see to the disk, and to who may read it, then run the doctor again";
+            examination.find(Level::Bad, path, format!("{source} ({code})"), remedy);
+        }
+        (None, _) => examination.find(Level::Bad, database, format!("{} ({code})", causes(error)), RESTORE),
     }
 }
 

@@ -135,6 +135,18 @@ async fn a_database_that_is_none_is_a_finding() {
 }
 
 #[tokio::test]
+async fn a_folder_that_cannot_be_listed_is_no_fault_of_the_database() {
+    let fixture = Fixture::new().await;
+    let spool = fixture.config.state.join("spool");
+    fs::remove_dir_all(&spool).unwrap();
+    fs::write(&spool, "in its place").unwrap();
+    let (found, summary) = examined(&fixture, false).await;
+    let [finding] = found.as_slice() else { panic!("{found:#?}") };
+    assert_eq!((summary.bad, finding.subject.as_str()), (1, spool.to_str().unwrap()));
+    assert!(!finding.remedy.as_ref().unwrap().contains("restore"), "{finding}");
+}
+
+#[tokio::test]
 async fn keys_that_others_may_read_are_told_and_closed() {
     let fixture = Fixture::new().await;
     let key = fixture.config.certs.join("issuing.key");

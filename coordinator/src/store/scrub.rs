@@ -106,13 +106,7 @@ impl Spool {
             None if name.ends_with(ARRIVING) => Kind::Unfinished,
             None => Kind::Stranger,
         };
-        match list(&self.round_folder(&study, round), kind) {
-            // The round ended while we looked.
-            Err(StoreError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(Vec::new())
-            }
-            listed => listed,
-        }
+        list(&self.round_folder(&study, round), kind)
     }
 
     /// The rounds that have a folder.
@@ -132,12 +126,7 @@ impl ServerStates {
     /// The disk.
     pub fn entries(&self) -> Result<Vec<Entry>, StoreError> {
         let mut entries = Vec::new();
-        let studies = match list(&self.dir, |_| Kind::Stranger) {
-            // That of a store from before strategies had any.
-            Err(StoreError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
-            listed => listed?,
-        };
-        for study in studies {
+        for study in list(&self.dir, |_| Kind::Stranger)? {
             let name = study.path.file_name().and_then(|name| name.to_str());
             let Some(digest) = name.and_then(|name| name.parse::<StudyDigest>().ok()) else {
                 entries.push(study);
@@ -234,10 +223,15 @@ pub(super) fn quarantine(state: &Path, folder: &Path, at: Timestamp) -> Result<P
     Ok(to)
 }
 
-/// What lies in `dir`, in order of name.
+/// What lies in `dir`, in order of name; nothing where it is absent. A backup has no empty folders, so a restored state lacks them
+/// until it is started; one from before strategies had moments has no folder of them; and that of a round goes while we look.
 fn list(dir: &Path, kind: impl Fn(&str) -> Kind) -> Result<Vec<Entry>, StoreError> {
+    let found = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        found => found.map_err(StoreError::file(dir))?,
+    };
     let mut entries = Vec::new();
-    for entry in fs::read_dir(dir).map_err(StoreError::file(dir))? {
+    for entry in found {
         let entry = entry.map_err(StoreError::file(dir))?;
         entries.push(Entry { path: entry.path(), kind: kind(&entry.file_name().to_string_lossy()) });
     }
