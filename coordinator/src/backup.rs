@@ -93,8 +93,8 @@ impl BackupError {
                 "name a folder that does not exist: a backup is never written over another"
             }
             Self::NotEmpty { .. } => {
-                "move the folder away and keep it, or, if it is a mount point, what lies in it: a backup is restored into an \
-                 empty one"
+                "make sure that no coordinator runs, then move the folder away and keep it, or, if it is a mount point, what \
+                 lies in it: a backup is restored into an empty one"
             }
             Self::Interrupted { .. } => {
                 "remove what lies in it, `restoring` too, and restore again: all of it is of the backup"

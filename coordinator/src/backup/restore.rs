@@ -11,7 +11,7 @@ use super::{
 };
 use crate::config::Config;
 use crate::files::{self, Access};
-use crate::store::{StoreError, newest_schema};
+use crate::store::{StoreError, StoreLock, newest_schema};
 
 /// Brings back the backup in `from`, for the coordinator whose settings lie, or are to lie, at `settings`.
 ///
@@ -97,6 +97,10 @@ fn settings_of(settings: &Path, from: &Path, manifest: &Manifest) -> Result<Conf
 fn refuse_what_is_in_the_way(config: &Config, from: &Path, manifest: &Manifest) -> Result<(), BackupError> {
     if !on_disk(&config.state, landing::is_free(&config.state))? {
         let path = config.state.clone();
+        // A coordinator whose folder is moved away writes on: its database there, all else into what takes the folder's place.
+        if StoreLock::is_held(&path) {
+            return Err(StoreError::Locked { path }.into());
+        }
         return Err(match landing::is_half_landed(&path) {
             true => BackupError::Interrupted { path },
             false => BackupError::NotEmpty { path },

@@ -153,6 +153,16 @@ async fn nothing_is_written_over() {
 }
 
 #[tokio::test]
+async fn a_state_in_use_is_said_to_be_and_not_to_be_moved_away() {
+    let BackedUp { dir, settings, backup, .. } = backed_up().await;
+    let running = Store::open(&dir.path().join(STATE)).await.unwrap();
+    let refused = restore(&settings, &backup);
+    assert!(matches!(refused, Err(BackupError::Store(StoreError::Locked { .. }))), "{refused:?}");
+    running.close().await;
+    assert!(matches!(restore(&settings, &backup), Err(BackupError::NotEmpty { .. })));
+}
+
+#[tokio::test]
 async fn a_folder_that_is_there_is_filled_and_not_replaced_as_it_may_be_a_mount_point() {
     use std::os::unix::fs::MetadataExt;
 

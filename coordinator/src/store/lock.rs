@@ -8,6 +8,8 @@ use tokio::time::{Instant, sleep};
 
 use super::StoreError;
 
+/// The locked file, in the state folder.
+const FILE: &str = "lock";
 /// How long another process may have the lock before the store is said to be in use. While no coordinator runs, a command
 /// such as `status` opens the store itself, for an instant: a coordinator that starts just then is not to end over it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -40,13 +42,19 @@ impl StoreLock {
     /// # Errors
     /// [`StoreError::Locked`] when another process has it.
     pub fn try_take(dir: &Path) -> Result<Self, StoreError> {
-        let path = dir.join("lock");
+        let path = dir.join(FILE);
         let file = File::create(&path).map_err(StoreError::file(&path))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: dir.to_owned() }),
             Err(TryLockError::Error(source)) => Err(StoreError::File { path, source }),
         }
+    }
+
+    /// Whether a process has the lock of `dir`, as far as that can be known. Makes nothing.
+    pub fn is_held(dir: &Path) -> bool {
+        let opened = File::options().write(true).open(dir.join(FILE));
+        opened.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
     }
 }
 
