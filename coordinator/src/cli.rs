@@ -268,7 +268,7 @@ fn restore(settings: &Path, from: &Path) -> anyhow::Result<()> {
 
 async fn run(config: &Config, json: bool, stop: CancellationToken) -> anyhow::Result<()> {
     let progress = if json { Progress::Json } else { Progress::Words };
-    Service::open(config, progress, stop).await?.run().await;
+    Service::open(config, progress, stop).await?.run().await?;
     progress.say(&Line::Stopped);
     Ok(())
 }

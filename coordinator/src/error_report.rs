@@ -174,6 +174,9 @@ fn store_hint(error: &StoreError) -> Option<&'static str> {
         "store-locked" => {
             Some("another coordinator, or a command of it, is at work here: wait for it or stop it")
         }
+        "store-displaced" => Some(
+            "stop the coordinator before its state is moved or restored: start it again with the one folder that is to count",
+        ),
         "store-newer" => Some("install the newer program again, or restore the backup that it made"),
         "store-missing" => Some(
             "run `coordinator init` first, or name the right file with `--config`; the state of a consortium that was made before \

@@ -112,11 +112,25 @@ impl Service {
     }
 
     /// Serves until the token is cancelled, then drains: connections are closed, work under way is journalled.
-    pub async fn run(self) {
+    ///
+    /// # Errors
+    /// [`StoreError::Displaced`] as soon as the state folder is another: then nothing more is begun, nor drained: that would write, too.
+    pub async fn run(self) -> Result<(), StoreError> {
         let Self { driver, doors, socket, context, connections, store } = self;
-        let operator = socket.serve(driver.handle(), context.stop.clone());
-        tokio::join!(driver.run(), network::serve(doors, context, connections), operator);
+        let stop = context.stop.clone();
+        let operator = socket.serve(driver.handle(), stop.clone());
+        let served = async {
+            tokio::join!(driver.run(), network::serve(doors, context, connections), operator);
+        };
+        tokio::select! {
+            () = served => {}
+            error = store.displaced() => {
+                stop.cancel();
+                return Err(error);
+            }
+        }
         store.close().await;
+        Ok(())
     }
 }
 
@@ -138,4 +152,21 @@ fn local(doors: &Doors, config: &Config) -> Result<String, ServiceError> {
     let address =
         address.map_err(|source| ServiceError::Listen { address: config.listen.to_string(), source })?;
     Ok(address.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Fixture;
+
+    #[tokio::test]
+    async fn a_coordinator_whose_state_is_moved_away_ends() {
+        let fixture = Fixture::new().await;
+        let (state, stop) = (&fixture.config.state, CancellationToken::new());
+        let service = Service::open(&fixture.config, Progress::Silent, stop.clone()).await.unwrap();
+        std::fs::rename(state, state.with_extension("away")).unwrap();
+        let ended = service.run().await;
+        assert!(matches!(ended, Err(StoreError::Displaced { .. })), "{ended:?}");
+        assert!(stop.is_cancelled(), "its connections end too");
+    }
 }

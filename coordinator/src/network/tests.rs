@@ -66,7 +66,8 @@ async fn serve_fixture<F: Future<Output = ()>>(fixture: Fixture, visit: impl FnO
         visit.await;
         stop.cancel();
     };
-    tokio::join!(service.run(), visit);
+    // The fixture went with the visit, and its folder with it.
+    let (_, ()) = tokio::join!(service.run(), visit);
 }
 
 impl Served {

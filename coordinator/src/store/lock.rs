@@ -1,7 +1,9 @@
 //! One process at a time: an advisory lock that the kernel releases with the process, however it ends.
 
-use std::fs::{File, TryLockError};
-use std::path::Path;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -15,11 +17,14 @@ const FILE: &str = "lock";
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(20);
+/// How often [`StoreLock::displaced`] looks.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Held while the store is open.
 #[derive(Debug)]
 pub struct StoreLock {
-    _file: File,
+    path: PathBuf,
+    file: File,
 }
 
 impl StoreLock {
@@ -45,7 +50,7 @@ impl StoreLock {
         let path = dir.join(FILE);
         let file = File::create(&path).map_err(StoreError::file(&path))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { path, file }),
             Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: dir.to_owned() }),
             Err(TryLockError::Error(source)) => Err(StoreError::File { path, source }),
         }
@@ -56,10 +61,28 @@ impl StoreLock {
         let opened = File::options().write(true).open(dir.join(FILE));
         opened.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
     }
+
+    /// Waits until another file, or none, lies where this one was: the folder was moved away under us, and whoever opens what is in
+    /// its place is not kept out.
+    pub async fn displaced(&self) {
+        while self.is_in_place() {
+            sleep(LOOK).await;
+        }
+    }
+
+    fn is_in_place(&self) -> bool {
+        match (self.file.metadata(), fs::metadata(&self.path)) {
+            (Ok(held), Ok(found)) => (held.dev(), held.ino()) == (found.dev(), found.ino()),
+            (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
+            (Err(_), Ok(_)) => true,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -72,6 +95,23 @@ mod tests {
         };
         let (taken, ()) = tokio::join!(StoreLock::take(dir.path()), let_go);
         assert!(taken.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_whose_folder_is_moved_away_or_replaced_is_displaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let [state, away] = ["state", "away"].map(|name| dir.path().join(name));
+        fs::create_dir(&state).unwrap();
+        let held = StoreLock::try_take(&state).unwrap();
+        assert!(timeout(10 * LOOK, held.displaced()).await.is_err(), "nobody touched it");
+        fs::rename(&state, &away).unwrap();
+        held.displaced().await;
+        fs::create_dir(&state).unwrap();
+        let _another = StoreLock::try_take(&state).unwrap();
+        held.displaced().await;
+        fs::remove_dir_all(&state).unwrap();
+        fs::rename(&away, &state).unwrap();
+        assert!(timeout(10 * LOOK, held.displaced()).await.is_err(), "put back");
     }
 
     #[tokio::test(start_paused = true)]

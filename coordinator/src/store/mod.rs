@@ -40,6 +40,12 @@ pub enum StoreError {
         /// The state folder.
         path: PathBuf,
     },
+    /// What lies there is not what was opened.
+    #[error("{} was moved away or replaced while it was in use", .path.display())]
+    Displaced {
+        /// The state folder.
+        path: PathBuf,
+    },
     /// A newer program wrote it.
     #[error("{} has schema version {found}; this program knows up to {known}", .path.display())]
     Newer {
@@ -83,6 +89,7 @@ impl StoreError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Locked { .. } => "store-locked",
+            Self::Displaced { .. } => "store-displaced",
             Self::Newer { .. } => "store-newer",
             Self::Missing { .. } => "store-missing",
             Self::Corrupt { .. } => CORRUPT,
@@ -192,7 +199,7 @@ pub struct Store {
     server_states: ServerStates,
     health: Health,
     /// `None` where it was opened to look alone.
-    _lock: Option<std::sync::Arc<StoreLock>>,
+    lock: Option<std::sync::Arc<StoreLock>>,
 }
 
 impl Store {
@@ -250,7 +257,7 @@ impl Store {
             spool: Spool::open(&dir.join(SPOOL), health.clone())?,
             server_states: ServerStates::open(&dir.join(SERVER_STATE), health.clone())?,
             health,
-            _lock: Some(std::sync::Arc::new(lock)),
+            lock: Some(std::sync::Arc::new(lock)),
         };
         store.heed_mark().await?;
         Ok(store)
@@ -272,7 +279,7 @@ impl Store {
             spool: Spool::at(&dir.join(SPOOL), health.clone()),
             server_states: ServerStates::at(&dir.join(SERVER_STATE), health.clone()),
             health,
-            _lock: None,
+            lock: None,
         })
     }
 
@@ -298,6 +305,15 @@ impl Store {
     /// What the server keeps beside a model from round to round.
     pub fn server_states(&self) -> &ServerStates {
         &self.server_states
+    }
+
+    /// Waits until the state folder is not the one that was opened. To go on would be to write into what took its place.
+    pub async fn displaced(&self) -> StoreError {
+        match &self.lock {
+            Some(lock) => lock.displaced().await,
+            None => std::future::pending().await,
+        }
+        StoreError::Displaced { path: self.dir.clone() }
     }
 
     /// Closes the database, so that its write-ahead log is folded in.
