@@ -337,11 +337,19 @@ fn write_invite(reply: Reply, out: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Says something beside the answer, on standard error: scripts read the other.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "note: {text}");
+}
+
 /// Shows an answer that needs no more than a line.
 fn done(reply: Reply) -> anyhow::Result<()> {
     match reply {
         Reply::Done { words } => line(&words),
-        Reply::Added { study } => line(&study),
+        Reply::Added { study, remark } => {
+            line(&study);
+            remark.iter().for_each(|text| note(text));
+        }
         Reply::Report { page } => line(&page.display().to_string()),
         Reply::Failed { words, hint } => return Err(Refused { words, hint }.into()),
         Reply::Status(_) | Reply::Study { .. } | Reply::Invite { .. } => {

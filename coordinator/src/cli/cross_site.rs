@@ -20,7 +20,7 @@ use common::taxonomy::Taxonomy;
 use tokio_util::sync::CancellationToken;
 
 use self::sequence::{EVERY, Sequence};
-use super::{done, line};
+use super::{done, line, note};
 use crate::config::Config;
 use crate::error_report::Refused;
 use crate::files::{self, Access};
@@ -121,8 +121,9 @@ async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
         let (model, embeddings) = (std::path::absolute(&args.model)?, std::path::absolute(&args.embeddings)?);
         let taxonomy = args.taxonomy.as_ref().map(std::path::absolute).transpose()?;
         let reply = ask(config, Request::AddStudy { file, model, embeddings, taxonomy }).await?;
-        let Reply::Added { study } = reply else { return done(reply) };
+        let Reply::Added { study, remark } = reply else { return done(reply) };
         line(&format!("{study}  without {site}; {evaluator} and the other sites approve"));
+        remark.iter().for_each(|text| note(text));
     }
     Ok(())
 }

@@ -150,7 +150,7 @@ impl Consortium<'_> {
         let init = init.args([model_config.as_os_str(), "--embeddings".as_ref(), embeddings.as_os_str()]);
         init.args(["--out".as_ref(), model.as_os_str()]).finish().await?;
         match ask(config, Request::AddStudy { file, model, embeddings, taxonomy: None }).await? {
-            Reply::Added { study } => Ok(study),
+            Reply::Added { study, .. } => Ok(study),
             other => bail!("the study was not added: {other:?}"),
         }
     }

@@ -6,6 +6,7 @@
 //! (`retries`) until the `disk` takes them. What a disk took is looked for in `lost`, or told in `damage`; `spent` tidies up behind
 //! a round.
 
+mod added;
 mod aggregation;
 mod damage;
 mod deeds;

@@ -13,7 +13,7 @@ use common::taxonomy::Taxonomy;
 use common::wire::{Notice, Words};
 
 use super::study_run::{Happening, StudyRun, TickError};
-use super::{Driver, facts};
+use super::{Driver, added, facts};
 use crate::export::export_safetensors;
 use crate::import::{import_safetensors, note};
 use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, UnreadableStudy, gather, losses};
@@ -255,6 +255,8 @@ impl Driver {
         let stored =
             StoredStudy { digest, name, document: document.bytes().to_vec(), added_at: clock::now() };
         self.store.add_study(&stored).await?;
+        let known = self.studies.get(&digest).map(|run| run.rounds.status().phase);
+        let remark = known.map_or(Ok(None), |phase| added::again(&document.study().name, phase))?;
         if !self.studies.contains_key(&digest) {
             let run = StudyRun::restore(&self.store, stored).await?;
             let name = run.document.study().name.as_str().into();
@@ -262,7 +264,7 @@ impl Driver {
             self.expect_sites().await;
             self.peers.tell_all(&Notice::StudyOffered { study: digest, name });
         }
-        Ok(Reply::Added { study: digest.to_string() })
+        Ok(Reply::Added { study: digest.to_string(), remark })
     }
 
     async fn import(&self, path: &Path) -> Result<common::artifact::ArtifactManifest, Failure> {
@@ -644,7 +646,11 @@ mod tests {
         assert!(matches!(driver.operate(add(&right)).await, Reply::Added { .. }));
         let known = EXAMPLE_STUDY.replace("[quorum]\nsites = 2", "[quorum]\nsites = 1");
         let study = fixture.digest().to_string();
-        assert_eq!(driver.operate(add(&known)).await, Reply::Added { study }, "it is here already");
+        assert_eq!(
+            driver.operate(add(&known)).await,
+            Reply::Added { study, remark: None },
+            "it is here already"
+        );
     }
 
     #[tokio::test]

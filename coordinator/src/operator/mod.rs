@@ -138,6 +138,9 @@ pub enum Reply {
     Added {
         /// The study's digest.
         study: String,
+        /// What the operator should know of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        remark: Option<String>,
     },
     /// To [`Request::Report`].
     Report {

@@ -190,8 +190,17 @@ fn stage(leg: &Leg, study: &StudyLine, given_up: &BTreeSet<SiteId>) -> Stage {
     }
 }
 
-/// Refuses what would be noticed only after days of training: a study that keeps nobody out, or a site that is not there.
+/// Refuses what would be noticed only after days of training: a study that was aborted or keeps nobody out, or a site that is not
+/// there.
 fn check(status: &Status, known: &[Known<'_>]) -> anyhow::Result<()> {
+    if let Some((Leg { site, study, .. }, _)) = known.iter().find(|(_, study)| study.state == ABORTED) {
+        let words = format!("the study `{study}` was aborted: the table would be without {site}");
+        let hint = format!(
+            "leave {site} out of --sites, or add another study of this name with `coordinator study add`: with leave_out = \
+             [\"{site}\"] and another `seed`"
+        );
+        return Err(Refused { words, hint: Some(hint) }.into());
+    }
     for (leg, study) in known.iter().filter(|(_, study)| !study.started) {
         let Leg { site, evaluator, study: name } = leg;
         if !study.left_out.contains(site) {

@@ -112,6 +112,8 @@ fn what_would_fail_in_the_end_is_refused_at_once() {
     assert_eq!(no_evaluator, "no evaluator is called `north-held-out`");
     let revoked = refused(|status| status.sites[0].status = "revoked".to_owned()).unwrap_err();
     assert_eq!(revoked, "no trainer is called `north`");
+    let aborted = refused(|status| status.studies[0].state = ABORTED.to_owned()).unwrap_err();
+    assert_eq!(aborted, "the study `abdomen-without-north` was aborted: the table would be without north");
     // What has begun is beyond that.
     let begun = refused(|status| {
         status.sites.clear();

@@ -1,0 +1,70 @@
+//! What the operator is told of a study that was added, beside its digest.
+
+use super::operate::Failure;
+
+/// How a study that is over runs once more.
+const ANEW: &str =
+    "for another run change its `seed`, or its `name`: its digest is another then, which sites approve anew";
+
+/// Of a study that was here before, in this phase: the same files are the same study, and it runs once.
+///
+/// # Errors
+/// It was aborted. The files that were given are in their place all the same.
+pub(super) fn again(name: &str, phase: &str) -> Result<Option<String>, Failure> {
+    match phase {
+        "aborted" => Err(Failure::new(
+            format!(
+                "the study `{name}` is here already, with its files, and was aborted: it does not start again"
+            ),
+            ANEW,
+        )),
+        "finished" => Ok(Some(format!(
+            "the study `{name}` is here already, with its files, and has finished: it does not start again; {ANEW}"
+        ))),
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::testing::EXAMPLE_STUDY;
+
+    use super::super::lost::tests::driver;
+    use super::*;
+    use crate::export::export_safetensors;
+    use crate::fixture::Fixture;
+    use crate::operator::{Order, Reply, Request};
+
+    #[tokio::test]
+    async fn an_aborted_study_is_not_added_again_as_if_it_could_start() {
+        let fixture = Fixture::new().await;
+        let (store, folder) = (fixture.store().await, tempfile::tempdir().unwrap());
+        let names = ["study.toml", "model.safetensors", "embeddings.safetensors"];
+        let [file, model, embeddings] = names.map(|name| folder.path().join(name));
+        std::fs::write(&file, EXAMPLE_STUDY).unwrap();
+        let pinned = fixture.study.study();
+        for (hash, path) in [(pinned.initial_model, &model), (pinned.embeddings.artifact, &embeddings)] {
+            let artifact = store.artifacts().read(&hash).unwrap().unwrap();
+            export_safetensors(&artifact, "of a test", path).unwrap();
+        }
+        let mut driver = driver(&fixture, store).await;
+        let add = Request::AddStudy { file, model, embeddings, taxonomy: None };
+        let added = driver.operate(add.clone()).await;
+        let Reply::Added { study, remark } = &added else { panic!("{added:?}") };
+        assert_eq!(*remark, None);
+        assert_eq!(driver.operate(add.clone()).await, added, "twice is once");
+
+        driver.operate(Request::Control { study: study.clone(), order: Order::Abort }).await;
+        let refused = driver.operate(add).await;
+        let Reply::Failed { words, hint } = &refused else { panic!("{refused:?}") };
+        assert!(words.ends_with("with its files, and was aborted: it does not start again"), "{words}");
+        assert_eq!(hint.as_deref(), Some(ANEW));
+    }
+
+    #[test]
+    fn a_finished_study_is_said_to_be() {
+        let note = |phase| again("abdomen", phase).ok().flatten();
+        assert!(note("finished").unwrap().contains("has finished"));
+        assert_eq!(note("collecting"), None);
+    }
+}
