@@ -204,7 +204,8 @@ impl StateFolder {
     }
 
     /// Has `restore` take what the optimiser knew before `round`, read from [`StateFolder::optimizer_before`]. What is damaged, or
-    /// of another model, is set aside, and said: training goes on with what it knew one round earlier, or with fresh moments.
+    /// of another model, is set aside, and said: training goes on with what it knew one round earlier, or with fresh moments. It is
+    /// said, too, where `round` lies further back than what is kept.
     ///
     /// # Errors
     /// [`StateError`] where it may be read later, [`FileError`], or what `restore` says of anything but another model.
@@ -237,7 +238,18 @@ impl StateFolder {
                 }
             }
         }
+        if self.has_outgrown(study, round) {
+            tracing::warn!(
+                "what the optimiser knew before round {round} is not kept any more, as later rounds were trained since: it begins anew"
+            );
+        }
         Ok(())
+    }
+
+    /// Whether what the optimiser knew before `round` went with rounds after it. Before the first there is nothing to know.
+    fn has_outgrown(&self, study: StudyDigest, round: RoundId) -> bool {
+        let later = self.optimizers(study).into_iter().any(|(after, _)| after > round);
+        later && round > RoundId(1) && self.optimizer_before(study, round).is_none()
     }
 
     /// In the place of what was set aside before: each is twice as large as the model. Says where.

@@ -224,3 +224,23 @@ fn a_round_that_is_asked_for_again_begins_with_what_the_optimiser_knew_before_it
     assert_eq!((before(4).as_deref(), before(3).as_deref()), (Some("two again"), Some("two again")));
     assert_eq!(state.optimizer_before(StudyDigest(common::ids::Digest::of(b"other")), RoundId(9)), None);
 }
+
+#[test]
+fn a_round_further_back_than_what_is_kept_is_known_to_begin_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateFolder::open(folder.path()).unwrap();
+    let study = StudyDigest(common::ids::Digest::of(b"study"));
+    let learn = |round: u32| {
+        let attempt = AttemptId::from_bytes([1; 16]);
+        std::fs::write(state.optimizer_after(attempt), "learnt").unwrap();
+        state.promote_optimizer(study, RoundId(round), attempt).unwrap();
+    };
+    let outgrown = |round: u32| state.has_outgrown(study, RoundId(round));
+    learn(1);
+    assert_eq!([1, 2].map(outgrown), [false, false]);
+    (2..=5).for_each(learn);
+    assert_eq!([1, 2, 3, 4].map(outgrown), [false, true, true, true], "nothing comes before the first");
+    assert_eq!([5, 6].map(outgrown), [false, false], "one round back is kept");
+    learn(2);
+    assert_eq!([2, 3].map(outgrown), [false, false], "it goes on from there");
+}
