@@ -114,7 +114,7 @@ struct Invite {
     #[arg(long)]
     role: Role,
     /// How long the invite counts.
-    #[arg(long, default_value_t = 72, value_parser = clap::value_parser!(u32).range(0..=8760), value_name = "HOURS")]
+    #[arg(long, default_value_t = 72, value_parser = clap::value_parser!(u32).range(1..=8760), value_name = "HOURS")]
     hours: u32,
     /// The invite's file [default: SITE.invite.toml].
     #[arg(long, value_name = "FILE")]
@@ -359,4 +359,19 @@ fn done(reply: Reply) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invite_lasts_an_hour_at_least() {
+        let hours = |hours| {
+            let words = ["coordinator", "invite", "north", "--role", "trainer", "--hours", hours];
+            Cli::try_parse_from(words).map(drop).map_err(|error| error.kind())
+        };
+        assert_eq!(hours("1"), Ok(()));
+        assert_eq!(hours("0"), Err(clap::error::ErrorKind::ValueValidation));
+    }
 }

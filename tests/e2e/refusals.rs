@@ -265,7 +265,7 @@ fn an_invite_enrols_once() {
 #[test]
 fn an_expired_invite_enrols_nobody() {
     let mut consortium = Consortium::found("thorax");
-    let invite = consortium.invite("north", Role::Trainer, 0);
+    let invite = consortium.expired_invite("north", Role::Trainer);
     let site = Site { name: "north".to_owned(), folder: consortium.path("north") };
     let told = site.enrol(&invite);
     assert_eq!(told.code, REFUSED);

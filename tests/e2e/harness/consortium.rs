@@ -10,7 +10,8 @@ use std::time::Instant;
 use common::ids::Role;
 use common::journal::Entry;
 use common::participant::Event;
-use coordinator::operator::{Status, StudyLine};
+use coordinator::operator::client::ask_running;
+use coordinator::operator::{Reply, Request, Status, StudyLine};
 use coordinator::progress::Line;
 use coordinator::report::ReportData;
 use tempfile::TempDir;
@@ -95,6 +96,17 @@ impl Consortium {
         let (role, hours) = (role.to_string(), hours.to_string());
         let out = file.to_str().expect("a folder with a plain name");
         self.operate(["invite", site, "--role", &role, "--hours", &hours, "--out", out]).ok();
+        file
+    }
+
+    /// An invite that expired when it was written, which no command makes; its file.
+    pub(crate) fn expired_invite(&self, site: &str, role: Role) -> PathBuf {
+        let file = self.folder.path().join(format!("{site}.invite.toml"));
+        let request = Request::Invite { site: site.parse().expect("a site's name"), role, hours: 0 };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let reply = runtime.block_on(ask_running(&self.path("state"), &request)).expect("an answer");
+        let Some(Reply::Invite { text }) = reply else { panic!("{reply:?}") };
+        fs::write(&file, text).expect("the folder is ours");
         file
     }
 
