@@ -109,6 +109,9 @@ pub(super) async fn run(
 }
 
 async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
+    if let Some(twice) = twice(&args.sites) {
+        bail!("--sites names `{twice}` twice: expected each trainer once");
+    }
     let file = args.file.display().to_string();
     let text = fs::read_to_string(&args.file).with_context(|| file.clone())?;
     // Read here too, so that mistakes are told with the lines of the file that the operator has.
@@ -126,6 +129,11 @@ async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
         remark.iter().for_each(|text| note(text));
     }
     Ok(())
+}
+
+/// A site that is named more than once.
+fn twice(sites: &[SiteId]) -> Option<&SiteId> {
+    sites.iter().enumerate().find(|(index, site)| sites[..*index].contains(site)).map(|(_, site)| site)
 }
 
 /// The taxonomy of a file, or the standard one.
@@ -276,6 +284,12 @@ mod tests {
         assert_eq!(derived.participants.leave_out, [site("north")]);
         let StudyDraft { name, quorum, participants, .. } = draft.clone();
         assert_eq!(StudyDraft { name, quorum, participants, ..derived }, draft);
+    }
+
+    #[test]
+    fn a_site_is_left_out_once() {
+        assert_eq!(twice(&["north", "south"].map(site)), None);
+        assert_eq!(twice(&["north", "south", "north"].map(site)), Some(&site("north")));
     }
 
     #[test]
