@@ -165,13 +165,13 @@ pub enum Fact {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     /// No report on this model was asked for.
-    #[error("no report on model {model:?} was asked for")]
+    #[error("no report on model {} was asked for", .model.short())]
     UnknownModel {
         /// The model.
         model: ModelHash,
     },
     /// A sealed test site may score promoted models alone.
-    #[error("model {model:?} is not promoted; test sites score promoted models alone")]
+    #[error("model {} is not promoted; test sites score promoted models alone", .model.short())]
     Sealed {
         /// The model.
         model: ModelHash,
@@ -180,7 +180,7 @@ pub enum Rejection {
     #[error("the site is no evaluator of this study")]
     NotEvaluator,
     /// Another report of this site on this model is kept.
-    #[error("another report on model {model:?} is kept already")]
+    #[error("another report on model {} is kept already", .model.short())]
     AlreadyReported {
         /// The model.
         model: ModelHash,

@@ -207,3 +207,15 @@ fn the_snapshot_format_is_frozen() {
     }
     insta::assert_json_snapshot!(machine.snapshot());
 }
+
+#[test]
+fn a_refusal_names_a_model_by_its_first_digits() {
+    let (model, kept) = (model(1), Digest::of(b"report"));
+    let short = model.short();
+    let words = |rejection: Rejection| rejection.to_string();
+    assert_eq!(words(Rejection::UnknownModel { model }), format!("no report on model {short} was asked for"));
+    let sealed = format!("model {short} is not promoted; test sites score promoted models alone");
+    assert_eq!(words(Rejection::Sealed { model }), sealed);
+    let reported = format!("another report on model {short} is kept already");
+    assert_eq!(words(Rejection::AlreadyReported { model, kept }), reported);
+}

@@ -7,7 +7,7 @@ use crate::study::LeftOut;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     /// Of another study.
-    #[error("update is of study {got:?}; this is {expected:?}")]
+    #[error("update is of study {}; this is {}", .got.short(), .expected.short())]
     WrongStudy {
         /// The study here.
         expected: StudyDigest,
@@ -32,7 +32,7 @@ pub enum Rejection {
         round: RoundId,
     },
     /// A delta from another model.
-    #[error("update is a delta from {got:?}; round {round} starts from {expected:?}")]
+    #[error("update is a delta from model {}; round {round} starts from {}", .got.short(), .expected.short())]
     WrongBase {
         /// The round.
         round: RoundId,
