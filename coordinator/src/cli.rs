@@ -374,4 +374,14 @@ mod tests {
         assert_eq!(hours("1"), Ok(()));
         assert_eq!(hours("0"), Err(clap::error::ErrorKind::ValueValidation));
     }
+
+    #[test]
+    fn an_address_that_cannot_be_dialled_is_the_mistake_of_its_option() {
+        let told = |address| {
+            let words = ["coordinator", "init", "--consortium", "demo", "--address", address];
+            Cli::try_parse_from(words).map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(told("federation.example.org:443"), Ok(()));
+        assert!(told("federation.example.org").unwrap_err().contains("'--address <HOST:PORT>'"));
+    }
 }

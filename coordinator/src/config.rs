@@ -180,7 +180,7 @@ fn check(raw: &Raw, problems: &mut Problems) -> Option<SocketAddr> {
         problems.add_allowed("consortium", found, "1 to 40 of a-z, 0-9 and inner `-`");
     }
     if let Some(address) = &raw.address
-        && host(address).is_none()
+        && !can_be_dialled(address)
     {
         problems.add_allowed("address", format!("`{address}` cannot be dialled"), "HOST:PORT");
     }
@@ -196,6 +196,11 @@ fn check(raw: &Raw, problems: &mut Problems) -> Option<SocketAddr> {
         problems.add_allowed("listen", found, "IP:PORT, such as 0.0.0.0:443");
     }
     listen
+}
+
+/// Whether it reads as `HOST:PORT`.
+pub(crate) fn can_be_dialled(address: &str) -> bool {
+    host(address).is_some()
 }
 
 /// The host of `HOST:PORT`; IPv6 in brackets.

@@ -8,7 +8,7 @@ use common::ids::SiteId;
 
 use super::line;
 use crate::clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::error_report::Refused;
 use crate::files::{self, Access};
 use crate::pki::Authority;
@@ -20,11 +20,19 @@ pub(super) struct Init {
     #[arg(long, value_name = "NAME")]
     consortium: SiteId,
     /// What hospitals dial, HOST:PORT; written into invites.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = dialled)]
     address: Option<String>,
     /// Where the server listens, UDP and TCP.
     #[arg(long, default_value = "0.0.0.0:443", value_name = "IP:PORT")]
     listen: std::net::SocketAddr,
+}
+
+/// A wrong address is the option's mistake: there is no file yet whose line could be named.
+fn dialled(address: &str) -> Result<String, &'static str> {
+    match config::can_be_dialled(address) {
+        true => Ok(address.to_owned()),
+        false => Err("it cannot be dialled: expected HOST:PORT"),
+    }
 }
 
 /// Makes settings, certificates and state folder.
@@ -52,7 +60,7 @@ fn write_settings(path: &Path, init: &Init) -> anyhow::Result<()> {
     if let Some(address) = &init.address {
         text.push_str(&format!("address = \"{address}\"\n"));
     }
-    // Read before it is written: a wrong address is told now.
+    // Read before it is written.
     Config::parse(&path.display().to_string(), &text, files::parent(path))?;
     files::write_new(path, text.as_bytes(), Access::Public).with_context(|| path.display().to_string())
 }
