@@ -12,6 +12,7 @@ use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use common::config::Diagnostics;
+use safetensors::SafeTensorError;
 
 use crate::backup::BackupError;
 use crate::import::ImportError;
@@ -151,6 +152,10 @@ fn find_store<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e St
 fn import_hint(error: &ImportError) -> Option<&'static str> {
     match error {
         ImportError::File { .. } => Some(READS_AS_ITS_USER),
+        ImportError::Format {
+            source: SafeTensorError::InvalidHeaderLength | SafeTensorError::MetadataIncompleteBuffer,
+            ..
+        } => Some("it is longer or shorter than it says of itself, as one that is cut short: copy it again"),
         ImportError::Format { .. } | ImportError::Tensor { .. } | ImportError::Layout { .. } => Some(
             "`site-agent model init` or `site-agent model import` makes a model, `site-agent embed` the embeddings",
         ),
@@ -167,8 +172,14 @@ fn exchange_hint(kind: ErrorKind) -> &'static str {
 }
 
 fn store_hint(error: &StoreError) -> Option<&'static str> {
-    if matches!(error, StoreError::File { source, .. } if source.kind() == ErrorKind::PermissionDenied) {
-        return Some(AS_ITS_USER);
+    if let StoreError::File { source, .. } = error {
+        match source.kind() {
+            ErrorKind::PermissionDenied => return Some(AS_ITS_USER),
+            ErrorKind::AlreadyExists => {
+                return Some("nothing is written over: move it away, or name another");
+            }
+            _ => {}
+        }
     }
     match error.code() {
         "store-locked" => {
@@ -218,6 +229,17 @@ mod tests {
         let store =
             StoreError::File { path: "/srv/state".into(), source: ErrorKind::PermissionDenied.into() };
         assert!(render(&ServiceError::from(store).into()).contains(AS_ITS_USER));
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_or_in_the_way_is_told_so() {
+        let path = || "model.safetensors".into();
+        let cut = ImportError::Format { path: path(), source: SafeTensorError::MetadataIncompleteBuffer };
+        assert!(render(&cut.into()).contains("cut short: copy it again"));
+        let other = ImportError::Format { path: path(), source: SafeTensorError::HeaderTooLarge };
+        assert!(render(&other.into()).contains("`site-agent model init`"));
+        let there = StoreError::File { path: path(), source: ErrorKind::AlreadyExists.into() };
+        assert!(render(&there.into()).contains("hint: nothing is written over"));
     }
 
     #[test]

@@ -12,11 +12,13 @@ use tokio::task::spawn_blocking;
 use super::Driver;
 use super::operate::Failure;
 use super::study_run::StudyRun;
-use crate::error_report;
 use crate::operator::Reply;
 use crate::progress::Line;
 use crate::store::{ArtifactFile, CORRUPT, StoreError, causes};
 
+/// Of a copy that cannot be opened.
+const A_COPY: &str = "a site's copy is two files beside each other, HASH.data and HASH.json; a backup's is the folder HASH. The coordinator reads \
+                      them as its own user: are they there, and may that user read them?";
 /// Of a copy whose bytes are not those that were published.
 const TAKE_ANOTHER: &str = "take the copy of another site, or of a backup; nothing was changed here";
 
@@ -53,7 +55,7 @@ impl Driver {
         let opened = spawn_blocking(move || ArtifactFile::open_copy(&copy)).await?;
         let copy = opened.map_err(|error| match error {
             StoreError::Corrupt { reason, .. } => Failure::new(reason, TAKE_ANOTHER),
-            error => Failure::new(causes(&error), error_report::READS_AS_ITS_USER),
+            error => Failure::new(causes(&error), A_COPY),
         })?;
         let hash = copy.manifest().hash();
         let Some(what) = self.purpose_of(&hash).await? else {

@@ -418,7 +418,7 @@ impl Driver {
             )),
             _ => Err(Failure::new(
                 format!("several studies are called `{text}`"),
-                "give more digits of the digest",
+                "give the first digits of a digest: `coordinator study list` shows them",
             )),
         }
     }
