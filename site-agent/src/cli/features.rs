@@ -219,7 +219,7 @@ mod tests {
         });
         let study = document.study();
         let cases = read_datasets(&datasets, folder.path(), &study.taxonomy).unwrap();
-        let table = ClassEmbeddings::one_hot(32, 1.0).unwrap();
+        let table = ClassEmbeddings::few_hot(&[const { Vec::new() }; 32], 1.0).unwrap();
         let model =
             UniversalModel::new(&model_config(study), Some(&table), 1, &device(DeviceKind::Cpu).unwrap());
         let embeddings = NamedTensors::from([(EMBEDDING_NAME.to_owned(), table.table().clone())]);

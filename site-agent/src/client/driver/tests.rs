@@ -366,7 +366,9 @@ fn an_approval_that_is_taken_back_ends_training_and_nothing_of_it_leaves() {
     agent.start().unwrap();
     let base = store_models(&agent)[0];
     agent.feed(Event::RoundOpened { task: task(base) }).unwrap();
-    agent.feed(Event::ModelStored { artifact: document.study().embeddings.artifact }).unwrap();
+    for artifact in [base, document.study().embeddings.artifact] {
+        agent.feed(Event::ModelStored { artifact }).unwrap();
+    }
     let (attempt, cancel) = agent.training.clone().expect("it trains");
     let registering = CancellationToken::new();
     agent.errands.insert(Errand::Register(study), registering.clone());
