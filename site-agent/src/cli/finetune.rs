@@ -151,6 +151,7 @@ impl Prepared {
         files::write(&beside, self.document.bytes())?;
         model::write(out, &tuned)?;
         self.rounds.remove()?;
+        self.scans.forget()?;
         line(format!("{}: {}", out.display(), model::size(&tuned)));
         line(format!("{}: its study, for `evaluate --study` and `predict --study`", beside.display()));
         Ok(())

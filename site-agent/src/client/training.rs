@@ -12,6 +12,7 @@ use common::study::Study;
 use common::study::sections::Unlabelled as UnlabelledMeans;
 
 use super::config::SiteConfig;
+use crate::data::DataError;
 use crate::data::batch::Unlabelled;
 use crate::data::cache::CaseCache;
 use crate::data::copies::refuse_copies;
@@ -32,6 +33,7 @@ pub struct PreparedScans {
     pub store: Arc<CaseStore>,
     /// What each has to say in the label manifest.
     pub summaries: Vec<CaseSummary>,
+    cache: CaseCache,
 }
 
 impl PreparedScans {
@@ -53,7 +55,15 @@ impl PreparedScans {
         let settings = InferenceSettings::of(study).preprocessing;
         let cache = CaseCache::open(cache, user)?;
         let (store, summaries) = CaseStore::open(cases, settings, &taxonomy, &cache, config.memory_bytes)?;
-        Ok(Self { store: Arc::new(store), summaries })
+        Ok(Self { store: Arc::new(store), summaries, cache })
+    }
+
+    /// Nobody goes on from here: the next to prepare scans in this cache may remove these.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn forget(&self) -> Result<(), DataError> {
+        self.cache.forget()
     }
 
     /// A trainer of the study's network on these scans, without a global model and without memory.

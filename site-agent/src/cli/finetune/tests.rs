@@ -165,6 +165,19 @@ fn who_stops_is_told_how_to_go_on_and_the_same_command_does() {
 }
 
 #[test]
+fn prepared_scans_are_kept_for_whoever_goes_on_and_for_nobody_else() {
+    let site = Site::new();
+    let args = site.args(2);
+    let is_kept = || site.path("state/cache/finetune.list").exists();
+    let cancel = Cancel::default();
+    cancel.cancel();
+    site.finetune(&args, &cancel).unwrap_err();
+    assert!(is_kept(), "the same command goes on with them");
+    site.finetune(&args, &Cancel::default()).unwrap();
+    assert!(!is_kept(), "a scan that is taken away must not stay for a model that is there");
+}
+
+#[test]
 fn damage_to_what_was_kept_is_told_with_the_folder_to_remove() {
     let rounds = Path::new("state/finetune/abc");
     let lost = ArtifactError::Absent(ArtifactHash(Digest::of(b"model")));
