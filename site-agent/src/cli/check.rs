@@ -20,7 +20,7 @@ use crate::client::files::{self, FileError};
 use crate::client::identity::{Identity, IdentityFolder};
 use crate::client::owner;
 use crate::client::state::{AgentStatus, StateFolder};
-use crate::data::copies::refuse_copies;
+use crate::data::copies::{Fingerprints, refuse_copies};
 use crate::data::dataset::{Case, Split, check_patients, read_dataset};
 use crate::data::prepared::PreparedCase;
 use crate::data::preprocess::Preprocessing;
@@ -302,7 +302,7 @@ fn check_copies(config: &SiteConfig) -> Option<Result<String, CliError>> {
     let cases = config.read_cases(&Taxonomy::standard()).ok()?;
     let is_held_out = |case: &Case| case.split == Split::Validation;
     cases.iter().any(is_held_out).then(|| {
-        refuse_copies(&cases)?;
+        refuse_copies(&cases, &mut Fingerprints::default())?;
         Ok("no validation scan is trained on under another name".to_owned())
     })
 }

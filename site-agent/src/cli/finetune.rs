@@ -22,6 +22,7 @@ use crate::client::files;
 use crate::client::finetune::{Ended, Finetune, RoundFolder};
 use crate::client::state::StateFolder;
 use crate::client::training::PreparedScans;
+use crate::data::copies::Fingerprints;
 use crate::model::NamedTensors;
 use crate::train::burn_trainer::BurnTrainer;
 use crate::train::state::StateError;
@@ -86,7 +87,8 @@ impl Prepared {
         let document = document(args, &initial, &embeddings)?;
         let study = document.study();
         let state = StateFolder::open(&config.state)?;
-        let scans = PreparedScans::open(study, config, &state.cache(), "finetune")?;
+        let known = &mut Fingerprints::default();
+        let scans = PreparedScans::open(study, config, &state.cache(), "finetune", known)?;
         let annotated: BTreeSet<ClassId> =
             scans.summaries.iter().flat_map(|scan| scan.annotated.iter().copied()).collect();
         if annotated.is_empty() {

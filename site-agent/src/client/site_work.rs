@@ -21,6 +21,7 @@ use super::state::StateFolder;
 use super::training::{PreparedScans, annotated_cases};
 use super::work::Work;
 use crate::data::cache::CaseCache;
+use crate::data::copies::Fingerprints;
 use crate::data::dataset::{Case, Split};
 use crate::infer::evaluate::{Evaluation, numbered};
 use crate::infer::network::StudyNetwork;
@@ -43,6 +44,8 @@ pub struct SiteWork {
     learnt: Option<(AttemptId, RoundId)>,
     unkept: Unkept,
     scoring: Scoring,
+    /// Of any study: where two take turns, the scans are looked at anew at each turn.
+    compared: Fingerprints,
 }
 
 impl SiteWork {
@@ -53,14 +56,15 @@ impl SiteWork {
     pub fn new(config: SiteConfig, site: SiteId, state: StateFolder) -> anyhow::Result<Self> {
         let artifacts = state.artifacts()?;
         let (prepared, trainer, learnt, unkept) = (None, None, None, Unkept::default());
-        let scoring = Scoring::default();
-        Ok(Self { config, site, state, artifacts, prepared, trainer, learnt, unkept, scoring })
+        let (scoring, compared) = (Scoring::default(), Fingerprints::default());
+        Ok(Self { config, site, state, artifacts, prepared, trainer, learnt, unkept, scoring, compared })
     }
 
     fn prepared(&mut self, study: &StudyDocument) -> anyhow::Result<&PreparedScans> {
         if self.prepared.as_ref().is_none_or(|(digest, _)| *digest != study.digest()) {
             let user = study.digest().to_string();
-            let scans = PreparedScans::open(study.study(), &self.config, &self.state.cache(), &user)?;
+            let (cache, known) = (self.state.cache(), &mut self.compared);
+            let scans = PreparedScans::open(study.study(), &self.config, &cache, &user, known)?;
             self.prepared = Some((study.digest(), scans));
         }
         self.prepared.as_ref().map(|(_, scans)| scans).context("the scans were just prepared")

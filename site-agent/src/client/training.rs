@@ -15,7 +15,7 @@ use super::config::SiteConfig;
 use crate::data::DataError;
 use crate::data::batch::Unlabelled;
 use crate::data::cache::CaseCache;
-use crate::data::copies::refuse_copies;
+use crate::data::copies::{Fingerprints, refuse_copies};
 use crate::data::dataset::{Case, Split, refuse_pseudo_labels};
 use crate::data::prepared::{CaseStore, CaseSummary};
 use crate::data::sampler::{Sampler, SamplerSettings};
@@ -38,14 +38,20 @@ pub struct PreparedScans {
 
 impl PreparedScans {
     /// Prepares the training scans that annotate any class of the study, through the cache in a folder; what `user` had there and needs no
-    /// more goes.
+    /// more goes. Scans that are `known` are compared without being read.
     ///
     /// # Errors
     /// What is wrong with the first scan that cannot be used, labels of a model that the study does not allow, or scans that are held out
     /// too, under another name.
-    pub fn open(study: &Study, config: &SiteConfig, cache: &Path, user: &str) -> anyhow::Result<Self> {
+    pub fn open(
+        study: &Study,
+        config: &SiteConfig,
+        cache: &Path,
+        user: &str,
+        known: &mut Fingerprints,
+    ) -> anyhow::Result<Self> {
         let mut cases = config.read_cases(&study.taxonomy)?;
-        refuse_copies(&cases)?;
+        refuse_copies(&cases, known)?;
         cases.retain(|case| case.split == Split::Training && !case.annotated.is_empty());
         if !study.training.pseudo_labels {
             refuse_pseudo_labels(&cases)?;

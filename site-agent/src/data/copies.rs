@@ -1,11 +1,14 @@
 //! The guard against a scan that is trained on under one name and held out under another. Public data sets hold each other's scans, and
 //! a site that has two of them would score too well.
 //!
-//! Copies differ in how their files are written and in how their axes are turned, so voxels are compared by value alone. Only scans whose
-//! headers agree are read for that, which among different CTs is rare. Copies that were resampled or cropped are not found.
+//! Copies differ in how their files are packed and in how their axes are turned, so voxels are compared by value alone. Only scans whose
+//! headers agree are read for that. Those can be most of many scans, or all of a data set on one grid, so each is read once, and again
+//! only when its file changes. Copies that were resampled or cropped, or whose values were scaled otherwise, are not found.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rayon::prelude::*;
 
@@ -20,34 +23,73 @@ const SPACING_TOLERANCE: f64 = 0.01;
 /// Voxels and their size in mm, axis by axis.
 type Frame = [(usize, f64); 3];
 
+/// Fingerprints of scans that were compared, so that none is read again as long as its file stays as it is.
+#[derive(Debug, Default)]
+pub struct Fingerprints(BTreeMap<PathBuf, (Version, u64)>);
+
+/// Length of a file, and when it was written.
+type Version = (u64, SystemTime);
+
 /// Refuses training scans that are validation scans too, under another name.
 ///
 /// What cannot be read is no copy here: whoever uses it tells what is wrong with it.
 ///
 /// # Errors
 /// [`DataError::Copies`] names all of them.
-pub fn refuse_copies(cases: &[Case]) -> Result<(), DataError> {
+pub fn refuse_copies(cases: &[Case], known: &mut Fingerprints) -> Result<(), DataError> {
     let held_out = with_frames(cases, Split::Validation);
     if held_out.is_empty() {
         return Ok(());
     }
     let trained = with_frames(cases, Split::Training);
-    let mut known: BTreeMap<PathBuf, Option<u64>> = BTreeMap::new();
-    let mut print_of = |case: &Case| {
-        let print =
-            || read_image(&case.image, &Limits::default()).ok().map(|image| fingerprint(&image.volume));
-        *known.entry(case.image.clone()).or_insert_with(print)
-    };
-    let mut pairs = Vec::new();
+    let mut alike: Vec<(&Case, &Case)> = Vec::new();
     for &(held_out, frame) in &held_out {
-        for &(trained, _) in trained.iter().filter(|(_, other)| is_alike(&frame, other)) {
-            let (one, other) = (print_of(trained), print_of(held_out));
-            if one.is_some() && one == other {
-                pairs.push(format!("`{}` (training) and `{}` (validation)", trained.name, held_out.name));
+        let others = trained.iter().filter(|(_, other)| is_alike(&frame, other));
+        alike.extend(others.map(|&(trained, _)| (trained, held_out)));
+    }
+    let images = alike.iter().flat_map(|(one, other)| [one.image.as_path(), other.image.as_path()]);
+    known.read(&images.collect());
+    let are_copies = |&(one, other): &(&Case, &Case)| {
+        let print = known.of(one);
+        print.is_some() && print == known.of(other)
+    };
+    let named = |(trained, held_out): (&Case, &Case)| {
+        format!("`{}` (training) and `{}` (validation)", trained.name, held_out.name)
+    };
+    let pairs: Vec<String> = alike.into_iter().filter(are_copies).map(named).collect();
+    if pairs.is_empty() { Ok(()) } else { Err(DataError::Copies { pairs }) }
+}
+
+impl Fingerprints {
+    /// Reads what is not known yet, one after the other, as each fills the memory of a whole scan. What cannot be read stays unknown.
+    fn read(&mut self, images: &BTreeSet<&Path>) {
+        self.0.retain(|image, known| version(image) == Some(known.0));
+        let new: Vec<&Path> = images.iter().copied().filter(|image| !self.0.contains_key(*image)).collect();
+        if new.is_empty() {
+            return;
+        }
+        tracing::info!(
+            scans = new.len(),
+            "comparing scans whose headers agree: none may be trained on and held out"
+        );
+        for image in new {
+            // Before it is read: what is written meanwhile is another version.
+            let version = version(image);
+            let read = read_image(image, &Limits::default()).ok();
+            if let Some(known) = version.zip(read.map(|read| fingerprint(&read.volume))) {
+                self.0.insert(image.to_owned(), known);
             }
         }
     }
-    if pairs.is_empty() { Ok(()) } else { Err(DataError::Copies { pairs }) }
+
+    fn of(&self, case: &Case) -> Option<u64> {
+        self.0.get(&case.image).map(|known| known.1)
+    }
+}
+
+fn version(image: &Path) -> Option<Version> {
+    let found = fs::metadata(image).ok()?;
+    Some((found.len(), found.modified().ok()?))
 }
 
 fn with_frames(cases: &[Case], split: Split) -> Vec<(&Case, Frame)> {
@@ -85,6 +127,9 @@ fn mix(state: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::time::Duration;
+
     use common::taxonomy::Taxonomy;
 
     use super::*;
@@ -93,14 +138,21 @@ mod tests {
     use crate::data::orientation::to_ras;
     use crate::phantom::{Hospital, write_hospital};
 
-    #[test]
-    fn a_scan_is_not_trained_on_and_held_out_under_two_names() {
+    /// A training scan and a validation scan.
+    fn two_scans() -> (tempfile::TempDir, Vec<Case>) {
         let folder = tempfile::tempdir().unwrap();
         let hospital = Hospital::named("site-c").unwrap();
         let datasets = write_hospital(folder.path(), hospital, 1, 2, Some([12.0, 14.0, 16.0])).unwrap();
         let mut cases = read_datasets(&datasets, folder.path(), &Taxonomy::standard()).unwrap();
         cases[1].split = Split::Validation;
-        refuse_copies(&cases).unwrap();
+        (folder, cases)
+    }
+
+    #[test]
+    fn a_scan_is_not_trained_on_and_held_out_under_two_names() {
+        let (folder, mut cases) = two_scans();
+        let refuse = |cases: &[Case]| refuse_copies(cases, &mut Fingerprints::default());
+        refuse(&cases).unwrap();
 
         // In another format, and turned.
         let image = read_image(&cases[0].image, &Limits::default()).unwrap().volume;
@@ -108,18 +160,41 @@ mod tests {
         assert_ne!(turned, image);
         cases[1].image = folder.path().join("copy.nii");
         write_image_f32(&cases[1].image, &turned).unwrap();
-        let Err(DataError::Copies { pairs }) = refuse_copies(&cases) else { panic!("a copy is held out") };
+        let Err(DataError::Copies { pairs }) = refuse(&cases) else { panic!("a copy is held out") };
         let expected = format!("`{}` (training) and `{}` (validation)", cases[0].name, cases[1].name);
         assert_eq!(pairs, [expected]);
 
         let mut other = turned;
         other.voxels_mut()[0] += 1.0;
         write_image_f32(&cases[1].image, &other).unwrap();
-        refuse_copies(&cases).unwrap();
+        refuse(&cases).unwrap();
         write_image_f32(&cases[1].image, &image).unwrap();
         cases[1].split = Split::Training;
-        refuse_copies(&cases).unwrap();
+        refuse(&cases).unwrap();
         cases[1].split = Split::Excluded;
-        refuse_copies(&cases).unwrap();
+        refuse(&cases).unwrap();
+    }
+
+    #[test]
+    fn a_scan_is_read_again_only_when_its_file_has_changed() {
+        let (folder, mut cases) = two_scans();
+        let image = read_image(&cases[0].image, &Limits::default()).unwrap().volume;
+        let mut other = image.clone();
+        other.voxels_mut()[0] += 1.0;
+        let held_out = folder.path().join("held-out.nii");
+        cases[1].image.clone_from(&held_out);
+        let write = |image: &Volume<f32>, second| {
+            write_image_f32(&held_out, image).unwrap();
+            let file = File::options().write(true).open(&held_out).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(second)).unwrap();
+        };
+        let mut known = Fingerprints::default();
+        let mut is_copy = || refuse_copies(&cases, &mut known).is_err();
+        write(&image, 1);
+        assert!(is_copy());
+        write(&other, 1);
+        assert!(is_copy(), "a file of the same length and time was read again");
+        write(&other, 2);
+        assert!(!is_copy());
     }
 }

@@ -13,6 +13,7 @@ use crate::client::site_work::SiteWork;
 use crate::client::state::StateFolder;
 use crate::client::training::PreparedScans;
 use crate::client::work::Work;
+use crate::data::copies::Fingerprints;
 use crate::model::adapt::{Controller, adapt};
 use crate::model::embedding::EMBEDDING_NAME;
 use crate::model::{
@@ -269,7 +270,8 @@ impl Site {
     /// As [`Site::run`], with a way to stop.
     fn run_until(&self, folder: &str, stop: Option<usize>, how: fn(&Cancel)) -> (Ended, Vec<f64>) {
         let (study, cache) = (self.document.study(), self.folder.path().join("cache"));
-        let scans = PreparedScans::open(study, &self.config, &cache, "finetune").unwrap();
+        let known = &mut Fingerprints::default();
+        let scans = PreparedScans::open(study, &self.config, &cache, "finetune", known).unwrap();
         let mut trainer = scans.trainer(study, &self.config, &Self::name(), &self.embeddings).unwrap();
         let rounds = RoundFolder::open(&self.folder.path().join(folder)).unwrap();
         let annotated = scans.summaries.iter().flat_map(|scan| scan.annotated.clone()).collect();
