@@ -36,7 +36,8 @@ pub enum DataError {
     },
     /// Scans that are trained on and held out.
     #[error(
-        "the same scan is trained on and held out under two names: give both the same `patient` in cases.toml, or exclude one:\n  {}",
+        "the same scan is trained on and held out under two names: exclude one in cases.toml, or give both the same `patient` and \
+         the same `split` there (with folds, then deal anew):\n  {}",
         .pairs.join("\n  ")
     )]
     Copies {
