@@ -150,15 +150,14 @@ impl Evaluations {
         true
     }
 
-    /// The process ended, and was not told to: a model in the midst of whose scoring it does so again and again is given up, and the
-    /// next has its turn.
+    /// The process died: a model in the midst of whose scoring it does so again and again is given up, and the next has its turn.
     pub(super) fn interrupted(&mut self, cx: &mut Context<'_>) {
         let Some(Evaluating { request, step: EvaluationStep::Scoring { retry }, .. }) = &mut self.current
         else {
             return;
         };
         let request = *request;
-        if retry.interrupted(Step::Evaluation, request.round, cx.actions) {
+        if retry.interrupted(Step::Evaluation, request.round, cx) {
             return;
         }
         give_up(request, "evaluation-failed", cx);
@@ -172,6 +171,14 @@ impl Evaluations {
     /// What was given up because it ended the process may be begun again.
     pub(super) fn forgive(&mut self) {
         self.given_up.clear();
+    }
+
+    /// Nor is anything held against the model under way.
+    pub(super) fn forgive_all(&mut self) {
+        self.forgive();
+        if let Some(Evaluating { step: EvaluationStep::Scoring { retry }, .. }) = &mut self.current {
+            retry.forgive();
+        }
     }
 
     /// The coordinator's word on the report: a receipt, or the code of a refusal.

@@ -12,9 +12,12 @@ use crate::time::Timestamp;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Event {
-    /// The agent started again from its journal: it is not connected. The answer is whatever was under way.
+    /// The agent started from its journal: it is not connected. The answer is whatever was under way. Without [`Event::Stopped`] before
+    /// it, the process of before died.
+    Started,
+    /// The same in the journals of earlier programs, which did not write [`Event::Stopped`]: it says nothing of how the process ended.
     Restarted,
-    /// The agent was told to stop: what it is at is not why its process ends.
+    /// The agent ends in order, told to or by an error of its own: what it is at is not why.
     Stopped,
     /// Welcomed by the coordinator, which now says again whatever concerns this site.
     Connected,
@@ -382,13 +385,13 @@ pub enum Fact {
         /// When it is tried again.
         at: Timestamp,
     },
-    /// The process ended in the midst of a step, and nobody had told it to.
+    /// The process died in the midst of a step.
     Interrupted {
         /// Which.
         step: Step,
         /// The round.
         round: RoundId,
-        /// How often in a row, without anything newer kept.
+        /// How often in a row, without anything newer kept; deaths within a few minutes count once.
         times: u32,
     },
     /// The coordinator has this site's report.
@@ -443,6 +446,7 @@ impl Event {
     /// A stable short name, for logs and metrics.
     pub const fn name(&self) -> &'static str {
         match self {
+            Self::Started => "started",
             Self::Restarted => "restarted",
             Self::Stopped => "stopped",
             Self::Connected => "connected",

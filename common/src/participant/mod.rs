@@ -16,16 +16,17 @@
 //!
 //! Connections come and go in any phase: training goes on without one, the other steps are taken up again with the next.
 //! After a restart the journal gives back the phase: what was trained is offered under the same attempt id, so that it counts
-//! once; what was not is trained on from where the driver kept it, but not for ever: a process that ends in the midst of it again
-//! and again, without having been told to stop, gives it up. What was fetched and is damaged when it is used is fetched again.
+//! once; what was not is trained on from where the driver kept it, but not for ever: a process that dies in the midst of it again
+//! and again, for more than an hour, gives it up. What was fetched and is damaged when it is used is fetched again.
 //! An evaluator has no rounds but a queue of models (`evaluating`). What an event does in several phases is in `progress`.
 //!
 //! A site that has nothing to train on says so of its own accord, before it is asked.
 //! A study that this site has not approved gets [`Action::AskApproval`], a declined round, and nothing else.
 //!
 //! A driver calls, in this order: [`ParticipantMachine::new`] or [`ParticipantMachine::replay`] and then
-//! [`Event::Restarted`]; for each thing that happens it writes the event to its journal, calls [`ParticipantMachine::tick`],
-//! then executes the actions; told to stop, it writes [`Event::Stopped`]. When to dial again is the driver's matter.
+//! [`Event::Started`]; for each thing that happens it writes the event to its journal, calls [`ParticipantMachine::tick`],
+//! then executes the actions; when it ends for anything but its work, it writes [`Event::Stopped`]. When to dial again is the driver's
+//! matter.
 
 mod downloading;
 mod evaluating;
@@ -101,7 +102,7 @@ pub struct State {
     /// The round whose update was refused by the last thing that happened: a crash may have come before that was acted on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refused: Option<(StudyDigest, RoundId)>,
-    /// The process was told to stop.
+    /// The process has ended in order.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     stopped: bool,
     /// The round that was given up without a connection: the coordinator is told when it asks for it.
@@ -175,7 +176,7 @@ impl ParticipantMachine {
         Ok(Self { state })
     }
 
-    /// Continues from a snapshot, or from nothing, and the events since; [`Event::Restarted`] is to be ticked next.
+    /// Continues from a snapshot, or from nothing, and the events since; [`Event::Started`] is to be ticked next.
     ///
     /// # Errors
     /// As [`ParticipantMachine::restore`].
@@ -204,7 +205,7 @@ impl ParticipantMachine {
         let mut timers = self.timers();
         match event {
             // The timers went with the process.
-            Event::Restarted => timers.clear(),
+            Event::Started | Event::Restarted => timers.clear(),
             Event::TimerFired(timer) => {
                 timers.remove(&timer);
             }

@@ -19,11 +19,11 @@ impl State {
         // The connection's own events change what the context says.
         match event {
             Event::Connected => self.connected = true,
-            Event::Disconnected | Event::Restarted => self.connected = false,
+            Event::Disconnected | Event::Started | Event::Restarted => self.connected = false,
             _ => {}
         }
         // What follows of an event is done before the next is taken, unless the process ends between.
-        if !matches!(event, Event::Restarted | Event::Stopped) {
+        if !matches!(event, Event::Started | Event::Restarted | Event::Stopped) {
             self.refused = None;
         }
         let mut cx = Context { connected: self.connected, now, actions };
@@ -36,14 +36,21 @@ impl State {
     /// False when the event changes nothing here.
     fn handle(&mut self, event: Event, cx: &mut Context<'_>) -> bool {
         match event {
+            Event::Started => {
+                self.disconnected();
+                if !std::mem::take(&mut self.stopped) {
+                    self.died(cx);
+                }
+                self.ask(cx.now, cx.actions);
+                true
+            }
             Event::Restarted => {
                 self.disconnected();
-                self.count_end(cx);
                 self.ask(cx.now, cx.actions);
                 true
             }
             Event::Stopped => {
-                self.stopped = true;
+                self.stopped();
                 true
             }
             Event::Connected => {
@@ -136,13 +143,18 @@ impl State {
         self.evaluations.disconnected();
     }
 
-    /// The process before this one has ended. Whoever stopped it may have mended what ended it before; otherwise what it was at is
-    /// suspected, and given up where it did so too often.
-    fn count_end(&mut self, cx: &mut Context<'_>) {
-        if std::mem::take(&mut self.stopped) {
-            self.given_up = None;
-            return self.evaluations.forgive();
+    /// The process ends in order: what it was at did not end it, and before the next one whatever did may be mended.
+    fn stopped(&mut self) {
+        self.stopped = true;
+        self.given_up = None;
+        if let Phase::Training(phase) = &mut self.phase {
+            phase.retry.forgive();
         }
+        self.evaluations.forgive_all();
+    }
+
+    /// The process before this one died: what it was at is suspected, and given up where that was so too often.
+    fn died(&mut self, cx: &mut Context<'_>) {
         if let Phase::Training(phase) = &mut self.phase
             && !phase.interrupted(cx)
         {

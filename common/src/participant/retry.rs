@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::evaluating::is_zero;
 use super::event::{Action, Fact, Step};
+use super::phase::Context;
 use crate::ids::RoundId;
 use crate::time::Timestamp;
 
@@ -14,6 +15,9 @@ const LONGEST: Duration = Duration::from_secs(120);
 /// Ends of its process in the midst of a step after which the step is given up. More than failures: power cuts and kills are not
 /// the step's own fault.
 const MOST_INTERRUPTIONS: u32 = 12;
+/// Of the ends that follow each other within this time one counts: something else that takes the machine's memory for a while ends the
+/// process each minute. So nothing is given up that did not end it for more than an hour.
+const BETWEEN_INTERRUPTIONS: Duration = Duration::from_secs(360);
 
 /// Failures of one step in a row and when it is tried again: after 5 s, doubling up to 2 minutes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,21 +25,41 @@ const MOST_INTERRUPTIONS: u32 = 12;
 pub(super) struct Retry {
     pub(super) failures: u32,
     pub(super) at: Option<Timestamp>,
-    /// How often in a row the process ended in the midst of the step, though nobody had told it to.
+    /// How often in a row the process died in the midst of the step.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) interruptions: u32,
+    /// When that was counted last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) interrupted_at: Option<Timestamp>,
 }
 
 impl Retry {
-    /// Records that the process ended in the midst of the step, unless it waited to be tried again; false when that was often
+    /// Records that the process died in the midst of the step, unless it waited to be tried again; false when that was often
     /// enough: for want of memory, perhaps, it would end there each time.
-    pub(super) fn interrupted(&mut self, step: Step, round: RoundId, actions: &mut Vec<Action>) -> bool {
+    pub(super) fn interrupted(&mut self, step: Step, round: RoundId, cx: &mut Context<'_>) -> bool {
         if self.at.is_some() {
             return true;
         }
-        self.interruptions = self.interruptions.saturating_add(1);
-        actions.push(Action::Report(Fact::Interrupted { step, round, times: self.interruptions }));
+        let counts = match self.interrupted_at {
+            // One that is still to come was noted by a clock that has stepped back since.
+            Some(last) => last > cx.now || cx.now.since(last) >= BETWEEN_INTERRUPTIONS,
+            // What an earlier program counted, which did not note when, was not told from stops.
+            None => {
+                self.interruptions = 0;
+                true
+            }
+        };
+        if counts {
+            self.interruptions = self.interruptions.saturating_add(1);
+            self.interrupted_at = Some(cx.now);
+        }
+        cx.report(Fact::Interrupted { step, round, times: self.interruptions });
         self.interruptions < MOST_INTERRUPTIONS
+    }
+
+    /// No death of before is held against the step any more.
+    pub(super) fn forgive(&mut self) {
+        (self.interruptions, self.interrupted_at) = (0, None);
     }
 
     /// Records a failure and schedules the next try.

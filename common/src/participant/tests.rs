@@ -127,7 +127,7 @@ fn training_begins_when_everything_is_here_and_offers_what_comes_of_it() {
 fn a_restart_while_uploading_offers_the_same_attempt_at_the_next_connection() {
     let mut site = Site::uploading();
     let attempt = site.attempt();
-    let actions = site.tick(Event::Restarted);
+    let actions = site.tick(Event::Started);
     assert_eq!(actions, [Action::PruneOutbox { keep: Some(attempt) }]);
     let actions = site.tick(Event::Connected);
     assert!(
@@ -157,16 +157,16 @@ fn what_was_learnt_with_a_refused_update_is_forgotten_also_when_a_crash_came_bef
     assert!(actions.contains(&forgotten), "{actions:?}");
     // The journal has the refusal, and nothing was done about it; nor after the first restart.
     for _ in 0..2 {
-        let actions = site.tick(Event::Restarted);
+        let actions = site.tick(Event::Started);
         assert!(actions.contains(&forgotten), "{actions:?}");
     }
     // Once something else happened it was done, and the round may have been trained anew.
     site.tick(Event::Connected);
-    let actions = site.tick(Event::Restarted);
+    let actions = site.tick(Event::Started);
     assert!(!actions.contains(&forgotten), "{actions:?}");
     // An update that counts is remembered.
     let mut site = Site::uploading().all([Event::Receipt { attempt }]);
-    let actions = site.tick(Event::Restarted);
+    let actions = site.tick(Event::Started);
     assert!(!actions.contains(&forgotten), "{actions:?}");
 }
 
@@ -312,7 +312,7 @@ fn a_timer_of_a_step_that_failed_survives_a_restart() {
     let attempt = site.attempt();
     site.tick(Event::TrainingFailed { attempt });
     let at = T0.after(Duration::from_secs(5));
-    let actions = site.tick(Event::Restarted);
+    let actions = site.tick(Event::Started);
     assert!(actions.contains(&Action::SetTimer { timer: Timer::Round, at }), "{actions:?}");
 }
 
@@ -481,6 +481,7 @@ fn events() -> Vec<(&'static str, Event)> {
     let (report, update, artifact) = (Digest::of(b"report"), hash("update"), hash("model 0"));
     let code = || "round-closed".to_owned();
     vec![
+        ("started", Event::Started),
         ("restarted", Event::Restarted),
         ("stopped", Event::Stopped),
         ("connected", Event::Connected),
@@ -550,7 +551,7 @@ fn every_event_has_an_outcome_in_every_phase() {
         }
     }
     // A new event belongs into the table.
-    assert_eq!(seen.len(), 29);
+    assert_eq!(seen.len(), 30);
     insta::assert_snapshot!(table);
 }
 

@@ -2,8 +2,8 @@
 //! the same attempt; after three failures in a row the site declines the round. An update that the disk loses before it was
 //! answered is such a failure too.
 //!
-//! A process that ends in mid-training again and again, though nobody told it to and with nothing newer kept of the round, does so
-//! because of the training, for want of memory perhaps: then the site declines the round too.
+//! A process that dies in mid-training again and again for more than an hour, with nothing newer kept of the round, does so because of
+//! the training, for want of memory perhaps: then the site declines the round too.
 //!
 //! A model that is damaged or gone after a crash is fetched again, and training waits for it: that is no failure of the round,
 //! unless the same happens again.
@@ -114,14 +114,15 @@ impl Training {
     pub(super) fn kept(&mut self, step: u32) -> bool {
         let is_news = step > self.kept;
         if is_news {
-            (self.kept, self.retry.interruptions) = (step, 0);
+            self.kept = step;
+            self.retry.forgive();
         }
         is_news
     }
 
-    /// The process ended, and was not told to; false when it did so too often in the midst of this.
+    /// The process died; false when it did so too often in the midst of this.
     pub(super) fn interrupted(&mut self, cx: &mut Context<'_>) -> bool {
-        self.fetch.is_some() || self.retry.interrupted(Step::Training, self.task.round, cx.actions)
+        self.fetch.is_some() || self.retry.interrupted(Step::Training, self.task.round, cx)
     }
 
     /// Schedules another try; false when there were enough.

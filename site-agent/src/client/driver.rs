@@ -211,9 +211,7 @@ impl Agent {
             Ok(()) => self.serve(&mut link, &mut look, &stop).await,
             failed => failed,
         };
-        if ended.is_ok() {
-            self.note_stop();
-        }
+        self.note_end(&ended);
         link_stop.cancel();
         self.drain(linking).await;
         ended
@@ -244,7 +242,7 @@ impl Agent {
                 },
                 outcome = self.outcomes.recv() => match outcome {
                     Some(outcome) => self.worked(outcome),
-                    None => Err(panicked("the worker")),
+                    None => Err(WorkerPanicked.into()),
                 },
                 Some(news) = self.inbox.recv() => self.learnt(news),
                 () = tokio::time::sleep(wait), if due.is_some() => self.wake_up(due),
@@ -281,7 +279,7 @@ impl Agent {
 
     /// Takes up what was under way when the agent stopped, and what was decided meanwhile: a policy may have changed.
     fn start(&mut self) -> anyhow::Result<()> {
-        self.feed(Event::Restarted)?;
+        self.feed(Event::Started)?;
         self.look_for_decisions(self.studies.list()?)?;
         // Now it is known what each study needs.
         Ok(self.prune_artifacts()?)
@@ -523,10 +521,13 @@ impl Agent {
         Ok(())
     }
 
-    /// So that the next start knows that nobody's work ended this process.
-    fn note_stop(&mut self) {
+    /// So that the next start knows that nobody's work ended this process. Only the worker's panic is held against the work.
+    fn note_end(&mut self, ended: &anyhow::Result<()>) {
+        if ended.as_ref().is_err_and(|error| error.is::<WorkerPanicked>()) {
+            return;
+        }
         if let Err(error) = self.take(&Event::Stopped) {
-            tracing::warn!("the next start takes this stop for a crash: {error:#}");
+            tracing::warn!("the next start takes this end for a crash: {error:#}");
         }
     }
 
@@ -575,7 +576,12 @@ impl Agent {
     }
 }
 
-/// Why the agent ends when a part of it did. A service manager starts it again.
+/// Why the agent ends when its worker did.
+#[derive(Debug, thiserror::Error)]
+#[error("the worker panicked; its message is above; what is under way goes on at the next start")]
+struct WorkerPanicked;
+
+/// Why the agent ends when another part of it did. A service manager starts it again.
 fn panicked(what: &str) -> anyhow::Error {
     anyhow::anyhow!("{what} panicked; its message is above; what is under way goes on at the next start")
 }

@@ -167,7 +167,7 @@ trainer idle round-opened idle
 trainer idle round-opened downloading
 trainer idle connected idle
 trainer idle disconnected idle
-trainer idle restarted idle
+trainer idle started idle
 trainer downloading model-stored downloading
 trainer downloading model-stored training
 trainer downloading fetch-failed downloading
@@ -179,7 +179,7 @@ trainer downloading study-finished idle
 trainer downloading study-paused downloading
 trainer downloading connected downloading
 trainer downloading disconnected downloading
-trainer downloading restarted downloading
+trainer downloading started downloading
 trainer training trained uploading
 trainer training round-kept training
 trainer training artifact-lost downloading
@@ -196,7 +196,7 @@ trainer training study-finished idle
 trainer training study-paused training
 trainer training connected training
 trainer training disconnected training
-trainer training restarted training
+trainer training started training
 trainer uploading receipt idle
 trainer uploading receipt downloading
 trainer uploading refused idle
@@ -213,14 +213,14 @@ trainer uploading study-finished idle
 trainer uploading study-paused uploading
 trainer uploading connected uploading
 trainer uploading disconnected uploading
-trainer uploading restarted uploading
+trainer uploading started uploading
 evaluator idle study-offered idle
 evaluator idle study-approved idle
 evaluator idle study-refused idle
 evaluator idle evaluation-requested downloading
 evaluator idle connected idle
 evaluator idle disconnected idle
-evaluator idle restarted idle
+evaluator idle started idle
 evaluator downloading model-stored downloading
 evaluator downloading model-stored evaluating
 evaluator downloading fetch-failed downloading
@@ -229,7 +229,7 @@ evaluator downloading evaluation-requested downloading
 evaluator downloading study-refused idle
 evaluator downloading connected downloading
 evaluator downloading disconnected downloading
-evaluator downloading restarted downloading
+evaluator downloading started downloading
 evaluator evaluating evaluated reporting
 evaluator evaluating artifact-lost downloading
 evaluator evaluating evaluation-failed evaluating
@@ -239,7 +239,7 @@ evaluator evaluating evaluation-requested evaluating
 evaluator evaluating study-refused idle
 evaluator evaluating connected evaluating
 evaluator evaluating disconnected evaluating
-evaluator evaluating restarted evaluating
+evaluator evaluating started evaluating
 evaluator reporting report-receipt idle
 evaluator reporting report-receipt downloading
 evaluator reporting report-failed reporting
@@ -249,7 +249,7 @@ evaluator reporting evaluation-requested reporting
 evaluator reporting study-refused idle
 evaluator reporting connected reporting
 evaluator reporting disconnected reporting
-evaluator reporting restarted reporting
+evaluator reporting started reporting
 ";
 
 /// All of them.

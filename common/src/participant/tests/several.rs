@@ -103,7 +103,7 @@ fn a_round_that_closed_while_it_waited_is_not_taken_up() {
         Event::StudyRefused { study: other("b") },
         // It is heard of anew at the next connection.
         Event::Disconnected,
-        Event::Restarted,
+        Event::Started,
     ];
     for event in over {
         let mut site = with_others(Site::training()).all([opened(other("b"), 4), event.clone()]);

@@ -152,12 +152,10 @@ async fn an_agent_whose_worker_panicked_ends() {
     assert!(why.starts_with("the worker panicked"), "{why}");
 }
 
-/// As a service manager starts it again each time.
-#[test]
-fn a_training_that_ends_the_agent_is_not_begun_for_ever() {
-    let folder = tempfile::tempdir().unwrap();
+/// An agent in mid-training that died eleven times, the last time long ago.
+fn suspected(folder: &Path) -> Agent {
     let (document, study) = (example_study(), example_study().digest());
-    let mut running = agent(folder.path());
+    let mut running = agent(folder);
     running.studies.store(study, document.bytes().to_vec()).unwrap();
     running.studies.decide(study, true, "operator").unwrap();
     let base = store_models(&running)[0];
@@ -168,23 +166,45 @@ fn a_training_that_ends_the_agent_is_not_begun_for_ever() {
     ] {
         running.feed(event).unwrap();
     }
-    // A stop that was asked for is not held against the training.
-    for _ in 0..10 {
-        running.note_stop();
-        drop(running);
-        running = agent(folder.path());
-        running.start().unwrap();
-        assert!(running.training.is_some());
+    let now = now();
+    for hours in (1..=11).rev() {
+        running.journal.record(&Event::Started, Timestamp(now.0 - hours * 3_600_000)).unwrap();
     }
-    let mut starts = 0;
-    while running.training.is_some() {
-        assert!(starts < 20, "it is begun for ever");
-        drop(running);
-        running = agent(folder.path());
-        running.start().unwrap();
-        starts += 1;
+    drop(running);
+    agent(folder)
+}
+
+/// What the agent is at once a service manager has started it again.
+fn started_again(folder: &Path) -> &'static str {
+    let mut agent = agent(folder);
+    agent.start().unwrap();
+    let phase = agent.machine.status().phase;
+    assert_eq!(agent.training.is_some(), phase == "training");
+    phase
+}
+
+#[test]
+fn a_training_in_which_the_agent_dies_is_not_begun_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(suspected(folder.path()));
+    assert_eq!(started_again(folder.path()), "idle");
+}
+
+#[test]
+fn only_a_death_or_the_workers_panic_is_held_against_the_training() {
+    for (ended, phase) in [
+        (Ok(()), "training"),
+        (Err(anyhow::anyhow!("a decision may not be read")), "training"),
+        (Err(panicked("an errand")), "training"),
+        (Err(WorkerPanicked.into()), "idle"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut agent = suspected(folder.path());
+        agent.note_end(&ended);
+        drop(agent);
+        // Nor is any death of before, after another end: the second start finds one again.
+        assert_eq!([0; 2].map(|_| started_again(folder.path())), [phase; 2], "{ended:?}");
     }
-    assert_eq!((starts, running.machine.status().phase), (12, "idle"));
 }
 
 #[tokio::test]

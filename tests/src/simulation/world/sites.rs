@@ -56,7 +56,7 @@ impl World {
         if let Err(broken) = self.sites[site].revive(keeps_torn_line) {
             return self.books.check(false, || broken);
         }
-        self.feed_site(site, Event::Restarted);
+        self.feed_site(site, Event::Started);
         // The driver looks at what was decided meanwhile.
         match self.sites[site].approved {
             Some(true) => self.approve(site),
