@@ -110,9 +110,9 @@ impl Training {
     }
 
     /// The round is durable up to a step: a process that ends from here on did not do so for what was before. False when that is
-    /// no news.
+    /// no news. An earlier step is: what was kept was damaged, and training has begun anew.
     pub(super) fn kept(&mut self, step: u32) -> bool {
-        let is_news = step > self.kept;
+        let is_news = step != self.kept;
         if is_news {
             self.kept = step;
             self.retry.forgive();

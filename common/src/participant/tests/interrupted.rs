@@ -71,10 +71,13 @@ fn what_is_kept_of_the_round_makes_the_count_begin_anew() {
         }
         assert_eq!(site.tick(Event::RoundKept { attempt, step }), []);
     }
+    // What was kept was damaged: training began at 0, and is kept anew.
+    (0..11).for_each(|_| drop(die(&mut site)));
+    site.tick(Event::RoundKept { attempt, step: 4 });
     // What a process finds and says again is no news.
     let mut times = 0;
     while !die(&mut site).contains(&declined()) {
-        site.tick(Event::RoundKept { attempt, step: 9 });
+        site.tick(Event::RoundKept { attempt, step: 4 });
         times += 1;
         assert!(times < 20, "it is begun again for ever");
     }
