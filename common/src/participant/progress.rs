@@ -242,7 +242,10 @@ impl State {
             return true;
         }
         let Some(needs) = self.studies.needs(task.study) else {
-            decline(task.study, task.round, DeclineReason::NotApproved, cx);
+            // The word that was said of the round in which it was refused: nobody is to look for an approval.
+            let is_refused = self.studies.standing(task.study) == Some(&Standing::Refused);
+            let reason = if is_refused { DeclineReason::Policy } else { DeclineReason::NotApproved };
+            decline(task.study, task.round, reason, cx);
             return true;
         };
         let given_up = self.given_up.take_if(|(study, _)| *study == task.study);

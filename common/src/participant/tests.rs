@@ -340,6 +340,12 @@ fn a_study_that_is_refused_after_all_ends_its_work() {
     );
     assert_eq!(site.phase(), "idle");
     assert_eq!(site.tick(Event::StudyOffered { study: study() }).len(), 1);
+    // It has the same word for every later round.
+    let actions = site.tick(Event::RoundOpened { task: task(2) });
+    assert!(
+        actions.contains(&Action::DeclineRound { study: study(), round: RoundId(2), reason }),
+        "{actions:?}"
+    );
 }
 
 #[test]

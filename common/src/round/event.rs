@@ -143,7 +143,7 @@ pub struct UpdateOffer {
 pub enum DeclineReason {
     /// The site has not approved this study.
     NotApproved,
-    /// The site's policy forbids it.
+    /// The site's policy forbids it, or its operator has refused the study.
     Policy,
     /// Training failed more than once.
     TrainingFailed,

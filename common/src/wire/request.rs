@@ -167,7 +167,7 @@ pub struct OfferedUpdate {
 pub enum DeclineReason {
     /// Its operator has not approved the study.
     NotApproved,
-    /// Its policy refuses something in the study.
+    /// Its policy refuses something in the study, or its operator has refused it.
     Policy,
     /// Training failed more than once; its operator finds the reason in the site's log.
     TrainingFailed,
