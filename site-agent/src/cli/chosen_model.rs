@@ -53,7 +53,7 @@ impl ChosenModel {
         document: &StudyDocument,
         cancel: Cancel,
     ) -> Result<(StudyNetwork, ModelHash), CliError> {
-        let state = StateFolder::open(&config.state)?;
+        let state = StateFolder::at(&config.state);
         let embeddings = self.embeddings(&state, document)?;
         let build = |weights: &NamedTensors| {
             StudyNetwork::build(document.study(), weights, &embeddings, config.device, cancel.clone())
@@ -63,7 +63,7 @@ impl ChosenModel {
             let network = build(&weights).with_context(|| format!("{} and this study", path.display()))?;
             return Ok((network, to_artifact(&weights)?.0.hash()));
         }
-        let studies = state.studies()?;
+        let studies = state.studies();
         match studies.newest_model(document.digest())? {
             Some(newest) => {
                 let weights = noted(&state, document, newest)?;
@@ -85,7 +85,7 @@ impl ChosenModel {
             let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
             return Ok(StudyDocument::parse(bytes)?);
         }
-        let studies = StateFolder::open(&config.state)?.studies()?;
+        let studies = StateFolder::at(&config.state).studies();
         let hint =
             "name one with --study; `site-agent study show` lists those that were offered to this site";
         let digest = studies.find(self.study.as_deref().unwrap_or_default());
@@ -103,7 +103,7 @@ impl ChosenModel {
             return Ok(NamedTensors::new());
         }
         let Some(path) = &self.embeddings else {
-            return state.artifacts()?.load(embeddings.artifact).map_err(|error| {
+            return state.artifacts().load(embeddings.artifact).map_err(|error| {
                 let what = format!("the class embeddings of study {study} cannot be read");
                 let hint = "the next round that this site takes part in brings them; or ask the operator for the file that the study was added with and name it with --embeddings";
                 unread(error, what, hint)
@@ -151,7 +151,7 @@ fn noted(
     document: &StudyDocument,
     NewestModel { round, model, .. }: NewestModel,
 ) -> Result<NamedTensors, CliError> {
-    state.artifacts()?.load(model).map_err(|error| {
+    state.artifacts().load(model).map_err(|error| {
         let study = document.digest().short();
         let what = format!(
             "the model of round {round} of study {study} cannot be read, the newest that this site had"
@@ -173,10 +173,10 @@ fn unnoted(
         CliError::new(anyhow::anyhow!("this site has no model of study {} yet", study.short()))
             .hint("name one with --model (`coordinator study export` writes it for you), or let `site-agent run` take part in a round first; which study the models of an earlier version are of is not known")
     };
-    if state.studies()?.list()? != [study] {
+    if state.studies().list()? != [study] {
         return Err(none());
     }
-    let artifacts = state.artifacts()?;
+    let artifacts = state.artifacts();
     let mut here = artifacts.newest_first()?.into_iter();
     // Any other artifact, such as the embeddings, has other tensors.
     let found = here.find_map(|hash| Some((hash, build(&artifacts.load(hash).ok()?).ok()?)));

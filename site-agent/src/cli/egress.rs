@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::error_report::CliError;
 use super::{ConfigArgs, json, line};
+use crate::client::files::FileError;
 use crate::client::state::StateFolder;
 use crate::egress::{self, Entry, LedgerEvent};
 
@@ -54,13 +55,14 @@ fn verify(config: &ConfigArgs) -> Result<(), CliError> {
 }
 
 fn read(config: &ConfigArgs, seen: impl FnMut(&Entry)) -> Result<egress::Verified, CliError> {
-    let state = StateFolder::open(&config.read()?.state)?;
-    if !state.ledger().exists() {
+    let ledger = StateFolder::at(&config.read()?.state).ledger();
+    // One that may not be looked at is not none.
+    if !ledger.try_exists().map_err(|source| FileError::new("read", &ledger, source))? {
         return Ok(egress::Verified::default());
     }
     let hint =
         "keep a copy of the ledger and tell whoever guards this machine: the agent does not go on with it";
-    egress::verify(&state.ledger(), seen).map_err(|error| CliError::new(error).hint(hint))
+    egress::verify(&ledger, seen).map_err(|error| CliError::new(error).hint(hint))
 }
 
 fn words(entry: &Entry) -> String {

@@ -227,4 +227,19 @@ mod tests {
         let slip = config.read().unwrap_err().text();
         assert!(slip.contains("site.toml:1: ") && !slip.contains("site-agent enroll"), "{slip}");
     }
+
+    /// Root may give them: what it made would not be the agent's.
+    #[test]
+    fn commands_that_only_look_make_nothing() {
+        let site = tempfile::tempdir().unwrap();
+        let config = site.path().join("site.toml");
+        let text = "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p\"\n";
+        std::fs::write(&config, text).unwrap();
+        for command in ["status", "egress list", "egress verify", "study show"] {
+            let words: Vec<&str> = command.split(' ').collect();
+            let args = [["site-agent"].as_slice(), &words, &["--config", config.to_str().unwrap()]].concat();
+            run(Cli::try_parse_from(args).unwrap()).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(site.path()).unwrap().count(), 1);
+    }
 }

@@ -19,7 +19,7 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
-    let state = StateFolder::open(&args.config.read()?.state)?;
+    let state = StateFolder::at(&args.config.read()?.state);
     let running = state.is_locked();
     let status = state.read_status()?;
     if args.json {
@@ -28,7 +28,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
     match status {
         Some(status) if running => {
             words(&status).into_iter().for_each(line);
-            if !is_any_under_way(&state.studies()?)? {
+            if !is_any_under_way(&state.studies())? {
                 line(
                     "no study is under way that this site knows of: `site-agent study show` lists those that were",
                 );
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn a_site_whose_studies_are_all_over_has_none_under_way() {
         let folder = tempfile::tempdir().unwrap();
-        let studies = StudyFolder::open(folder.path()).unwrap();
+        let studies = StudyFolder::at(folder.path());
         assert!(!is_any_under_way(&studies).unwrap());
         let document = example_study();
         studies.store(document.digest(), document.bytes().to_vec()).unwrap();

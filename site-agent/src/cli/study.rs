@@ -54,8 +54,9 @@ pub(super) fn run(command: &StudyCommand) -> Result<(), CliError> {
     }
 }
 
+/// For whoever decides.
 fn folder(config: &SiteConfig) -> Result<StudyFolder, CliError> {
-    Ok(StateFolder::open(&config.state)?.studies()?)
+    Ok(StateFolder::open(&config.state)?.studies())
 }
 
 /// Whether this site may take part, by the study's own word. A folder without an identity was offered nothing.
@@ -72,7 +73,7 @@ fn permitted(config: &SiteConfig, document: &StudyDocument) -> anyhow::Result<Re
 
 /// The rule by which the running agent takes no part in a study: it goes by the policy of its start, and by the size of the model.
 fn refused_by_agent(config: &SiteConfig, study: StudyDigest) -> Option<String> {
-    let state = StateFolder::open(&config.state).ok()?;
+    let state = StateFolder::at(&config.state);
     let status = state.read_status().ok()?.filter(|_| state.is_locked())?;
     status.no_part.refused_by_policy(study).map(str::to_owned)
 }
@@ -87,7 +88,7 @@ fn find(studies: &StudyFolder, prefix: &str) -> Result<StudyDocument, CliError> 
 
 fn show(args: &ShowArgs) -> Result<(), CliError> {
     let config = args.config.read()?;
-    let studies = folder(&config)?;
+    let studies = StateFolder::at(&config.state).studies();
     let Some(prefix) = &args.digest else { return list(&config, &studies) };
     let document = find(&studies, prefix)?;
     if args.json {

@@ -80,6 +80,11 @@ impl ArtifactFolder {
         Ok(Self(folder.to_owned()))
     }
 
+    /// The folder as it is: nothing is made.
+    pub fn at(folder: &Path) -> Self {
+        Self(folder.to_owned())
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.0
@@ -317,8 +322,7 @@ impl ArtifactFolder {
     /// # Errors
     /// [`FileError`].
     pub fn newest_first(&self) -> Result<Vec<ArtifactHash>, FileError> {
-        let listed = std::fs::read_dir(&self.0).map_err(|source| FileError::new("read", &self.0, source))?;
-        let dated = listed.flatten().filter_map(|entry| {
+        let dated = files::list(&self.0)?.into_iter().filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
             let hash: ArtifactHash = name.strip_suffix(".json")?.parse().ok()?;
             Some((entry.metadata().ok()?.modified().ok()?, hash))

@@ -337,6 +337,18 @@ pub fn require_place(path: &Path) -> Result<(), FileError> {
     may.map_err(|errno| FileError::new("write in", &folder, errno.into()))
 }
 
+/// What lies in a folder; nothing in one that is not there.
+///
+/// # Errors
+/// [`FileError`].
+pub(super) fn list(folder: &Path) -> Result<Vec<fs::DirEntry>, FileError> {
+    match fs::read_dir(folder) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(FileError::new("read", folder, source)),
+        Ok(listed) => Ok(listed.flatten().collect()),
+    }
+}
+
 /// Removes what a crash left half-written in a folder, if there is one: it can be as large as a model. For whoever alone writes there.
 ///
 /// # Errors

@@ -7,6 +7,10 @@ use std::{fs, io};
 use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 
 use super::files::FileError;
+use super::state::StateFolder;
+
+/// Whose everything of unknown owners is, such as what root writes over NFS: nobody works as that.
+const NOBODY: Uid = Uid::from_raw(65_534);
 
 /// A folder of another user.
 #[derive(Debug, thiserror::Error)]
@@ -15,22 +19,28 @@ struct Foreign {
     owner: String,
 }
 
-/// Keeps root out of another user's folder: that user could not even read what root leaves there. Everybody else is kept out by
-/// the folder's own permissions, or let in by them.
+/// Keeps root from writing in another user's state folder: that user could not even read what root leaves there. Everybody else is
+/// kept out by the folder's own permissions, or let in by them. An agent that has always run as root goes on, whosever the folder is.
 ///
 /// # Errors
 /// [`FileError`], with whom the folder belongs to.
 pub(super) fn refuse_root(folder: &Path) -> Result<(), FileError> {
-    // One that is not there yet will be that of whoever makes it.
-    owner(folder).map_or(Ok(()), |owner| refuse(folder, owner, geteuid()))
+    refuse(folder, owner(folder), owner(&StateFolder::at(folder).journal()), geteuid())
 }
 
-fn refuse(folder: &Path, owner: Uid, user: Uid) -> Result<(), FileError> {
-    if !user.is_root() || owner.is_root() {
+/// `agent` is the owner of the journal: whoever has run the agent.
+fn refuse(folder: &Path, whose: Option<Uid>, agent: Option<Uid>, user: Uid) -> Result<(), FileError> {
+    let (at, owner) = match (agent, whose) {
+        (Some(agent), whose) if whose != Some(agent) => (StateFolder::at(folder).journal(), agent),
+        (_, Some(whose)) => (folder.to_owned(), whose),
+        // One that is not there yet will be that of whoever makes it.
+        (_, None) => return Ok(()),
+    };
+    if !user.is_root() || owner.is_root() || owner == NOBODY {
         return Ok(());
     }
     let foreign = Foreign { owner: name(owner) };
-    Err(FileError::new("use", folder, io::Error::new(io::ErrorKind::PermissionDenied, foreign)))
+    Err(FileError::new("use", &at, io::Error::new(io::ErrorKind::PermissionDenied, foreign)))
 }
 
 /// Whether a file or folder is this user's.
@@ -104,8 +114,9 @@ fn advice(path: &Path, foreign: Option<(&Path, Uid)>, user: Uid) -> String {
              `sudo install -d -o {user} -m 700 FOLDER`"
         ),
         false => format!(
-            "{at} belongs to `{whose}`: run this as that user, `sudo -u {whose} site-agent …`; or, if `{user}` is to have it, \
-             `sudo chown -R {user} {at}`"
+            "{at} belongs to `{whose}`: run this as that user, `sudo -u {} site-agent …`; or, if `{user}` is to have it, \
+             `sudo chown -R {user} {at}`",
+            for_sudo(owner)
         ),
     }
 }
@@ -117,6 +128,11 @@ fn owner(path: &Path) -> Option<Uid> {
 /// The number, where nobody has a name for it.
 fn name(user: Uid) -> String {
     User::from_uid(user).ok().flatten().map_or_else(|| user.to_string(), |user| user.name)
+}
+
+/// As `sudo -u` takes it.
+fn for_sudo(user: Uid) -> String {
+    User::from_uid(user).ok().flatten().map_or_else(|| format!("'#{user}'"), |user| user.name)
 }
 
 #[cfg(test)]
@@ -131,16 +147,31 @@ mod tests {
     #[test]
     fn root_is_kept_out_of_another_users_folder_and_nobody_else_is() {
         let folder = Path::new("/srv/site/state");
-        let error = anyhow::Error::from(refuse(folder, AGENT, ROOT).unwrap_err());
+        let error = anyhow::Error::from(refuse(folder, Some(AGENT), Some(AGENT), ROOT).unwrap_err());
         assert_eq!(
             format!("{error:#}"),
             "cannot use /srv/site/state: it belongs to `4000001`, who could not use what `root` writes there"
         );
         // A folder that a group shares is for that group to use.
         for (owner, user) in [(AGENT, AGENT), (ROOT, ROOT), (ROOT, AGENT), (OTHER, AGENT)] {
-            assert!(refuse(folder, owner, user).is_ok(), "{owner} {user}");
+            assert!(refuse(folder, Some(owner), None, user).is_ok(), "{owner} {user}");
         }
+        assert!(
+            refuse(folder, Some(AGENT), None, ROOT).is_err(),
+            "another user's, and nothing was run there yet"
+        );
         assert!(refuse_root(&folder.join("not/there")).is_ok());
+    }
+
+    #[test]
+    fn an_agent_that_always_ran_as_root_goes_on_in_a_folder_of_another() {
+        let folder = Path::new("/srv/site/state");
+        // That of a bind mount, and of a file system where root's files are nobody's.
+        for agent in [ROOT, NOBODY] {
+            assert!(refuse(folder, Some(OTHER), Some(agent), ROOT).is_ok(), "{agent}");
+        }
+        let error = refuse(folder, Some(ROOT), Some(AGENT), ROOT).unwrap_err().to_string();
+        assert!(error.contains("/srv/site/state/journal"), "root made the folder for the agent: {error}");
     }
 
     #[test]
@@ -167,7 +198,7 @@ mod tests {
         let above = told("/srv", ROOT);
         assert!(above.starts_with("/srv belongs to `root`") && !above.contains("chown"), "{above}");
         let others = told("/srv/site", OTHER);
-        assert!(others.contains("run this as that user, `sudo -u 4000002 site-agent …`"), "{others}");
+        assert!(others.contains("run this as that user, `sudo -u '#4000002' site-agent …`"), "{others}");
         let own = advice(path, None, AGENT);
         assert!(own.contains("`ls -ld /srv/site/state/egress.jsonl`") && own.contains("chmod"), "{own}");
     }

@@ -54,7 +54,7 @@ impl SiteWork {
     /// # Errors
     /// A state folder that cannot be used.
     pub fn new(config: SiteConfig, site: SiteId, state: StateFolder) -> anyhow::Result<Self> {
-        let artifacts = state.artifacts()?;
+        let artifacts = state.artifacts();
         let (prepared, trainer, learnt, unkept) = (None, None, None, Unkept::default());
         let (scoring, compared) = (Scoring::default(), Fingerprints::default());
         Ok(Self { config, site, state, artifacts, prepared, trainer, learnt, unkept, scoring, compared })

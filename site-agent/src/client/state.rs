@@ -91,7 +91,7 @@ impl StateFolder {
         owner::refuse_root(folder)?;
         files::make_private_folder(folder)?;
         let state = Self(folder.to_owned());
-        for part in ["optimizer", "checkpoint", "reports", "overlays", "cache"] {
+        for part in ["artifacts", "studies", "optimizer", "checkpoint", "reports", "overlays", "cache"] {
             files::make_private_folder(&folder.join(part))?;
         }
         Ok(state)
@@ -118,11 +118,8 @@ impl StateFolder {
     }
 
     /// Fetched models and embeddings.
-    ///
-    /// # Errors
-    /// [`FileError`].
-    pub fn artifacts(&self) -> Result<ArtifactFolder, FileError> {
-        ArtifactFolder::open(&self.0.join("artifacts"))
+    pub fn artifacts(&self) -> ArtifactFolder {
+        ArtifactFolder::at(&self.0.join("artifacts"))
     }
 
     /// Updates that wait to be sent.
@@ -152,11 +149,8 @@ impl StateFolder {
     }
 
     /// Offered studies and what was decided about them.
-    ///
-    /// # Errors
-    /// [`FileError`].
-    pub fn studies(&self) -> Result<StudyFolder, FileError> {
-        StudyFolder::open(&self.0.join("studies"))
+    pub fn studies(&self) -> StudyFolder {
+        StudyFolder::at(&self.0.join("studies"))
     }
 
     /// The machine's memory.

@@ -81,13 +81,9 @@ pub enum StudyError {
 }
 
 impl StudyFolder {
-    /// Opens the folder and makes it if need be.
-    ///
-    /// # Errors
-    /// [`FileError`].
-    pub fn open(folder: &Path) -> Result<Self, FileError> {
-        files::make_private_folder(folder)?;
-        Ok(Self(folder.to_owned()))
+    /// The folder as it is: nothing is made.
+    pub fn at(folder: &Path) -> Self {
+        Self(folder.to_owned())
     }
 
     /// The folder.
@@ -138,8 +134,8 @@ impl StudyFolder {
 
     /// Digests of the studies that have a file whose name ends so.
     fn with_a_file(&self, ending: &str) -> Result<Vec<StudyDigest>, FileError> {
-        let listed = std::fs::read_dir(&self.0).map_err(|source| FileError::new("read", &self.0, source))?;
-        let names = listed.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let listed = files::list(&self.0)?.into_iter();
+        let names = listed.filter_map(|entry| entry.file_name().into_string().ok());
         let mut digests: Vec<_> = names.filter_map(|name| name.strip_suffix(ending)?.parse().ok()).collect();
         digests.sort();
         Ok(digests)
@@ -334,7 +330,7 @@ mod tests {
     #[test]
     fn a_damaged_document_is_set_aside_and_can_be_stored_again() {
         let folder = tempfile::tempdir().unwrap();
-        let studies = StudyFolder::open(folder.path()).unwrap();
+        let studies = StudyFolder::at(folder.path());
         let (study, bytes) = (example_study().digest(), example_study().bytes().to_vec());
         studies.store(study, bytes.clone()).unwrap();
         // The same length, and no JSON; then JSON, and another study.
@@ -356,7 +352,7 @@ mod tests {
     #[test]
     fn the_newest_model_of_a_study_is_that_of_its_highest_round_in_whatever_order_they_come() {
         let folder = tempfile::tempdir().unwrap();
-        let studies = StudyFolder::open(folder.path()).unwrap();
+        let studies = StudyFolder::at(folder.path());
         let digest = |name: &str| Digest::of(name.as_bytes());
         let [study, other] = ["study", "other"].map(|name| StudyDigest(digest(name)));
         let of = |round: u32, name: &str| NewestModel {
@@ -388,7 +384,7 @@ mod tests {
     #[test]
     fn a_damaged_decision_counts_as_none() {
         let folder = tempfile::tempdir().unwrap();
-        let studies = StudyFolder::open(folder.path()).unwrap();
+        let studies = StudyFolder::at(folder.path());
         let study = example_study().digest();
         studies.decide(study, true, "operator").unwrap();
         flip_a_byte(&studies.decision_path(study));
@@ -403,7 +399,7 @@ mod tests {
     #[test]
     fn a_study_is_found_by_its_first_digits_or_its_name() {
         let folder = tempfile::tempdir().unwrap();
-        let studies = StudyFolder::open(folder.path()).unwrap();
+        let studies = StudyFolder::at(folder.path());
         let not_found = |wanted: &str| studies.find(wanted).unwrap_err().to_string();
         assert_eq!(not_found(""), "no study is here");
         let [first, again, other] = [("liver", 1), ("liver", 2), ("spleen", 1)].map(|(name, seed)| {
@@ -425,7 +421,7 @@ mod tests {
     #[test]
     fn a_decision_that_another_user_left_stops_nothing_and_is_made_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let studies = StudyFolder::open(folder.path()).unwrap();
+        let studies = StudyFolder::at(folder.path());
         let study = example_study().digest();
         studies.decide(study, true, "operator").unwrap();
         let denied = std::io::ErrorKind::PermissionDenied.into();

@@ -39,7 +39,7 @@ pub(crate) fn run(config: &Path) -> anyhow::Result<()> {
     let state = StateFolder::open(&config.state)?;
     let _lock = state.lock()?;
     let egress = Egress::open(policy, &state.ledger())?;
-    let work = Perturbation { site: identity.membership.site.clone(), artifacts: state.artifacts()? };
+    let work = Perturbation { site: identity.membership.site.clone(), artifacts: state.artifacts() };
     let runtime = tokio::runtime::Runtime::new()?;
     let ended = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;

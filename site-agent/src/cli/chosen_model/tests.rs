@@ -40,7 +40,7 @@ impl Site {
     }
 
     fn offer(&self, study: &StudyDocument) {
-        self.state.studies().unwrap().store(study.digest(), study.bytes().to_vec()).unwrap();
+        self.state.studies().store(study.digest(), study.bytes().to_vec()).unwrap();
     }
 
     /// A model that fits every study here, with weights of its own for each seed.
@@ -49,13 +49,13 @@ impl Site {
         let table = class_embeddings(&network, &Self::table()).unwrap();
         let cpu = device(DeviceKind::Cpu).unwrap();
         let model = UniversalModel::new(&network, table.as_ref(), seed, &cpu).unwrap();
-        self.state.artifacts().unwrap().store(&model.export()).unwrap().hash()
+        self.state.artifacts().store(&model.export()).unwrap().hash()
     }
 
     fn note(&self, study: &StudyDocument, round: u32, model: ModelHash) {
         let embeddings = study.study().embeddings.artifact;
         let newest = NewestModel { round: RoundId(round), model, embeddings };
-        self.state.studies().unwrap().note_model(study.digest(), newest).unwrap();
+        self.state.studies().note_model(study.digest(), newest).unwrap();
     }
 
     /// What a command takes without `--model`, or what it says.
@@ -92,7 +92,7 @@ fn the_model_is_of_the_study_that_was_named_whatever_else_was_fetched_since() {
     let expected = format!("error: this site has no model of study {} yet", third.digest().short());
     assert!(told.starts_with(&expected) && told.contains("hint: name one with --model"), "{told}");
 
-    site.state.artifacts().unwrap().remove(round_40).unwrap();
+    site.state.artifacts().remove(round_40).unwrap();
     let told = site.chosen(&ours).unwrap_err();
     let expected = format!("error: the model of round 40 of study {}", ours.digest().short());
     assert!(told.starts_with(&expected) && told.contains("is not here\n\nhint: "), "{told}");
@@ -122,7 +122,7 @@ fn embeddings_are_those_of_the_study_unless_others_are_meant() {
     let told = site.chosen_with(&study, None, false).unwrap_err();
     let expected = format!("error: the class embeddings of study {} cannot be read", study.digest().short());
     assert!(told.starts_with(&expected) && told.contains("name it with --embeddings"), "{told}");
-    site.state.artifacts().unwrap().store(&Site::table()).unwrap();
+    site.state.artifacts().store(&Site::table()).unwrap();
     assert_eq!(site.chosen_with(&study, None, false), Ok(model));
 
     let one_hot = ClassEmbeddings::one_hot(32, 1.0).unwrap();

@@ -332,8 +332,8 @@ fn a_round_alone_is_the_round_of_a_federation_of_one_to_the_bit() {
     let (Ended::Done(alone), _) = site.run("alone", None) else { panic!("nobody stopped it") };
 
     let state = StateFolder::open(&site.config.state).unwrap();
-    let base = state.artifacts().unwrap().store(&site.model).unwrap().hash();
-    state.artifacts().unwrap().store(&site.embeddings).unwrap();
+    let base = state.artifacts().store(&site.model).unwrap().hash();
+    state.artifacts().store(&site.embeddings).unwrap();
     let mut work = SiteWork::new(site.config.clone(), Site::name(), state).unwrap();
     let (study, steps) = (site.document.digest(), site.document.study().training.steps_per_round);
     let task = RoundTask { study, round: RoundId(1), base, steps, remaining_ms: 60_000 };
@@ -346,8 +346,8 @@ fn a_round_alone_is_the_round_of_a_federation_of_one_to_the_bit() {
 fn a_round_suspended_at_this_site_goes_on_with_its_next_step_after_a_restart() {
     let site = Site::new(|_| {});
     let state = StateFolder::open(&site.config.state).unwrap();
-    let base = state.artifacts().unwrap().store(&site.model).unwrap().hash();
-    state.artifacts().unwrap().store(&site.embeddings).unwrap();
+    let base = state.artifacts().store(&site.model).unwrap().hash();
+    state.artifacts().store(&site.embeddings).unwrap();
     let study = site.document.digest();
     let task = RoundTask { study, round: RoundId(1), base, steps: 3, remaining_ms: 60_000 };
     let attempt = AttemptId::from_bytes([1; 16]);
@@ -380,8 +380,8 @@ fn what_the_optimiser_learnt_is_written_only_where_the_next_round_begins_with_it
     for (between_rounds, is_written) in [(Keep, true), (Reset, false)] {
         let site = Site::new(|draft| draft.training.optimizer_state = between_rounds);
         let state = StateFolder::open(&site.config.state).unwrap();
-        let base = state.artifacts().unwrap().store(&site.model).unwrap().hash();
-        state.artifacts().unwrap().store(&site.embeddings).unwrap();
+        let base = state.artifacts().store(&site.model).unwrap().hash();
+        state.artifacts().store(&site.embeddings).unwrap();
         let mut work = SiteWork::new(site.config.clone(), Site::name(), state.clone()).unwrap();
         for round in [1, 2] {
             let attempt = AttemptId::from_bytes([round; 16]);
@@ -398,8 +398,8 @@ fn what_the_optimiser_learnt_is_written_only_where_the_next_round_begins_with_it
 fn a_round_begins_without_what_the_optimiser_remembers_of_another_model() {
     let site = Site::new(|_| {});
     let state = StateFolder::open(&site.config.state).unwrap();
-    let base = state.artifacts().unwrap().store(&site.model).unwrap().hash();
-    state.artifacts().unwrap().store(&site.embeddings).unwrap();
+    let base = state.artifacts().store(&site.model).unwrap().hash();
+    state.artifacts().store(&site.embeddings).unwrap();
     let study = site.document.digest();
     let task = RoundTask { study, round: RoundId(2), base, steps: 1, remaining_ms: 60_000 };
     let attempt = AttemptId::from_bytes([1; 16]);

@@ -244,3 +244,14 @@ fn a_round_further_back_than_what_is_kept_is_known_to_begin_anew() {
     learn(2);
     assert_eq!([2, 3].map(outgrown), [false, false], "it goes on from there");
 }
+
+/// By a command that only reads, of root perhaps: what it made would not be the agent's.
+#[test]
+fn nothing_is_made_in_a_folder_that_is_only_looked_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateFolder::at(&folder.path().join("state"));
+    assert!(state.studies().list().unwrap().is_empty());
+    assert!(state.artifacts().newest_first().unwrap().is_empty());
+    assert!(!state.is_locked() && state.read_status().unwrap().is_none());
+    assert!(!state.path().exists());
+}
