@@ -9,8 +9,8 @@ use common::ids::ModelHash;
 use common::round::{self, Answer, Fault, PauseReason};
 use common::wire::{Refusal, RefusalCode};
 
-use super::Driver;
 use super::study_run::Happening;
+use super::{Driver, UNREADABLE_TO_SITES};
 use crate::files;
 use crate::progress::Line;
 use crate::store::{self, Failing, Store, StoreError};
@@ -126,10 +126,12 @@ impl Driver {
         Refusal::new(RefusalCode::Internal, store::words_for_sites(code))
     }
 
-    /// Whether a line says again what the operator knows: that sites are sent away while the disk takes nothing.
+    /// Whether a line says again what the operator knows: that sites are sent away while the disk takes nothing, or with what they
+    /// have for a study that cannot be read.
     pub(super) fn is_echo(&self, line: &Line) -> bool {
+        let Line::Refused { code, detail, .. } = line else { return false };
         let waits = self.trouble.as_ref().is_some_and(|trouble| store::pause_name(trouble.code).is_some());
-        matches!(line, Line::Refused { code, .. } if waits && code == RefusalCode::Internal.code())
+        code == RefusalCode::Internal.code() && (waits || detail.ends_with(UNREADABLE_TO_SITES))
     }
 }
 

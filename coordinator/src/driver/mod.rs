@@ -60,6 +60,10 @@ use crate::store::{Failing, SiteRecord, SiteStatus, Store, StoreError, StoredMan
 /// Longest time between two looks at the clocks.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// What a site is told that has something for a study in `unreadable`.
+const UNREADABLE_TO_SITES: &str =
+    "the coordinator cannot read this study now, and its operator knows: try again later";
+
 /// What the driver needs of the rest.
 pub struct Parts {
     /// The state folder, locked.
@@ -303,9 +307,9 @@ impl Driver {
                 let _ = reply.send(run.is_some_and(|run| run.rounds.expects_progress(&site, round, steps)));
             }
             Command::ExpectUpdate { site, offer, reply } => {
-                let run = self.studies.get(&offer.study).ok_or_else(unknown_study);
-                let answer =
-                    run.and_then(|r| r.rounds.expect_update(&site, &offer).map_err(|e| refuse_update(&e)));
+                let answer = self
+                    .study_of_site(&offer.study)
+                    .and_then(|run| run.rounds.expect_update(&site, &offer).map_err(|e| refuse_update(&e)));
                 let _ = reply.send(answer);
             }
             Command::UpdateStored { site, offer, bytes, reply } => {
@@ -315,9 +319,8 @@ impl Driver {
                 self.take_claim(study, happening, claim, Claimant { reply, bytes }).await;
             }
             Command::ExpectReport { study, site, model, report, reply } => {
-                let run = self.studies.get(&study).ok_or_else(unknown_study);
-                let answer = run.and_then(|r| {
-                    r.evaluation.expect_report(&site, &model, &report).map_err(|e| refuse_report(&e))
+                let answer = self.study_of_site(&study).and_then(|run| {
+                    run.evaluation.expect_report(&site, &model, &report).map_err(|e| refuse_report(&e))
                 });
                 let _ = reply.send(answer);
             }
@@ -339,6 +342,17 @@ impl Driver {
             Command::Say(line) if self.is_echo(&line) => tracing::debug!(%line, "said before"),
             Command::Say(line) => self.progress.say(&line),
         }
+    }
+
+    /// The study that a site has something for.
+    ///
+    /// # Errors
+    /// There is none, and the site drops what it has; or it cannot be read now, and the site keeps that and asks again.
+    fn study_of_site(&self, study: &StudyDigest) -> Result<&StudyRun, Refusal> {
+        self.studies.get(study).ok_or_else(|| match self.unreadable.contains_key(study) {
+            true => Refusal::new(RefusalCode::Internal, UNREADABLE_TO_SITES),
+            false => Refusal::new(RefusalCode::UnknownStudy, "the coordinator has no such study"),
+        })
     }
 
     /// Takes an event and does what follows. One that the store does not take waits, if it is our own, and so does what
@@ -529,8 +543,4 @@ fn is_ours(happening: &Happening) -> bool {
         ),
         Happening::Evaluation(event) => !matches!(event, evaluation::Event::ReportStored { .. }),
     }
-}
-
-fn unknown_study() -> Refusal {
-    Refusal::new(RefusalCode::UnknownStudy, "the coordinator has no such study")
 }

@@ -1,4 +1,8 @@
+use common::ids::Digest;
 use common::round::Answer;
+use common::wire::{Refusal, RefusalCode};
+use link::LinkError;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::super::Parts;
@@ -6,7 +10,7 @@ use super::super::handle::Command;
 use super::*;
 use crate::fixture::{Fixture, NOW, attempt, change_a_byte, keep_update, site};
 use crate::pki::Authority;
-use crate::progress::Progress;
+use crate::progress::{Line, Progress};
 use crate::store::{JournalEntry, QUARANTINE, RoundRecord};
 
 /// A driver that does not run.
@@ -106,6 +110,41 @@ async fn of_a_study_that_cannot_be_read_nothing_is_removed() {
     assert!(driver.studies.is_empty());
     driver.sweep_spool().await;
     assert_eq!(store.spool().rounds().unwrap(), [(study, RoundId(1))]);
+}
+
+#[tokio::test]
+async fn with_what_it_has_for_a_study_that_cannot_be_read_a_site_is_told_to_come_again() {
+    let fixture = Fixture::new().await;
+    let (store, study) = (fixture.store().await, fixture.digest());
+    let torn = JournalEntry { at: NOW, event: "{".to_owned() };
+    store.append_event(&study, &torn).await.unwrap();
+    let mut driver = driver(&fixture, store).await;
+    assert!(driver.unreadable.contains_key(&study));
+
+    let base = fixture.study.study().initial_model;
+    let (round, attempt, update) = (RoundId(1), attempt(), fixture.update);
+    let offer = round::UpdateOffer { study, round, base, attempt, steps: 1, update };
+    let refused = expect_update(&mut driver, offer.clone()).await;
+    assert!(LinkError::Refused(refused.clone()).is_transient(), "the update was dropped: {refused:?}");
+    let (reply, answer) = oneshot::channel();
+    let report = Digest::of(b"a report");
+    driver.obey(Command::ExpectReport { study, site: site(), model: base, report, reply }).await;
+    assert_eq!(answer.await.unwrap().unwrap_err(), refused);
+    let told = Line::Refused {
+        site: Some(site()),
+        code: refused.code.code().to_owned(),
+        detail: format!("offer-update: {}", refused.detail),
+    };
+    assert!(driver.is_echo(&told), "the operator heard of it at the start");
+
+    let nowhere = round::UpdateOffer { study: StudyDigest(Digest::of(b"another")), ..offer };
+    assert_eq!(expect_update(&mut driver, nowhere).await.code, RefusalCode::UnknownStudy);
+}
+
+async fn expect_update(driver: &mut Driver, offer: round::UpdateOffer) -> Refusal {
+    let (reply, answer) = oneshot::channel();
+    driver.obey(Command::ExpectUpdate { site: site(), offer, reply }).await;
+    answer.await.unwrap().unwrap_err()
 }
 
 #[tokio::test]
