@@ -105,8 +105,8 @@ pub struct Driver {
     /// What deadlines go by.
     clock: SteadyClock,
     work: TaskTracker,
-    /// The last aggregation of each study. Cancelled where another begins, or the study is aborted: it ends soon, and what it comes
-    /// to is dropped.
+    /// The last aggregation of each study. Cancelled where another begins, the study is aborted, or the driver is dropped: it ends
+    /// soon, and what it comes to is dropped.
     jobs: BTreeMap<StudyDigest, CancellationToken>,
     /// Files that can go.
     spent: Spent,
@@ -516,6 +516,14 @@ impl Driver {
         if let Err(error) = self.store.add_traffic(site, traffic.received, traffic.sent).await {
             self.note_fault(&error);
         }
+    }
+}
+
+/// After [`Driver::drain`] no aggregation is under way. Dropped without it, as where the state folder was taken away, the process would
+/// wait for one, for minutes perhaps, and hold the lock meanwhile; what it makes has no place any more.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.jobs.values().for_each(CancellationToken::cancel);
     }
 }
 

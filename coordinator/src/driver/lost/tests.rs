@@ -177,6 +177,16 @@ async fn an_abort_ends_the_aggregation_under_way() {
 }
 
 #[tokio::test]
+async fn no_aggregation_outlives_the_driver() {
+    let fixture = Fixture::new().await;
+    let mut driver = driver(&fixture, fixture.store().await).await;
+    let job = CancellationToken::new();
+    driver.jobs.insert(fixture.digest(), job.clone());
+    drop(driver);
+    assert!(job.is_cancelled(), "the process would wait for it, and hold the lock");
+}
+
+#[tokio::test]
 async fn an_aggregation_takes_the_place_of_the_one_before() {
     let fixture = Fixture::new().await;
     let mut driver = driver(&fixture, fixture.store().await).await;
