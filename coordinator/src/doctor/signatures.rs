@@ -13,6 +13,12 @@ use crate::store::{SignedRecord, Store, StoreError};
 const CHANGED: &str = "the report page and `study promote` would go by it: restore the state folder, `coordinator restore BACKUP` into an \
      empty one, beside this one; a label manifest comes anew when its site connects";
 
+const PERHAPS: &str = "if this machine's clock was ahead when it came, the site signed it with its key of before: nothing to do. Otherwise it has changed \
+     here, and a backup of before has it as it was";
+
+/// What a document is about that was put under another's name.
+const ELSEWHERE: &str = "it is about another site, model or study";
+
 /// Looks at the signed documents of a study, called `name`.
 ///
 /// # Errors
@@ -33,8 +39,15 @@ pub(super) async fn examine(
                     None => format!("{name}, label manifest of {}", record.site),
                     Some(model) => format!("{name}, report of {} on model {}", record.site, model.short()),
                 };
-                let words = format!("is not what the site signed: {why}");
-                examination.find(Level::Bad, &what, words, CHANGED);
+                let (level, is_not, remedy) = match record.has_enrolled_again && why != ELSEWHERE {
+                    true => (
+                        Level::Warn,
+                        "is not signed with the key that the site has since it enrolled anew",
+                        PERHAPS,
+                    ),
+                    false => (Level::Bad, "is not what the site signed", CHANGED),
+                };
+                examination.find(level, &what, format!("{is_not}: {why}"), remedy);
             }
         }
     }
@@ -66,5 +79,5 @@ fn check(study: &StudyDigest, record: &SignedRecord) -> Result<(), String> {
             subject.site == *site && subject.model == *model && subject.study == *study
         }
     };
-    if is_its_own { Ok(()) } else { Err("it is about another site, model or study".to_owned()) }
+    if is_its_own { Ok(()) } else { Err(ELSEWHERE.to_owned()) }
 }

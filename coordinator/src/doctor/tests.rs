@@ -337,6 +337,16 @@ async fn a_report_that_its_site_did_not_sign_so_is_told() {
 
     enrol(&store, 8, Timestamp(NOW.0 + 1)).await;
     assert_eq!(examined(&fixture, false).await.0, [], "its key of then is gone");
+
+    // The clock was a day ahead when this came.
+    let (early, ahead) = (report(4), Timestamp(NOW.0 + 24 * 3_600_000));
+    let (document, signature) = (early.bytes().to_vec(), early.signature().to_vec());
+    let model = ArtifactHash(Digest::of(&4u32.to_le_bytes()));
+    let stored = StoredReport { site: site(), model, document, signature };
+    assert!(store.put_report(&digest, &stored, ahead).await.unwrap());
+    let (found, summary) = examined(&fixture, false).await;
+    let [finding] = found.as_slice() else { panic!("{found:#?}") };
+    assert_eq!((finding.level, summary.bad), (Level::Warn, 0), "{finding}");
     store.close().await;
 }
 

@@ -101,6 +101,8 @@ pub struct SignedRecord {
     pub signing_key: [u8; 32],
     /// The site has enrolled again since: it signed with another key.
     pub by_former_key: bool,
+    /// The site has enrolled more than once. A clock that was ahead makes what it signed before look as if it came after.
+    pub has_enrolled_again: bool,
 }
 
 /// Payload bytes moved for one site since it enrolled, as the coordinator counts them.
@@ -308,7 +310,8 @@ impl Store {
     /// # Errors
     /// The database.
     pub async fn signed_records(&self, study: &StudyDigest) -> Result<Vec<SignedRecord>, StoreError> {
-        let query = "SELECT d.*, s.signing_key, d.at < s.enrolled_at AS by_former_key FROM
+        let query = "SELECT d.*, s.signing_key, d.at < s.enrolled_at AS by_former_key,
+             (SELECT count(*) FROM certificates c WHERE c.site = d.site) > 1 AS has_enrolled_again FROM
              (SELECT site, NULL AS model, document, signature, at FROM manifests WHERE study = ?1 UNION ALL
               SELECT site, model, document, signature, at FROM evaluations WHERE study = ?1) d
              JOIN sites s USING (site) ORDER BY d.at, d.site";
@@ -322,6 +325,7 @@ impl Store {
                 signature: row.try_get("signature")?,
                 signing_key: array("signed document", row.try_get("signing_key")?)?,
                 by_former_key: row.try_get::<i64, _>("by_former_key")? != 0,
+                has_enrolled_again: row.try_get::<i64, _>("has_enrolled_again")? != 0,
             })
         };
         rows.iter().map(read).collect()
