@@ -21,12 +21,18 @@ impl Driver {
                 || pending.contains(site)
                 || reported.contains(site)
         };
+        let is_sealed = self.studies.values().any(seals);
         // A study that cannot be read may seal anybody.
-        let is_sealed = !self.unreadable.is_empty() || self.studies.values().any(seals);
-        if !is_sealed || self.studies.values().any(needs) {
+        let may_be_sealed = is_sealed || !self.unreadable.is_empty();
+        if !may_be_sealed || self.studies.values().any(needs) {
             return Ok(());
         }
-        let words = "a test site fetches the models that it is asked to score, and no others";
+        let words = match is_sealed {
+            true => "a test site fetches the models that it is asked to score, and no others",
+            false => {
+                "a study that cannot be read now may seal this site: until it can, it fetches what it is asked to score"
+            }
+        };
         Err(Refusal::new(RefusalCode::Sealed, words))
     }
 }
@@ -59,7 +65,8 @@ mod tests {
         assert!(driver.may_fetch(&judge, &model).is_ok(), "no study seals it");
         let unreadable = UnreadableStudy { name: "old".into(), digest: String::new(), why: String::new() };
         driver.unreadable.insert(StudyDigest(Digest::of(b"old")), unreadable);
-        assert!(driver.may_fetch(&judge, &model).is_err(), "one may that nobody can read");
+        let refused = driver.may_fetch(&judge, &model).unwrap_err();
+        assert!(refused.detail.as_str().starts_with("a study that cannot be read now may seal"), "{refused}");
         driver.unreadable.clear();
 
         let sealed = example_study_with(|draft| draft.evaluation.test = vec![judge.clone()]);
