@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use self::sequence::{EVERY, Sequence};
 use super::{done, line, note};
 use crate::config::Config;
+use crate::driver::ANEW;
 use crate::error_report::Refused;
 use crate::files::{self, Access};
 use crate::operator::client::ask;
@@ -117,18 +118,35 @@ async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
     // Read here too, so that mistakes are told with the lines of the file that the operator has.
     let classes = read_classes(args.taxonomy.as_deref())?;
     let draft = StudyDraft::parse(&file, &text, &classes).map_err(mistaken)?;
-    let folder = tempfile::tempdir()?;
+    let (folder, mut aborted) = (tempfile::tempdir()?, None);
     for site in &args.sites {
         let (evaluator, file) = (evaluator_of(site)?, folder.path().join(format!("{site}.toml")));
         fs::write(&file, without(&text, &draft, site, args.sites.len())?)?;
         let (model, embeddings) = (std::path::absolute(&args.model)?, std::path::absolute(&args.embeddings)?);
         let taxonomy = args.taxonomy.as_ref().map(std::path::absolute).transpose()?;
         let reply = ask(config, Request::AddStudy { file, model, embeddings, taxonomy }).await?;
-        let Reply::Added { study, remark } = reply else { return done(reply) };
+        let (study, remark) = match reply {
+            Reply::Added { study, remark } => (study, remark),
+            Reply::Failed { words, hint } if hint.as_deref() == Some(ANEW) => {
+                aborted.get_or_insert(instead_of_aborted(site, words));
+                continue;
+            }
+            other => return done(other),
+        };
         line(&format!("{study}  without {site}; {evaluator} and the other sites approve"));
         remark.iter().for_each(|text| note(text));
     }
-    Ok(())
+    aborted.map_or(Ok(()), |refused| Err(refused.into()))
+}
+
+/// Why the study that leaves `site` out is not added. Another `seed` in the file of them all would add those a second time that are
+/// well.
+fn instead_of_aborted(site: &SiteId, words: String) -> Refused {
+    let hint = format!(
+        "the others are here. In the place of this one alone, add another study of its name with `coordinator study add`: with \
+         leave_out = [\"{site}\"] and another `seed`"
+    );
+    Refused { words, hint: Some(hint) }
 }
 
 /// A site that is named more than once.
@@ -263,6 +281,9 @@ async fn report(config: &Config, study: &str, out: &Path) -> anyhow::Result<Repo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::export::export_safetensors;
+    use crate::fixture::Fixture;
+    use crate::operator::Order;
     use crate::report::cross_site::Missing;
 
     const EXAMPLE: &str = include_str!("../../../configs/examples/study.toml");
@@ -284,6 +305,44 @@ mod tests {
         assert_eq!(derived.participants.leave_out, [site("north")]);
         let StudyDraft { name, quorum, participants, .. } = draft.clone();
         assert_eq!(StudyDraft { name, quorum, participants, ..derived }, draft);
+    }
+
+    #[tokio::test]
+    async fn where_one_was_aborted_the_others_are_added_and_it_alone_is_to_be_replaced() {
+        let fixture = Fixture::new().await;
+        let (store, folder) = (fixture.store().await, tempfile::tempdir().unwrap());
+        let names = ["study.toml", "model.safetensors", "embeddings.safetensors", "north.toml"];
+        let [file, model, embeddings, north] = names.map(|name| folder.path().join(name));
+        let pinned = fixture.study.study();
+        for (hash, path) in [(pinned.initial_model, &model), (pinned.embeddings.artifact, &embeddings)] {
+            let artifact = store.artifacts().read(&hash).unwrap().unwrap();
+            export_safetensors(&artifact, "few-hot", path).unwrap();
+        }
+        store.close().await;
+        let (config, draft) = (&fixture.config, parse(EXAMPLE));
+        fs::write(&file, EXAMPLE).unwrap();
+        fs::write(&north, without(EXAMPLE, &draft, &site("north"), 2).unwrap()).unwrap();
+        let (of_north, of_south) =
+            (name_without(&draft.name, &site("north")), name_without(&draft.name, &site("south")));
+        let first = Request::AddStudy {
+            file: north,
+            model: model.clone(),
+            embeddings: embeddings.clone(),
+            taxonomy: None,
+        };
+        assert!(matches!(ask(config, first).await.unwrap(), Reply::Added { .. }));
+        let abort = Request::Control { study: of_north, order: Order::Abort };
+        assert!(matches!(ask(config, abort).await.unwrap(), Reply::Done { .. }));
+
+        let sites = ["north", "south"].map(site).to_vec();
+        let error = add(config, &Add { file, model, embeddings, taxonomy: None, sites }).await.unwrap_err();
+        let Refused { words, hint } = error.downcast_ref::<Refused>().unwrap();
+        assert!(words.contains("was aborted"), "{words}");
+        assert!(hint.as_ref().unwrap().contains("this one alone"), "{hint:?}");
+        let Reply::Status(status) = ask(config, Request::Status).await.unwrap() else {
+            panic!("it is there")
+        };
+        assert!(find(&status, &of_south).is_ok(), "{status:?}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::operate::Failure;
 
 /// How a study that is over runs once more.
-const ANEW: &str =
+pub(crate) const ANEW: &str =
     "for another run change its `seed`, or its `name`: its digest is another then, which sites approve anew";
 
 /// Of a study that was here before, in this phase: the same files are the same study, and it runs once.

@@ -39,6 +39,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use self::added::ANEW;
 pub(crate) use self::aggregation::position;
 pub use self::handle::DriverHandle;
 use self::handle::{Claim, Claimant, Command, refuse_report, refuse_update};
