@@ -8,7 +8,7 @@ use tests::simulation::{Moment, Op, Outcome, Sabotage, Scenario, Transition, run
 
 const SEEDS: std::ops::Range<u64> = 0..1_000;
 /// Federations in which a broken driver must be caught.
-const MOST_TO_CATCH: usize = 100;
+const MOST_TO_CATCH: usize = 400;
 
 fn assert_holds(scenario: &Scenario, name: &str) -> Outcome {
     run(scenario, Sabotage::None).unwrap_or_else(|violation| {
