@@ -30,7 +30,7 @@ use super::files;
 use super::hearing::Hearing;
 use super::identity::Identity;
 use super::journal::Journal;
-use super::outbox::Outbox;
+use super::outbox::{Finished, Outbox};
 use super::residual::Residuals;
 use super::state::{AgentStatus, StateFolder};
 use super::studies::{Decision, StudyFolder};
@@ -279,10 +279,26 @@ impl Agent {
 
     /// Takes up what was under way when the agent stopped, and what was decided meanwhile: a policy may have changed.
     fn start(&mut self) -> anyhow::Result<()> {
+        self.take_finished()?;
         self.feed(Event::Started)?;
         self.look_for_decisions(self.studies.list()?)?;
         // Now it is known what each study needs.
         Ok(self.prune_artifacts()?)
+    }
+
+    /// Takes the update that an earlier process finished and did not live to note, before that death is held against the training: what
+    /// is in the outbox is not given up.
+    fn take_finished(&mut self) -> anyhow::Result<()> {
+        let finished = self.under_way().into_iter().find_map(|action| match action {
+            Action::Train { attempt, .. } => Some((attempt, self.outbox.find(attempt)?)),
+            _ => None,
+        });
+        let Some((attempt, Finished { update, steps })) = finished else { return Ok(()) };
+        // Of no use any more, as in the worker.
+        if let Err(error) = files::remove(&self.state.checkpoint()) {
+            tracing::warn!("{:#}", anyhow::Error::from(error));
+        }
+        self.feed(Event::Trained { attempt, update, steps })
     }
 
     /// Journals an event, ticks, executes; and so on with what the actions gave at once.

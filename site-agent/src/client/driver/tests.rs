@@ -191,6 +191,27 @@ fn a_training_in_which_the_agent_dies_is_not_begun_for_ever() {
 }
 
 #[test]
+fn an_update_that_was_finished_is_not_given_up_for_a_death_before_it_was_noted() {
+    let folder = tempfile::tempdir().unwrap();
+    let agent = suspected(folder.path());
+    let attempt = agent.under_way().into_iter().find_map(|action| match action {
+        Action::Train { attempt, .. } => Some(attempt),
+        _ => None,
+    });
+    let attempt = attempt.unwrap();
+    let tensor = HostTensor::new(vec![1], vec![1.0]).unwrap();
+    let delta = NamedTensors::from([("w".to_owned(), tensor)]);
+    let finished = agent.outbox.keep(attempt, &RoundOutcome { delta, steps: 4, mean_loss: 0.5 }).unwrap();
+    let outbox = agent.outbox.clone();
+    std::fs::write(agent.state.checkpoint(), "of the round").unwrap();
+    drop(agent);
+    // Also at the start after that.
+    assert_eq!([0; 2].map(|_| started_again(folder.path())), ["uploading"; 2]);
+    assert_eq!(outbox.find(attempt), Some(finished));
+    assert!(!StateFolder::at(&folder.path().join("state")).checkpoint().exists());
+}
+
+#[test]
 fn only_a_death_or_the_workers_panic_is_held_against_the_training() {
     for (ended, phase) in [
         (Ok(()), "training"),
