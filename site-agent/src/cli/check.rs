@@ -180,7 +180,7 @@ fn check_state(folder: &Path) -> Result<String, CliError> {
     if !folder.exists() {
         return Ok(format!("{}: the agent makes it when it starts", folder.display()));
     }
-    let foreign = owner::not_its_owners(folder);
+    let foreign = owner::not_the_agents(folder);
     if let Some(first) = foreign.first() {
         let (count, whose) = (foreign.len(), owner::user());
         let wrong = anyhow::anyhow!("{count} files in it are of another user, such as {}", first.display());

@@ -25,13 +25,23 @@ struct Foreign {
 /// # Errors
 /// [`FileError`], with whom the folder belongs to.
 pub(super) fn refuse_root(folder: &Path) -> Result<(), FileError> {
-    refuse(folder, owner(folder), owner(&StateFolder::at(folder).journal()), geteuid())
+    refuse(folder, owner(folder), agent_of(folder), geteuid())
 }
 
-/// `agent` is the owner of the journal: whoever has run the agent.
-fn refuse(folder: &Path, whose: Option<Uid>, agent: Option<Uid>, user: Uid) -> Result<(), FileError> {
+/// Whoever has run the agent, and what tells that: its journal or, where that was moved away, its ledger.
+fn agent_of(folder: &Path) -> Option<(PathBuf, Uid)> {
+    let state = StateFolder::at(folder);
+    [state.journal(), state.ledger()].into_iter().find_map(|at| owner(&at).map(|agent| (at, agent)))
+}
+
+fn refuse(
+    folder: &Path,
+    whose: Option<Uid>,
+    agent: Option<(PathBuf, Uid)>,
+    user: Uid,
+) -> Result<(), FileError> {
     let (at, owner) = match (agent, whose) {
-        (Some(agent), whose) if whose != Some(agent) => (StateFolder::at(folder).journal(), agent),
+        (Some((at, agent)), whose) if whose != Some(agent) => (at, agent),
         (_, Some(whose)) => (folder.to_owned(), whose),
         // One that is not there yet will be that of whoever makes it.
         (_, None) => return Ok(()),
@@ -60,9 +70,20 @@ pub fn require_writable(folder: &Path) -> Result<(), FileError> {
     may.map_err(|errno| FileError::new("write in", &folder, errno.into()))
 }
 
-/// What lies in a folder, at any depth, and belongs to another user than the folder does.
-pub fn not_its_owners(folder: &Path) -> Vec<PathBuf> {
-    let (whose, mut found, mut folders) = (owner(folder), Vec::new(), vec![folder.to_owned()]);
+/// What lies in a state folder, at any depth, and is not the agent's.
+pub fn not_the_agents(folder: &Path) -> Vec<PathBuf> {
+    let agent = agent_of(folder).map(|(_, agent)| agent);
+    not_of(agents_user(owner(folder), agent, geteuid()), folder)
+}
+
+/// Whose all in a state folder should be: this user's, who has run the agent there (over NFS root is nobody), or else the folder's
+/// owner's. What tells of another agent than this user's is itself amiss.
+fn agents_user(whose: Option<Uid>, agent: Option<Uid>, user: Uid) -> Option<Uid> {
+    agent.filter(|agent| *agent == user || user.is_root() && *agent == NOBODY).or(whose)
+}
+
+fn not_of(whose: Option<Uid>, folder: &Path) -> Vec<PathBuf> {
+    let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             // Not of what a link leads to.
@@ -147,7 +168,8 @@ mod tests {
     #[test]
     fn root_is_kept_out_of_another_users_folder_and_nobody_else_is() {
         let folder = Path::new("/srv/site/state");
-        let error = anyhow::Error::from(refuse(folder, Some(AGENT), Some(AGENT), ROOT).unwrap_err());
+        let ran = Some((folder.join("journal"), AGENT));
+        let error = anyhow::Error::from(refuse(folder, Some(AGENT), ran, ROOT).unwrap_err());
         assert_eq!(
             format!("{error:#}"),
             "cannot use /srv/site/state: it belongs to `4000001`, who could not use what `root` writes there"
@@ -166,12 +188,43 @@ mod tests {
     #[test]
     fn an_agent_that_always_ran_as_root_goes_on_in_a_folder_of_another() {
         let folder = Path::new("/srv/site/state");
+        let ran = |agent| Some((folder.join("journal"), agent));
         // That of a bind mount, and of a file system where root's files are nobody's.
         for agent in [ROOT, NOBODY] {
-            assert!(refuse(folder, Some(OTHER), Some(agent), ROOT).is_ok(), "{agent}");
+            assert!(refuse(folder, Some(OTHER), ran(agent), ROOT).is_ok(), "{agent}");
+            assert_eq!(agents_user(Some(OTHER), Some(agent), ROOT), Some(agent), "what it wrote is its own");
         }
-        let error = refuse(folder, Some(ROOT), Some(AGENT), ROOT).unwrap_err().to_string();
+        let error = refuse(folder, Some(ROOT), ran(AGENT), ROOT).unwrap_err().to_string();
         assert!(error.contains("/srv/site/state/journal"), "root made the folder for the agent: {error}");
+    }
+
+    #[test]
+    fn what_is_not_the_agents_is_found_and_a_journal_of_root_is_none_of_its() {
+        assert_eq!(
+            agents_user(Some(OTHER), Some(AGENT), AGENT),
+            Some(AGENT),
+            "in a folder that a group shares"
+        );
+        for agent in [Some(ROOT), None] {
+            assert_eq!(agents_user(Some(AGENT), agent, AGENT), Some(AGENT), "{agent:?}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        fs::write(state.ledger(), "").unwrap();
+        assert_eq!(not_of(Some(geteuid()), folder.path()), Vec::<PathBuf>::new());
+        assert!(not_of(Some(AGENT), folder.path()).contains(&state.ledger()));
+        assert_eq!(not_the_agents(folder.path()), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn who_has_run_the_agent_is_known_by_its_ledger_while_its_journal_is_moved_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::at(folder.path());
+        assert_eq!(agent_of(folder.path()), None);
+        fs::write(state.ledger(), "").unwrap();
+        assert_eq!(agent_of(folder.path()), Some((state.ledger(), geteuid())));
+        fs::create_dir(state.journal()).unwrap();
+        assert_eq!(agent_of(folder.path()), Some((state.journal(), geteuid())));
     }
 
     #[test]
@@ -184,7 +237,6 @@ mod tests {
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(require_writable(&file.join("state")).is_err());
-        assert_eq!(not_its_owners(folder.path()), Vec::<PathBuf>::new());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
