@@ -119,7 +119,8 @@ fn nearest(path: &Path) -> Option<(&Path, Uid)> {
 }
 
 fn advice(path: &Path, foreign: Option<(&Path, Uid)>, user: Uid) -> String {
-    let (shown, user) = (path.display(), name(user));
+    let (shown, may_take) = (path.display(), !user.is_root());
+    let user = name(user);
     let Some((at, owner)) = foreign else {
         return format!(
             "`ls -ld {shown}` shows what `{user}`, whose it is, may do with it: change that with `chmod`"
@@ -134,11 +135,17 @@ fn advice(path: &Path, foreign: Option<(&Path, Uid)>, user: Uid) -> String {
             "{at} belongs to `root`, and `{user}` may not go on there: name another place, or have root make one: \
              `sudo install -d -o {user} -m 700 FOLDER`"
         ),
-        false => format!(
-            "{at} belongs to `{whose}`: run this as that user, `sudo -u {} site-agent …`; or, if `{user}` is to have it, \
-             `sudo chown -R {user} {at}`",
-            for_sudo(owner)
-        ),
+        false => {
+            let sudo = for_sudo(owner);
+            let run =
+                format!("{at} belongs to `{whose}`: run this as that user, `sudo -u {sudo} site-agent …`");
+            // Root's, an agent's files would keep that agent from starting.
+            if may_take {
+                format!("{run}; or, if `{user}` is to have it, `sudo chown -R {user} {at}`")
+            } else {
+                run
+            }
+        }
     }
 }
 
@@ -251,6 +258,13 @@ mod tests {
         assert!(above.starts_with("/srv belongs to `root`") && !above.contains("chown"), "{above}");
         let others = told("/srv/site", OTHER);
         assert!(others.contains("run this as that user, `sudo -u '#4000002' site-agent …`"), "{others}");
+        assert!(
+            others.ends_with("; or, if `4000001` is to have it, `sudo chown -R 4000001 /srv/site`"),
+            "{others}"
+        );
+        let journal = Path::new("/srv/site/state/journal");
+        let to_root = advice(journal, Some((journal, AGENT)), ROOT);
+        assert!(to_root.ends_with("run this as that user, `sudo -u '#4000001' site-agent …`"), "{to_root}");
         let own = advice(path, None, AGENT);
         assert!(own.contains("`ls -ld /srv/site/state/egress.jsonl`") && own.contains("chmod"), "{own}");
     }
