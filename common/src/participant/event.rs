@@ -391,7 +391,8 @@ pub enum Fact {
         step: Step,
         /// The round.
         round: RoundId,
-        /// How often in a row, without anything newer kept; deaths within a few minutes count once.
+        /// How often, without anything newer kept, of [`super::MOST_INTERRUPTIONS`]; deaths within
+        /// [`super::BETWEEN_INTERRUPTIONS`] count once.
         times: u32,
     },
     /// The coordinator has this site's report.

@@ -53,7 +53,7 @@ use crate::round::RoundTask;
 use crate::time::Timestamp;
 
 pub use event::{Action, DropReason, Event, Fact, Step, Timer};
-pub use retry::timer_is_due;
+pub use retry::{BETWEEN_INTERRUPTIONS, MOST_INTERRUPTIONS, timer_is_due};
 pub use uploading::WITHHELD_CODE;
 
 /// Format of [`Snapshot`].

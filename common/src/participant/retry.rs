@@ -14,10 +14,10 @@ const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(120);
 /// Ends of its process in the midst of a step after which the step is given up. More than failures: power cuts and kills are not
 /// the step's own fault.
-const MOST_INTERRUPTIONS: u32 = 12;
+pub const MOST_INTERRUPTIONS: u32 = 12;
 /// Of the ends that follow each other within this time one counts: something else that takes the machine's memory for a while ends the
 /// process each minute. So nothing is given up that did not end it for more than an hour.
-const BETWEEN_INTERRUPTIONS: Duration = Duration::from_secs(360);
+pub const BETWEEN_INTERRUPTIONS: Duration = Duration::from_secs(360);
 
 /// Failures of one step in a row and when it is tried again: after 5 s, doubling up to 2 minutes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ const BETWEEN_INTERRUPTIONS: Duration = Duration::from_secs(360);
 pub(super) struct Retry {
     pub(super) failures: u32,
     pub(super) at: Option<Timestamp>,
-    /// How often in a row the process died in the midst of the step.
+    /// How often the process died in the midst of the step, with nothing newer kept, as far as that counts.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) interruptions: u32,
     /// When that was counted last.

@@ -1,7 +1,7 @@
 //! The machine's facts as lines for the site's log.
 
 use common::ids::RoundId;
-use common::participant::{DropReason, Fact};
+use common::participant::{BETWEEN_INTERRUPTIONS, DropReason, Fact, MOST_INTERRUPTIONS, Step};
 use common::round::DeclineReason;
 use common::wire::{Notice, RefusalCode};
 
@@ -47,6 +47,15 @@ fn of_late(round: RoundId) -> String {
     format!("round {round} closed before the update arrived: the update is not needed, removed")
 }
 
+/// How near the work is to being given up, which ends the agent perhaps.
+fn of_death(round: RoundId, step: Step, times: u32) -> String {
+    let minutes = BETWEEN_INTERRUPTIONS.as_secs() / 60;
+    format!(
+        "round {round}: {step:?} was under way when the agent died ({times} of {MOST_INTERRUPTIONS}; deaths within \
+         {minutes} minutes count once)"
+    )
+}
+
 /// Says a fact to the site's operator; `delivered`: the coordinator has all of the last update that was offered.
 pub(super) fn say(fact: &Fact, delivered: bool) {
     match fact {
@@ -80,9 +89,7 @@ pub(super) fn say(fact: &Fact, delivered: bool) {
             tracing::warn!("{step:?} failed {failures} times; it is tried again");
         }
         Fact::Interrupted { step, round, times } => {
-            tracing::warn!(
-                "round {round}: {step:?} was under way when the agent ended, {times} times in a row, and nobody had stopped it"
-            );
+            tracing::warn!("{}", of_death(*round, *step, *times));
             tracing::warn!(
                 "hint: `journalctl -k` says whether the system ran out of memory; the message of a panic is in this log"
             );
@@ -112,6 +119,12 @@ mod tests {
         let short = super::super::files::FileError::new("read", std::path::Path::new("a"), source());
         let short = anyhow::Error::from(short).context("counting");
         assert_eq!(with_causes(&short), "counting: cannot read a: the disk is on fire");
+    }
+
+    #[test]
+    fn a_death_is_said_with_how_many_count_and_as_what() {
+        let said = "round 7: Training was under way when the agent died (2 of 12; deaths within 6 minutes count once)";
+        assert_eq!(of_death(RoundId(7), Step::Training, 2), said);
     }
 
     #[test]
