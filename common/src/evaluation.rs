@@ -213,6 +213,11 @@ impl EvaluationMachine {
         self.state.models.get(model).into_iter().flat_map(|known| known.reports.keys().cloned()).collect()
     }
 
+    /// Digest of the signed bytes of a report that is kept; none of a model that was forgotten.
+    pub fn report_of(&self, site: &SiteId, model: &ModelHash) -> Option<Digest> {
+        self.state.models.get(model)?.reports.get(site).copied()
+    }
+
     /// Sites whose reports are waited for, or will be: those that have been ready, and the gate's.
     pub fn counts_on(&self) -> BTreeSet<SiteId> {
         let of_gate = self.gate.iter().flat_map(|gate| &gate.evaluators);

@@ -163,7 +163,7 @@ pub(super) async fn studies(store: &Store, examination: &mut Examination<'_>) ->
                 let phase = study.status.phase;
                 examination
                     .good(&name, format!("its journal replays: {phase}, round {}", study.status.round));
-                signatures::examine(store, &stored.digest, &name, examination).await?;
+                signatures::examine(store, &study, &name, examination).await?;
                 known.add(&stored, &study, rounds);
             }
             Err(error) => examination.find(Level::Bad, &name, causes(&error), UNREADABLE),

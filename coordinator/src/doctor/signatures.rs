@@ -1,13 +1,15 @@
 //! What sites signed: whether each label manifest and each report is still, to the byte, what its site has signed.
 //!
-//! A site that enrolled again has another key, and the one before is kept nowhere: of what it signed before nothing can be said.
+//! A site that enrolled again has another key, and the one before is kept nowhere. Of what it signed before, a report is still
+//! known by its digest, which the journal has; of a label manifest nothing can be said, and one comes anew by itself.
 
-use common::ids::StudyDigest;
+use common::ids::{Digest, StudyDigest};
 use common::manifest::LabelManifest;
 use common::report::EvaluationReport;
 use common::signed::{Signed, VerifyingKey};
 
 use super::{Examination, Level};
+use crate::driver::Rehearsal;
 use crate::store::{SignedRecord, Store, StoreError};
 
 const CHANGED: &str = "the report page and `study promote` would go by it: restore the state folder, `coordinator restore BACKUP` into an \
@@ -25,21 +27,26 @@ const ELSEWHERE: &str = "it is about another site, model or study";
 /// The database.
 pub(super) async fn examine(
     store: &Store,
-    study: &StudyDigest,
+    study: &Rehearsal,
     name: &str,
     examination: &mut Examination<'_>,
 ) -> Result<(), StoreError> {
     let (mut whole, mut unknown) = (0, 0);
-    for record in store.signed_records(study).await? {
-        match check(study, &record) {
+    let digest = study.document.digest();
+    for record in store.signed_records(&digest).await? {
+        let journalled = record.model.and_then(|model| study.evaluation.report_of(&record.site, &model));
+        let is_as_journalled = journalled.map(|journalled| journalled == Digest::of(&record.document));
+        match check(&digest, &record) {
             Ok(()) => whole += 1,
-            Err(_) if record.by_former_key => unknown += 1,
+            Err(_) if record.by_former_key && is_as_journalled != Some(false) => unknown += 1,
+            Err(_) if record.has_enrolled_again && is_as_journalled == Some(true) => unknown += 1,
             Err(why) => {
                 let what = match record.model {
                     None => format!("{name}, label manifest of {}", record.site),
                     Some(model) => format!("{name}, report of {} on model {}", record.site, model.short()),
                 };
-                let (level, is_not, remedy) = match record.has_enrolled_again && why != ELSEWHERE {
+                let is_unsure = is_as_journalled.is_none() && record.has_enrolled_again && why != ELSEWHERE;
+                let (level, is_not, remedy) = match is_unsure {
                     true => (
                         Level::Warn,
                         "is not signed with the key that the site has since it enrolled anew",
@@ -56,7 +63,7 @@ pub(super) async fn examine(
     }
     if unknown > 0 {
         let words = format!(
-            "signed with keys that their sites do not have any more, not checked: {unknown} documents"
+            "signed with keys that their sites have no more, signatures not checked: {unknown} documents"
         );
         examination.good(name, words);
     }

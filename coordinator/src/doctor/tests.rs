@@ -1,6 +1,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use common::evaluation::{EvaluatorKind, Event};
 use common::ids::{ArtifactHash, ClassId, Digest, Role, RoundId};
 use common::report::{CaseOutcome, CaseScore, EvaluationReport, ReportSubject};
 use common::signed::{Signed, SigningKey};
@@ -298,36 +299,48 @@ async fn enrol(store: &Store, key: u8, at: Timestamp) -> SigningKey {
     key
 }
 
+/// The model of a round, of which there is nothing but the name.
+fn model(round: u32) -> ArtifactHash {
+    ArtifactHash(Digest::of(&round.to_le_bytes()))
+}
+
+/// A report of [`site`] on the [`model`] of a round.
+fn report(fixture: &Fixture, round: u32, key: &SigningKey) -> Signed<EvaluationReport> {
+    let subject = ReportSubject {
+        site: site(),
+        model: model(round),
+        round: RoundId(round),
+        study: fixture.digest(),
+        taxonomy: fixture.study.study().taxonomy.digest(),
+    };
+    let outcome = CaseOutcome::Absent { false_positive_volume_ml: 1.25 };
+    let score = CaseScore { class: ClassId::new(6).unwrap(), scan: 0, patient: 0, outcome };
+    Signed::sign(&EvaluationReport::summarise(subject, &[score], |_| 2.0, 1, 7), key)
+}
+
+/// The document of a report with another digit in a number, which is a report still.
+fn with_another_digit(report: &Signed<EvaluationReport>) -> Vec<u8> {
+    let text = str::from_utf8(report.bytes()).unwrap().replace("1.25", "1.35");
+    assert_ne!(text.as_bytes(), report.bytes());
+    text.into_bytes()
+}
+
 #[tokio::test]
 async fn a_report_that_its_site_did_not_sign_so_is_told() {
     let fixture = Fixture::new().await;
     let (store, digest) = (fixture.store().await, fixture.digest());
     let key = enrol(&store, 7, NOW).await;
-    let report = |round: u32| {
-        let subject = ReportSubject {
-            site: site(),
-            model: ArtifactHash(Digest::of(&round.to_le_bytes())),
-            round: RoundId(round),
-            study: digest,
-            taxonomy: fixture.study.study().taxonomy.digest(),
-        };
-        let outcome = CaseOutcome::Absent { false_positive_volume_ml: 1.25 };
-        let score = CaseScore { class: ClassId::new(6).unwrap(), scan: 0, patient: 0, outcome };
-        Signed::sign(&EvaluationReport::summarise(subject, &[score], |_| 2.0, 1, 7), &key)
-    };
     let keep = async |round: u32, document: Vec<u8>, signature: &[u8; 64]| {
-        let model = ArtifactHash(Digest::of(&round.to_le_bytes()));
-        let stored = StoredReport { site: site(), model, document, signature: signature.to_vec() };
+        let signature = signature.to_vec();
+        let stored = StoredReport { site: site(), model: model(round), document, signature };
         assert!(store.put_report(&digest, &stored, NOW).await.unwrap());
     };
-    let (first, second) = (report(1), report(2));
+    let (first, second) = (report(&fixture, 1, &key), report(&fixture, 2, &key));
     keep(1, first.bytes().to_vec(), first.signature()).await;
     assert_eq!(examined(&fixture, false).await.0, []);
 
     // A digit of a number, in a document that is one still, and a report under another model's name.
-    let text = str::from_utf8(second.bytes()).unwrap().replace("1.25", "1.35");
-    assert_ne!(text.as_bytes(), second.bytes());
-    keep(2, text.into_bytes(), second.signature()).await;
+    keep(2, with_another_digit(&second), second.signature()).await;
     keep(3, first.bytes().to_vec(), first.signature()).await;
     let (found, summary) = examined(&fixture, false).await;
     assert_eq!((summary.bad, found.len()), (2, 2), "{found:#?}");
@@ -338,15 +351,53 @@ async fn a_report_that_its_site_did_not_sign_so_is_told() {
     enrol(&store, 8, Timestamp(NOW.0 + 1)).await;
     assert_eq!(examined(&fixture, false).await.0, [], "its key of then is gone");
 
-    // The clock was a day ahead when this came.
-    let (early, ahead) = (report(4), Timestamp(NOW.0 + 24 * 3_600_000));
+    // The clock was a day ahead when this came, and the journal has nothing of it.
+    let (early, ahead) = (report(&fixture, 4, &key), Timestamp(NOW.0 + 24 * 3_600_000));
     let (document, signature) = (early.bytes().to_vec(), early.signature().to_vec());
-    let model = ArtifactHash(Digest::of(&4u32.to_le_bytes()));
-    let stored = StoredReport { site: site(), model, document, signature };
+    let stored = StoredReport { site: site(), model: model(4), document, signature };
     assert!(store.put_report(&digest, &stored, ahead).await.unwrap());
     let (found, summary) = examined(&fixture, false).await;
     let [finding] = found.as_slice() else { panic!("{found:#?}") };
     assert_eq!((finding.level, summary.bad), (Level::Warn, 0), "{finding}");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn after_a_second_enrolment_the_journal_tells_a_changed_report_from_one_of_a_former_key() {
+    let fixture = Fixture::new().await;
+    let (store, digest) = (fixture.store().await, fixture.digest());
+    let note = async |event: Event| {
+        let event = serde_json::json!({ "evaluation": event }).to_string();
+        store.append_event(&digest, &JournalEntry { at: NOW, event }).await.unwrap();
+    };
+    note(Event::EvaluatorReady { site: site(), kind: EvaluatorKind::Validation }).await;
+    let keep = async |round: u32, signed: &Signed<EvaluationReport>, document: Vec<u8>, at: Timestamp| {
+        let (model, signature) = (model(round), signed.signature().to_vec());
+        let stored = StoredReport { site: site(), model, document, signature };
+        assert!(store.put_report(&digest, &stored, at).await.unwrap());
+        note(Event::Requested { round: RoundId(round), model }).await;
+        note(Event::ReportStored { site: site(), model, report: signed.digest() }).await;
+    };
+    let former = enrol(&store, 7, NOW).await;
+    let now = enrol(&store, 8, Timestamp(NOW.0 + 1)).await;
+    let later = Timestamp(NOW.0 + 2);
+
+    let [before, early] = [1, 2].map(|round| report(&fixture, round, &former));
+    keep(1, &before, before.bytes().to_vec(), NOW).await;
+    // The clock was ahead when this came.
+    keep(2, &early, early.bytes().to_vec(), later).await;
+    assert_eq!(examined(&fixture, false).await.0, []);
+
+    let changed = [(3, &former, NOW), (4, &now, later)];
+    for (round, key, at) in changed {
+        let signed = report(&fixture, round, key);
+        keep(round, &signed, with_another_digit(&signed), at).await;
+    }
+    let (found, summary) = examined(&fixture, false).await;
+    assert_eq!((summary.bad, found.len()), (2, 2), "{found:#?}");
+    for (finding, round) in found.iter().zip([3, 4]) {
+        assert!(finding.subject.ends_with(&model(round).short()), "{finding}");
+    }
     store.close().await;
 }
 

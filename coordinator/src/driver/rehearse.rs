@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use common::evaluation::EvaluationMachine;
 use common::ids::{RoundId, SiteId};
 use common::round::{Counted, Status};
 use common::study::StudyDocument;
@@ -16,6 +17,8 @@ pub(crate) struct Rehearsal {
     pub(crate) status: Status,
     /// The updates that its open round counts, each with the round that it was trained for.
     pub(crate) counted: BTreeMap<SiteId, (RoundId, Counted)>,
+    /// What its journal says of reports.
+    pub(crate) evaluation: EvaluationMachine,
 }
 
 /// Rebuilds a study from what is stored of it.
@@ -25,5 +28,5 @@ pub(crate) struct Rehearsal {
 pub(crate) async fn rehearse(store: &Store, stored: StoredStudy) -> Result<Rehearsal, StoreError> {
     let run = StudyRun::restore(store, stored).await?;
     let (status, counted) = (run.rounds.status(), run.rounds.counted());
-    Ok(Rehearsal { document: run.document, status, counted })
+    Ok(Rehearsal { document: run.document, status, counted, evaluation: run.evaluation })
 }
