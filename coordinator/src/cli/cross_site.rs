@@ -118,7 +118,7 @@ async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
     // Read here too, so that mistakes are told with the lines of the file that the operator has.
     let classes = read_classes(args.taxonomy.as_deref())?;
     let draft = StudyDraft::parse(&file, &text, &classes).map_err(mistaken)?;
-    let (folder, mut aborted) = (tempfile::tempdir()?, None);
+    let (folder, mut aborted) = (tempfile::tempdir()?, Vec::new());
     for site in &args.sites {
         let (evaluator, file) = (evaluator_of(site)?, folder.path().join(format!("{site}.toml")));
         fs::write(&file, without(&text, &draft, site, args.sites.len())?)?;
@@ -127,24 +127,51 @@ async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
         let reply = ask(config, Request::AddStudy { file, model, embeddings, taxonomy }).await?;
         let (study, remark) = match reply {
             Reply::Added { study, remark } => (study, remark),
-            Reply::Failed { words, hint } if hint.as_deref() == Some(ANEW) => {
-                aborted.get_or_insert(instead_of_aborted(site, words));
-                continue;
+            Reply::Failed { hint, .. } if hint.as_deref() == Some(ANEW) => {
+                match replacement(config, &name_without(&draft.name, site)).await? {
+                    Some(study) => (study, None),
+                    None => {
+                        aborted.push(site);
+                        continue;
+                    }
+                }
             }
             other => return done(other),
         };
         line(&format!("{study}  without {site}; {evaluator} and the other sites approve"));
         remark.iter().for_each(|text| note(text));
     }
-    aborted.map_or(Ok(()), |refused| Err(refused.into()))
+    if aborted.is_empty() {
+        return Ok(());
+    }
+    Err(instead_of_aborted(&draft, &aborted, args.sites.len()).into())
 }
 
-/// Why the study that leaves `site` out is not added. Another `seed` in the file of them all would add those a second time that are
-/// well.
-fn instead_of_aborted(site: &SiteId, words: String) -> Refused {
+/// Digest of the study that was added in the place of an aborted one of this name.
+async fn replacement(config: &Config, name: &str) -> anyhow::Result<Option<String>> {
+    let status = match ask(config, Request::Status).await? {
+        Reply::Status(status) => status,
+        other => return Err(refused(other)),
+    };
+    let stands = |study: &&StudyLine| study.name == name && study.state != sequence::ABORTED;
+    Ok(status.studies.iter().find(stands).map(|study| study.digest.clone()))
+}
+
+/// Why the studies that leave these of `sites` sites out are not added, and what is, instead. Another `seed` in the file of them all
+/// would add those a second time that are well.
+fn instead_of_aborted(draft: &StudyDraft, aborted: &[&SiteId], sites: usize) -> Refused {
+    let names = aborted.iter().map(|site| format!("`{}`", name_without(&draft.name, site)));
+    let words = format!("aborted studies do not start again: {}", names.collect::<Vec<_>>().join(", "));
+    let differences = aborted.iter().map(|site| {
+        let leave_out = leave_out_besides(draft, site);
+        let leave_out: Vec<_> = leave_out.iter().map(SiteId::as_str).collect();
+        format!("name = \"{}\" and [participants] leave_out = {leave_out:?}", name_without(&draft.name, site))
+    });
     let hint = format!(
-        "the others are here. In the place of this one alone, add another study of its name with `coordinator study add`: with \
-         leave_out = [\"{site}\"] and another `seed`"
+        "all others are here. In the place of each of these, add a copy of your file with `coordinator study add`: with \
+         another `seed`, [quorum] sites = {}, {}",
+        quorum_without_one(draft, sites),
+        differences.collect::<Vec<_>>().join("; or ")
     );
     Refused { words, hint: Some(hint) }
 }
@@ -174,18 +201,29 @@ fn name_without(name: &str, site: &SiteId) -> String {
 
 /// The study's TOML under another name, without the site, and with a quorum that one site fewer than `sites` can reach.
 fn without(text: &str, draft: &StudyDraft, site: &SiteId, sites: usize) -> anyhow::Result<String> {
-    let others = u32::try_from(sites.saturating_sub(1)).unwrap_or(u32::MAX).max(1);
     let mut table: toml::Table = toml::from_str(text)?;
     table.insert("name".to_owned(), name_without(&draft.name, site).into());
     let quorum = table.get_mut("quorum").and_then(toml::Value::as_table_mut).context("no `[quorum]`")?;
-    quorum.insert("sites".to_owned(), i64::from(draft.quorum.sites.min(others)).into());
+    quorum.insert("sites".to_owned(), i64::from(quorum_without_one(draft, sites)).into());
+    let leave_out = leave_out_besides(draft, site);
+    let participants = toml::Value::try_from(Participants { leave_out, ..draft.participants.clone() })?;
+    table.insert("participants".to_owned(), participants);
+    Ok(toml::to_string(&table)?)
+}
+
+/// The study's quorum, where one site fewer than `sites` can reach it.
+fn quorum_without_one(draft: &StudyDraft, sites: usize) -> u32 {
+    let others = u32::try_from(sites.saturating_sub(1)).unwrap_or(u32::MAX).max(1);
+    draft.quorum.sites.min(others)
+}
+
+/// Whom the study leaves out anyway, and the site.
+fn leave_out_besides(draft: &StudyDraft, site: &SiteId) -> Vec<SiteId> {
     let mut leave_out = draft.participants.leave_out.clone();
     if !leave_out.contains(site) {
         leave_out.push(site.clone());
     }
-    let participants = toml::Value::try_from(Participants { leave_out, ..draft.participants.clone() })?;
-    table.insert("participants".to_owned(), participants);
-    Ok(toml::to_string(&table)?)
+    leave_out
 }
 
 async fn run_all(config: &Config, args: &Run, stop: &CancellationToken) -> anyhow::Result<()> {
@@ -321,28 +359,49 @@ mod tests {
         store.close().await;
         let (config, draft) = (&fixture.config, parse(EXAMPLE));
         fs::write(&file, EXAMPLE).unwrap();
-        fs::write(&north, without(EXAMPLE, &draft, &site("north"), 2).unwrap()).unwrap();
         let (of_north, of_south) =
             (name_without(&draft.name, &site("north")), name_without(&draft.name, &site("south")));
-        let first = Request::AddStudy {
-            file: north,
-            model: model.clone(),
-            embeddings: embeddings.clone(),
-            taxonomy: None,
+        let sites = ["north", "south"].map(site).to_vec();
+        let all = Add { file, model, embeddings, taxonomy: None, sites };
+        let text = without(EXAMPLE, &draft, &site("north"), 2).unwrap();
+        let add_without_north = async |text: &str| {
+            fs::write(&north, text).unwrap();
+            let (file, model, embeddings) = (north.clone(), all.model.clone(), all.embeddings.clone());
+            let request = Request::AddStudy { file, model, embeddings, taxonomy: None };
+            assert!(matches!(ask(config, request).await.unwrap(), Reply::Added { .. }));
         };
-        assert!(matches!(ask(config, first).await.unwrap(), Reply::Added { .. }));
-        let abort = Request::Control { study: of_north, order: Order::Abort };
+        add_without_north(&text).await;
+        let abort = Request::Control { study: of_north.clone(), order: Order::Abort };
         assert!(matches!(ask(config, abort).await.unwrap(), Reply::Done { .. }));
 
-        let sites = ["north", "south"].map(site).to_vec();
-        let error = add(config, &Add { file, model, embeddings, taxonomy: None, sites }).await.unwrap_err();
+        let error = add(config, &all).await.unwrap_err();
         let Refused { words, hint } = error.downcast_ref::<Refused>().unwrap();
-        assert!(words.contains("was aborted"), "{words}");
-        assert!(hint.as_ref().unwrap().contains("this one alone"), "{hint:?}");
+        assert_eq!(*words, format!("aborted studies do not start again: `{of_north}`"));
+        assert!(hint.as_ref().unwrap().contains("[quorum] sites = 1"), "{hint:?}");
         let Reply::Status(status) = ask(config, Request::Status).await.unwrap() else {
             panic!("it is there")
         };
         assert!(find(&status, &of_south).is_ok(), "{status:?}");
+
+        let another = text.replace("seed = 20231002", "seed = 20231003");
+        assert_ne!(another, text);
+        add_without_north(&another).await;
+        add(config, &all).await.unwrap();
+    }
+
+    #[test]
+    fn of_all_that_were_aborted_it_is_said_what_comes_in_their_place() {
+        let draft = parse(&format!("{EXAMPLE}\n[participants]\nleave_out = [\"west\"]\n"));
+        let [north, south] = ["north", "south"].map(site);
+        let Refused { words, hint } = instead_of_aborted(&draft, &[&north, &south], 2);
+        let [of_north, of_south] = [&north, &south].map(|site| name_without(&draft.name, site));
+        assert!(words.ends_with(&format!("`{of_north}`, `{of_south}`")), "{words}");
+        let hint = hint.unwrap();
+        let [for_north, for_south] = [(&of_north, "north"), (&of_south, "south")].map(|(name, site)| {
+            format!("name = \"{name}\" and [participants] leave_out = [\"west\", \"{site}\"]")
+        });
+        let expected = format!("another `seed`, [quorum] sites = 1, {for_north}; or {for_south}");
+        assert!(hint.ends_with(&expected), "{hint}");
     }
 
     #[test]

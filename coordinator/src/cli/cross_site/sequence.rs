@@ -196,8 +196,8 @@ fn check(status: &Status, known: &[Known<'_>]) -> anyhow::Result<()> {
     if let Some((Leg { site, study, .. }, _)) = known.iter().find(|(_, study)| study.state == ABORTED) {
         let words = format!("the study `{study}` was aborted: the table would be without {site}");
         let hint = format!(
-            "leave {site} out of --sites, or add another study of this name with `coordinator study add`: with leave_out = \
-             [\"{site}\"] and another `seed`"
+            "leave {site} out of --sites, or run `coordinator study cross-site add` again, as before: it says what to add in the \
+             place of this study"
         );
         return Err(Refused { words, hint: Some(hint) }.into());
     }
