@@ -1,8 +1,8 @@
 //! The coordinator's end of the TCP lane: the same port number and the same two protocols as over QUIC.
 //!
 //! A stranger can cost at most a socket and a handshake: handshakes are bounded in time and number, for each address and
-//! over all of them; one that failed counts until the other side has gone, or had the time to read why. A stream without a
-//! request is for the session to drop.
+//! over all of them; one that failed, or that was turned away before its first exchange, counts until the other side has
+//! gone, or had the time to read why. A stream without a request is for the session to drop.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -60,7 +60,7 @@ pub struct Knock {
     place: Arc<Place>,
 }
 
-/// A place among the handshakes under way.
+/// A place among the handshakes under way, kept until there is an exchange or the socket is closed.
 pub(super) struct Place {
     _handshake: OwnedSemaphorePermit,
     _caller: Caller,
@@ -203,7 +203,7 @@ impl Door {
         let protocol = state.alpn_protocol().map(<[u8]>::to_vec);
         let certificate = state.peer_certificates().and_then(<[_]>::first).cloned();
         match protocol.as_deref() {
-            Some(wire::ALPN_ENROLL) => self.registry.stranger(tls, remote),
+            Some(wire::ALPN_ENROLL) => self.registry.stranger(tls, remote, place.clone()),
             Some(wire::ALPN) => {
                 let Some(certificate) = certificate else {
                     let code = CloseCode::NoCertificate;
@@ -211,7 +211,7 @@ impl Door {
                     return Err(LinkError::Closed { code, words: Default::default() });
                 };
                 match PeerIdentity::from_certificate(&certificate) {
-                    Ok(identity) => self.registry.join(identity, tls, remote),
+                    Ok(identity) => self.registry.join(identity, tls, remote, place.clone()),
                     Err(error) => {
                         let words = error.to_string();
                         self.registry.turn_away(tls, CloseCode::BadIdentity, &words, place.clone());

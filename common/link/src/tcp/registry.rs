@@ -47,22 +47,23 @@ impl Registry {
         identity: PeerIdentity,
         tls: Tls,
         remote: SocketAddr,
+        place: Arc<Place>,
     ) -> Result<Admitted, LinkError> {
         let key = (identity.site.clone(), identity.serial.clone());
         let mut sessions = self.lock();
         if let Some(code) = sessions.closed {
-            self.see_off(tls, Farewell::Refusal, code, code.words());
+            self.see_off(tls, Farewell::Refusal, code, code.words(), place);
             return Err(LinkError::ClosedHere);
         }
         sessions.open.retain(|_, session| session.strong_count() > 0);
         let tls = match sessions.open.get(&key).and_then(Weak::upgrade) {
             None => tls,
-            Some(session) => match session.join(tls) {
+            Some(session) => match session.join(tls, &place) {
                 None => return Ok(Admitted::Joined),
                 Some(tls) => tls,
             },
         };
-        let session = self.session(tls, remote, Farewell::Refusal);
+        let session = self.session(tls, remote, Farewell::Refusal, place);
         sessions.open.insert(key, Arc::downgrade(&session));
         Ok(Admitted::Site(Connection::tcp(session), identity))
     }
@@ -71,25 +72,26 @@ impl Registry {
     ///
     /// # Errors
     /// As [`Registry::join`].
-    pub(super) fn stranger(&self, tls: Tls, remote: SocketAddr) -> Result<Admitted, LinkError> {
+    pub(super) fn stranger(
+        &self,
+        tls: Tls,
+        remote: SocketAddr,
+        place: Arc<Place>,
+    ) -> Result<Admitted, LinkError> {
         if let Some(code) = self.lock().closed {
-            self.see_off(tls, Farewell::Enrolment, code, code.words());
+            self.see_off(tls, Farewell::Enrolment, code, code.words(), place);
             return Err(LinkError::ClosedHere);
         }
-        Ok(Admitted::Stranger(Connection::tcp(self.session(tls, remote, Farewell::Enrolment))))
+        Ok(Admitted::Stranger(Connection::tcp(self.session(tls, remote, Farewell::Enrolment, place))))
     }
 
     /// Tells a site why it does not come in; it keeps its place at the door meanwhile.
     pub(super) fn turn_away(&self, tls: Tls, code: CloseCode, words: &str, place: Arc<Place>) {
-        let told = Farewell::Refusal.frame(code, &words.into());
-        session::see_off(&self.partings, async move {
-            let _place = place;
-            session::part(tls, told, true).await
-        });
+        self.see_off(tls, Farewell::Refusal, code, words, place);
     }
 
-    fn see_off(&self, tls: Tls, farewell: Farewell, code: CloseCode, words: &str) {
-        session::see_off(&self.partings, session::part(tls, farewell.frame(code, &words.into()), true));
+    fn see_off(&self, tls: Tls, farewell: Farewell, code: CloseCode, words: &str, place: Arc<Place>) {
+        session::turn_away(&self.partings, tls, farewell.frame(code, &words.into()), Some(place));
     }
 
     /// Lets the other side read TLS's alert; it keeps its place at the door meanwhile.
@@ -123,7 +125,7 @@ impl Registry {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn session(&self, tls: Tls, remote: SocketAddr, farewell: Farewell) -> Arc<Session> {
-        Session::coordinator(tls, remote, farewell, self.max_exchanges, self.partings.clone())
+    fn session(&self, tls: Tls, remote: SocketAddr, farewell: Farewell, place: Arc<Place>) -> Arc<Session> {
+        Session::coordinator(tls, place, remote, farewell, self.max_exchanges, self.partings.clone())
     }
 }

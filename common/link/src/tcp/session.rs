@@ -18,6 +18,7 @@ use super::dialer::Call;
 use super::ending::Ending;
 use super::farewell::Farewell;
 use super::line::{Line, Tls};
+use super::listener::Place;
 use crate::close::CloseCode;
 use crate::connection::Traffic;
 use crate::error::LinkError;
@@ -48,8 +49,15 @@ struct Members {
     lines: Vec<Weak<Line>>,
     open: usize,
     /// Connected already; they wait for [`Session::accept`], or at a site for [`Session::open`].
-    waiting: VecDeque<Tls>,
+    waiting: VecDeque<Waiting>,
     ending: Option<Ending>,
+}
+
+/// A stream without an exchange yet. At the coordinator it keeps its place at the door until then, and one that is turned
+/// away instead keeps it until its socket is closed.
+struct Waiting {
+    tls: Tls,
+    place: Option<Arc<Place>>,
 }
 
 impl fmt::Debug for Session {
@@ -62,21 +70,24 @@ impl Session {
     /// At a site: `first` serves the first exchange, `call` the others.
     pub(super) fn site(call: Call, first: Tls, remote: SocketAddr, max_exchanges: usize) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(max_exchanges));
+        let first = Waiting { tls: first, place: None };
         Arc::new(Self::new(Side::Site { call: Box::new(call), places }, first, remote))
     }
 
     /// At the coordinator: `first` waits to be accepted.
     pub(super) fn coordinator(
         first: Tls,
+        place: Arc<Place>,
         remote: SocketAddr,
         farewell: Farewell,
         max_exchanges: usize,
         partings: TaskTracker,
     ) -> Arc<Self> {
+        let first = Waiting { tls: first, place: Some(place) };
         Arc::new(Self::new(Side::Coordinator { farewell, max_exchanges, partings }, first, remote))
     }
 
-    fn new(side: Side, first: Tls, remote: SocketAddr) -> Self {
+    fn new(side: Side, first: Waiting, remote: SocketAddr) -> Self {
         let members = Members { waiting: VecDeque::from([first]), ..Members::default() };
         Self {
             side,
@@ -98,7 +109,7 @@ impl Session {
             let place = places.clone().acquire_owned().await.map_err(|_| LinkError::ClosedHere)?;
             let first = self.lock().waiting.pop_front();
             let tls = match first {
-                Some(tls) => tls,
+                Some(first) => first.tls,
                 None => call.connect().await?.0,
             };
             self.begin(&mut self.lock(), tls, Farewell::None, Some(place))
@@ -115,8 +126,8 @@ impl Session {
             let arrived = self.arrived.notified();
             {
                 let mut members = self.lock();
-                if let Some(tls) = members.waiting.pop_front() {
-                    return self.begin(&mut members, tls, farewell, None);
+                if let Some(first) = members.waiting.pop_front() {
+                    return self.begin(&mut members, first.tls, farewell, None);
                 }
             }
             tokio::select! {
@@ -144,20 +155,20 @@ impl Session {
     }
 
     /// Coordinator: one more exchange; given back when the connection has ended meanwhile.
-    pub(super) fn join(&self, tls: Tls) -> Option<Tls> {
+    pub(super) fn join(&self, tls: Tls, place: &Arc<Place>) -> Option<Tls> {
         let mut members = self.lock();
         if members.ending.is_some() {
             return Some(tls);
         }
         let full = matches!(&self.side, Side::Coordinator { max_exchanges, .. }
             if members.open + members.waiting.len() >= *max_exchanges);
+        let waiting = Waiting { tls, place: Some(place.clone()) };
         if full {
             drop(members);
-            let told = self.farewell().frame(CloseCode::TooBusy, &"too many exchanges at once".into());
-            self.see_off(tls, told, true, None);
+            self.turn_away(waiting, CloseCode::TooBusy, &"too many exchanges at once".into());
             return None;
         }
-        members.waiting.push_back(tls);
+        members.waiting.push_back(waiting);
         drop(members);
         self.arrived.notify_one();
         None
@@ -177,8 +188,14 @@ impl Session {
         for line in lines {
             line.part(code, words);
         }
-        for tls in waiting {
-            self.see_off(tls, self.farewell().frame(code, words), true, None);
+        for waiting in waiting {
+            self.turn_away(waiting, code, words);
+        }
+    }
+
+    fn turn_away(&self, Waiting { tls, place }: Waiting, code: CloseCode, words: &Words) {
+        if let Side::Coordinator { farewell, partings, .. } = &self.side {
+            turn_away(partings, tls, farewell.frame(code, words), place);
         }
     }
 
@@ -272,6 +289,14 @@ pub(super) fn see_off(
             let _ = tokio::time::timeout(LINGER, parting).await;
         });
     }
+}
+
+/// Tells one that does not come in why; it keeps its place at the door meanwhile.
+pub(super) fn turn_away(partings: &TaskTracker, tls: Tls, told: Option<Vec<u8>>, place: Option<Arc<Place>>) {
+    see_off(partings, async move {
+        let _place = place;
+        part(tls, told, true).await
+    });
 }
 
 /// Says `told`, and waits until the other side has read it. Without `orderly` the other side is to notice that something is

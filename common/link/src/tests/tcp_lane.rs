@@ -334,6 +334,46 @@ async fn who_was_refused_and_stays_keeps_its_place_at_the_door() {
     assert_eq!(listener.free_handshakes(), free);
 }
 
+#[tokio::test]
+async fn who_is_turned_away_after_the_handshake_and_stays_keeps_its_place_at_the_door() {
+    let pki = Pki::new();
+    let site = tls::site_config(pki.site("north"), &pki.root()).unwrap();
+    let stranger = tls::enroll_config(RootFingerprint::of(&pki.root())).unwrap();
+    for config in [site, stranger] {
+        let (listener, address) = listen_over_tcp(&pki, TcpSettings::coordinator());
+        let free = listener.free_handshakes();
+        let dialer = tcp_dialer(config);
+        let (dialled, admitted) = tokio::join!(dial(&dialer, address), admit_over_tcp(&listener));
+        let Ok(Admitted::Site(connection, _) | Admitted::Stranger(connection)) = admitted else {
+            panic!("{admitted:?}")
+        };
+        connection.close(CloseCode::TooBusy, &CloseCode::TooBusy.words().into());
+        drop(connection);
+        assert_eq!(listener.free_handshakes(), free - 1, "its socket is open still");
+        drop(dialled);
+        listener.close(CloseCode::Stopping).await;
+        assert_eq!(listener.free_handshakes(), free);
+    }
+}
+
+#[tokio::test]
+async fn one_exchange_too_many_keeps_its_place_at_the_door() {
+    let pki = Pki::new();
+    let settings = TcpSettings { max_exchanges: 1, ..TcpSettings::coordinator() };
+    let (listener, address) = listen_over_tcp(&pki, settings);
+    let free = listener.free_handshakes();
+    let dialer = tcp_dialer(tls::site_config(pki.site("north"), &pki.root()).unwrap());
+    let (first, admitted) = tokio::join!(dial(&dialer, address), admit_over_tcp(&listener));
+    let Ok(Admitted::Site(coordinator, _)) = admitted else { panic!("{admitted:?}") };
+    let _asked = ask(first.as_ref().unwrap(), 1, true).await;
+    let _taken = take(&coordinator, 1).await;
+    assert_eq!(listener.free_handshakes(), free, "an exchange needs no place at the door");
+    let (second, admitted) = tokio::join!(dial(&dialer, address), admit_over_tcp(&listener));
+    assert!(matches!(admitted, Ok(Admitted::Joined)), "{admitted:?}");
+    assert_eq!(listener.free_handshakes(), free - 1, "its socket is open still");
+    drop(second);
+}
+
 /// What both sides have of a visit with these credentials.
 async fn visit_over_tcp(pki: &Pki, config: rustls::ClientConfig) -> Visit {
     let (listener, address) = listen_over_tcp(pki, TcpSettings::coordinator());
