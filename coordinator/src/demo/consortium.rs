@@ -19,6 +19,9 @@ use crate::operator::client::ask_running;
 use crate::operator::{Order, Reply, Request};
 use crate::report::{Overlay, ReportData};
 
+/// The evaluator of real scans.
+const HELD_OUT: &str = "held-out";
+
 /// A site with its data sets.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
@@ -289,7 +292,8 @@ pub(super) fn real_members(
     held_out: &Path,
     labels: Option<&str>,
 ) -> anyhow::Result<Vec<Member>> {
-    let data = std::path::absolute(data)?;
+    let (data, held_out) = (std::path::absolute(data)?, std::path::absolute(held_out)?);
+    let left_out = canonical(&held_out)?;
     let split = data.join("split.json");
     let split: Option<Split> = match split.is_file() {
         true => {
@@ -299,7 +303,14 @@ pub(super) fn real_members(
     };
     let mut members = Vec::new();
     for folder in subfolders(&data)? {
+        if canonical(&folder)? == left_out {
+            line(&format!("{} is held out: nobody trains on it", folder.display()));
+            continue;
+        }
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name == HELD_OUT {
+            bail!("{}: `{name}` is the name of the evaluator; call this trainer another", folder.display());
+        }
         let site = name.parse::<SiteId>()?;
         let datasets = match split.as_ref().and_then(|split| split.sites.get(&name)) {
             Some(listed) => vec![Dataset {
@@ -318,16 +329,39 @@ pub(super) fn real_members(
     if members.is_empty() {
         bail!("{} holds no folder: one is needed for each trainer", data.display());
     }
-    let datasets = held_out_datasets(&std::path::absolute(held_out)?, labels)?;
-    members.push(Member { site: "held-out".parse()?, role: Role::Evaluator, datasets });
+    let datasets = held_out_datasets(&held_out, labels)?;
+    check_apart(&members, &datasets)?;
+    members.push(Member { site: HELD_OUT.parse()?, role: Role::Evaluator, datasets });
     Ok(members)
+}
+
+/// A model is not scored on what it was trained on.
+fn check_apart(trainers: &[Member], held_out: &[Dataset]) -> anyhow::Result<()> {
+    for trained in trainers.iter().flat_map(|trainer| &trainer.datasets) {
+        let theirs = canonical(&trained.folder)?;
+        for Dataset { folder, .. } in held_out {
+            let ours = canonical(folder)?;
+            if theirs.starts_with(&ours) || ours.starts_with(&theirs) {
+                bail!(
+                    "{} has held-out scans of {}, and a trainer would see them: keep the two in folders apart",
+                    trained.folder.display(),
+                    folder.display()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn canonical(folder: &Path) -> anyhow::Result<PathBuf> {
+    fs::canonicalize(folder).with_context(|| folder.display().to_string())
 }
 
 /// The held-out scans, under the label map that was named, or as their folder says itself.
 fn held_out_datasets(folder: &Path, labels: Option<&str>) -> anyhow::Result<Vec<Dataset>> {
     const NAMES: &str = "labels.json";
     let whole = |label_map: Option<&str>| Dataset {
-        name: "held-out".to_owned(),
+        name: HELD_OUT.to_owned(),
         folder: folder.to_owned(),
         label_map: label_map.map(str::to_owned),
         annotated: None,
@@ -438,5 +472,51 @@ async fn unless_any_fails<T>(
     tokio::select! {
         done = work => done,
         error = first => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Folders, each a data set that says what it is.
+    fn folders(names: &[&str]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for name in names {
+            let folder = root.path().join(name);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("dataset.toml"), "").unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn a_held_out_folder_among_the_trainers_does_not_train() {
+        let root = folders(&["north", "south", "test"]);
+        let data = root.path();
+        // By whatever way it is named.
+        for held_out in [data.join("test"), data.join("north").join("..").join("test")] {
+            let members = real_members(data, &held_out, None).unwrap();
+            let sites: Vec<_> = members.iter().map(|member| (member.site.as_str(), member.role)).collect();
+            let trainers = [("north", Role::Trainer), ("south", Role::Trainer)];
+            assert_eq!(sites, [trainers[0], trainers[1], (HELD_OUT, Role::Evaluator)]);
+        }
+    }
+
+    #[test]
+    fn scans_that_are_held_out_do_not_train_in_part_either() {
+        let root = folders(&["north", "south/ct", "south/test", "south/test/more"]);
+        let data = root.path();
+        for held_out in [data.join("south/test"), data.join("south/test/more"), data.to_owned()] {
+            let error = real_members(data, &held_out, None).unwrap_err().to_string();
+            assert!(error.contains("has held-out scans"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_trainer_has_not_the_evaluators_name() {
+        let (data, held_out) = (folders(&["held-out"]), folders(&["ct"]));
+        let error = real_members(data.path(), held_out.path(), None).unwrap_err().to_string();
+        assert!(error.contains("the name of the evaluator"), "{error}");
     }
 }
