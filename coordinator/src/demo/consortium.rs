@@ -41,11 +41,20 @@ pub(super) struct Dataset {
     annotated: Option<Vec<String>>,
 }
 
-/// One site with the data of all: what the law forbids, to compare with.
+/// One site with the data of all: what the law forbids, to compare with. Two sites may call their data sets alike; within
+/// one they are told apart.
 pub(super) fn pool(trainers: &[Member]) -> Vec<Member> {
     let Some(first) = trainers.first() else { return Vec::new() };
-    let datasets = trainers.iter().flat_map(|trainer| trainer.datasets.clone()).collect();
-    vec![Member { datasets, ..first.clone() }]
+    let all =
+        || trainers.iter().flat_map(|trainer| trainer.datasets.iter().map(move |set| (&trainer.site, set)));
+    let named = |(site, dataset): (&SiteId, &Dataset)| {
+        let mut dataset = dataset.clone();
+        if all().filter(|(_, other)| other.name == dataset.name).count() > 1 {
+            dataset.name = format!("{site}-{}", dataset.name);
+        }
+        dataset
+    };
+    vec![Member { datasets: all().map(named).collect(), ..first.clone() }]
 }
 
 /// Everything that one run needs.
@@ -511,6 +520,16 @@ mod tests {
             let error = real_members(data, &held_out, None).unwrap_err().to_string();
             assert!(error.contains("has held-out scans"), "{error}");
         }
+    }
+
+    #[test]
+    fn data_sets_of_one_name_are_told_apart_when_they_are_pooled() {
+        let (root, held_out) = (folders(&["north/ct", "south/ct", "south/mr"]), folders(&["ct"]));
+        let mut members = real_members(root.path(), held_out.path(), None).unwrap();
+        members.pop();
+        let pooled = pool(&members);
+        let names: Vec<_> = pooled[0].datasets.iter().map(|dataset| dataset.name.as_str()).collect();
+        assert_eq!(names, ["north-ct", "south-ct", "mr"]);
     }
 
     #[test]
