@@ -8,7 +8,9 @@ use common::ids::{ArtifactHash, Digest, Role, RoundId, SiteId};
 use common::manifest::LabelManifest;
 use common::signed::{Signed, SignedDocument};
 use common::testing::example_study_with;
-use common::wire::{EnrollReply, EnrollRequest, EnrollToken, Hello, Notice, Reply, Request, SignedBytes};
+use common::wire::{
+    EnrollReply, EnrollRequest, EnrollToken, Enrolled, Hello, Notice, Reply, Request, SignedBytes,
+};
 use link::framing::FrameWriter;
 use link::quic::{Dialer, Exchange, QuicSettings};
 use link::tls::{self, Credentials, RootFingerprint};
@@ -77,14 +79,24 @@ impl Served {
     }
 
     async fn enrol_as(&self, name: &str, role: Role) -> Dialer {
+        let token = self.invite(name, role).await;
+        let key = KeyPair::generate().unwrap();
+        let reply = self.request_enrolment(token, &key).await;
+        let EnrollReply::Enrolled(enrolled) = reply else { panic!("the invite counts: {reply:?}") };
+        self.dialer_of(enrolled, &key)
+    }
+
+    async fn invite(&self, name: &str, role: Role) -> EnrollToken {
         let (now, token) = (clock::now(), Token::random());
         let terms = InviteTerms { site: name.parse().unwrap(), role };
         let until = now.after(Duration::from_secs(3600));
         self.context.store.add_invite(token.hash(), &terms, now, until).await.unwrap();
         let token = data_encoding::BASE32_NOPAD.decode(token.to_text().as_bytes()).unwrap();
-        let token = EnrollToken(token.try_into().unwrap());
-        let key = KeyPair::generate().unwrap();
-        let csr_der = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+        EnrollToken(token.try_into().unwrap())
+    }
+
+    async fn request_enrolment(&self, token: EnrollToken, key: &KeyPair) -> EnrollReply {
+        let csr_der = CertificateParams::default().serialize_request(key).unwrap().der().to_vec();
         let signing_key = signing_key().verifying_key().to_bytes();
 
         let root = self.context.authority.root();
@@ -94,10 +106,13 @@ impl Served {
         let request = EnrollRequest { token, csr_der, signing_key };
         exchange.writer.write(&request).await.unwrap();
         exchange.writer.finish().await.unwrap();
-        let EnrollReply::Enrolled(enrolled) = exchange.reader.read_within(PATIENCE).await.unwrap() else {
-            panic!("the invite counts")
-        };
+        let reply = exchange.reader.read_within(PATIENCE).await.unwrap();
         connection.close(CloseCode::Done, &"".into());
+        reply
+    }
+
+    fn dialer_of(&self, enrolled: Enrolled, key: &KeyPair) -> Dialer {
+        let root = self.context.authority.root();
         let chain = enrolled.chain_der.into_iter().map(CertificateDer::from).collect();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         dialer(tls::site_config(Credentials { chain, key }, root).unwrap())
@@ -215,6 +230,29 @@ async fn a_site_takes_nobodys_place_and_goes_with_all_its_connections() {
         }
         assert!(other.close_reason().is_none());
     })
+    .await;
+}
+
+#[tokio::test]
+async fn an_enrolment_whose_answer_was_lost_is_answered_again_to_the_same_keys_alone() {
+    serve_while(
+        |_| {},
+        |served| async move {
+            let token = served.invite("north", Role::Trainer).await;
+            let key = KeyPair::generate().unwrap();
+            let lost = served.request_enrolment(token, &key).await;
+            assert!(matches!(lost, EnrollReply::Enrolled(_)), "{lost:?}");
+
+            let other = KeyPair::generate().unwrap();
+            let reply = served.request_enrolment(token, &other).await;
+            let EnrollReply::Refused(refusal) = reply else { panic!("the invite is used: {reply:?}") };
+            assert_eq!(refusal.code, common::wire::RefusalCode::InviteUsed);
+
+            let reply = served.request_enrolment(token, &key).await;
+            let EnrollReply::Enrolled(enrolled) = reply else { panic!("the same site: {reply:?}") };
+            let _connection = served.lurk(&served.dialer_of(enrolled, &key)).await;
+        },
+    )
     .await;
 }
 

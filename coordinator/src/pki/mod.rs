@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::ids::{Role, SiteId};
+use common::ids::{Digest, Role, SiteId};
 use common::time::Timestamp;
 use link::quic::ResetKey;
 use rcgen::{
@@ -37,6 +37,9 @@ const BACKDATE: Duration = days(1);
 
 /// What the key of stateless resets is derived for, of the intermediate's key.
 const RESET_KEY: &str = "consilium 2026 coordinator QUIC stateless reset";
+
+/// What the digest is for that a site's serial is cut from.
+const SERIAL: &[u8] = b"consilium 2026 serial of a site's certificate";
 
 const fn days(n: u64) -> Duration {
     Duration::from_secs(n * 86_400)
@@ -82,14 +85,27 @@ pub enum PkiError {
     Make(#[from] rcgen::Error),
 }
 
-/// A certificate's serial number: 16 random bytes, the first below 0x80 and not zero, so that DER keeps them as they are.
+/// A certificate's serial number: 16 bytes that nobody can guess, the first below 0x80 and not zero, so that DER keeps them
+/// as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Serial([u8; 16]);
 
 impl Serial {
     /// A new one.
     pub fn random() -> Self {
-        let mut bytes = random_bytes();
+        Self::kept_by_der(random_bytes())
+    }
+
+    /// That of the certificate which a token gets for these two public keys, however often it is asked for: a site whose
+    /// answer was lost is known by it, and gets the same certificate again.
+    pub fn of(token: &TokenHash, tls_key: &[u8], signing_key: &[u8; 32]) -> Self {
+        let digest = Digest::of(&[SERIAL, token.as_bytes(), signing_key, tls_key].concat());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest.as_bytes()[..16]);
+        Self::kept_by_der(bytes)
+    }
+
+    fn kept_by_der(mut bytes: [u8; 16]) -> Self {
         bytes[0] = (bytes[0] & 0x7f) | 0x40;
         Self(bytes)
     }
@@ -242,9 +258,7 @@ impl Authority {
         serial: Serial,
         validity: Validity,
     ) -> Result<Issued, PkiError> {
-        let request = CertificateSigningRequestDer::from(request_der);
-        let request = CertificateSigningRequestParams::from_der(&request)
-            .map_err(|e| PkiError::Request(e.to_string()))?;
+        let request = read_request(request_der)?;
         if request.public_key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
             return Err(PkiError::Request("the key must be P-256".to_owned()));
         }
@@ -370,6 +384,19 @@ fn named(name: &str) -> DistinguishedName {
     let mut distinguished = DistinguishedName::new();
     distinguished.push(DnType::CommonName, name);
     distinguished
+}
+
+/// The public key of a site's certificate request.
+///
+/// # Errors
+/// [`PkiError::Request`] when the request is malformed or not signed by that key.
+pub fn requested_key(request_der: &[u8]) -> Result<Vec<u8>, PkiError> {
+    Ok(read_request(request_der)?.public_key.der_bytes().to_vec())
+}
+
+fn read_request(der: &[u8]) -> Result<CertificateSigningRequestParams, PkiError> {
+    let request = CertificateSigningRequestDer::from(der);
+    CertificateSigningRequestParams::from_der(&request).map_err(|e| PkiError::Request(e.to_string()))
 }
 
 fn read_text(path: &Path) -> Result<String, PkiError> {

@@ -90,6 +90,23 @@ fn each_certificate_is_signed_by_the_next_in_the_chain() {
 }
 
 #[test]
+fn a_serial_is_one_tokens_and_one_pair_of_keys() {
+    let (one, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let requested = |key| requested_key(&request(CertificateParams::default(), key)).unwrap();
+    let token = TokenHash::of(&[1; 32]);
+    let serial = Serial::of(&token, &requested(&one), &[2; 32]);
+    assert_eq!(serial, Serial::of(&token, &requested(&one), &[2; 32]), "two requests, one key");
+    for different in [
+        Serial::of(&token, &requested(&other), &[2; 32]),
+        Serial::of(&token, &requested(&one), &[3; 32]),
+        Serial::of(&TokenHash::of(&[4; 32]), &requested(&one), &[2; 32]),
+    ] {
+        assert_ne!(serial, different);
+    }
+    assert!((0x40..0x80).contains(&serial.as_bytes()[0]));
+}
+
+#[test]
 fn a_request_not_signed_by_its_own_key_is_refused() {
     let (_dir, authority) = authority();
     let mut request = request(CertificateParams::default(), &KeyPair::generate().unwrap());

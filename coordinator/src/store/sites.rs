@@ -2,8 +2,8 @@
 
 use common::ids::{Role, SiteId};
 use common::time::Timestamp;
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 
 use super::{Store, StoreError, array, parse, signed, unsigned};
 use crate::pki::{Serial, TokenHash};
@@ -139,7 +139,8 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// Looks a token up without using it.
+    /// Looks a token up without using it. One that was used passes until it expires: whether it counts again, for the keys
+    /// that used it, is decided in [`Self::enrol`].
     ///
     /// # Errors
     /// The database; the inner error says why the token does not count.
@@ -155,17 +156,20 @@ impl Store {
         let Some(row) = row else { return Ok(Err(InviteRefusal::Unknown)) };
         let site: SiteId = parse("invite", row.try_get("site")?)?;
         let expires: u64 = unsigned("invite", row.try_get("expires_at")?)?;
-        if row.try_get::<Option<i64>, _>("used_at")?.is_some() {
-            return Ok(Err(InviteRefusal::Used { site }));
-        }
         if now.0 >= expires {
-            return Ok(Err(InviteRefusal::Expired { site }));
+            let used = row.try_get::<Option<i64>, _>("used_at")?.is_some();
+            return Ok(Err(if used {
+                InviteRefusal::Used { site }
+            } else {
+                InviteRefusal::Expired { site }
+            }));
         }
         Ok(Ok(InviteTerms { site, role: parse("invite", row.try_get("role")?)? }))
     }
 
     /// Uses a token: marks it, makes the site active with its new key, and records the serial of its certificate,
-    /// all or nothing. Earlier certificates of the site end here.
+    /// all or nothing. Earlier certificates of the site end here. A used token counts again for the serial that it was used
+    /// with, which stands for the same keys (see [`Serial::of`]): the answer to the site may have been lost.
     ///
     /// # Errors
     /// The database; the inner error says why the token does not count (it may have been used since it was checked).
@@ -188,7 +192,11 @@ impl Store {
             .execute(&mut *transaction)
             .await?;
         if used.rows_affected() == 0 {
-            return Ok(Err(InviteRefusal::Used { site: terms.site }));
+            if !certify_again(&mut transaction, token, &terms.site, serial, not_after).await? {
+                return Ok(Err(InviteRefusal::Used { site: terms.site }));
+            }
+            transaction.commit().await?;
+            return Ok(Ok(terms));
         }
         sqlx::query(
             "INSERT INTO sites (site, role, status, signing_key, enrolled_at) VALUES (?, ?, 'active', ?, ?)
@@ -284,6 +292,29 @@ impl Store {
         let row = sqlx::query(&query).bind(site.as_str()).fetch_optional(&self.pool).await?;
         row.as_ref().map(read_site).transpose()
     }
+}
+
+/// Gives the certificate of a used token its new end; `false` when the token has none with this serial, it was revoked, or
+/// the site was invited anew.
+async fn certify_again(
+    connection: &mut SqliteConnection,
+    token: TokenHash,
+    site: &SiteId,
+    serial: Serial,
+    not_after: Timestamp,
+) -> Result<bool, StoreError> {
+    let again = sqlx::query(
+        "UPDATE certificates SET not_after = ?1 WHERE serial = ?2 AND site = ?3 AND revoked_at IS NULL
+         AND NOT EXISTS (SELECT 1 FROM invites AS used JOIN invites AS newer ON newer.site = used.site
+         WHERE used.token_hash = ?4 AND newer.token_hash <> ?4 AND newer.created_at >= used.used_at)",
+    )
+    .bind(signed(not_after.0))
+    .bind(serial.as_bytes().as_slice())
+    .bind(site.as_str())
+    .bind(token.as_bytes().as_slice())
+    .execute(connection)
+    .await?;
+    Ok(again.rows_affected() > 0)
 }
 
 const SELECT_SITE: &str = "SELECT s.*, (SELECT max(c.not_after) FROM certificates c

@@ -88,6 +88,40 @@ async fn an_invite_enrols_once() {
 }
 
 #[tokio::test]
+async fn a_used_invite_counts_again_for_its_own_certificate_while_that_and_the_invite_count() {
+    let (_dir, store) = store().await;
+    let token = invite(&store, "a", Role::Trainer).await;
+    let serial = Serial::random();
+    let enrol = |serial, until, now| store.enrol(token, &[1; 32], serial, until, now);
+    let used = || Err(InviteRefusal::Used { site: site("a") });
+    enrol(serial, LATER, NOW).await.unwrap().unwrap();
+
+    let until = Timestamp(LATER.0 + 1);
+    assert!(enrol(serial, until, Timestamp(NOW.0 + 1)).await.unwrap().is_ok());
+    let kept = store.certificate(&serial, &site("a")).await.unwrap().unwrap();
+    assert!(!kept.revoked && kept.not_after == until);
+    assert_eq!(enrol(Serial::random(), LATER, NOW).await.unwrap(), used(), "other keys");
+    assert_eq!(enrol(serial, LATER, LATER).await.unwrap(), used(), "too late");
+
+    let newer = invite(&store, "a", Role::Trainer).await;
+    assert_eq!(enrol(serial, LATER, NOW).await.unwrap(), used(), "invited anew");
+    store.enrol(newer, &[1; 32], Serial::random(), LATER, NOW).await.unwrap().unwrap();
+    assert_eq!(enrol(serial, LATER, NOW).await.unwrap(), used(), "replaced");
+}
+
+#[tokio::test]
+async fn a_used_invite_does_not_bring_a_revoked_site_back() {
+    let (_dir, store) = store().await;
+    let token = invite(&store, "a", Role::Trainer).await;
+    let serial = Serial::random();
+    store.enrol(token, &[1; 32], serial, LATER, NOW).await.unwrap().unwrap();
+    store.revoke_site(&site("a"), NOW).await.unwrap();
+    let again = store.enrol(token, &[1; 32], serial, LATER, NOW).await.unwrap();
+    assert_eq!(again, Err(InviteRefusal::Used { site: site("a") }));
+    assert!(store.certificate(&serial, &site("a")).await.unwrap().unwrap().revoked);
+}
+
+#[tokio::test]
 async fn expired_unknown_and_replaced_invites_enrol_nobody() {
     let (_dir, store) = store().await;
     let first = invite(&store, "a", Role::Trainer).await;
