@@ -7,7 +7,8 @@ use link::tcp::Proxy;
 
 use super::error_report::{CliError, Exit};
 use super::{line, runtime};
-use crate::client::config::ProxyConfig;
+use crate::client::address::Address;
+use crate::client::config::{ProxyConfig, SiteConfig};
 use crate::client::enroll::{Invite, enroll};
 use crate::client::files::{self, FileError};
 use crate::client::identity::IdentityFolder;
@@ -22,7 +23,8 @@ pub(super) struct EnrollArgs {
     /// The site's folder: keys, configuration and state go there.
     #[arg(long, value_name = "FOLDER")]
     dir: PathBuf,
-    /// The hospital's HTTP proxy, where UDP and TCP do not get out straight.
+    /// The hospital's HTTP proxy, where UDP and TCP do not get out straight; without it, that of the folder's
+    /// `site.toml`, if there is one.
     #[arg(long, value_name = "http://HOST:PORT")]
     proxy: Option<String>,
     /// Who we are to the proxy.
@@ -34,8 +36,9 @@ pub(super) struct EnrollArgs {
 }
 
 impl EnrollArgs {
-    fn proxy(&self) -> Result<Option<ProxyConfig>, CliError> {
-        let Some(text) = &self.proxy else { return Ok(None) };
+    /// The proxy to go through: the one given, or that of the folder's own `site.toml`.
+    fn proxy(&self, site: Option<&SiteConfig>) -> Result<Option<ProxyConfig>, CliError> {
+        let Some(text) = &self.proxy else { return Ok(site.and_then(|site| site.proxy.clone())) };
         let wrong = |error| CliError::new(anyhow::Error::new(error).context("--proxy")).exit(Exit::Config);
         let proxy = text.parse::<Proxy>().map_err(wrong)?;
         let login = self.proxy_user.clone().zip(self.proxy_password_file.clone());
@@ -53,20 +56,45 @@ const POLICY: &str = include_str!("../../../configs/examples/policy.toml");
 pub(super) fn run(args: &EnrollArgs) -> Result<(), CliError> {
     let text = files::read_text(&args.invite).map_err(|error| unread(error, &args.invite))?;
     let invite = Invite::parse(&text)?;
-    let proxy = args.proxy()?;
+    let config = args.dir.join("site.toml");
+    let site = read_if_there(&config)?;
+    let proxy = args.proxy(site.as_ref())?;
     let open = proxy.as_ref().map(ProxyConfig::open).transpose()?;
     let state = StateFolder::open(&args.dir.join("state"))?;
     let mut ledger = Ledger::open(&state.ledger(), |_| ())?;
     let folder = IdentityFolder::new(args.dir.join("identity"));
     let membership = runtime()?.block_on(enroll(&invite, &folder, &mut ledger, open))?;
     line(format!("enrolled: {} `{}` of `{}`", membership.role, membership.site, membership.consortium));
-    let site = site_toml(&invite.coordinator.to_string(), proxy.as_ref());
-    write_unless_there(&args.dir.join("site.toml"), &site)?;
+    write_unless_there(&config, &site_toml(&invite.coordinator.to_string(), proxy.as_ref()))?;
     write_unless_there(&args.dir.join("policy.toml"), POLICY)?;
-    let config = args.dir.join("site.toml");
+    for told in site.iter().flat_map(|site| out_of_date(site, &invite.coordinator, proxy.as_ref())) {
+        line(format!("change {}: {told}", config.display()));
+    }
     line(format!("next: name your data sets in {0}, then `site-agent check --config {0}`", config.display()));
     line(format!("the invite is used up: delete {}", args.invite.display()));
     Ok(())
+}
+
+/// The settings of a site that enrols again.
+fn read_if_there(config: &Path) -> Result<Option<SiteConfig>, CliError> {
+    let site = config.exists().then(|| SiteConfig::read(config)).transpose();
+    site.map_err(|error| CliError::new(error).exit(Exit::Config))
+}
+
+/// What does not fit any more in a `site.toml` that was there before and stays as it is.
+fn out_of_date(site: &SiteConfig, coordinator: &Address, proxy: Option<&ProxyConfig>) -> Vec<String> {
+    let mut told = Vec::new();
+    if site.coordinator != *coordinator {
+        told.push(format!("`coordinator` is `{}`, and the invite says `{coordinator}`", site.coordinator));
+    }
+    let own = site.proxy.as_ref().map(|own| &own.proxy);
+    if let Some(ProxyConfig { proxy: used, .. }) = proxy
+        && own != Some(used)
+    {
+        let own = own.map_or("not set".to_owned(), |own| format!("`{own}`"));
+        told.push(format!("`proxy` is {own}, and the enrolment went through `{used}`"));
+    }
+    told
 }
 
 /// An invite mostly lies with whoever was sent it, where the agent's own user may not look.
@@ -142,6 +170,49 @@ mod tests {
         let copy = "`sudo install -o consilium -m 600 /home/ada/north.invite.toml /var/lib/consilium/`";
         assert!(denied.contains(copy), "{denied}");
         assert!(!told(io::ErrorKind::NotFound).contains("sudo"));
+    }
+
+    fn site(settings: &str) -> SiteConfig {
+        let text =
+            format!("identity = \"identity\"\nstate = \"state\"\npolicy = \"policy.toml\"\n{settings}");
+        SiteConfig::parse(Path::new("site.toml"), &text).unwrap()
+    }
+
+    const BEHIND: &str = "coordinator = \"old.example.org:443\"\nproxy = \"http://10.0.0.1:8080\"\n";
+
+    #[test]
+    fn a_site_that_enrols_again_goes_through_its_own_proxy_unless_told_otherwise() {
+        let args = |proxy: Option<&str>| EnrollArgs {
+            invite: PathBuf::from("north.invite.toml"),
+            dir: PathBuf::from("."),
+            proxy: proxy.map(str::to_owned),
+            proxy_user: None,
+            proxy_password_file: None,
+        };
+        let through = |given: Option<&str>, site: Option<&SiteConfig>| {
+            args(given).proxy(site).unwrap().map(|config| config.proxy.to_string())
+        };
+        let behind = site(BEHIND);
+        assert_eq!(through(None, Some(&behind)).as_deref(), Some("http://10.0.0.1:8080"));
+        assert_eq!(through(Some("http://p:1"), Some(&behind)).as_deref(), Some("http://p:1"));
+        assert_eq!(through(None, None), None);
+    }
+
+    #[test]
+    fn settings_that_a_new_invite_leaves_behind_are_named() {
+        let [old, new] =
+            ["old.example.org:443", "new.example.org:443"].map(|text| text.parse::<Address>().unwrap());
+        let behind = site(BEHIND);
+        assert_eq!(out_of_date(&behind, &old, behind.proxy.as_ref()), [""; 0]);
+        let moved = out_of_date(&behind, &new, behind.proxy.as_ref());
+        assert_eq!(
+            moved,
+            ["`coordinator` is `old.example.org:443`, and the invite says `new.example.org:443`"]
+        );
+
+        let straight = site("coordinator = \"old.example.org:443\"\n");
+        let told = out_of_date(&straight, &old, behind.proxy.as_ref());
+        assert_eq!(told, ["`proxy` is not set, and the enrolment went through `http://10.0.0.1:8080`"]);
     }
 
     #[test]
