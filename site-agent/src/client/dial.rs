@@ -139,9 +139,14 @@ impl Network {
     }
 }
 
-/// Of two lanes that failed, the error that tells the operator more.
+/// Of two lanes that failed, the error that tells the operator more: what came back over one says more than silence over the
+/// other.
 fn more_telling(quic: LinkError, tcp: LinkError) -> LinkError {
-    if tcp.is_transient() && !matches!(tcp, LinkError::Proxy { .. }) { quic } else { tcp }
+    let is_silence = |error: &LinkError| {
+        matches!(error, LinkError::TimedOut | LinkError::Unreachable { .. } | LinkError::Io(_))
+    };
+    let tcp_is_final = !tcp.is_transient() || matches!(tcp, LinkError::Proxy { .. });
+    if tcp_is_final || (is_silence(&quic) && !is_silence(&tcp)) { tcp } else { quic }
 }
 
 /// Any local port, of the same address family as `remote`.
@@ -189,5 +194,13 @@ pub(super) mod tests {
         assert_eq!(more_telling(LinkError::TimedOut, unreachable).code(), "timed-out");
         let garbage = LinkError::Proxy { proxy: "http://p:1".into(), error: tcp::ProxyError::Garbage };
         assert_eq!(more_telling(LinkError::TimedOut, garbage).code(), "proxy-garbage");
+        // A firewall that drops UDP, and lets TCP out but spoils TLS.
+        let cut = || LinkError::CutOff { what: "TLS handshake" };
+        assert_eq!(more_telling(LinkError::TimedOut, cut()).code(), cut().code());
+        let older_tls = || LinkError::Transport("peer is incompatible".to_owned());
+        assert_eq!(more_telling(LinkError::TimedOut, older_tls()).code(), older_tls().code());
+        // The coordinator itself was heard over QUIC.
+        let stopping = || LinkError::Closed { code: CloseCode::Stopping, words: "".into() };
+        assert_eq!(more_telling(stopping(), cut()).code(), stopping().code());
     }
 }

@@ -109,7 +109,10 @@ impl Call {
 
 pub(super) fn handshake_error(error: io::Error) -> LinkError {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => LinkError::CutOff { what: "TLS handshake" },
+        // A firewall ends what it does not like either way.
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+            LinkError::CutOff { what: "TLS handshake" }
+        }
         _ => translate(error).into(),
     }
 }
@@ -117,6 +120,13 @@ pub(super) fn handshake_error(error: io::Error) -> LinkError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_handshake_that_is_closed_or_reset_was_cut() {
+        for kind in [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset] {
+            assert_eq!(handshake_error(kind.into()).code(), "cut-off", "{kind}");
+        }
+    }
 
     #[test]
     fn an_ipv6_address_is_bracketed_for_the_proxy() {
