@@ -520,7 +520,7 @@ impl Driver {
     }
 }
 
-/// After [`Driver::drain`] no aggregation is under way. Dropped without it, as where the state folder was taken away, the process would
+/// After `drain` no aggregation is under way. Dropped without it, as where the state folder was taken away, the process would
 /// wait for one, for minutes perhaps, and hold the lock meanwhile; what it makes has no place any more.
 impl Drop for Driver {
     fn drop(&mut self) {

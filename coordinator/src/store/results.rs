@@ -188,7 +188,7 @@ impl Store {
         Ok(())
     }
 
-    /// The losses of a study by site, in order of time: some [`LOSSES`] of each, averaged by the database. Weeks of training have
+    /// The losses of a study by site, in order of time: some thousand of each, averaged by the database. Weeks of training have
     /// more than fit the memory.
     ///
     /// # Errors
