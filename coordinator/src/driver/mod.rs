@@ -22,6 +22,7 @@ mod retries;
 mod seal;
 mod seats;
 mod spent;
+mod standing;
 mod study_run;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -497,11 +498,9 @@ impl Driver {
             Ok(known) => known,
             Err(error) => return self.note_fault(&error),
         };
-        let is = |site: &SiteRecord, role| site.role == role && site.status == SiteStatus::Active;
-        let trainers = known.iter().filter(|site| is(site, Role::Trainer));
-        let trainers: BTreeSet<SiteId> = trainers.map(|site| site.site.clone()).collect();
-        let no_evaluators = known.iter().filter(|site| !is(site, Role::Evaluator));
-        let no_evaluators: BTreeSet<SiteId> = no_evaluators.map(|site| site.site.clone()).collect();
+        let (trainers, evaluators) = (members(&known, Role::Trainer), members(&known, Role::Evaluator));
+        let all: BTreeSet<SiteId> = known.into_iter().map(|site| site.site).collect();
+        let no_evaluators = &all - &evaluators;
         for study in self.studies.keys().copied().collect::<Vec<_>>() {
             let event = round::Event::TrainersExpected { sites: trainers.clone() };
             self.take(study, Happening::Round(event)).await;
@@ -526,6 +525,12 @@ impl Drop for Driver {
     fn drop(&mut self) {
         self.jobs.values().for_each(CancellationToken::cancel);
     }
+}
+
+/// The sites that take part now as `role`.
+fn members(known: &[SiteRecord], role: Role) -> BTreeSet<SiteId> {
+    let is_member = |site: &&SiteRecord| site.role == role && site.status == SiteStatus::Active;
+    known.iter().filter(is_member).map(|site| site.site.clone()).collect()
 }
 
 fn read_manifest(stored: &StoredManifest) -> Result<LabelManifest, StoreError> {

@@ -1,26 +1,24 @@
 //! Doing what the operator asks. Works without a server too: then nobody is connected, and the next start goes on.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::coverage::Coverage;
 use common::evaluation;
 use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest};
-use common::round::{self, Answer, SiteShortage};
+use common::round;
 use common::study::{Study, StudyDraft};
 use common::taxonomy::Taxonomy;
 use common::wire::{Notice, Words};
 
 use super::study_run::{Happening, StudyRun, TickError};
-use super::{Driver, added, facts};
+use super::{Driver, added};
 use crate::export::export_safetensors;
 use crate::import::{import_safetensors, note};
-use crate::operator::{Order, Reply, Request, SiteLine, Status, StudyLine, UnreadableStudy, gather, losses};
+use crate::operator::{Order, Reply, Request, SiteLine, Status, UnreadableStudy, gather, losses};
 use crate::pki::{Invite, Token};
 use crate::progress::Line;
 use crate::report::{ReportData, Selected};
-use crate::store::{self, InviteTerms, SiteRecord, SiteStatus, StoreError, StoredStudy};
+use crate::store::{InviteTerms, SiteRecord, SiteStatus, StoreError, StoredStudy};
 use crate::{clock, error_report, files};
 
 /// Longest note of a file that is shown.
@@ -86,10 +84,10 @@ impl Driver {
             status: record.status.to_string(),
             certificate_until: record.certificate_until.map(clock::rfc3339),
         };
-        let mut studies = Vec::new();
+        let (known, mut studies) = (self.store.sites().await?, Vec::new());
         for stored in self.store.studies().await? {
             if let Some(run) = self.studies.get(&stored.digest) {
-                studies.push(self.study_line(run).await?);
+                studies.push(self.study_line(run, &known).await?);
             }
         }
         let (fault, fault_detail) = self.fault().unzip();
@@ -99,7 +97,7 @@ impl Driver {
             address: self.address.clone(),
             fault: fault.map(str::to_owned),
             fault_detail: fault_detail.flatten(),
-            sites: self.store.sites().await?.into_iter().map(line).collect(),
+            sites: known.into_iter().map(line).collect(),
             studies,
             unreadable: self.unreadable.values().cloned().collect(),
         })
@@ -108,76 +106,7 @@ impl Driver {
     async fn show_study(&self, study: &str) -> Result<Reply, Failure> {
         let run = self.studies.get(&self.find(study)?).ok_or_else(no_study)?;
         let document = str::from_utf8(run.document.bytes())?.to_owned();
-        Ok(Reply::Study { line: self.study_line(run).await?, document })
-    }
-
-    async fn study_line(&self, run: &StudyRun) -> Result<StudyLine, StoreError> {
-        let status = run.rounds.status();
-        let known = self.store.sites().await?;
-        let trains = |site: &&SiteRecord| site.role == Role::Trainer && site.status == SiteStatus::Active;
-        let trainers: BTreeSet<SiteId> = known.iter().filter(trains).map(|site| site.site.clone()).collect();
-        let mut manifests = self.manifests(&run.digest()).await?;
-        // In a study that is over, what a site has contributed stays when it leaves.
-        if !run.rounds.is_over_for(Role::Trainer) {
-            manifests.retain(|manifest| trainers.contains(&manifest.site));
-        }
-        let taxonomy = &run.document.study().taxonomy;
-        let mut uncovered =
-            Coverage::of(&manifests).uncovered(taxonomy.classes().iter().map(|class| class.id));
-        if manifests.is_empty() {
-            uncovered.clear();
-        }
-        let phase = match facts::classes_missing(&status.classes_short, |class| taxonomy.name(class)) {
-            Some(classes) => format!("{}, waits for sites that annotate {classes}", status.phase),
-            None => status.phase.to_owned(),
-        };
-        let trouble = self.trouble.as_ref().and_then(|trouble| store::pause_name(trouble.code));
-        let state = match (trouble, status.paused) {
-            (Some(name), _) => format!("paused: {name}, {phase}"),
-            (None, Some(reason)) => {
-                format!("{}, {phase}", super::plan::pause_state(reason, status.pause_words.as_deref()))
-            }
-            (None, None) => phase,
-        };
-        let mut answers = answers(&status);
-        if self.serving && status.started && status.phase == "waiting" {
-            for (site, why) in self.absent(run, &trainers).await? {
-                answers.entry(site).or_insert_with(|| why.to_owned());
-            }
-        }
-        Ok(StudyLine {
-            name: run.document.study().name.clone(),
-            digest: run.digest().to_string(),
-            state,
-            started: status.started,
-            round: status.round.0,
-            rounds: status.rounds,
-            model: status.model.to_string(),
-            waits_for: waits_for(&status, &run.evaluation.gate_waits_for()),
-            left_out: run.document.study().participants.leave_out.clone(),
-            ready: status.ready.into_iter().collect(),
-            answers,
-            scored_by: run.evaluation.reported(&status.model).into_iter().collect(),
-            uncovered: uncovered.into_iter().map(|class| taxonomy.name(class)).collect(),
-        })
-    }
-
-    /// Of these trainers, why each of those that are not ready for a study is not.
-    async fn absent(
-        &self,
-        run: &StudyRun,
-        trainers: &BTreeSet<SiteId>,
-    ) -> Result<BTreeMap<SiteId, &'static str>, StoreError> {
-        let approved = self.store.approvals(&run.digest()).await?;
-        let (ready, left_out) = (run.rounds.status().ready, &run.document.study().participants.leave_out);
-        let why = |site: &SiteId| match (self.peers.has(site), approved.contains(site)) {
-            (false, _) => "not connected",
-            (true, false) => "connected, has not approved the study",
-            (true, true) => "connected, has not registered its data",
-        };
-        let asked = trainers.iter().filter(|site| !left_out.contains(site));
-        let absent = asked.filter(|site| !ready.contains(*site));
-        Ok(absent.map(|site| (site.clone(), why(site))).collect())
+        Ok(Reply::Study { line: self.study_line(run, &self.store.sites().await?).await?, document })
     }
 
     async fn invite(&mut self, site: SiteId, role: Role, hours: u32) -> Result<Reply, Failure> {
@@ -516,46 +445,6 @@ fn read_text(file: &Path) -> Result<String, Failure> {
 
 fn no_study() -> Failure {
     Failure::new("there is no study", "add one with `coordinator study add`")
-}
-
-/// What a study waits for, as it continues "waits for"; of a gate, whose reports.
-fn waits_for(status: &round::Status, gate: &BTreeSet<SiteId>) -> Option<String> {
-    let short = |what: &str| {
-        let SiteShortage { have, need } = status.sites_short?;
-        Some(format!("{need} {what}, {have} {} there", if have == 1 { "is" } else { "are" }))
-    };
-    match status.phase {
-        "waiting" if status.started => short("trainers"),
-        "quorum-missing" => short("updates"),
-        "committed" if !gate.is_empty() => {
-            let sites: Vec<&str> = gate.iter().map(SiteId::as_str).collect();
-            Some(format!("the reports of {}", sites.join(", ")))
-        }
-        _ => None,
-    }
-}
-
-/// What to say of each site: of those that are not asked, why.
-fn answers(status: &round::Status) -> BTreeMap<SiteId, String> {
-    let excluded = status.excluded.iter().map(|(site, reason)| (site.clone(), format!("excluded: {reason}")));
-    let asked = status.answers.iter().map(|(site, answer)| (site.clone(), answer_word(answer).to_owned()));
-    let mut answers: BTreeMap<SiteId, String> = excluded.chain(asked).collect();
-    for site in &status.late {
-        let answer = answers.entry(site.clone()).or_insert_with(|| "not asked".to_owned());
-        answer.push_str("; its late update of the round before counts");
-    }
-    answers
-}
-
-fn answer_word(answer: &Answer) -> &'static str {
-    match answer {
-        Answer::Invited => "asked",
-        Answer::Accepted => "training",
-        Answer::Silent => "silent",
-        Answer::Declined { .. } => "declined",
-        Answer::Updated(_) => "updated",
-        Answer::Revoked => "revoked",
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use common::ids::Digest;
+use common::round::SiteShortage;
 use common::study::EMBEDDING_TENSOR;
 use common::testing::{EXAMPLE_STUDY, example_study_with};
 use safetensors::tensor::TensorView;
 
 use super::*;
 use crate::driver::lost::tests::driver;
+use crate::driver::standing::waits_for;
 use crate::fixture::{Fixture, NOW, site};
 use crate::pki::Serial;
 use crate::report::SiteSummary;
@@ -131,7 +133,10 @@ async fn status_says_what_a_study_waits_for() {
     store.add_study(&stored).await.unwrap();
     let mut driver = driver(&fixture, store).await;
     driver.serving = true;
-    let line = async |driver: &Driver| driver.study_line(&driver.studies[&digest]).await.unwrap();
+    let line = async |driver: &Driver| {
+        let known = driver.store.sites().await.unwrap();
+        driver.study_line(&driver.studies[&digest], &known).await.unwrap()
+    };
     assert_eq!(line(&driver).await.waits_for, None, "for its start");
 
     driver.operate(Request::Control { study: digest.to_string(), order: Order::Start }).await;
