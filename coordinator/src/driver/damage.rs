@@ -4,12 +4,13 @@
 //! Nothing mends them by itself. The updates that a model was made of are removed when it is durable, and no site sends one back; an
 //! initial model and embeddings come back by their file, any of them by a copy (`coordinator artifact add`), as the doctor says of each.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use common::ids::ArtifactHash;
-use tokio::task::spawn_blocking;
 
 use super::Driver;
+use super::beside::{Outcome, Work};
 use super::operate::Failure;
 use super::study_run::StudyRun;
 use crate::operator::Reply;
@@ -50,46 +51,59 @@ impl Driver {
     }
 
     /// Brings an artifact back from a copy, which need not be trusted: its bytes say what it is.
-    pub(super) async fn add_artifact(&mut self, copy: PathBuf) -> Result<Reply, Failure> {
-        let shown = copy.display().to_string();
-        let opened = spawn_blocking(move || ArtifactFile::open_copy(&copy)).await?;
-        let copy = opened.map_err(|error| match error {
-            StoreError::Corrupt { reason, .. } => Failure::new(reason, TAKE_ANOTHER),
-            error => Failure::new(causes(&error), A_COPY),
-        })?;
-        let hash = copy.manifest().hash();
-        let Some(what) = self.purpose_of(&hash).await? else {
-            return Err(Failure::new(
-                format!("{shown} is artifact {hash}, which no study here has published"),
-                "`coordinator doctor` names what is missing: the last part of a path is its hash",
-            ));
-        };
-        let artifacts = self.store.artifacts().clone();
-        spawn_blocking(move || artifacts.keep_copy(&copy)).await?.map_err(|error| match error {
-            StoreError::Corrupt { reason, .. } => Failure::new(reason, TAKE_ANOTHER),
-            error => Failure::from(error),
-        })?;
-        self.note_whole(&hash);
+    pub(super) async fn add_artifact(&self, copy: PathBuf) -> Result<Work, Failure> {
+        let (published, artifacts) = (self.published().await?, self.store.artifacts().clone());
+        Ok(Box::new(move || -> Result<Outcome, Failure> {
+            let shown = copy.display().to_string();
+            let copy = ArtifactFile::open_copy(&copy).map_err(|error| match error {
+                StoreError::Corrupt { reason, .. } => Failure::new(reason, TAKE_ANOTHER),
+                error => Failure::new(causes(&error), A_COPY),
+            })?;
+            let artifact = copy.manifest().hash();
+            let what = published.get(&artifact).cloned().ok_or_else(|| {
+                Failure::new(
+                    format!("{shown} is artifact {artifact}, which no study here has published"),
+                    "`coordinator doctor` names what is missing: the last part of a path is its hash",
+                )
+            })?;
+            artifacts.keep_copy(&copy).map_err(|error| match error {
+                StoreError::Corrupt { reason, .. } => Failure::new(reason, TAKE_ANOTHER),
+                error => Failure::from(error),
+            })?;
+            Ok(Outcome::Artifact { artifact, what })
+        }))
+    }
+
+    /// Notes that an artifact was brought back, which is `what` to a study.
+    pub(super) fn artifact_is_back(&mut self, artifact: &ArtifactHash, what: &str) -> Reply {
+        self.note_whole(artifact);
         let words = format!(
             "{what} is here, and every byte is as it was published; sites that were refused ask again by themselves, and \
              a study that paused for want of it tries again within 10 minutes, at once after `coordinator study resume`"
         );
-        Ok(Reply::Done { words })
+        Reply::Done { words }
     }
 
-    /// What an artifact is, or was, to a study.
-    async fn purpose_of(&self, artifact: &ArtifactHash) -> Result<Option<String>, StoreError> {
-        if let Some(what) = self.use_of(artifact) {
-            return Ok(Some(what));
+    /// All that studies have ever published, each with what it is, or was, to one.
+    async fn published(&self) -> Result<BTreeMap<ArtifactHash, String>, StoreError> {
+        let mut published = BTreeMap::new();
+        for (digest, run) in &self.studies {
+            let study = run.document.study();
+            for record in self.store.rounds(digest).await? {
+                if let Some(model) = record.model {
+                    published
+                        .insert(model, format!("the model of round {} of `{}`", record.round, study.name));
+                }
+            }
+            let in_use = [study.initial_model, study.embeddings.artifact, run.rounds.status().model];
+            published.extend(in_use.map(|artifact| (artifact, String::new())));
         }
-        for (study, run) in &self.studies {
-            let rounds = self.store.rounds(study).await?;
-            if let Some(made) = rounds.iter().find(|record| record.model == Some(*artifact)) {
-                let name = &run.document.study().name;
-                return Ok(Some(format!("the model of round {} of `{name}`", made.round)));
+        for (artifact, what) in &mut published {
+            if let Some(in_use) = self.use_of(artifact) {
+                *what = in_use;
             }
         }
-        Ok(None)
+        Ok(published)
     }
 
     /// What an artifact that sites may ask for is to a study.

@@ -7,6 +7,8 @@ use common::wire::{Refusal, RefusalCode};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::beside::Outcome;
+use super::operate::Failure;
 use super::peers::Peer;
 use super::study_run::Happening;
 use crate::operator;
@@ -83,6 +85,11 @@ pub(super) enum Command {
     },
     Operate {
         request: operator::Request,
+        reply: oneshot::Sender<operator::Reply>,
+    },
+    /// Work beside the loop is over, which the operator asked for.
+    Worked {
+        outcome: Result<Outcome, Failure>,
         reply: oneshot::Sender<operator::Reply>,
     },
     /// Whether a study has published an artifact, as far as sites may still ask for it.
@@ -213,6 +220,15 @@ impl DriverHandle {
             Ok(reply) => reply,
             Err(_) => operator::Reply::failed("the coordinator is stopping", None),
         }
+    }
+
+    /// What work beside the loop has come to, which the operator asked for.
+    pub(super) async fn worked(
+        &self,
+        outcome: Result<Outcome, Failure>,
+        reply: oneshot::Sender<operator::Reply>,
+    ) {
+        self.tell(Command::Worked { outcome, reply }).await;
     }
 
     /// Whether a study has published an artifact, as far as sites may still ask for it.

@@ -8,6 +8,7 @@
 
 mod added;
 mod aggregation;
+mod beside;
 mod damage;
 mod deeds;
 mod disk;
@@ -26,6 +27,7 @@ mod standing;
 mod study_run;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::aggregate::weights::SiteCounts;
@@ -36,7 +38,7 @@ use common::round;
 use common::signed::SignedDocument;
 use common::time::Timestamp;
 use common::wire::{GoodbyeCode, Notice, Refusal, RefusalCode};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -71,7 +73,7 @@ pub struct Parts {
     /// The state folder, locked.
     pub store: Store,
     /// The certificates.
-    pub authority: std::sync::Arc<Authority>,
+    pub authority: Arc<Authority>,
     /// What invites name; `None` when no address is configured and no server runs.
     pub address: Option<String>,
     /// Where lines for the operator go.
@@ -83,7 +85,7 @@ pub struct Parts {
 /// Owns all that changes.
 pub struct Driver {
     store: Store,
-    authority: std::sync::Arc<Authority>,
+    authority: Arc<Authority>,
     address: Option<String>,
     progress: Progress,
     stop: CancellationToken,
@@ -107,6 +109,8 @@ pub struct Driver {
     /// What deadlines go by.
     clock: SteadyClock,
     work: TaskTracker,
+    /// Whose turn it is to work for the operator beside the loop.
+    beside: Arc<Mutex<()>>,
     /// The last aggregation of each study. Cancelled where another begins, the study is aborted, or the driver is dropped: it ends
     /// soon, and what it comes to is dropped.
     jobs: BTreeMap<StudyDigest, CancellationToken>,
@@ -156,6 +160,7 @@ impl Driver {
             try_at: Timestamp::default(),
             clock: SteadyClock::starting_after(last),
             work: TaskTracker::new(),
+            beside: Arc::default(),
             jobs: BTreeMap::new(),
             spent: Spent::default(),
             serving: false,
@@ -332,8 +337,9 @@ impl Driver {
                     Happening::Evaluation(evaluation::Event::ReportStored { site, model, report });
                 self.take_claim(study, happening, claim, Claimant { reply, bytes: 0 }).await;
             }
-            Command::Operate { request, reply } => {
-                let answer = self.operate(request).await;
+            Command::Operate { request, reply } => self.begin(request, reply).await,
+            Command::Worked { outcome, reply } => {
+                let answer = self.complete(outcome).await;
                 let _ = reply.send(answer);
             }
             Command::IsPublished { artifact, reply } => {

@@ -6,14 +6,14 @@ use std::time::Duration;
 use common::evaluation;
 use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::round;
-use common::study::{Study, StudyDraft};
-use common::taxonomy::Taxonomy;
+use common::study::{Study, StudyDocument};
 use common::wire::{Notice, Words};
+use tokio::sync::oneshot;
 
+use super::beside::{Outcome, StudyFiles, Work, read_study};
 use super::study_run::{Happening, StudyRun, TickError};
 use super::{Driver, added};
 use crate::export::export_safetensors;
-use crate::import::{import_safetensors, note};
 use crate::operator::{Order, Reply, Request, SiteLine, Status, UnreadableStudy, gather, losses};
 use crate::pki::{Invite, Token};
 use crate::progress::Line;
@@ -21,8 +21,12 @@ use crate::report::{ReportData, Selected};
 use crate::store::{InviteTerms, SiteRecord, SiteStatus, StoreError, StoredStudy};
 use crate::{clock, error_report, files};
 
-/// Longest note of a file that is shown.
-const SHOWN_NOTE: usize = 100;
+/// What became of a request.
+enum Begun {
+    Done(Box<Reply>),
+    /// It takes long, and is done beside the loop.
+    Beside(Work),
+}
 
 /// What went wrong, in words for the operator.
 pub(super) struct Failure {
@@ -33,6 +37,10 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn new(words: impl Into<String>, hint: &'static str) -> Self {
         Self { words: words.into(), hint: Some(hint.to_owned()) }
+    }
+
+    pub(super) fn into_reply(self) -> Reply {
+        Reply::failed(self.words, self.hint.as_deref())
     }
 }
 
@@ -56,23 +64,50 @@ impl Driver {
         self.operate(request).await
     }
 
+    /// As the loop does it that runs; until it is done, what comes in is obeyed here.
     pub(super) async fn operate(&mut self, request: Request) -> Reply {
-        let done = match request {
-            Request::Status => self.status().await.map(Reply::Status),
-            Request::Invite { site, role, hours } => self.invite(site, role, hours).await,
-            Request::Revoke { site } => self.revoke(site).await,
-            Request::AddStudy { file, model, embeddings, taxonomy } => {
-                self.add_study(&file, &model, &embeddings, taxonomy.as_deref()).await
+        let (reply, mut answer) = oneshot::channel();
+        self.begin(request, reply).await;
+        loop {
+            tokio::select! {
+                answered = &mut answer => {
+                    return answered.unwrap_or_else(|_| Reply::failed("the coordinator is stopping", None));
+                }
+                Some(command) = self.inbox.recv() => self.obey(command).await,
             }
-            Request::ShowStudy { study } => self.show_study(&study).await,
-            Request::Control { study, order } => self.control(&study, order).await,
-            Request::Pause { study, reason } => self.pause_for(&study, &reason).await,
-            Request::Promote { study, round } => self.promote(&study, round.map(RoundId)).await,
-            Request::Export { study, round, out } => self.export(&study, round.map(RoundId), out).await,
-            Request::AddArtifact { copy } => self.add_artifact(copy).await,
-            Request::Report { study, out } => self.report(study.as_deref(), &out).await,
+        }
+    }
+
+    /// Begins what the operator asks: `reply` hears of it at once, or when work beside the loop is over.
+    pub(super) async fn begin(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        let answer = match self.take_up(request).await {
+            Ok(Begun::Beside(work)) => return self.do_beside(work, reply),
+            Ok(Begun::Done(answer)) => *answer,
+            Err(failure) => failure.into_reply(),
         };
-        done.unwrap_or_else(|Failure { words, hint }| Reply::failed(words, hint.as_deref()))
+        let _ = reply.send(answer);
+    }
+
+    async fn take_up(&mut self, request: Request) -> Result<Begun, Failure> {
+        let done = match request {
+            Request::AddStudy { file, model, embeddings, taxonomy } => {
+                let files = StudyFiles { study: file, model, embeddings, taxonomy };
+                return Ok(Begun::Beside(read_study(files, self.store.artifacts().clone())));
+            }
+            Request::Export { study, round, out } => {
+                return self.export(&study, round.map(RoundId), out).await.map(Begun::Beside);
+            }
+            Request::AddArtifact { copy } => return self.add_artifact(copy).await.map(Begun::Beside),
+            Request::Status => Reply::Status(self.status().await?),
+            Request::Invite { site, role, hours } => self.invite(site, role, hours).await?,
+            Request::Revoke { site } => self.revoke(site).await?,
+            Request::ShowStudy { study } => self.show_study(&study).await?,
+            Request::Control { study, order } => self.control(&study, order).await?,
+            Request::Pause { study, reason } => self.pause_for(&study, &reason).await?,
+            Request::Promote { study, round } => self.promote(&study, round.map(RoundId)).await?,
+            Request::Report { study, out } => self.report(study.as_deref(), &out).await?,
+        };
+        Ok(Begun::Done(Box::new(done)))
     }
 
     async fn status(&mut self) -> Result<Status, Failure> {
@@ -160,26 +195,16 @@ impl Driver {
         Ok(Reply::Done { words })
     }
 
-    async fn add_study(
+    /// Adds a study whose artifacts are here; `kind` is what its embeddings' file says to it.
+    pub(super) async fn add_study(
         &mut self,
-        file: &Path,
-        model: &Path,
-        embeddings: &Path,
-        taxonomy: Option<&Path>,
+        document: StudyDocument,
+        kind: Result<(), Failure>,
     ) -> Result<Reply, Failure> {
-        let taxonomy = match taxonomy {
-            Some(file) => Taxonomy::parse(&file.display().to_string(), &read_text(file)?)?,
-            None => Taxonomy::standard(),
-        };
-        let text = read_text(file)?;
-        let draft = StudyDraft::parse(&file.display().to_string(), &text, &taxonomy)?;
-        let model = self.import(model).await?;
-        let table = self.import(embeddings).await?;
-        let document = draft.into_document(taxonomy, &model, &table)?;
         let (digest, name) = (document.digest(), document.study().name.clone());
         // One that is here is added again to bring its files back, whatever it says of them.
         if !self.studies.contains_key(&digest) {
-            check_kind(file, document.study(), embeddings)?;
+            kind?;
         }
         let stored =
             StoredStudy { digest, name, document: document.bytes().to_vec(), added_at: clock::now() };
@@ -194,11 +219,6 @@ impl Driver {
             self.peers.tell_all(&Notice::StudyOffered { study: digest, name });
         }
         Ok(Reply::Added { study: digest.to_string(), remark })
-    }
-
-    async fn import(&self, path: &Path) -> Result<common::artifact::ArtifactManifest, Failure> {
-        let (artifacts, path) = (self.store.artifacts().clone(), path.to_owned());
-        Ok(tokio::task::spawn_blocking(move || import_safetensors(&path, &artifacts)).await??)
     }
 
     async fn control(&mut self, study: &str, order: Order) -> Result<Reply, Failure> {
@@ -276,7 +296,7 @@ impl Driver {
     }
 
     /// Writes a global model to the file `out`.
-    async fn export(&mut self, study: &str, round: Option<RoundId>, out: PathBuf) -> Result<Reply, Failure> {
+    async fn export(&mut self, study: &str, round: Option<RoundId>, out: PathBuf) -> Result<Work, Failure> {
         let digest = self.find(study)?;
         let run = self.studies.get(&digest).ok_or_else(no_study)?;
         let (status, study) = (run.rounds.status(), run.document.study());
@@ -288,14 +308,13 @@ impl Driver {
         };
         let artifacts = self.store.artifacts().clone();
         let note = format!("model {model} of round {round} of the study `{name}`, {digest}");
-        let written = tokio::task::spawn_blocking(move || {
+        Ok(Box::new(move || -> Result<Outcome, Failure> {
             let artifact = artifacts.read(&model)?;
             let artifact =
                 artifact.ok_or_else(|| StoreError::corrupt("artifact", format!("model {model} is gone")))?;
-            export_safetensors(&artifact, &note, &out).map(|()| out)
-        });
-        let out = written.await??;
-        Ok(Reply::Done { words: format!("{}: the model of round {round} of `{name}`", out.display()) })
+            export_safetensors(&artifact, &note, &out)?;
+            Ok(Outcome::Done { words: format!("{}: the model of round {round} of `{name}`", out.display()) })
+        }))
     }
 
     async fn report(&mut self, study: Option<&str>, out: &Path) -> Result<Reply, Failure> {
@@ -424,23 +443,6 @@ fn choice_of_all(data: &ReportData) -> Result<Selected, Failure> {
             "name a round with --round: `coordinator report` lists them".to_owned(),
         ),
     }
-}
-
-/// The kind of the embeddings is pinned and reported: it must be what their file says, if that says anything.
-fn check_kind(file: &Path, study: &Study, embeddings: &Path) -> Result<(), Failure> {
-    let (kind, made) = (&study.embeddings.kind, note(embeddings)?);
-    let Some(made) = made.filter(|made| !kind.agrees_with(made)) else { return Ok(()) };
-    let one_line: String = made.chars().filter(|c| !c.is_control()).take(SHOWN_NOTE).collect();
-    let (file, embeddings) = (file.display(), embeddings.display());
-    Err(Failure::new(
-        format!("{file}: `embeddings.kind`: `{kind}`, and {embeddings} was made as `{one_line}`"),
-        "write the kind that the file has (`one-hot`, `few-hot`, else `imported:NAME`), or name the embeddings that are meant",
-    ))
-}
-
-fn read_text(file: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(file)
-        .map_err(|e| Failure::new(format!("{}: {e}", file.display()), error_report::READS_AS_ITS_USER))
 }
 
 fn no_study() -> Failure {
