@@ -5,7 +5,6 @@ use std::path::Path;
 
 use common::aggregate::Method;
 use common::ids::{ArtifactHash, ModelHash, RoundId, SiteId, StudyDigest};
-use common::manifest::LabelManifest;
 use common::report::EvaluationReport;
 use common::signed::SignedDocument;
 use common::study::StudyDocument;
@@ -177,10 +176,6 @@ async fn rebuilt(store: &Store, stored: &StoredStudy) -> Result<(Rehearsal, Vec<
         StudyDocument::parse(stored.document.clone()).map_err(|e| StoreError::corrupt("study", e))?;
     if document.digest() != stored.digest {
         return Err(StoreError::corrupt("study", "its document has another digest than its name"));
-    }
-    for manifest in store.manifests(&stored.digest).await? {
-        let read = LabelManifest::from_bytes(&manifest.document);
-        read.map_err(|e| StoreError::corrupt("manifest", format!("{}: {e}", manifest.site)))?;
     }
     for report in store.reports(&stored.digest).await? {
         let read = EvaluationReport::from_bytes(&report.document);

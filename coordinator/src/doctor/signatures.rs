@@ -6,10 +6,10 @@
 use common::ids::{Digest, StudyDigest};
 use common::manifest::LabelManifest;
 use common::report::EvaluationReport;
-use common::signed::{Signed, VerifyingKey};
+use common::signed::{Signed, SignedError, VerifyingKey};
 
 use super::{Examination, Level};
-use crate::driver::Rehearsal;
+use crate::driver::{Rehearsal, read_manifest};
 use crate::store::{SignedRecord, Store, StoreError};
 
 const CHANGED: &str = "the report page and `study promote` would go by it: restore the state folder, `coordinator restore BACKUP` into an \
@@ -17,6 +17,9 @@ const CHANGED: &str = "the report page and `study promote` would go by it: resto
 
 const PERHAPS: &str = "if this machine's clock was ahead when it came, the site signed it with its key of before: nothing to do. Otherwise it has changed \
      here, and a backup of before has it as it was";
+
+/// Of a label manifest that an earlier build took.
+const COMES_ANEW: &str = "nothing: its site registers another when it connects; if that is refused too, the lines of `run` and its own log say why";
 
 /// What a document is about that was put under another's name.
 const ELSEWHERE: &str = "it is about another site, model or study";
@@ -36,6 +39,13 @@ pub(super) async fn examine(
     for record in store.signed_records(&digest).await? {
         let journalled = record.model.and_then(|model| study.evaluation.report_of(&record.site, &model));
         let is_as_journalled = journalled.map(|journalled| journalled == Digest::of(&record.document));
+        if record.model.is_none()
+            && let Err(why) = read_manifest(&record.document, &record.site, study.document.study())
+        {
+            let what = format!("{name}, label manifest of {}", record.site);
+            let words = format!("does not count, as if there were none: {why}");
+            examination.find(Level::Warn, what, words, COMES_ANEW);
+        }
         match check(&digest, &record) {
             Ok(()) => whole += 1,
             Err(_) if record.by_former_key && is_as_journalled != Some(false) => unknown += 1,
@@ -77,8 +87,12 @@ fn check(study: &StudyDigest, record: &SignedRecord) -> Result<(), String> {
     let key = VerifyingKey::from_bytes(signing_key).map_err(|_| "the site's own key is none")?;
     let is_its_own = match model {
         None => {
-            let manifest = Signed::<LabelManifest>::from_parts(document.clone(), signature).verify(&key);
-            manifest.map_err(|e| e.to_string())?.site == *site
+            match Signed::<LabelManifest>::from_parts(document.clone(), signature).verify(&key) {
+                Ok(manifest) => manifest.site == *site,
+                // Signed all the same; that it does not count is told beside.
+                Err(SignedError::Document(_)) => true,
+                Err(error) => return Err(error.to_string()),
+            }
         }
         Some(model) => {
             let report = Signed::<EvaluationReport>::from_parts(document.clone(), signature).verify(&key);

@@ -3,8 +3,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use common::evaluation::{EvaluatorKind, Event};
 use common::ids::{ArtifactHash, ClassId, Digest, Role, RoundId};
+use common::manifest::LabelManifest;
 use common::report::{CaseOutcome, CaseScore, EvaluationReport, ReportSubject};
-use common::signed::{Signed, SigningKey};
+use common::signed::{Signed, SignedDocument, SigningKey};
 use common::study::sections::Strategy;
 use common::testing::example_study_with;
 use common::time::Timestamp;
@@ -12,7 +13,7 @@ use common::time::Timestamp;
 use super::*;
 use crate::fixture::{Fixture, NOW, change_a_byte, keep_update, site, write};
 use crate::pki::{Serial, Token};
-use crate::store::{InviteTerms, JournalEntry, QUARANTINE, StoredReport};
+use crate::store::{InviteTerms, JournalEntry, QUARANTINE, StoredManifest, StoredReport};
 
 /// Examines; what was found but is not well, and the summary.
 async fn examined(fixture: &Fixture, repair: bool) -> (Vec<Finding>, Summary) {
@@ -398,6 +399,42 @@ async fn after_a_second_enrolment_the_journal_tells_a_changed_report_from_one_of
     for (finding, round) in found.iter().zip([3, 4]) {
         assert!(finding.subject.ends_with(&model(round).short()), "{finding}");
     }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_label_manifest_that_does_not_count_is_told_and_no_fault_of_its_study() {
+    let fixture = Fixture::new().await;
+    let (store, digest) = (fixture.store().await, fixture.digest());
+    let key = enrol(&store, 7, NOW).await;
+    let taxonomy = &fixture.study.study().taxonomy;
+    let manifest = serde_json::json!({
+        "format": "consilium label manifest 1",
+        "site": site(),
+        "taxonomy": taxonomy.digest(),
+        "volumes": 5,
+        "classes": [{ "class": taxonomy.len() + 1, "annotated": 5, "present": null }],
+        "datasets": [{ "name": "mine", "volumes": 5 }],
+    });
+    let manifest = LabelManifest::from_bytes(manifest.to_string().as_bytes()).unwrap();
+    let signed = Signed::sign(&manifest, &key);
+    let keep = async |document: &[u8]| {
+        let (document, signature) = (document.to_vec(), signed.signature().to_vec());
+        let stored = StoredManifest { site: site(), document, signature };
+        store.put_manifest(&digest, &stored, NOW).await.unwrap();
+    };
+    keep(signed.bytes()).await;
+    let (found, summary) = examined(&fixture, false).await;
+    let [finding] = found.as_slice() else { panic!("{found:#?}") };
+    assert_eq!((finding.level, summary.bad), (Level::Warn, 0), "{finding}");
+    assert!(finding.subject.ends_with(", label manifest of north"), "{finding}");
+    assert!(finding.detail.ends_with("class 33, which the study does not have"), "{finding}");
+
+    keep(b"{}").await;
+    let (found, summary) = examined(&fixture, false).await;
+    let told = |detail: &str| found.iter().any(|finding| finding.detail.contains(detail));
+    assert_eq!((summary.bad, found.len()), (1, 2), "{found:#?}");
+    assert!(told("does not count") && told("is not what the site signed"), "{found:#?}");
     store.close().await;
 }
 

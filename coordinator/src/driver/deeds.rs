@@ -277,7 +277,7 @@ impl Driver {
         };
         let report = stored.and_then(|stored| EvaluationReport::from_bytes(&stored.document).ok());
         let covered = match self.manifests(&study).await {
-            Ok(manifests) => Coverage::of(&manifests).covered(),
+            Ok(manifests) => Coverage::of(&manifests.counting).covered(),
             Err(error) => return self.note_fault(&error),
         };
         let (Some(report), Some(run)) = (report, self.studies.get(&study)) else { return };

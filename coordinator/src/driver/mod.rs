@@ -15,6 +15,7 @@ mod disk;
 mod facts;
 mod handle;
 mod lost;
+mod manifests;
 mod operate;
 mod peers;
 mod plan;
@@ -30,12 +31,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::aggregate::weights::SiteCounts;
 use common::evaluation::{self, EvaluatorKind};
 use common::ids::{ArtifactHash, Role, SiteId, StudyDigest};
-use common::manifest::LabelManifest;
 use common::round;
-use common::signed::SignedDocument;
 use common::time::Timestamp;
 use common::wire::{GoodbyeCode, Notice, Refusal, RefusalCode};
 use tokio::sync::{Mutex, mpsc};
@@ -46,6 +44,7 @@ pub(crate) use self::added::ANEW;
 pub(crate) use self::aggregation::position;
 pub use self::handle::DriverHandle;
 use self::handle::{Claim, Claimant, Command, refuse_report, refuse_update};
+pub(crate) use self::manifests::{check_manifest, counts, read_manifest};
 use self::peers::Peers;
 pub(crate) use self::peers::{NOTICES, Peer};
 pub(crate) use self::plan::decline;
@@ -59,7 +58,7 @@ use crate::clock::SteadyClock;
 use crate::operator::UnreadableStudy;
 use crate::pki::Authority;
 use crate::progress::{Line, Progress};
-use crate::store::{Failing, SiteRecord, SiteStatus, Store, StoreError, StoredManifest};
+use crate::store::{Failing, SiteRecord, SiteStatus, Store, StoreError};
 
 /// Longest time between two looks at the clocks.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -477,9 +476,14 @@ impl Driver {
                 false => evaluation::Event::EvaluatorReady { site, kind },
             })));
         }
-        let Some(stored) = self.store.manifest(&study, &site).await? else { return Ok(None) };
-        let counts = counts(&read_manifest(&stored)?);
-        Ok(Some(Happening::Round(round::Event::SiteReady { site, counts })))
+        let (Some(run), Some(stored)) = (self.studies.get(&study), self.store.manifest(&study, &site).await?)
+        else {
+            return Ok(None);
+        };
+        // One that does not count is told elsewhere (`manifests`).
+        let manifest = read_manifest(&stored.document, &site, run.document.study()).ok();
+        Ok(manifest
+            .map(|manifest| Happening::Round(round::Event::SiteReady { site, counts: counts(&manifest) })))
     }
 
     /// A site that the study seals scores promoted models alone; every other evaluator helps to choose them.
@@ -490,11 +494,6 @@ impl Driver {
         } else {
             EvaluatorKind::Validation
         }
-    }
-
-    /// The label manifests of a study; their signatures were checked when they came.
-    async fn manifests(&self, study: &StudyDigest) -> Result<Vec<LabelManifest>, StoreError> {
-        self.store.manifests(study).await?.iter().map(read_manifest).collect()
     }
 
     /// Tells the machines who takes part: the trainers that are enrolled, and of the evaluators that they count on, who is none
@@ -537,16 +536,6 @@ impl Drop for Driver {
 fn members(known: &[SiteRecord], role: Role) -> BTreeSet<SiteId> {
     let is_member = |site: &&SiteRecord| site.role == role && site.status == SiteStatus::Active;
     known.iter().filter(is_member).map(|site| site.site.clone()).collect()
-}
-
-fn read_manifest(stored: &StoredManifest) -> Result<LabelManifest, StoreError> {
-    LabelManifest::from_bytes(&stored.document).map_err(|e| StoreError::corrupt("manifest", e))
-}
-
-/// What the machines need of a manifest.
-pub(crate) fn counts(manifest: &LabelManifest) -> SiteCounts {
-    let annotated = manifest.classes.iter().map(|count| (count.class, count.annotated));
-    SiteCounts { volumes: manifest.volumes, annotated: annotated.collect() }
 }
 
 /// Whether nobody else would tell us again: sites repeat themselves, our own results do not.

@@ -337,7 +337,7 @@ impl Driver {
         // Fails only with the runtime, at the end.
         let _ = self.count_traffic().await;
         let run = self.studies.get(study).ok_or_else(no_study)?;
-        let manifests = self.manifests(study).await?;
+        let manifests = self.manifests(study).await?.counting;
         Ok(gather(&self.store, self.authority.consortium(), &run.document, &run.rounds, &manifests).await?)
     }
 

@@ -6,6 +6,7 @@ use common::coverage::Coverage;
 use common::ids::{Role, SiteId};
 use common::round::{self, Answer, SiteShortage};
 
+use super::manifests::Manifests;
 use super::study_run::StudyRun;
 use super::{Driver, facts, members};
 use crate::operator::StudyLine;
@@ -23,9 +24,12 @@ impl Driver {
     ) -> Result<StudyLine, StoreError> {
         let status = run.rounds.status();
         let trainers = members(known, Role::Trainer);
-        let mut manifests = self.manifests(&run.digest()).await?;
+        let left_out = &run.document.study().participants.leave_out;
+        let is_over = run.rounds.is_over_for(Role::Trainer);
+        let Manifests { counting: mut manifests, mut refused } = self.manifests(&run.digest()).await?;
+        refused.retain(|site, _| !is_over && trainers.contains(site) && !left_out.contains(site));
         // In a study that is over, what a site has contributed stays when it leaves.
-        if !run.rounds.is_over_for(Role::Trainer) {
+        if !is_over {
             manifests.retain(|manifest| trainers.contains(&manifest.site));
         }
         let taxonomy = &run.document.study().taxonomy;
@@ -47,6 +51,10 @@ impl Driver {
             (None, None) => phase,
         };
         let mut answers = answers(&status);
+        for (site, why) in refused {
+            let answer = answers.entry(site).or_insert_with(|| "not asked".to_owned());
+            answer.push_str(&format!("; its label manifest does not count: {why}"));
+        }
         if self.serving && status.started && status.phase == "waiting" {
             for (site, why) in self.absent(run, &trainers).await? {
                 answers.entry(site).or_insert_with(|| why.to_owned());
@@ -61,7 +69,7 @@ impl Driver {
             rounds: status.rounds,
             model: status.model.to_string(),
             waits_for: waits_for(&status, &run.evaluation.gate_waits_for()),
-            left_out: run.document.study().participants.leave_out.clone(),
+            left_out: left_out.clone(),
             ready: status.ready.into_iter().collect(),
             answers,
             scored_by: run.evaluation.reported(&status.model).into_iter().collect(),

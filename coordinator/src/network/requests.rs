@@ -29,7 +29,7 @@ use super::session::Session;
 use super::upload::{Intake, Upload};
 use crate::admission::check_part;
 use crate::clock;
-use crate::driver::{counts, decline, position};
+use crate::driver::{check_manifest, counts, decline, position};
 use crate::progress::Line;
 use crate::store::{self, ArtifactFile, LossPoint, StoreError, StoredManifest, StoredReport};
 
@@ -157,15 +157,8 @@ impl Session {
         let document = self.study_to_join(study).await?;
         let (manifest, signed): (LabelManifest, _) = self.verify(manifest, RefusalCode::BadManifest).await?;
         let site = self.identity.site.clone();
-        let taxonomy = &document.study().taxonomy;
-        if manifest.site != site || manifest.taxonomy != taxonomy.digest() {
-            return Err(refusal(RefusalCode::BadManifest, "the manifest is of another site or taxonomy"));
-        }
-        // Weights and quorums go by what is annotated: a class that nobody knows would count in them.
-        if let Some(count) = manifest.classes.iter().find(|count| taxonomy.class(count.class).is_none()) {
-            let words = format!("the manifest counts class {}, which the study does not have", count.class);
-            return Err(refusal(RefusalCode::BadManifest, words));
-        }
+        check_manifest(&manifest, &site, document.study())
+            .map_err(|words| refusal(RefusalCode::BadManifest, words))?;
         let stored = StoredManifest {
             site: site.clone(),
             document: signed.bytes().to_vec(),

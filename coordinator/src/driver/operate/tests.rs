@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use common::ids::Digest;
 use common::round::SiteShortage;
 use common::study::EMBEDDING_TENSOR;
+use common::taxonomy::Taxonomy;
 use common::testing::{EXAMPLE_STUDY, example_study_with};
 use safetensors::tensor::TensorView;
 
@@ -13,7 +14,7 @@ use crate::fixture::{Fixture, NOW, site};
 use crate::pki::Serial;
 use crate::report::SiteSummary;
 use crate::report::tests::{add_site, sample};
-use crate::store::{RoundRecord, Store};
+use crate::store::{RoundRecord, Store, StoredManifest};
 
 async fn enrol(store: &Store, role: Role) {
     let (token, now) = (Token::random(), clock::now());
@@ -152,6 +153,48 @@ async fn status_says_what_a_study_waits_for() {
     status.phase = "committed";
     assert_eq!(waits_for(&status, &gate).as_deref(), Some("the reports of east, west"));
     assert_eq!(waits_for(&status, &BTreeSet::new()), None);
+}
+
+/// A label manifest of [`site`]: five volumes, all of which annotate `class`.
+fn label_manifest(taxonomy: &Taxonomy, class: usize) -> Vec<u8> {
+    let manifest = serde_json::json!({
+        "format": "consilium label manifest 1",
+        "site": site(),
+        "taxonomy": taxonomy.digest(),
+        "volumes": 5,
+        "classes": [{ "class": class, "annotated": 5, "present": null }],
+        "datasets": [{ "name": "mine", "volumes": 5 }],
+    });
+    manifest.to_string().into_bytes()
+}
+
+#[tokio::test]
+async fn a_manifest_of_an_earlier_build_that_would_be_refused_now_counts_for_nothing() {
+    let fixture = Fixture::new().await;
+    let (store, digest) = (fixture.store().await, fixture.digest());
+    enrol(&store, Role::Trainer).await;
+    store.approve_study(&digest, &site(), NOW).await.unwrap();
+    let taxonomy = &fixture.study.study().taxonomy;
+    let mut driver = driver(&fixture, store.clone()).await;
+    let keep = async |document: Vec<u8>| {
+        let stored = StoredManifest { site: site(), document, signature: vec![0; 64] };
+        store.put_manifest(&digest, &stored, NOW).await.unwrap();
+    };
+    let unknown_class = label_manifest(taxonomy, taxonomy.len() + 1);
+    for (document, why) in
+        [(unknown_class, "class 33, which the study does not"), (b"{}".to_vec(), "missing field")]
+    {
+        keep(document).await;
+        assert_eq!(driver.readiness(digest, &site()).await.unwrap(), None, "{why}");
+        assert_eq!(driver.manifests(&digest).await.unwrap().counting, [], "{why}");
+        let Reply::Status(status) = driver.operate(Request::Status).await else { panic!("{why}") };
+        let told = &status.studies[0].answers[&site()];
+        assert!(told.starts_with("updated; its label manifest does not count: "), "{told}");
+        assert!(told.contains(why), "{told}");
+    }
+    keep(label_manifest(taxonomy, taxonomy.len())).await;
+    assert!(driver.readiness(digest, &site()).await.unwrap().is_some());
+    assert_eq!(driver.manifests(&digest).await.unwrap().counting.len(), 1);
 }
 
 #[tokio::test]
