@@ -3,9 +3,10 @@
 mod cross_site;
 mod doctor;
 mod init;
+mod output;
 mod show;
 
-pub(crate) use show::line;
+pub(crate) use output::{Lost, line};
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -213,6 +214,11 @@ enum Artifact {
 /// # Errors
 /// Whatever went wrong, for [`crate::error_report`].
 pub async fn execute(cli: Cli, stop: CancellationToken) -> anyhow::Result<()> {
+    obey(cli, stop).await?;
+    Ok(output::all_written()?)
+}
+
+async fn obey(cli: Cli, stop: CancellationToken) -> anyhow::Result<()> {
     let config = || Config::read(&cli.config);
     match cli.command {
         Command::Init(init) => init::initialise(&cli.config, &init).await,
@@ -319,7 +325,7 @@ async fn show_study(config: &Config, study: String, json: bool) -> anyhow::Resul
     };
     if json {
         // To the byte: whoever hashes what comes out gets the digest.
-        std::io::stdout().lock().write_all(document.as_bytes())?;
+        output::exactly(document.as_bytes());
         return Ok(());
     }
     let document = StudyDocument::parse(document.into_bytes())?;

@@ -2,7 +2,7 @@
 //!
 //! | code | meaning |
 //! | --- | --- |
-//! | 1 | it failed |
+//! | 1 | it failed, or its output could not be written |
 //! | 2 | the command line is wrong (from `clap`) |
 //! | 74 | the disk is full or read-only: nothing was lost; start again when there is room |
 //! | 75 | another process has the state folder: try again later |
@@ -15,6 +15,7 @@ use common::config::Diagnostics;
 use safetensors::SafeTensorError;
 
 use crate::backup::BackupError;
+use crate::cli::Lost;
 use crate::import::ImportError;
 use crate::operator::SocketError;
 use crate::operator::client::AskError;
@@ -80,6 +81,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 pub(crate) fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(refused) = cause.downcast_ref::<Refused>() {
         return refused.hint.clone();
+    }
+    if cause.is::<Lost>() {
+        return Some(Lost::HINT.to_owned());
     }
     if let Some(hint) = cause.downcast_ref::<BackupError>().and_then(BackupError::hint) {
         return Some(hint.to_owned());

@@ -2,13 +2,24 @@
 //! test, and so for the tests of the whole in `tests/e2e`.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use safetensors::tensor::{Dtype, TensorView};
 
 fn coordinator(folder: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
     command.current_dir(folder).args(args).env_remove("CONSILIUM_LOG").output().expect("the program starts")
+}
+
+/// As [`coordinator`], with its output going to `stdout`.
+fn coordinator_into(folder: &Path, args: &[&str], stdout: impl Into<Stdio>) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
+    command.current_dir(folder).args(args).env_remove("CONSILIUM_LOG").stdout(stdout);
+    command.output().expect("the program starts")
+}
+
+fn full() -> std::fs::File {
+    std::fs::File::options().write(true).open("/dev/full").expect("Linux has it")
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -83,16 +94,35 @@ fn settings_that_are_there_are_not_contradicted() {
 fn a_log_on_a_full_disk_changes_no_exit_code() {
     let folder = tempfile::tempdir().unwrap();
     let code = |args: &[&str]| {
-        let full = || std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
         let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
         command.current_dir(folder.path()).args(args).env("CONSILIUM_LOG", "trace");
-        command.stdout(full()).stderr(full()).status().expect("the program starts").code()
+        command.stdout(Stdio::null()).stderr(full()).status().expect("the program starts").code()
     };
     let init = ["init", "--consortium", "thorax", "--listen", "127.0.0.1:0"];
     assert_eq!(code(&["status"]), Some(78));
     assert_eq!(code(&init), Some(0));
     assert_eq!(code(&init), Some(1));
     assert_eq!(code(&["status"]), Some(0));
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_a_failure_and_one_that_nobody_reads_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let init = ["init", "--consortium", "thorax", "--listen", "127.0.0.1:0"];
+    let made = coordinator_into(folder.path(), &init, full());
+    assert_eq!(made.status.code(), Some(1));
+    assert!(text(&made.stderr).contains("hint: what was asked for is done"), "{}", text(&made.stderr));
+    for args in [["status"].as_slice(), &["sites", "--json"], &["study", "list"]] {
+        let lost = coordinator_into(folder.path(), args, full());
+        let words = "error: the output could not be written\n  caused by: No space left on device";
+        assert!(text(&lost.stderr).starts_with(words), "{args:?}: {}", text(&lost.stderr));
+        assert_eq!(lost.status.code(), Some(1), "{args:?}");
+
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let unread = coordinator_into(folder.path(), args, writer);
+        assert_eq!((unread.status.code(), text(&unread.stderr)), (Some(0), ""), "{args:?}");
+    }
 }
 
 /// A safetensors file of zeros.
@@ -139,6 +169,8 @@ fn a_study_may_have_classes_of_its_own() {
     let json = coordinator(folder.path(), &["study", "show", &digest[..8], "--json"]);
     let document = common::study::StudyDocument::parse(json.stdout).expect("the exact document");
     assert_eq!(document.digest().to_string(), digest);
+    let lost = coordinator_into(folder.path(), &["study", "show", &digest[..8], "--json"], full());
+    assert_eq!(lost.status.code(), Some(1), "{}", text(&lost.stderr));
     let missing = with_classes("no-such-file");
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains("no-such-file"), "{}", text(&missing.stderr));

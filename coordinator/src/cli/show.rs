@@ -1,18 +1,12 @@
 //! Answers as a person reads them: readable without colour, one thing a line.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use common::ids::SiteId;
 use common::study::Study;
 
 use crate::operator::{SiteLine, Status, StudyLine, UnreadableStudy};
 use crate::store::pause_name;
-
-/// Prints to standard output. A closed pipe is the reader's wish, not our failure.
-pub(crate) fn line(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
-}
 
 /// Everything.
 pub(super) fn status(status: &Status) -> String {

@@ -26,6 +26,7 @@ mod features;
 mod finetune;
 mod heat_map;
 mod model;
+mod output;
 mod phantom;
 mod picture;
 mod postprocess;
@@ -146,6 +147,11 @@ fn read_taxonomy(file: Option<&Path>) -> Result<Taxonomy, CliError> {
 /// # Errors
 /// What to tell the user, and the exit code.
 pub fn run(cli: Cli) -> Result<(), CliError> {
+    obey(cli)?;
+    output::all_written()
+}
+
+fn obey(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Enroll(args) => enroll::run(&args),
         Command::Check(args) => check::run(&args),
@@ -187,13 +193,7 @@ fn site_name(config: &SiteConfig) -> Result<SiteId, CliError> {
 
 /// One line of data on stdout.
 fn line(text: impl std::fmt::Display) {
-    write_line(&printable(&text.to_string()));
-}
-
-/// A reader that went away (`| head`) is no error.
-fn write_line(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{text}");
+    output::line(&printable(&text.to_string()));
 }
 
 /// Text as a terminal may have it. Names come from foreign files and studies: their control characters are shown, not obeyed.
@@ -204,7 +204,7 @@ fn printable(text: &str) -> String {
 
 /// A value as JSON on stdout, for machines: every character of it.
 fn json(value: &impl serde::Serialize) -> Result<(), CliError> {
-    write_line(&serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?);
+    output::line(&serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?);
     Ok(())
 }
 

@@ -1,14 +1,12 @@
 //! `site-agent study`: what the consortium wants to train here, and the hospital's word on it.
 
-use std::io::Write;
-
 use clap::{Args, Subcommand};
 use common::ids::{Role, SiteId, StudyDigest};
 use common::study::{LeftOut, Study, StudyDocument};
 use common::taxonomy::Taxonomy;
 
 use super::error_report::{CliError, Exit};
-use super::{ConfigArgs, line};
+use super::{ConfigArgs, line, output};
 use crate::client::config::SiteConfig;
 use crate::client::state::StateFolder;
 use crate::client::studies::{StudyFolder, terms_of};
@@ -93,7 +91,7 @@ fn show(args: &ShowArgs) -> Result<(), CliError> {
     let document = find(&studies, prefix)?;
     if args.json {
         // To the byte: whoever hashes what comes out gets the digest.
-        std::io::stdout().write_all(document.bytes())?;
+        output::exactly(document.bytes());
         return Ok(());
     }
     describe(&document).into_iter().for_each(line);
