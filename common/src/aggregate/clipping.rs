@@ -40,12 +40,21 @@ impl Clipping {
         }
     }
 
+    /// Whether so few updates are enough for it to scale one of them down.
+    pub const fn acts_on(self, updates: usize) -> bool {
+        match self {
+            Self::Off => false,
+            Self::Norm(_) => true,
+            Self::MedianFactor(_) => updates >= FEWEST,
+        }
+    }
+
     /// The bound for updates of these norms. A bound of 0 is none: where most sites have nothing to say, the one that has is heard.
     pub(super) fn bound(self, norms: &[f64]) -> Option<f64> {
         let bound = match self {
             Self::Off => return None,
             Self::Norm(norm) => norm,
-            Self::MedianFactor(_) if norms.len() < FEWEST => return None,
+            Self::MedianFactor(_) if !self.acts_on(norms.len()) => return None,
             Self::MedianFactor(factor) => factor * median(&mut norms.to_vec()),
         };
         Some(bound).filter(|&bound| bound > 0.0)

@@ -6,6 +6,7 @@
 
 mod sequence;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -118,7 +119,7 @@ async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
     // Read here too, so that mistakes are told with the lines of the file that the operator has.
     let classes = read_classes(args.taxonomy.as_deref())?;
     let draft = StudyDraft::parse(&file, &text, &classes).map_err(mistaken)?;
-    let (folder, mut aborted) = (tempfile::tempdir()?, Vec::new());
+    let (folder, mut aborted, mut noted) = (tempfile::tempdir()?, Vec::new(), BTreeSet::new());
     for site in &args.sites {
         let (evaluator, file) = (evaluator_of(site)?, folder.path().join(format!("{site}.toml")));
         fs::write(&file, without(&text, &draft, site, args.sites.len())?)?;
@@ -139,7 +140,8 @@ async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
             other => return done(other),
         };
         line(&format!("{study}  without {site}; {evaluator} and the other sites approve"));
-        remark.iter().for_each(|text| note(text));
+        // One that is the same of all is said once.
+        remark.filter(|text| noted.insert(text.clone())).iter().for_each(|text| note(text));
     }
     if aborted.is_empty() {
         return Ok(());

@@ -210,7 +210,8 @@ impl Driver {
             StoredStudy { digest, name, document: document.bytes().to_vec(), added_at: clock::now() };
         self.store.add_study(&stored).await?;
         let known = self.studies.get(&digest).map(|run| run.rounds.status().phase);
-        let remark = known.map_or(Ok(None), |phase| added::again(&document.study().name, phase))?;
+        let again = known.map_or(Ok(None), |phase| added::again(&document.study().name, phase))?;
+        let remark = again.or_else(|| added::without_bound(document.study()));
         if !self.studies.contains_key(&digest) {
             let run = StudyRun::restore(&self.store, stored).await?;
             let name = run.document.study().name.as_str().into();
