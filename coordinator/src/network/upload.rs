@@ -260,6 +260,8 @@ fn failed(error: &JoinError) -> Refusal {
 mod tests {
     use std::fs::File;
     use std::os::fd::OwnedFd;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
 
     use common::artifact::{CHUNK_BYTES, TensorLayout, TensorSpec};
     use common::ids::{Digest, RoundId, StudyDigest};
@@ -450,6 +452,46 @@ mod tests {
         stream.settle().await.unwrap();
         let Intake { upload, .. } = stream;
         assert!(Arc::into_inner(upload).unwrap().keep().await.is_ok(), "its files are there");
+    }
+
+    #[tokio::test]
+    async fn the_next_update_has_the_file_once_nothing_of_a_cancelled_one_is_being_written() {
+        let folder = folder().await;
+        let (data, next) = (ramp(&folder.layout), vec![7; folder.layout.bytes() as usize]);
+        let session = UploadSlots::default().session(&"north".parse().unwrap());
+        let cancelled = Arc::new(folder.begin(&data).await);
+        let mut slot = session.lock().await.unwrap();
+        slot.upload = Some(cancelled.clone());
+        let mut stream = Intake::new(cancelled.clone());
+        stream.take(0, folder.chunk(&data, 0)).await.unwrap();
+        stream.settle().await.unwrap();
+
+        let mut letting_go = pin!(slot.let_go());
+        {
+            // The stream is cancelled, and a thread has a chunk of it in hand.
+            let _writing = cancelled.open.read().unwrap();
+            assert!(letting_go.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            let chunk = folder.chunk(&data, 1);
+            let checked = CheckedChunk::check(&cancelled.manifest, 1, &chunk).unwrap();
+            cancelled.spooled.write_checked(&checked).unwrap();
+        }
+        letting_go.await.unwrap();
+        // One that no thread has taken up yet comes too late.
+        stream.take(2, folder.chunk(&data, 2)).await.unwrap();
+        assert_eq!(stream.settle().await.unwrap_err().code, RefusalCode::TooBusy);
+
+        let upload = Arc::new(folder.begin(&next).await);
+        assert_eq!(upload.missing(), [0, 1, 2, 3], "nothing of another update is taken for it");
+        let mut stream = Intake::new(upload);
+        for index in 0..4 {
+            stream.take(index, folder.chunk(&next, index)).await.unwrap();
+        }
+        stream.settle().await.unwrap();
+        let Intake { upload, .. } = stream;
+        let verified = Arc::into_inner(upload).unwrap().keep().await.unwrap();
+        let (study, round) = (verified.study(), verified.round());
+        let kept = folder.store.spool().read(&study, round, verified.site(), &verified.hash());
+        kept.unwrap().unwrap().verify(|_| {}).unwrap();
     }
 
     #[tokio::test]
