@@ -10,7 +10,7 @@ use common::ids::{ArtifactHash, AttemptId, Digest, Role, RoundId, StudyDigest};
 use common::time::Timestamp;
 use common::wire::{ALPN, Manifest, OfferedUpdate, RefusalCode, Request, SignedBytes};
 use coordinator::clock;
-use coordinator::pki::{Authority, Serial, Validity};
+use coordinator::pki::{Authority, RequestedKey, Serial, Validity};
 use coordinator::progress::Line;
 use link::tls::{self, RootFingerprint};
 use link::{LinkError, PeerIdentity};
@@ -60,7 +60,8 @@ fn recertify(consortium: &Consortium, site: &Site, validity: Validity) {
     let serial = Serial::from_bytes(&serial).expect("16 bytes");
     let authority = Authority::open(&consortium.path("certs"), &membership.consortium).expect("made by init");
     let request = folder.keys().expect("made at enrolment").certificate_request().expect("a request");
-    let issued = authority.certify_site(&request, &own.site, own.role, serial, validity);
+    let key = RequestedKey::of(&request).expect("a request");
+    let issued = authority.certify_site(&key, &own.site, own.role, serial, validity);
     let chain = issued.expect("certified").chain;
     folder.complete(&membership, &chain[..2], &root).expect("the folder is ours");
 }

@@ -9,7 +9,7 @@ use link::{CloseCode, LinkError};
 
 use super::{Context, say_refused};
 use crate::clock;
-use crate::pki::{PkiError, Serial, TokenHash, Validity, requested_key};
+use crate::pki::{PkiError, RequestedKey, Serial, TokenHash, Validity};
 use crate::progress::Line;
 use crate::store::{InviteRefusal, InviteTerms, StoreError};
 
@@ -58,9 +58,9 @@ async fn enrol(request: &EnrollRequest, context: &Context) -> Result<Enrolled, R
         return Err(Refusal::new(RefusalCode::BadCertificateRequest, "the signing key is no Ed25519 key"));
     }
     let validity = Validity::starting(now, context.site_certificate_life);
-    let tls_key = requested_key(&request.csr_der).map_err(|error| bad_request(&error))?;
+    let tls_key = RequestedKey::of(&request.csr_der).map_err(|error| bad_request(&error))?;
     let serial = Serial::of(&token, &tls_key, &request.signing_key);
-    let certified = context.authority.certify_site(&request.csr_der, &site, role, serial, validity);
+    let certified = context.authority.certify_site(&tls_key, &site, role, serial, validity);
     let issued = certified.map_err(|error| bad_request(&error))?;
     // Recorded before it leaves: a certificate that we do not know does not count.
     let enrolled = context.store.enrol(token, &request.signing_key, serial, validity.not_after(), now).await;

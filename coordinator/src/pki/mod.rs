@@ -17,7 +17,8 @@ use common::time::Timestamp;
 use link::quic::ResetKey;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKey, PublicKeyData, SanType,
+    SerialNumber,
 };
 use rustls_pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject,
@@ -98,8 +99,8 @@ impl Serial {
 
     /// That of the certificate which a token gets for these two public keys, however often it is asked for: a site whose
     /// answer was lost is known by it, and gets the same certificate again.
-    pub fn of(token: &TokenHash, tls_key: &[u8], signing_key: &[u8; 32]) -> Self {
-        let digest = Digest::of(&[SERIAL, token.as_bytes(), signing_key, tls_key].concat());
+    pub fn of(token: &TokenHash, tls_key: &RequestedKey, signing_key: &[u8; 32]) -> Self {
+        let digest = Digest::of(&[SERIAL, token.as_bytes(), signing_key, tls_key.0.der_bytes()].concat());
         let mut bytes = [0; 16];
         bytes.copy_from_slice(&digest.as_bytes()[..16]);
         Self::kept_by_der(bytes)
@@ -245,29 +246,25 @@ impl Authority {
         &self.consortium
     }
 
-    /// Certifies a site. Of the request only the public key counts: name, role and purposes come from the invite,
-    /// `serial` from the caller, who has recorded it before a certificate with it can exist.
+    /// Certifies a site. Name, role and purposes come from the invite, `serial` from the caller, who has recorded it before a
+    /// certificate with it can exist.
     ///
     /// # Errors
-    /// [`PkiError::Request`] when the request is malformed, not signed by its key, or its key is not P-256.
+    /// [`PkiError`] when no certificate can be made of that.
     pub fn certify_site(
         &self,
-        request_der: &[u8],
+        key: &RequestedKey,
         site: &SiteId,
         role: Role,
         serial: Serial,
         validity: Validity,
     ) -> Result<Issued, PkiError> {
-        let request = read_request(request_der)?;
-        if request.public_key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
-            return Err(PkiError::Request("the key must be P-256".to_owned()));
-        }
         let uri = format!("consilium://{}/site/{site}/{role}", self.consortium);
         let uri = uri.try_into().map_err(|e: rcgen::Error| PkiError::Request(e.to_string()))?;
         let mut params = leaf_params(site.as_str(), serial, validity);
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(&params, &request.public_key, serial, validity)
+        self.issue(&params, &key.0, serial, validity)
     }
 
     /// Makes a key and a certificate for this start of the server, valid for `names` (host names or addresses). It counts for
@@ -300,6 +297,26 @@ impl Authority {
         let leaf = params.signed_by(key, &self.issuer)?;
         let chain = vec![leaf.into(), self.issuing.clone(), self.root.clone()];
         Ok(Issued { chain, serial, not_after: validity.not_after })
+    }
+}
+
+/// The public key that a site wants certified: of its certificate request nothing else counts.
+#[derive(Debug)]
+pub struct RequestedKey(PublicKey);
+
+impl RequestedKey {
+    /// Reads a certificate request.
+    ///
+    /// # Errors
+    /// [`PkiError::Request`] when it is malformed, not signed by its key, or its key is not P-256.
+    pub fn of(request_der: &[u8]) -> Result<Self, PkiError> {
+        let request = CertificateSigningRequestDer::from(request_der);
+        let request = CertificateSigningRequestParams::from_der(&request)
+            .map_err(|e| PkiError::Request(e.to_string()))?;
+        if request.public_key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
+            return Err(PkiError::Request("the key must be P-256".to_owned()));
+        }
+        Ok(Self(request.public_key))
     }
 }
 
@@ -384,19 +401,6 @@ fn named(name: &str) -> DistinguishedName {
     let mut distinguished = DistinguishedName::new();
     distinguished.push(DnType::CommonName, name);
     distinguished
-}
-
-/// The public key of a site's certificate request.
-///
-/// # Errors
-/// [`PkiError::Request`] when the request is malformed or not signed by that key.
-pub fn requested_key(request_der: &[u8]) -> Result<Vec<u8>, PkiError> {
-    Ok(read_request(request_der)?.public_key.der_bytes().to_vec())
-}
-
-fn read_request(der: &[u8]) -> Result<CertificateSigningRequestParams, PkiError> {
-    let request = CertificateSigningRequestDer::from(der);
-    CertificateSigningRequestParams::from_der(&request).map_err(|e| PkiError::Request(e.to_string()))
 }
 
 fn read_text(path: &Path) -> Result<String, PkiError> {

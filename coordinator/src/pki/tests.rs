@@ -19,7 +19,8 @@ fn request(params: CertificateParams, key: &KeyPair) -> Vec<u8> {
 fn certify(authority: &Authority, request: &[u8]) -> Result<Issued, PkiError> {
     let site = "site-a".parse().unwrap();
     let validity = Validity::starting(NOW, days(365));
-    authority.certify_site(request, &site, Role::Evaluator, Serial::random(), validity)
+    let key = RequestedKey::of(request)?;
+    authority.certify_site(&key, &site, Role::Evaluator, Serial::random(), validity)
 }
 
 fn uris(der: &[u8]) -> Vec<String> {
@@ -92,7 +93,7 @@ fn each_certificate_is_signed_by_the_next_in_the_chain() {
 #[test]
 fn a_serial_is_one_tokens_and_one_pair_of_keys() {
     let (one, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-    let requested = |key| requested_key(&request(CertificateParams::default(), key)).unwrap();
+    let requested = |key| RequestedKey::of(&request(CertificateParams::default(), key)).unwrap();
     let token = TokenHash::of(&[1; 32]);
     let serial = Serial::of(&token, &requested(&one), &[2; 32]);
     assert_eq!(serial, Serial::of(&token, &requested(&one), &[2; 32]), "two requests, one key");
