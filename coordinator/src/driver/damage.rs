@@ -24,8 +24,11 @@ const A_COPY: &str = "a site's copy is two files beside each other, HASH.data an
 const TAKE_ANOTHER: &str = "take the copy of another site, or of a backup; nothing was changed here";
 
 impl Driver {
-    /// Notes that an artifact cannot be served.
+    /// Notes that an artifact cannot be served, and tells it, if it is news.
     pub(super) fn note_damage(&mut self, artifact: ArtifactHash, words: &str) {
+        if self.damaged.contains_key(&artifact) {
+            return;
+        }
         let what = self.use_of(&artifact).unwrap_or_else(|| format!("artifact {}", artifact.short()));
         let detail = format!(
             "{what} is lost or corrupt, and sites that ask for it are refused: {words}; `coordinator doctor` says how it comes back"

@@ -19,9 +19,9 @@ pub(super) async fn refuse(
     if !error.is_damage() {
         return Refusal::new(RefusalCode::Internal, error.words_for_sites());
     }
-    if shelf.damage(&artifact, chunk) {
-        session.context.driver.artifact_damaged(artifact, causes(error)).await;
-    }
+    shelf.damage(&artifact, chunk);
+    // Each time: it may have been brought back meanwhile, which the driver knows.
+    session.context.driver.artifact_damaged(artifact, causes(error)).await;
     let words =
         "the coordinator's copy is lost or corrupt; its operator is told, and it is tried again later";
     Refusal::new(RefusalCode::Internal, words)

@@ -158,6 +158,13 @@ impl Served {
         status.studies[0].ready.clone()
     }
 
+    /// What the status says is wrong with the store.
+    async fn fault(&self) -> Option<String> {
+        let reply = self.context.driver.operate(operator::Request::Status).await;
+        let operator::Reply::Status(status) = reply else { panic!("{reply:?}") };
+        status.fault
+    }
+
     async fn revoke(&self, name: &str) {
         let site: SiteId = name.parse().unwrap();
         let reply = self.context.driver.operate(operator::Request::Revoke { site }).await;
@@ -290,6 +297,35 @@ async fn chunks_that_an_artifact_does_not_have_are_refused_before_their_turn() {
         let Err(LinkError::Refused(refusal)) = refused else { panic!("{refused:?}") };
         assert_eq!(refusal.code, RefusalCode::UnknownChunk);
     })
+    .await;
+}
+
+#[tokio::test]
+async fn an_artifact_that_came_back_and_is_lost_again_is_told_again() {
+    serve_while(
+        |_| {},
+        |served| async move {
+            let north = served.enrol("north").await;
+            let connection = served.lurk(&north).await;
+            let artifact = served.fixture.study.study().initial_model;
+            let (folder, backup) =
+                (served.context.store.artifacts().folder(&artifact), tempfile::tempdir().unwrap());
+            let copy = backup.path().join("copy");
+            let told = async || {
+                let asked = ask(&connection, &Request::GetArtifact { artifact }).await;
+                assert!(matches!(asked, Err(LinkError::Refused(_))), "{asked:?}");
+                served.fault().await
+            };
+            std::fs::rename(&folder, &copy).unwrap();
+            assert_eq!(told().await.as_deref(), Some("store-corrupt"));
+            let back = operator::Request::AddArtifact { copy };
+            let back = served.context.driver.operate(back).await;
+            assert!(matches!(back, operator::Reply::Done { .. }), "{back:?}");
+            assert_eq!(served.fault().await, None);
+            std::fs::remove_dir_all(&folder).unwrap();
+            assert_eq!(told().await.as_deref(), Some("store-corrupt"));
+        },
+    )
     .await;
 }
 
