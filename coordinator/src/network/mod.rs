@@ -1,10 +1,11 @@
 //! The network's side of the coordinator: who knocks is let in or turned away, and what is asked is answered.
 //!
 //! `doors` are what is listened with, `enrolment` speaks with strangers who hold an invite, `session` with one connected
-//! site, `requests` answers each exchange, `upload` takes updates in, one of each site in its `slot`, `shelf` keeps open what
+//! site, `requests` answers each exchange, `chunks` those that carry some, `upload` takes updates in, one of each site in its `slot`, `shelf` keeps open what
 //! is fetched, `large` bounds what requests take, `rotten` says of what the disk has changed that it cannot be, `credit` says whose turn it is, `pace` who loses
 //! it. No decision about rounds is made here: that is asked of the driver.
 
+mod chunks;
 mod credit;
 mod doors;
 mod enrolment;
