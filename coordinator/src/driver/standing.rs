@@ -6,9 +6,10 @@ use common::coverage::Coverage;
 use common::ids::{Role, SiteId};
 use common::round::{self, Answer, SiteShortage};
 
+use super::attendance::members;
 use super::manifests::Manifests;
 use super::study_run::StudyRun;
-use super::{Driver, facts, members};
+use super::{Driver, facts};
 use crate::operator::StudyLine;
 use crate::store::{self, SiteRecord, StoreError};
 
