@@ -2,7 +2,6 @@
 //!
 //! Data flows one way: `data` (disk → patches) → `train` (patches → weights, through `model`) → `egress` (weights →
 //! coordinator, driven by `client`). `infer` goes from a scan to labels and metrics. Nothing here listens on a port.
-#![deny(unsafe_code)]
 
 pub mod cli;
 pub mod client;

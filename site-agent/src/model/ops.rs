@@ -1,7 +1,7 @@
 //! The door to the heavy operations: every convolution, batch normalisation and pooling of the model goes through here.
 //!
 //! All volumes are `[batch, channel, x, y, z]`. On the CPU these are our own kernels ([`cpu_ops`](super::cpu_ops)), on
-//! any other device burn's; here is the one place that chooses.
+//! any other device those of `card_ops` and burn; here is the one place that chooses.
 
 use std::f64::consts::FRAC_1_SQRT_2;
 use std::sync::Arc;
