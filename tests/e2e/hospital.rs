@@ -137,8 +137,9 @@ fn predicted_labels_lie_exactly_where_the_scan_lies() {
     north.give_phantoms(&consortium.address, "site-a");
     consortium.add_study_of(1, 1, 1);
     consortium.start_study();
-    let _agent = north.run();
+    let mut agent = north.run();
     consortium.coordinator.until_study("finished", "model");
+    agent.until_says("its last model, of round 1, is here");
 
     // No two axes have as many voxels or voxels of the same size, and none is where R, A or S would have it.
     let data = consortium.path("scans");
@@ -149,7 +150,11 @@ fn predicted_labels_lie_exactly_where_the_scan_lies() {
     let predicted = consortium.path("predicted");
     let mut predict = north.command(["predict"]);
     predict.arg(&scan).arg("--out").arg(&predicted);
-    let said = finish(predict).ok();
+    let told = finish(predict);
+    let model = consortium.report(NAME).study.model;
+    let last = format!("using the model of round 1 of 1, {model}, the last of the study");
+    assert!(told.err.contains(&last), "{}", told.err);
+    let said = told.ok();
 
     let labels = predicted.join("ct-labels.nii.gz");
     assert_eq!(said, format!("[1/1] {} -> {}\n", scan.display(), labels.display()));

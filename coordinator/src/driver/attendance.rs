@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use common::evaluation::{self, EvaluatorKind};
 use common::ids::{Role, SiteId, StudyDigest};
 use common::round;
-use common::wire::Notice;
 
 use super::Driver;
 use super::manifests::{counts, read_manifest};
@@ -23,14 +22,8 @@ impl Driver {
             self.add_traffic(&site, traffic).await;
         }
         self.progress.say(&Line::Connected { site: site.clone(), role });
-        for run in self.studies.values() {
-            let (study, name) = (run.digest(), run.document.study().name.as_str().into());
-            let notice = match run.rounds.is_over_for(role) {
-                false => Notice::StudyOffered { study, name },
-                true => Notice::StudyFinished { study, model: run.rounds.status().model },
-            };
-            self.peers.tell(&site, notice);
-        }
+        let greetings = self.studies.values().flat_map(|run| run.greeting(role));
+        greetings.for_each(|notice| self.peers.tell(&site, notice));
         id
     }
 

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 
 use common::evaluation::{self, EvaluationMachine};
-use common::ids::StudyDigest;
+use common::ids::{Role, RoundId, StudyDigest};
 use common::journal::Entry;
 use common::round::{self, RoundMachine};
 use common::study::StudyDocument;
 use common::time::Timestamp;
+use common::wire::{Notice, RoundOutcome};
 use serde::{Deserialize, Serialize};
 
 use super::plan;
@@ -132,6 +133,21 @@ impl StudyRun {
         self.document.digest()
     }
 
+    /// What a site that connects is told of the study: that it wants it, or how it ended. The last word names no round, so the round of the
+    /// last model closes before it, as for a site that hears both when they happen.
+    pub(super) fn greeting(&self, role: Role) -> Vec<Notice> {
+        let study = self.digest();
+        if !self.rounds.is_over_for(role) {
+            return vec![Notice::StudyOffered { study, name: self.document.study().name.as_str().into() }];
+        }
+        let round::Status { model, model_round: round, .. } = self.rounds.status();
+        let closed =
+            Notice::RoundClosed { study, round, model: Some(model), outcome: RoundOutcome::Committed };
+        // No round made the initial model.
+        let closed = (round > RoundId(0)).then_some(closed);
+        closed.into_iter().chain([Notice::StudyFinished { study, model }]).collect()
+    }
+
     /// Takes an event: journal first, then the machine.
     ///
     /// # Errors
@@ -182,4 +198,38 @@ fn read_json<T: serde::de::DeserializeOwned>(
     which: impl Fn() -> String,
 ) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|e| StoreError::corrupt("journal", format!("{}: {e}", which())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lost::tests::driver;
+    use super::*;
+    use crate::fixture::Fixture;
+
+    #[tokio::test]
+    async fn who_comes_after_the_end_is_told_the_last_model_and_the_round_that_made_it() {
+        let fixture = Fixture::new().await;
+        let mut driver = driver(&fixture, fixture.store().await).await;
+        let (study, round, model) = (fixture.digest(), RoundId(1), fixture.study.study().initial_model);
+        let greeting = driver.studies[&study].greeting(Role::Trainer);
+        assert!(matches!(greeting[..], [Notice::StudyOffered { .. }]), "{greeting:?}");
+
+        for event in [round::Event::Aggregated { round, model }, round::Event::Abort] {
+            driver.take(study, Happening::Round(event)).await;
+        }
+        let outcome = RoundOutcome::Committed;
+        let closed = Notice::RoundClosed { study, round, model: Some(model), outcome };
+        let over = Notice::StudyFinished { study, model };
+        assert_eq!(driver.studies[&study].greeting(Role::Trainer), [closed, over]);
+    }
+
+    #[tokio::test]
+    async fn a_study_that_ended_before_its_first_round_closed_has_none_to_name() {
+        let fixture = Fixture::new().await;
+        let mut driver = driver(&fixture, fixture.store().await).await;
+        let (study, model) = (fixture.digest(), fixture.study.study().initial_model);
+        driver.take(study, Happening::Round(round::Event::Abort)).await;
+        let over = Notice::StudyFinished { study, model };
+        assert_eq!(driver.studies[&study].greeting(Role::Evaluator), [over]);
+    }
 }

@@ -67,8 +67,8 @@ impl ChosenModel {
         match studies.newest_model(document.digest())? {
             Some(newest) => {
                 let weights = noted(&state, document, newest)?;
-                let is_over = studies.is_over(document.digest());
-                tracing::info!("{}", words(newest, document.study().rounds, is_over));
+                let is_last = studies.is_last(document, newest);
+                tracing::info!("{}", words(newest, document.study().rounds, is_last));
                 Ok((build(&weights)?, newest.model))
             }
             None => {
@@ -134,15 +134,17 @@ fn unread(error: ArtifactError, what: String, hint: &str) -> CliError {
     if is_gone { error.hint(hint) } else { error }
 }
 
-/// Which model is used, and how to have the last one of a study that is over: trainers have the one that its last round began with.
-fn words(NewestModel { round, model, .. }: NewestModel, rounds: u32, is_over: bool) -> String {
-    let mut words = format!("using the model of round {round} of {rounds}, {model}");
-    if is_over && round.0 < rounds {
-        words.push_str(
-            "; the study is over: ask the operator for its last model (`coordinator study export`) and name it with --model",
-        );
+/// Which model is used; of a study that is over, whether it is the last one, and else how to have that.
+fn words(NewestModel { round, model, .. }: NewestModel, rounds: u32, is_last: Option<bool>) -> String {
+    let words = format!("using the model of round {round} of {rounds}, {model}");
+    match is_last {
+        None => words,
+        Some(true) => format!("{words}, the last of the study"),
+        Some(false) => format!(
+            "{words}; the study is over, and this is not its last model: where this site trained in it, `site-agent run` fetches that once it is connected; \
+             or ask the operator for it (`coordinator study export`) and name it with --model"
+        ),
     }
-    words
 }
 
 /// The newest model of a study, or why it cannot be had: never an older one, and never that of another study in its place.
@@ -156,7 +158,7 @@ fn noted(
         let what = format!(
             "the model of round {round} of study {study} cannot be read, the newest that this site had"
         );
-        let hint = "the next round that this site takes part in brings a newer one; or ask the operator for it and name it with --model";
+        let hint = "the next round that this site takes part in brings a newer one, and the last of a study that is over is fetched again when the agent connects anew; or ask the operator for it and name it with --model";
         unread(error, what, hint)
     })
 }

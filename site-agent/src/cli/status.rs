@@ -80,6 +80,10 @@ fn words(status: &AgentStatus) -> Vec<String> {
     if status.evaluation != "idle" {
         lines.push(at_work(&status.evaluation, status.connected));
     }
+    for study in &status.last_models {
+        let step = at_work("downloading", status.connected);
+        lines.push(format!("{step}: the last model of study {}, which is over", study.short()));
+    }
     lines.extend(status.no_part.words());
     for study in &status.waiting_for_approval {
         lines.push(format!("study {0} waits for you: `site-agent study show {0}`", study.short()));
@@ -113,6 +117,7 @@ mod tests {
             work: Some((study, 3)),
             steps: Some((12, 50)),
             evaluation: "idle".to_owned(),
+            last_models: vec![StudyDigest(Digest::from_bytes([0xef; 32]))],
             waiting_for_approval: vec![study],
         };
         insta::assert_snapshot!(words(&status).join("\n"), @r"
@@ -121,6 +126,7 @@ mod tests {
         paused: disk full: 0 MiB are free
         waiting: daily egress limit reached, continues at 00:00 UTC
         training: study abababab, round 3, step 12 of 50
+        waiting for a connection to download: the last model of study efefefef, which is over
         study cdcdcdcd: not taking part: the training scans cannot be used: run `site-agent check`, then start the agent again
         study abababab waits for you: `site-agent study show abababab`
         ");
@@ -146,7 +152,7 @@ mod tests {
         let document = example_study();
         studies.store(document.digest(), document.bytes().to_vec()).unwrap();
         assert!(is_any_under_way(&studies).unwrap());
-        studies.note_over(document.digest(), true).unwrap();
+        studies.note_over(document.digest(), Some(document.study().initial_model)).unwrap();
         assert!(!is_any_under_way(&studies).unwrap());
     }
 }

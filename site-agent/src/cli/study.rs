@@ -137,11 +137,24 @@ fn decision(
     Ok(match decision {
         Some(decision) => {
             let word = if decision.approved { "approved" } else { "refused" };
-            format!("{over}{word} by the {} at {}", decision.by, decision.at)
+            let last = last_model(config, studies, document)?;
+            format!("{over}{word} by the {} at {}{last}", decision.by, decision.at)
         }
         None if is_over => "over; nobody decided about it".to_owned(),
         None => format!("undecided: `site-agent study approve {}`", document.digest().short()),
     })
+}
+
+/// That the last model of a study that is over is here, if it is.
+fn last_model(
+    config: &SiteConfig,
+    studies: &StudyFolder,
+    document: &StudyDocument,
+) -> Result<String, CliError> {
+    let newest = studies.newest_model(document.digest())?;
+    let last = newest.filter(|newest| studies.is_last(document, *newest) == Some(true));
+    let here = last.filter(|last| StateFolder::at(&config.state).artifacts().has(last.model));
+    Ok(here.map_or(String::new(), |here| format!("; its last model, of round {}, is here", here.round)))
 }
 
 /// What a data-protection officer wants to know.
@@ -203,11 +216,14 @@ fn decide(args: &DecideArgs, approved: bool) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
+    use common::ids::RoundId;
     use common::participant::{Identity, ParticipantMachine};
     use common::testing::{example_study, example_study_with};
 
     use super::*;
     use crate::client::state::AgentStatus;
+    use crate::client::studies::NewestModel;
+    use crate::model::{HostTensor, NamedTensors};
 
     #[test]
     fn a_study_that_is_over_is_not_listed_as_one_that_waits_or_goes_on() {
@@ -216,18 +232,31 @@ mod tests {
         let config = SiteConfig::parse(&site.path().join("site.toml"), text).unwrap();
         let (studies, document) = (folder(&config).unwrap(), example_study());
         let study = document.digest();
-        studies.note_over(study, true).unwrap();
+        let artifacts = StateFolder::at(&config.state).artifacts();
+        let tensor = HostTensor::new(vec![1], vec![1.0]).unwrap();
+        let last = artifacts.store(&NamedTensors::from([("w".to_owned(), tensor)])).unwrap().hash();
+        studies.note_over(study, Some(last)).unwrap();
         assert!(!studies.is_over(study), "it was never here");
         studies.store(study, document.bytes().to_vec()).unwrap();
         let told = || decision(&config, &studies, &document).unwrap();
         assert!(told().starts_with("undecided: "), "{}", told());
-        studies.note_over(study, true).unwrap();
+        studies.note_over(study, Some(last)).unwrap();
         assert_eq!(told(), "over; nobody decided about it");
         studies.decide(study, true, "operator").unwrap();
         assert!(told().starts_with("over; approved by the operator at "), "{}", told());
+        let note = |round, model| {
+            let embeddings = document.study().embeddings.artifact;
+            studies.note_model(study, NewestModel { round: RoundId(round), model, embeddings }).unwrap();
+        };
+        note(1, document.study().initial_model);
+        assert!(!told().contains("its last model"), "{}", told());
+        note(2, last);
+        assert!(told().ends_with("; its last model, of round 2, is here"), "{}", told());
+        artifacts.remove(last).unwrap();
+        assert!(!told().contains("its last model"), "{}", told());
         assert_eq!(studies.list().unwrap(), [study]);
         // A coordinator that was restored from a backup goes on with it.
-        studies.note_over(study, false).unwrap();
+        studies.note_over(study, None).unwrap();
         assert!(told().starts_with("approved by the operator at "), "{}", told());
     }
 

@@ -17,6 +17,7 @@ use super::artifacts::lost_artifact;
 use super::driver::{Agent, Errand, News};
 use super::errands::{self, StoredReport};
 use super::files::{self, FileError};
+use super::last_model;
 use super::studies::NewestModel;
 use super::translate::decline_reason;
 use super::waiting::{Came, Held, Until};
@@ -55,8 +56,10 @@ impl Agent {
                     return Ok(Some(Event::ModelStored { artifact }));
                 }
                 let folder = self.artifacts.clone();
+                let is_last = self.last_models.contains(artifact) && !self.needed().contains(&artifact);
                 self.begin(Errand::Fetch(artifact), action, move |connection, egress| async move {
-                    errands::fetch(&connection, &egress, &folder, artifact).await
+                    let came = errands::fetch(&connection, &egress, &folder, artifact).await;
+                    if is_last { last_model::of_its_own(came) } else { came }
                 });
             }
             Action::CancelFetch { artifact } => {
@@ -158,6 +161,7 @@ impl Agent {
         let mut wanted = self.needed();
         let newest = self.studies.newest_models()?.into_iter();
         wanted.extend(newest.flat_map(|newest| [newest.model, newest.embeddings]));
+        wanted.extend(self.last_models.models());
         self.artifacts.prune(&wanted, SPARE_ARTIFACTS)
     }
 

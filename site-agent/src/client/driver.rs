@@ -30,6 +30,7 @@ use super::files;
 use super::hearing::Hearing;
 use super::identity::Identity;
 use super::journal::Journal;
+use super::last_model::LastModels;
 use super::outbox::{Finished, Outbox};
 use super::residual::Residuals;
 use super::state::{AgentStatus, StateFolder};
@@ -117,6 +118,7 @@ pub struct Agent {
     pub(super) status: AgentStatus,
     pub(super) waiting: Waiting,
     pub(super) hearing: Hearing,
+    pub(super) last_models: LastModels,
     machine: ParticipantMachine,
     journal: Journal,
     /// Whether the round under way is kept.
@@ -180,6 +182,7 @@ impl Agent {
             status: AgentStatus::of(&machine.status()),
             waiting: Waiting::default(),
             hearing: Hearing::default(),
+            last_models: LastModels::default(),
             machine,
             journal,
             unkept,
@@ -377,6 +380,9 @@ impl Agent {
         }
         self.journal.record(event, now)?;
         after_journal(event);
+        if let Event::ModelStored { artifact } = event {
+            self.note_last_model(*artifact);
+        }
         let actions = self.machine.tick(event.clone(), now);
         // Before what waits: those are of later events.
         actions.into_iter().rev().for_each(|action| self.todo.push_front(Todo::Execute(action)));
@@ -522,7 +528,8 @@ impl Agent {
     pub(super) fn write_status(&mut self) -> anyhow::Result<()> {
         let machine = AgentStatus::of(&self.machine.status());
         let AgentStatus { problem, lane, paused, steps, no_part, .. } = self.status.clone();
-        self.status = AgentStatus { problem, lane, paused, steps, no_part, ..machine };
+        let last_models = self.last_models.studies();
+        self.status = AgentStatus { problem, lane, paused, steps, no_part, last_models, ..machine };
         // What the worker or the journal waits for is ours to say first; the rest goes on meanwhile.
         let paused = self.status.paused.clone().or_else(|| self.waiting.for_room());
         let paused = paused.or_else(|| self.unkept.why());

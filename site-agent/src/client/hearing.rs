@@ -161,6 +161,7 @@ impl Agent {
                 self.feed(event)?;
             }
             self.note_whether_over(&notice);
+            self.hear_of_last_model(&notice)?;
         }
         Ok(())
     }
@@ -179,12 +180,12 @@ impl Agent {
 
     /// For people alone, so that a disk without room stops nothing: it is said anew on each connection.
     fn note_whether_over(&self, notice: &Notice) {
-        let (study, is_over) = match *notice {
-            Notice::StudyOffered { study, .. } => (study, false),
-            Notice::StudyFinished { study, .. } => (study, true),
+        let (study, last) = match *notice {
+            Notice::StudyOffered { study, .. } => (study, None),
+            Notice::StudyFinished { study, model } => (study, Some(model)),
             _ => return,
         };
-        if let Err(error) = self.studies.note_over(study, is_over) {
+        if let Err(error) = self.studies.note_over(study, last) {
             tracing::warn!("study {}: {:#}", study.short(), anyhow::Error::from(error));
         }
     }

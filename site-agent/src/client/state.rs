@@ -56,6 +56,9 @@ pub struct AgentStatus {
     pub steps: Option<(u32, u32)>,
     /// `idle`, `downloading`, `evaluating` or `reporting`.
     pub evaluation: String,
+    /// Studies that are over and whose last model is on its way here.
+    #[serde(default)]
+    pub last_models: Vec<StudyDigest>,
     /// Studies that wait for `site-agent study approve`.
     pub waiting_for_approval: Vec<StudyDigest>,
 }
@@ -76,6 +79,7 @@ impl AgentStatus {
             work: machine.work.map(|(study, round)| (study, round.0)),
             steps: None,
             evaluation: machine.evaluation.to_owned(),
+            last_models: Vec::new(),
             waiting_for_approval: machine.undecided.iter().copied().collect(),
         }
     }

@@ -41,7 +41,8 @@ pub struct Decision {
     pub at: jiff::Timestamp,
 }
 
-/// The newest model of a study that this site began a round with, or was to score, and what it is of no use without.
+/// The newest model of a study that this site began a round with, was to score, or fetched as the last, and what it is of no use
+/// without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewestModel {
@@ -238,22 +239,39 @@ impl StudyFolder {
         noted.filter_map(Result::transpose).collect()
     }
 
-    /// Notes whether a study that is here is over, for `study show` and `status`.
+    /// Notes that a study that is here is over, and with which model, or that it is not: for people.
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn note_over(&self, study: StudyDigest, is_over: bool) -> Result<(), FileError> {
+    pub fn note_over(&self, study: StudyDigest, last: Option<ModelHash>) -> Result<(), FileError> {
         let path = self.over_path(study);
-        match is_over {
-            true if path.exists() || !self.document_path(study).exists() => Ok(()),
-            true => files::write(&path, b""),
-            false => files::remove(&path),
+        let Some(last) = last else { return files::remove(&path) };
+        if self.last_model(study) == Some(last) || !self.document_path(study).exists() {
+            return Ok(());
         }
+        files::write(&path, last.to_string().as_bytes())
     }
 
     /// Whether the coordinator said that a study is over: finished or aborted.
     pub fn is_over(&self, study: StudyDigest) -> bool {
         self.over_path(study).exists()
+    }
+
+    /// The last model of a study that is over, by the coordinator's word; agents of earlier versions did not note it.
+    pub fn last_model(&self, study: StudyDigest) -> Option<ModelHash> {
+        let noted = files::read(&self.over_path(study)).ok()?;
+        std::str::from_utf8(&noted).ok()?.parse().ok()
+    }
+
+    /// Whether a model is the last of a study that is over; `None` while it goes on. Where the last was not noted, by the number of rounds.
+    pub fn is_last(
+        &self,
+        study: &StudyDocument,
+        NewestModel { round, model, .. }: NewestModel,
+    ) -> Option<bool> {
+        let by_number = || round.0 >= study.study().rounds;
+        let is_last = || self.last_model(study.digest()).map_or_else(by_number, |last| last == model);
+        self.is_over(study.digest()).then(is_last)
     }
 
     fn document_path(&self, study: StudyDigest) -> PathBuf {

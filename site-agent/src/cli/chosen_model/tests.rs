@@ -135,13 +135,13 @@ fn embeddings_are_those_of_the_study_unless_others_are_meant() {
 }
 
 #[test]
-fn who_has_not_the_last_model_of_a_study_that_is_over_is_told_how_to_have_it() {
+fn of_a_study_that_is_over_the_last_model_is_named_and_who_lacks_it_is_told_how_to_have_it() {
     let hash = |name: &str| ArtifactHash(Digest::of(name.as_bytes()));
     let newest =
         |round| NewestModel { round: RoundId(round), model: hash("model"), embeddings: hash("table") };
     let plain = |round| format!("using the model of round {round} of 3, {}", hash("model"));
-    assert_eq!(words(newest(2), 3, false), plain(2));
-    assert_eq!(words(newest(3), 3, true), plain(3), "an evaluator was asked about it");
-    let told = words(newest(2), 3, true);
+    assert_eq!(words(newest(2), 3, None), plain(2));
+    assert_eq!(words(newest(2), 3, Some(true)), format!("{}, the last of the study", plain(2)), "aborted");
+    let told = words(newest(2), 3, Some(false));
     assert!(told.starts_with(&plain(2)) && told.contains("`coordinator study export`"), "{told}");
 }

@@ -9,6 +9,7 @@ use common::manifest::{CaseLabels, LabelManifest};
 use common::report::{EvaluationReport, ReportSubject};
 use common::study::{EMBEDDING_TENSOR, StudyDocument};
 use common::testing::example_study;
+use common::wire::{self, Notice};
 use rcgen::CertificateParams;
 
 use super::*;
@@ -286,6 +287,48 @@ fn the_newest_model_of_a_study_stays_while_another_study_goes_on() {
     assert_eq!((newest(ended), newest(other)), (Some(models[0]), Some(models[4])));
     assert!(kept(&agent).contains(&models[0]) && kept(&agent).contains(&embeddings));
     assert!(kept(&agent).len() < models.len(), "others go");
+}
+
+#[test]
+fn who_trained_in_a_study_has_its_last_model_once_it_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = agent(folder.path());
+    let (document, study) = (example_study(), example_study().digest());
+    agent.studies.store(study, document.bytes().to_vec()).unwrap();
+    agent.studies.decide(study, true, "operator").unwrap();
+    let (models, embeddings) = (store_models(&agent), document.study().embeddings.artifact);
+    let of = |round, model| NewestModel { round: RoundId(round), model, embeddings };
+    let end = |agent: &mut Agent, round, model| {
+        let (round, outcome) = (RoundId(round), wire::RoundOutcome::Committed);
+        let closed = Notice::RoundClosed { study, round, model: Some(model), outcome };
+        for notice in [closed, Notice::StudyFinished { study, model }] {
+            agent.heard(LinkEvent::Notice(notice)).unwrap();
+        }
+        (agent.studies.newest_model(study).unwrap(), agent.last_models.studies())
+    };
+    assert_eq!(end(&mut agent, 3, models[0]), (None, vec![]), "it never trained");
+
+    agent.studies.note_model(study, of(2, models[0])).unwrap();
+    let last = ArtifactHash(Digest::of(b"last"));
+    assert_eq!(end(&mut agent, 3, last), (Some(of(2, models[0])), vec![study]), "on its way");
+    assert_eq!(agent.studies.is_last(&document, of(2, models[0])), Some(false));
+    assert_eq!(agent.status.last_models, [study]);
+    agent.feed(Event::ModelStored { artifact: last }).unwrap();
+    assert_eq!(agent.studies.newest_model(study).unwrap(), Some(of(3, last)));
+    assert_eq!(agent.studies.is_last(&document, of(3, last)), Some(true));
+    assert_eq!(agent.status.last_models, []);
+
+    assert_eq!(end(&mut agent, 3, last), (Some(of(3, last)), vec![study]), "the disk lost it");
+    let name = "demo".into();
+    agent.heard(LinkEvent::Notice(Notice::StudyOffered { study, name })).unwrap();
+    assert_eq!(agent.last_models.studies(), [], "its coordinator was restored, and goes on with it");
+
+    store_models(&agent);
+    assert_eq!(end(&mut agent, 4, models[1]), (Some(of(4, models[1])), vec![]), "it is here");
+    assert_eq!(end(&mut agent, 4, models[1]), (Some(of(4, models[1])), vec![]));
+    assert_eq!(end(&mut agent, 3, last), (Some(of(4, models[1])), vec![]), "a later one is here");
+    agent.studies.decide(study, false, "operator").unwrap();
+    assert_eq!(end(&mut agent, 5, last), (Some(of(4, models[1])), vec![]), "it takes no part any more");
 }
 
 #[test]
