@@ -78,7 +78,8 @@ impl Consortium<'_> {
         let settings = Config::read(&config)?;
         let (mut coordinator, output) =
             self.coordinator("coordinator", &config).args(["run", "--json"]).start_read()?;
-        let mut watch = Watch::new(output, loud, self.members, self.settings);
+        let overlays = self.evaluators().iter().map(|site| self.overlays_of(site)).collect();
+        let mut watch = Watch::new(output, overlays, loud, self.members, self.settings);
         let set_up = async {
             watch.listening().await?;
             self.enrol_all(&settings).await?;
@@ -115,6 +116,10 @@ impl Consortium<'_> {
 
     fn site_folder(&self, site: &SiteId) -> PathBuf {
         self.folder.join("sites").join(site.as_str())
+    }
+
+    fn overlays_of(&self, site: &SiteId) -> PathBuf {
+        self.site_folder(site).join("state").join("overlays")
     }
 
     /// The sites share this machine. Trainers work at the same time; an evaluator is what everybody waits for in the end.
@@ -205,7 +210,7 @@ impl Consortium<'_> {
     /// Pictures in the evaluators' own folders, linked from the report's.
     fn overlays(&self) -> Vec<Overlay> {
         let of = |site: &SiteId| {
-            let found = pictures(&self.site_folder(site).join("state").join("overlays"));
+            let found = pictures(&self.overlays_of(site));
             let link = |path: PathBuf| {
                 let below = path.strip_prefix(self.folder).unwrap_or(&path).display().to_string();
                 Overlay { site: site.clone(), path: format!("../{below}") }
@@ -217,7 +222,7 @@ impl Consortium<'_> {
 }
 
 /// All PNG files in `folder`, at any depth, in order.
-fn pictures(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn pictures(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     paths.sort();
