@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use common::ids::ModelHash;
+use common::ids::{ArtifactHash, ModelHash};
 use common::study::StudyDocument;
 
 use super::error_report::{CliError, Exit};
@@ -93,6 +93,17 @@ impl ChosenModel {
         studies
             .document(digest)?
             .ok_or_else(|| CliError::new(anyhow::anyhow!("study {digest} is not here")).hint(hint))
+    }
+
+    /// The class embeddings that are taken though the study has others, if there are such.
+    pub(super) fn foreign_embeddings(
+        &self,
+        document: &StudyDocument,
+    ) -> Result<Option<ArtifactHash>, CliError> {
+        let embeddings = &document.study().embeddings;
+        let Some(path) = self.embeddings.as_ref().filter(|_| !embeddings.trainable) else { return Ok(None) };
+        let got = to_artifact(&model::read(path)?)?.0.hash();
+        Ok((got != embeddings.artifact).then_some(got))
     }
 
     /// The class embeddings that the study names. Of the same shape others would do, and every mask would be wrong.

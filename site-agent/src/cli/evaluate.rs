@@ -1,13 +1,15 @@
 //! `site-agent evaluate`: a model, or a baseline, against this site's own labels. Nothing leaves.
 //!
-//! A scan that cannot be scored is named and the next one begun; what is written says that its figures are not of all scans.
+//! A scan that cannot be scored is named and the next one begun; what is written says that its figures are not of all scans. So does
+//! what is written of an evaluation that was stopped, and the same command goes on with it.
 //!
-//! `record` is what is kept of it, `comparison` sets it beside an earlier one, `board` shows it.
+//! `scoring` goes through the scans, `record` is what is kept of it, `comparison` sets it beside an earlier one, `board` shows it.
 
 mod board;
 mod comparison;
 mod detection;
 mod record;
+mod scoring;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -15,29 +17,30 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use common::ids::{ModelHash, RoundId};
-use common::report::{CaseOutcome, EvaluationReport, ReportSubject};
+use common::ids::ModelHash;
 use common::study::StudyDocument;
 use common::taxonomy::Taxonomy;
 
 use self::board::Board;
 use self::comparison::{Comparison, ComparisonError, check_scans};
-use self::record::Record;
+use self::record::{EVALUATION, Record};
+use self::scoring::{Basis, Scoring, interrupted_early};
 use super::chosen_model::ChosenModel;
 use super::chosen_scans::ChosenScans;
 use super::error_report::{CliError, Exit};
 use super::postprocess::PostProcess;
 use super::pseudo_label::volume_ml;
+use super::run::cancelled_by_signal;
 use super::window_progress::WindowProgress;
-use super::{ConfigArgs, limit_threads, line, site_name};
+use super::{ConfigArgs, limit_threads, line, runtime, site_name};
 use crate::client::config::SiteConfig;
 use crate::client::files;
 use crate::data::dataset::{Case, Split};
-use crate::infer::evaluate::{Evaluation, ScanScores, numbered};
+use crate::infer::evaluate::Evaluation;
 use crate::infer::location::LocationAtlas;
 use crate::infer::overlay::OverlayFiles;
 use crate::infer::predict::{InferenceSettings, NetworkSegmenter};
-use crate::infer::{InferError, Predictor};
+use crate::infer::{InferError, Segmenter};
 use crate::train::trainer::Cancel;
 
 /// Arguments of `evaluate`.
@@ -63,7 +66,8 @@ pub(super) struct EvaluateArgs {
     /// A patient counts as positive for a lesion from this predicted volume on; 0: from one voxel on.
     #[arg(long, default_value_t = 0.0, value_name = "ML", value_parser = volume_ml)]
     positive_ml: f64,
-    /// Write `evaluation.json`, `scores.csv`, `board.html` and a picture of each scan into this folder.
+    /// Write `evaluation.json`, `scores.csv`, `board.html` and a picture of each scan into this folder. What it holds of this very
+    /// evaluation is not scored again.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -71,10 +75,12 @@ pub(super) struct EvaluateArgs {
 pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     let config = args.config.read()?;
     limit_threads(config.threads)?;
-    evaluate(args, &config)
+    let runtime = runtime()?;
+    let cancel = cancelled_by_signal(&runtime, "stopping; the scans that are scored count")?;
+    evaluate(args, &config, &cancel)
 }
 
-fn evaluate(args: &EvaluateArgs, config: &SiteConfig) -> Result<(), CliError> {
+fn evaluate(args: &EvaluateArgs, config: &SiteConfig, cancel: &Cancel) -> Result<(), CliError> {
     let document = args.chosen.study(config)?;
     let study = document.study();
     let cases = args.chosen_scans.cases(config, &study.taxonomy)?;
@@ -85,9 +91,9 @@ fn evaluate(args: &EvaluateArgs, config: &SiteConfig) -> Result<(), CliError> {
     if let Some(out) = &args.out {
         files::make_private_folder(out)?;
     }
-    let record = score(args, config, &document, &cases)?;
+    let record = score(args, config, &document, &cases, cancel)?;
     if record.scans.is_empty() {
-        return whole(&record);
+        return args.whole(&record);
     }
     let compared = earlier.map(|earlier| Comparison::of(&record, &earlier, study.seed)).transpose();
     let board = Board {
@@ -98,25 +104,35 @@ fn evaluate(args: &EvaluateArgs, config: &SiteConfig) -> Result<(), CliError> {
     };
     board.lines().into_iter().for_each(line);
     if let Some(out) = &args.out {
-        write(out, &board)?;
-        line(format!("\nboard.html, scores.csv, evaluation.json and pictures: {}", out.display()));
+        line(format!("\n{} and pictures: {}", write(out, &board)?, out.display()));
     }
     // The scores stand, compared or not. Where some are missing, that is also why they cannot be compared.
-    whole(&record)?;
+    args.whole(&record)?;
     compared.map_err(incomparable)?;
     Ok(())
 }
 
-/// An error where some scans could not be scored: what was scored stands, and is of fewer scans than was asked for.
-fn whole(record: &Record) -> Result<(), CliError> {
-    let unscored = record.unscored.len();
-    if unscored == 0 {
-        return Ok(());
+impl EvaluateArgs {
+    /// An error where some scans were not scored: what was scored stands, and is of fewer scans than was asked for.
+    fn whole(&self, record: &Record) -> Result<(), CliError> {
+        let (scored, unscored, asked) = (record.scans.len(), record.unscored.len(), record.asked());
+        let again = match self.out {
+            Some(_) => "the same command scores what is missing and keeps the rest",
+            None => "with --out, the same command would keep what is scored",
+        };
+        if !record.to_come.is_empty() {
+            let interrupted = anyhow::anyhow!("interrupted: {scored} of {asked} scans are scored");
+            return Err(CliError::new(interrupted).hint(again));
+        }
+        if unscored == 0 {
+            return Ok(());
+        }
+        let error = anyhow::anyhow!("{unscored} of {asked} scans were not scored");
+        let hint = format!(
+            "each is named above, with the reason; all figures are of the others, which may be easier or harder: mend it and evaluate again ({again})"
+        );
+        Err(CliError::new(error).exit(Exit::Data).hint(hint))
     }
-    let all = unscored + record.scans.len();
-    let hint = "each is named above, with the reason; all figures are of the others, which may be easier or harder: mend it and evaluate again";
-    let error = anyhow::anyhow!("{unscored} of {all} scans were not scored");
-    Err(CliError::new(error).exit(Exit::Data).hint(hint))
 }
 
 /// An earlier evaluation of these scans.
@@ -128,84 +144,56 @@ fn read_earlier(path: &Path, taxonomy: &Taxonomy, cases: &[&Case]) -> Result<Rec
 }
 
 fn incomparable(error: ComparisonError) -> CliError {
-    let hint = "score both models with the same options, labels and study; --model names a model";
+    let hint = match error {
+        ComparisonError::Partial { .. } => "the command that it was begun with goes on with it",
+        _ => "score both models with the same options, labels and study; --model names a model",
+    };
     let error =
         anyhow::Error::new(error).context("the evaluation of `--against` cannot be compared with this one");
     CliError::new(error).exit(Exit::Data).hint(hint)
 }
 
-/// Scores all cases that can be scored, a line for each.
+/// Scores all cases that can be scored, a line for each, until it is cancelled.
 fn score(
     args: &EvaluateArgs,
     config: &SiteConfig,
     document: &StudyDocument,
     cases: &[&Case],
+    cancel: &Cancel,
 ) -> Result<Record, CliError> {
     let study = document.study();
-    let postprocessing = args.postprocess.rules(&study.taxonomy);
     let settings = InferenceSettings {
         window_batch: config.window_batch,
-        postprocessing,
+        postprocessing: args.postprocess.rules(&study.taxonomy),
         ..InferenceSettings::of(study)
     };
+    let preprocessing = settings.preprocessing;
     let tau_mm = |class| study.evaluation.nsd_tolerance_mm.of(class);
     let overlays = args.out.as_deref().map(|out| OverlayFiles::new(out, cases));
     let evaluation = Evaluation {
-        window_hu: settings.preprocessing.window_hu,
+        window_hu: preprocessing.window_hu,
         taxonomy: &study.taxonomy,
         tau_mm: &tau_mm,
         overlays: overlays.as_ref(),
     };
-    let (scans, model) = if args.location_only.is_empty() {
-        let (network, model) = args.chosen.identified(config, document, Cancel::default())?;
-        (score_network(&evaluation, cases, settings, &network)?, Some(model))
+    let site = site_name(config)?;
+    let run = |basis: Basis, segmenter: &dyn Segmenter, progress: Option<&WindowProgress<'_>>| {
+        let out = args.out.as_deref();
+        let scoring = Scoring { site, document, basis, preprocessing, cases, out, cancel };
+        scoring.run(&|case: &Case| evaluation.score_case(case, segmenter), progress)
+    };
+    if args.location_only.is_empty() {
+        let (network, model) = args.chosen.identified(config, document, cancel.clone())?;
+        let beside = args.chosen.foreign_embeddings(document)?.map(|embeddings| embeddings.0);
+        let scored = in_words(Some(model), args.postprocess);
+        let progress = WindowProgress::new(&network);
+        let segmenter = NetworkSegmenter { settings, network: &progress };
+        run(Basis::new(scored, Some(model), beside, document.digest()), &segmenter, Some(&progress))
     } else {
-        let baseline = learn_locations(&args.location_only, &study.taxonomy)?;
-        (evaluation.run(cases, &baseline, tell)?, None)
-    };
-    let scored = || {
-        let scans = cases.iter().copied().zip(&scans);
-        scans.filter_map(|(case, scores)| Some((case, scores.as_ref()?)))
-    };
-    let scores = numbered(scored());
-    let subject = ReportSubject {
-        site: site_name(config)?,
-        model: model.unwrap_or(study.initial_model),
-        round: RoundId(0),
-        study: document.digest(),
-        taxonomy: study.taxonomy.digest(),
-    };
-    // It stays here: there is nobody to hide small numbers from.
-    let report = EvaluationReport::summarise(subject, &scores, tau_mm, 1, study.seed);
-    let names = scored().map(|(case, _)| (case.name.as_str(), case.patient.as_str()));
-    let mut record = Record::of(in_words(model, args.postprocess), model, report, names, &scores);
-    let unscored = cases.iter().zip(&scans).filter(|(_, scores)| scores.is_none());
-    record.unscored = unscored.map(|(case, _)| case.name.clone()).collect();
-    Ok(record)
-}
-
-/// Scores a network, which shows how far it is within a scan.
-fn score_network(
-    evaluation: &Evaluation<'_>,
-    cases: &[&Case],
-    settings: InferenceSettings,
-    network: &dyn Predictor,
-) -> Result<Vec<Option<ScanScores>>, InferError> {
-    let progress = WindowProgress::new(network);
-    let announce = |done: usize| {
-        if let Some(case) = cases.get(done) {
-            progress.scan(done + 1, cases.len(), &case.name);
-        }
-    };
-    announce(0);
-    let mut done = 0;
-    let heard = |case: &Case, scored: Result<&ScanScores, InferError>| {
-        progress.clear();
-        tell(case, scored);
-        done += 1;
-        announce(done);
-    };
-    evaluation.run(cases, &NetworkSegmenter { settings, network: &progress }, heard)
+        let baseline = learn_locations(&args.location_only, &study.taxonomy, cancel)?;
+        let scored = in_words(None, args.postprocess);
+        run(Basis::new(scored, None, Some(baseline.digest()), document.digest()), &baseline, None)
+    }
 }
 
 /// What is scored; without a model it is the baseline.
@@ -217,48 +205,32 @@ fn in_words(model: Option<ModelHash>, postprocess: PostProcess) -> String {
     }
 }
 
-fn write(out: &Path, board: &Board<'_>) -> Result<(), CliError> {
-    files::write_json(&out.join("evaluation.json"), board.record)?;
-    files::write(&out.join("scores.csv"), board.record.to_csv(board.taxonomy).as_bytes())?;
+/// Writes all but the pictures, and says what that is. A table of scores has no room for a word that it is partial: of an evaluation
+/// that was stopped there is none.
+fn write(out: &Path, board: &Board<'_>) -> Result<&'static str, CliError> {
+    files::write_json(&out.join(EVALUATION), board.record)?;
     files::write(&out.join("board.html"), board.html().as_bytes())?;
-    Ok(())
+    if !board.record.to_come.is_empty() {
+        return Ok("board.html, evaluation.json (both partial)");
+    }
+    files::write(&out.join("scores.csv"), board.record.to_csv(board.taxonomy).as_bytes())?;
+    Ok("board.html, scores.csv, evaluation.json")
 }
 
 /// The mean masks of the training scans of all these sites, which only whoever may read them all can make.
-fn learn_locations(sites: &[PathBuf], taxonomy: &Taxonomy) -> Result<LocationAtlas, CliError> {
+fn learn_locations(
+    sites: &[PathBuf],
+    taxonomy: &Taxonomy,
+    cancel: &Cancel,
+) -> Result<LocationAtlas, CliError> {
     let mut cases = Vec::new();
     for site in sites {
         let config = SiteConfig::read(site)?;
         cases.extend(config.read_cases(taxonomy)?);
     }
     cases.retain(|case| case.split == Split::Training && !case.pseudo);
-    Ok(LocationAtlas::learn(&cases, taxonomy)?)
-}
-
-/// A line for a scan that is done with; why it could not be scored goes where errors go.
-fn tell(case: &Case, scored: Result<&ScanScores, InferError>) {
-    match scored {
-        Ok(scores) => line(scan_line(case, scores)),
-        Err(fault) => {
-            line(format!("{:<40} not scored", case.name));
-            // The exit code is that of all scans together.
-            let _ = CliError::new(fault).about(case.name.clone()).report();
-        }
-    }
-}
-
-/// The mean over the classes of one scan.
-fn scan_line(case: &Case, scores: &ScanScores) -> String {
-    let dice: Vec<f64> = scores
-        .values()
-        .filter_map(|outcome| match outcome {
-            CaseOutcome::Present { dice, .. } => Some(*dice),
-            CaseOutcome::Absent { .. } => None,
-        })
-        .collect();
-    if dice.is_empty() {
-        return format!("{:<40} shows none of the classes that it annotates", case.name);
-    }
-    let mean = dice.iter().sum::<f64>() / dice.len() as f64;
-    format!("{:<40} {:>2} classes, mean Dice {mean:.3}", case.name, dice.len())
+    LocationAtlas::learn(&cases, taxonomy, cancel).map_err(|error| match error {
+        InferError::Cancelled => interrupted_early(),
+        other => other.into(),
+    })
 }

@@ -58,6 +58,11 @@ impl CaseKey {
         Ok(Self(Digest::from_bytes(*key.finalize().as_bytes())))
     }
 
+    /// The digest.
+    pub fn digest(&self) -> Digest {
+        self.0
+    }
+
     fn file_name(&self) -> String {
         format!("{}{CASE}", self.0)
     }

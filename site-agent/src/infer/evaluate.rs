@@ -44,31 +44,6 @@ pub struct Evaluation<'a> {
 pub type ScanScores = BTreeMap<ClassId, CaseOutcome>;
 
 impl Evaluation<'_> {
-    /// Scores every case that can be scored; `heard` is told of each as it is done. The scores are in the order of the cases: none where
-    /// a case could not be scored.
-    ///
-    /// # Errors
-    /// What no other case would fare better with: a request to stop, or a picture that could not be written.
-    pub fn run(
-        &self,
-        cases: &[&Case],
-        segmenter: &dyn Segmenter,
-        mut heard: impl FnMut(&Case, Result<&ScanScores, InferError>),
-    ) -> Result<Vec<Option<ScanScores>>, InferError> {
-        let score = |case: &&Case| match self.score_case(case, segmenter) {
-            Ok(scores) => {
-                heard(case, Ok(&scores));
-                Ok(Some(scores))
-            }
-            Err(error @ (InferError::Cancelled | InferError::File(_))) => Err(error),
-            Err(fault) => {
-                heard(case, Err(fault));
-                Ok(None)
-            }
-        };
-        cases.iter().map(score).collect()
-    }
-
     /// Whether a case can be read: scan and labels, as [`Self::score_case`] reads them.
     ///
     /// # Errors

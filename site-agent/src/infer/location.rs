@@ -5,18 +5,18 @@
 
 use std::collections::BTreeMap;
 
-use common::ids::ClassId;
+use common::ids::{ClassId, Digest};
 use common::taxonomy::Taxonomy;
 use rayon::prelude::*;
 
 use super::evaluate::read_scan;
 use super::masks::ClassMasks;
 use super::{InferError, Segmenter};
-use crate::data::DataError;
 use crate::data::dataset::Case;
 use crate::data::nifti::Image;
 use crate::data::orientation::Reorientation;
 use crate::data::volume::Volume;
+use crate::train::trainer::Cancel;
 
 /// Voxels along each side of the cube.
 const SIDE: usize = 64;
@@ -42,10 +42,13 @@ impl LocationAtlas {
     /// Averages the masks of `cases`, and chooses for each class the threshold with the best Dice on them.
     ///
     /// # Errors
-    /// What is wrong with the first case that cannot be used.
-    pub fn learn(cases: &[Case], taxonomy: &Taxonomy) -> Result<Self, DataError> {
+    /// What is wrong with the first case that cannot be used, or a request to stop.
+    pub fn learn(cases: &[Case], taxonomy: &Taxonomy, cancel: &Cancel) -> Result<Self, InferError> {
         let mut masks: BTreeMap<ClassId, Vec<Vec<bool>>> = BTreeMap::new();
         for case in cases {
+            if cancel.is_cancelled() {
+                return Err(InferError::Cancelled);
+            }
             let (image, truth) = read_scan(case, taxonomy)?;
             let body = Body::of(&Reorientation::of(image.volume.grid()).to_ras(&image.volume));
             for class in truth.annotated() {
@@ -54,6 +57,17 @@ impl LocationAtlas {
         }
         let classes = masks.into_par_iter().map(|(class, masks)| (class, MeanMask::of(&masks))).collect();
         Ok(Self { channels: taxonomy.len(), classes })
+    }
+
+    /// Digest of all that was learnt: of the same one, scans get the same labels.
+    pub fn digest(&self) -> Digest {
+        let mut learnt = blake3::Hasher::new();
+        for (class, MeanMask { share, threshold }) in &self.classes {
+            learnt.update(&[class.get()]);
+            learnt.update(&threshold.to_le_bytes());
+            learnt.update(&share.iter().flat_map(|share| share.to_le_bytes()).collect::<Vec<u8>>());
+        }
+        Digest::from_bytes(*learnt.finalize().as_bytes())
     }
 }
 

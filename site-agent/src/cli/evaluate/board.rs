@@ -34,20 +34,21 @@ impl Board<'_> {
     pub(super) fn lines(&self) -> Vec<String> {
         let tables = self.sections().into_iter();
         let lines = tables.flat_map(|(title, table)| [String::new(), title].into_iter().chain(table.lines()));
-        lines.chain(self.unscored().into_iter().flat_map(|unscored| [String::new(), unscored])).collect()
+        lines.chain(self.missing().into_iter().flat_map(|missing| [String::new(), missing])).collect()
     }
 
     /// The page.
     pub(super) fn html(&self) -> String {
         let Record { scored, study, scans, .. } = self.record;
-        let title = escape(&format!("Evaluation of {scored}"));
+        let kind = if self.record.to_come.is_empty() { "Evaluation" } else { "Partial evaluation" };
+        let title = escape(&format!("{kind} of {scored}"));
         let mut page = format!(
             "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n<style>{STYLE}</style>\n<body>\n<h1>{title}</h1>\n<p>{} scans of this site, scored as study {} says. The page names scans: it stays here.</p>\n",
             scans.len(),
             study.short()
         );
-        if let Some(unscored) = self.unscored() {
-            page.push_str(&format!("<p>{}.</p>\n", escape(&unscored)));
+        for missing in self.missing() {
+            page.push_str(&format!("<p>{}.</p>\n", escape(&missing)));
         }
         page.push_str(&format!(
             "<p>A box is the middle half of the scans that show the class, its line the median; whiskers reach to the last scan within 1.5 boxes; dots are scans beyond, and all scans where there are fewer than {FEWEST_FOR_A_BOX}.</p>\n"
@@ -64,10 +65,15 @@ impl Board<'_> {
         page
     }
 
-    /// Which scans are in no figure, if there are any.
-    fn unscored(&self) -> Option<String> {
-        let unscored = &self.record.unscored;
-        (!unscored.is_empty()).then(|| format!("Not scored, and in no figure: {}", unscored.join(", ")))
+    /// Of what no figure is, if of anything.
+    fn missing(&self) -> Vec<String> {
+        let Record { scans, unscored, to_come, .. } = self.record;
+        let partial = (!to_come.is_empty()).then(|| {
+            format!("Partial: stopped when {} of {} scans were scored", scans.len(), self.record.asked())
+        });
+        let unscored =
+            (!unscored.is_empty()).then(|| format!("Not scored, and in no figure: {}", unscored.join(", ")));
+        partial.into_iter().chain(unscored).collect()
     }
 
     /// Tables with something in them, each below its title.
@@ -162,5 +168,13 @@ mod tests {
 
         let alone = Board { comparison: None, ..board };
         assert!(!alone.html().contains("scan by scan"));
+
+        let mut stopped = now.clone();
+        stopped.to_come = ["t/f", "t/g"].map(str::to_owned).into();
+        let partial = Board { record: &stopped, ..alone };
+        let page = partial.html();
+        assert!(page.contains("<title>Partial evaluation of a model</title>"), "{page}");
+        assert!(page.contains("<p>Partial: stopped when 5 of 7 scans were scored.</p>"), "{page}");
+        assert!(partial.lines().contains(&"Partial: stopped when 5 of 7 scans were scored".to_owned()));
     }
 }

@@ -45,6 +45,9 @@ pub(super) struct Change {
 /// Two evaluations that cannot be compared.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(super) enum ComparisonError {
+    /// It was stopped and is not whole yet.
+    #[error("it is partial: {scored} of {asked} scans are scored")]
+    Partial { scored: usize, asked: usize },
     /// Not the same scans.
     #[error("it is of other scans: {}", scans_in_words(.only_now, .only_then))]
     Scans { only_now: Vec<String>, only_then: Vec<String> },
@@ -73,6 +76,9 @@ pub(super) fn check_scans<'a>(
     }
     if earlier.metric_version != METRIC_VERSION {
         return Err(ComparisonError::Metrics { now: METRIC_VERSION, then: earlier.metric_version });
+    }
+    if !earlier.to_come.is_empty() {
+        return Err(ComparisonError::Partial { scored: earlier.scans.len(), asked: earlier.asked() });
     }
     let now: BTreeSet<&str> = scans.collect();
     let then: BTreeSet<&str> = earlier.scans.iter().map(|scan| scan.scan.as_str()).collect();
@@ -156,7 +162,8 @@ impl Change {
     }
 }
 
-fn scans_in_words(only_now: &[String], only_then: &[String]) -> String {
+/// Scans that only one of two evaluations has.
+pub(super) fn scans_in_words(only_now: &[String], only_then: &[String]) -> String {
     let named = |scans: &[String]| {
         let names: Vec<String> = scans.iter().take(NAMED).map(|name| format!("`{name}`")).collect();
         let more = scans.len().saturating_sub(NAMED);
@@ -206,6 +213,15 @@ mod tests {
         assert!(refused.to_string().ends_with("it lacks `t/b`; it alone has `t/c`"), "{refused}");
         let many: Vec<String> = (0..7).map(|i| i.to_string()).collect();
         assert_eq!(scans_in_words(&[], &many), "it alone has `0`, `1`, `2`, `3`, `4` and 2 more");
+    }
+
+    #[test]
+    fn an_evaluation_that_was_stopped_is_refused_until_it_is_whole() {
+        let now = record(&[("t/a", "anna", 6, Some(0.5), 1.0)]);
+        let mut partial = now.clone();
+        partial.to_come = vec!["t/b".to_owned()];
+        let refused = Comparison::of(&now, &partial, 7).unwrap_err();
+        assert_eq!(refused, ComparisonError::Partial { scored: 1, asked: 2 });
     }
 
     #[test]

@@ -6,13 +6,17 @@ use std::path::Path;
 
 use anyhow::Context;
 use common::csv;
-use common::ids::{ClassId, ModelHash, StudyDigest, TaxonomyDigest};
+use common::ids::{ClassId, Digest, ModelHash, StudyDigest, TaxonomyDigest};
 use common::report::{CaseOutcome, CaseScore, ClassReport, EvaluationReport};
 use common::taxonomy::Taxonomy;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::error_report::{CliError, Exit};
 use crate::client::files;
+use crate::infer::evaluate::ScanScores;
+
+/// Its name in the folder of an evaluation.
+pub(super) const EVALUATION: &str = "evaluation.json";
 
 const FORMAT: &str = "consilium evaluation 1";
 
@@ -25,6 +29,9 @@ pub(super) struct Record {
     pub scored: String,
     /// The model, if it was one.
     pub model: Option<ModelHash>,
+    /// Digest of what else was scored: what a baseline learnt, or embeddings that are not the study's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<Digest>,
     /// The study that says how.
     pub study: StudyDigest,
     /// Its classes.
@@ -38,6 +45,9 @@ pub(super) struct Record {
     /// Scans that could not be scored, by name: none of the figures is of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unscored: Vec<String>,
+    /// Scans whose turn did not come before it was stopped: where there are any, all figures are partial.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to_come: Vec<String>,
 }
 
 /// The scores of one scan.
@@ -48,6 +58,9 @@ pub(super) struct ScanRecord {
     pub scan: String,
     /// Whose it is.
     pub patient: String,
+    /// Digest of what was scored: scan, labels, and what the labels mean. Only where the evaluation can go on from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Digest>,
     /// The classes that it annotates, ascending.
     pub classes: Vec<ScoreRecord>,
 }
@@ -87,6 +100,7 @@ impl Record {
         let unscored = |(scan, patient): (&str, &str)| ScanRecord {
             scan: scan.to_owned(),
             patient: patient.to_owned(),
+            content: None,
             classes: Vec::new(),
         };
         let mut scans: Vec<ScanRecord> = scans.map(unscored).collect();
@@ -99,12 +113,14 @@ impl Record {
             format: FORMAT.to_owned(),
             scored,
             model,
+            beside: None,
             study: report.subject.study,
             taxonomy: report.subject.taxonomy,
             metric_version: report.metric_version,
             classes: report.classes,
             scans,
             unscored: Vec::new(),
+            to_come: Vec::new(),
         }
     }
 
@@ -121,6 +137,11 @@ impl Record {
             return Err(unreadable(other));
         }
         Ok(record)
+    }
+
+    /// The scans that were asked for, scored or not.
+    pub(super) fn asked(&self) -> usize {
+        self.scans.len() + self.unscored.len() + self.to_come.len()
     }
 
     /// The scores of a class where the truth shows it, each with its scan.
@@ -156,6 +177,13 @@ impl Record {
     }
 }
 
+impl ScanRecord {
+    /// The scores, as they were measured.
+    pub(super) fn scores(&self) -> ScanScores {
+        self.classes.iter().map(|score| (score.class, score.outcome())).collect()
+    }
+}
+
 impl ScoreRecord {
     fn of(score: &CaseScore) -> Self {
         let (present, predicted_ml) = match score.outcome {
@@ -163,6 +191,14 @@ impl ScoreRecord {
             CaseOutcome::Absent { false_positive_volume_ml } => (None, false_positive_volume_ml),
         };
         Self { class: score.class, present, predicted_ml }
+    }
+
+    fn outcome(&self) -> CaseOutcome {
+        let predicted_ml = self.predicted_ml;
+        match self.present {
+            Some(Agreement { dice, nsd }) => CaseOutcome::Present { dice, nsd, predicted_ml },
+            None => CaseOutcome::Absent { false_positive_volume_ml: predicted_ml },
+        }
     }
 
     /// Volume predicted where the class is not, millilitres.
@@ -237,6 +273,12 @@ pub(super) mod tests {
             record(&[("trunk/a", "anna", 6, Some(0.5), 1500.0), ("trunk/a", "anna", 27, None, 0.25)]);
         files::write_json(&path, &record).unwrap();
         assert_eq!(Record::read(&path).unwrap(), record);
+        let (liver, tumour) = (ClassId::new(6).unwrap(), ClassId::new(27).unwrap());
+        let measured = [
+            (liver, CaseOutcome::Present { dice: 0.5, nsd: 0.25, predicted_ml: 1500.0 }),
+            (tumour, CaseOutcome::Absent { false_positive_volume_ml: 0.25 }),
+        ];
+        assert_eq!(record.scans[0].scores(), ScanScores::from(measured));
         let text = String::from_utf8(files::read(&path).unwrap()).unwrap();
         // The last is what earlier versions wrote: figures without scans.
         for other in [text.replace("evaluation 1", "evaluation 2"), "{".to_owned(), "[]".to_owned()] {

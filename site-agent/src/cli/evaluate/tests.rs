@@ -1,11 +1,15 @@
+use std::cell::RefCell;
 use std::fs;
 
-use common::ids::ClassId;
+use common::ids::{ArtifactHash, ClassId, Digest};
+use common::report::CaseOutcome;
 use common::testing::example_study;
 use tempfile::TempDir;
 
 use super::*;
 use crate::data::dataset::CASES_FILE;
+use crate::data::preprocess::Preprocessing;
+use crate::infer::evaluate::ScanScores;
 use crate::phantom::{HOSPITALS, write_hospital};
 
 #[derive(Debug, clap::Parser)]
@@ -51,8 +55,8 @@ impl Site {
         fs::write(file, format!("{others}[{case}]\nsplit = \"validation\"\n")).unwrap();
     }
 
-    /// Scores where structures lie on average, which takes no model.
-    fn evaluate(&self, out: &str, against: Option<&str>) -> Result<(), CliError> {
+    /// The arguments that score where structures lie on average, which takes no model.
+    fn args(&self, out: &str, against: Option<&str>) -> EvaluateArgs {
         let paths = [self.path("study.json"), self.path("site.toml"), self.path(out)];
         let [study, site, out] = paths.map(|path| path.display().to_string());
         let mut words = vec![
@@ -66,8 +70,51 @@ impl Site {
         ];
         let against = against.map(|earlier| self.path(earlier).display().to_string());
         words.extend(against.iter().flat_map(|file| ["--against", file.as_str()]));
-        let command = <Command as clap::Parser>::try_parse_from(words).unwrap();
-        evaluate(&command.args, &self.config)
+        <Command as clap::Parser>::try_parse_from(words).unwrap().args
+    }
+
+    fn evaluate(&self, out: &str, against: Option<&str>) -> Result<(), CliError> {
+        evaluate(&self.args(out, against), &self.config, &Cancel::default())
+    }
+
+    /// Goes through the scans with a score for each that nobody measured, and is asked to stop in the midst of the one of this number.
+    /// Names the scans that were begun.
+    fn score(
+        &self,
+        out: &str,
+        model: &str,
+        stopped_in: Option<usize>,
+    ) -> Result<(Record, Vec<String>), CliError> {
+        let document = example_study();
+        let cases = self.config.read_cases(&document.study().taxonomy).unwrap();
+        let cases: Vec<&Case> = cases.iter().collect();
+        let out = self.path(out);
+        files::make_private_folder(&out).unwrap();
+        let (cancel, begun) = (Cancel::default(), RefCell::new(Vec::new()));
+        let score = |case: &Case| {
+            let mut begun = begun.borrow_mut();
+            begun.push(case.name.clone());
+            if stopped_in == Some(begun.len()) {
+                cancel.suspend();
+                return Err(InferError::Cancelled);
+            }
+            let dice = 1.0 / case.name.bytes().map(f64::from).sum::<f64>();
+            let outcome = CaseOutcome::Present { dice, nsd: dice / 3.0, predicted_ml: 0.1 };
+            Ok(ScanScores::from([(ClassId::new(6).unwrap(), outcome)]))
+        };
+        let model = ArtifactHash(Digest::of(model.as_bytes()));
+        let scored = in_words(Some(model), PostProcess::Off);
+        let scoring = Scoring {
+            site: "held-out".parse().unwrap(),
+            document: &document,
+            basis: Basis::new(scored, Some(model), None, document.digest()),
+            preprocessing: Preprocessing::default(),
+            cases: &cases,
+            out: Some(&out),
+            cancel: &cancel,
+        };
+        let record = scoring.run(&score, None)?;
+        Ok((record, begun.take()))
     }
 }
 
@@ -112,19 +159,27 @@ fn a_scan_that_cannot_be_read_is_named_and_the_others_are_scored() {
     assert_eq!(record.unscored, [""; 0]);
     let bad = record.scans[1].scan.as_str();
     site.keep_from_training(bad);
-    fs::write(site.path(bad).join("ct.nii.gz"), "no scan").unwrap();
+    let ct = site.path(bad).join("ct.nii.gz");
+    let mended = fs::read(&ct).unwrap();
+    fs::write(&ct, "no scan").unwrap();
 
     let told = site.evaluate("second", None).unwrap_err().text();
     assert!(told.starts_with("error: 1 of 3 scans were not scored\n\nhint: "), "{told}");
-    let record = Record::read(&site.path("second/evaluation.json")).unwrap();
-    assert_eq!((record.scans.len(), record.unscored.as_slice()), (2, &[bad.to_owned()][..]));
-    assert!(record.scans.iter().all(|scan| !scan.classes.is_empty()), "no score is under another's name");
+    let second = Record::read(&site.path("second/evaluation.json")).unwrap();
+    assert_eq!((second.scans.len(), second.unscored.as_slice()), (2, &[bad.to_owned()][..]));
+    assert!(second.scans.iter().all(|scan| !scan.classes.is_empty()), "no score is under another's name");
     let board = fs::read_to_string(site.path("second/board.html")).unwrap();
     assert!(board.contains("<p>2 scans of this site"), "{board}");
     assert!(board.contains(&format!("<p>Not scored, and in no figure: {bad}.</p>")), "{board}");
 
     let refused = site.evaluate("third", Some("second/evaluation.json")).unwrap_err().text();
     assert!(refused.contains(&format!("it lacks `{bad}`")), "{refused}");
+
+    // Mended, it is scored by the same command.
+    fs::write(&ct, mended).unwrap();
+    site.evaluate("second", None).unwrap();
+    let record = Record::read(&site.path("second/evaluation.json")).unwrap();
+    assert_eq!((record.scans.len(), record.unscored.len()), (3, 0));
 }
 
 #[test]
@@ -138,4 +193,78 @@ fn an_evaluation_without_a_score_leaves_no_figure() {
     let told = site.evaluate("second", None).unwrap_err().text();
     assert!(told.starts_with("error: 3 of 3 scans were not scored"), "{told}");
     assert_eq!(fs::read_dir(site.path("second")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_was_scored_before_a_stop_is_kept_and_the_same_command_goes_on() {
+    let site = Site::make();
+    let (whole, all) = site.score("whole", "a model", None).unwrap();
+    assert_eq!((whole.scans.len(), whole.to_come.len()), (3, 0));
+
+    let (partial, begun) = site.score("parts", "a model", Some(3)).unwrap();
+    assert_eq!((&begun, partial.scans.len(), partial.to_come.as_slice()), (&all, 2, &all[2..]));
+    let file = site.path("parts/evaluation.json");
+    assert_eq!(Record::read(&file).unwrap(), partial, "and so it is where the process was killed");
+
+    let document = example_study();
+    let taxonomy = &document.study().taxonomy;
+    let board = Board { record: &partial, comparison: None, taxonomy, positive_ml: 0.0 };
+    write(&site.path("parts"), &board).unwrap();
+    let page = fs::read_to_string(site.path("parts/board.html")).unwrap();
+    assert!(page.contains("<h1>Partial evaluation of model"), "{page}");
+    assert!(!site.path("parts/scores.csv").exists());
+    let told = site.args("parts", None).whole(&partial).unwrap_err();
+    assert!(told.text().starts_with("error: interrupted: 2 of 3 scans are scored\n\nhint: "), "{told:?}");
+
+    let (ended, begun) = site.score("parts", "a model", None).unwrap();
+    assert_eq!((ended, begun.as_slice()), (whole, &all[2..]));
+    let (_, begun) = site.score("parts", "a model", None).unwrap();
+    assert!(begun.is_empty(), "{begun:?}");
+}
+
+#[test]
+fn what_a_folder_holds_of_another_evaluation_is_not_overwritten() {
+    let site = Site::make();
+    let (record, all) = site.score("scores", "a model", None).unwrap();
+    let file = site.path("scores/evaluation.json");
+    let written = fs::read(&file).unwrap();
+    let refused = |model: &str, why: &str| {
+        let held = fs::read(&file).unwrap();
+        let told = site.score("scores", model, None).unwrap_err().text();
+        assert!(told.contains("holds another evaluation, which is not overwritten"), "{told}");
+        assert!(told.contains(why) && told.contains("hint: name another folder with --out"), "{told}");
+        assert_eq!(fs::read(&file).unwrap(), held);
+    };
+    refused("another model", &format!("it is of {}, study ", record.scored));
+
+    let mut unnoted = record;
+    unnoted.scans[1].content = None;
+    files::write_json(&file, &unnoted).unwrap();
+    refused("a model", "an earlier version wrote it");
+    fs::write(&file, &written).unwrap();
+
+    let labels = site.path(&all[0]).join("labels.nii.gz");
+    let before = fs::read(&labels).unwrap();
+    fs::copy(site.path(&all[1]).join("labels.nii.gz"), &labels).unwrap();
+    refused("a model", &format!("`{}` has changed since it was scored", all[0]));
+    fs::write(&labels, before).unwrap();
+
+    fs::remove_dir_all(site.path(&all[2])).unwrap();
+    refused("a model", &format!("it is of other scans: it alone has `{}`", all[2]));
+}
+
+#[test]
+fn the_whole_command_given_again_leaves_the_same_board() {
+    let site = Site::make();
+    site.evaluate("scores", None).unwrap();
+    let files = ["evaluation.json", "scores.csv", "board.html"].map(|name| site.path("scores").join(name));
+    let first = files.each_ref().map(|file| fs::read(file).unwrap());
+    site.evaluate("scores", None).unwrap();
+    assert!(first == files.each_ref().map(|file| fs::read(file).unwrap()));
+
+    let stopped = Cancel::default();
+    stopped.suspend();
+    let told = evaluate(&site.args("scores", None), &site.config, &stopped).unwrap_err().text();
+    assert!(told.starts_with("error: interrupted before a scan was scored"), "{told}");
+    assert!(first == files.map(|file| fs::read(file).unwrap()));
 }
