@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use common::ids::{ClassId, RoundId};
 
-use super::window::Window;
+use super::window::View;
 use super::{augment, augment::Augmentation, labels::LabelledCase, prepared::PreparedCase};
 
 /// One patch with the labels of its case.
@@ -16,10 +16,10 @@ pub struct Crop {
 }
 
 impl Crop {
-    /// Cuts a patch around voxel `centre` of `case`.
+    /// Cuts a patch around voxel `centre` of `case`, counted as [`View`] shows it with this patch and zoom.
     pub fn cut(case: &PreparedCase, centre: [usize; 3], patch: [usize; 3], drawn: &Augmentation) -> Self {
         let shape = case.image.shape();
-        let window = Window::around(centre, shape, patch, drawn.zoom);
+        let window = View::of(shape, patch, drawn.zoom).window(centre, patch);
         let image =
             window.image(&case.image).into_iter().map(|value| value + drawn.shift).collect::<Vec<_>>();
         Self {

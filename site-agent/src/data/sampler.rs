@@ -13,6 +13,7 @@ use super::DataError;
 use super::augment::Augmentation;
 use super::batch::{Batch, BatchAddress, BatchSource, Crop, Unlabelled};
 use super::prepared::{CaseStore, PreparedCase};
+use super::window::View;
 
 /// How patches are drawn.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,8 +51,10 @@ impl Sampler {
         let index = rng.random_range(0..self.cases.len());
         let case = self.cases.load(index)?;
         let drawn = Augmentation::draw(&self.settings.sampling.augmentation, rng);
-        let centre = draw_centre(&case, &self.settings.sampling, self.cases.crop_ratios(index), rng);
-        Ok((Crop::cut(&case, centre, self.settings.patch, &drawn), case))
+        let SamplerSettings { patch, sampling, .. } = &self.settings;
+        let view = View::of(case.image.shape(), *patch, drawn.zoom);
+        let centre = draw_centre(&case, &view, sampling, self.cases.crop_ratios(index), rng);
+        Ok((Crop::cut(&case, centre, *patch, &drawn), case))
     }
 }
 
@@ -68,7 +71,7 @@ impl BatchSource for Sampler {
     }
 }
 
-/// A set of voxels of a case.
+/// A set of voxels of a case, as its view shows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Pool {
     Anywhere,
@@ -81,31 +84,37 @@ enum Pool {
 }
 
 impl Pool {
-    fn contains(self, case: &PreparedCase, offset: usize) -> bool {
+    fn contains(self, case: &PreparedCase, view: &View, (at, offset): ([usize; 3], usize)) -> bool {
         let raw = || case.labels.raw().voxels()[offset];
         match self {
             Self::Anywhere => true,
             Self::Class(class) => case.labels.contains(class, offset),
             Self::Labelled => raw() != 0,
-            Self::BodyWithoutLabel => Self::Raw(0).contains(case, offset),
-            Self::Raw(value) => raw() == value && case.image.voxels()[offset] > 0.0,
+            Self::BodyWithoutLabel => Self::Raw(0).contains(case, view, (at, offset)),
+            Self::Raw(value) => raw() == value && view.is_bright(&case.image, at, offset),
         }
     }
 
-    fn size(self, case: &PreparedCase) -> usize {
-        (0..case.image.grid().len()).filter(|&offset| self.contains(case, offset)).count()
+    fn size(self, case: &PreparedCase, view: &View) -> usize {
+        view.rows().map(|row| row.filter(|&voxel| self.contains(case, view, voxel)).count()).sum()
+    }
+
+    fn nth(self, nth: usize, case: &PreparedCase, view: &View) -> Option<[usize; 3]> {
+        let mut voxels = view.rows().flatten().filter(|&voxel| self.contains(case, view, voxel));
+        voxels.nth(nth).map(|(at, _)| at)
     }
 }
 
-/// Draws a pool, then one of its voxels.
+/// Draws a pool, then one of its voxels in the view.
 fn draw_centre(
     case: &PreparedCase,
+    view: &View,
     sampling: &Sampling,
     crop_ratios: &[u32],
     rng: &mut impl Rng,
 ) -> [usize; 3] {
     let (place, share) = (rng.random(), rng.random::<f64>());
-    let sized = |pool: Pool| Some((pool, pool.size(case))).filter(|&(_, size)| size > 0);
+    let sized = |pool: Pool| Some((pool, pool.size(case, view))).filter(|&(_, size)| size > 0);
     let balanced = match sampling.foreground {
         Foreground::AnyVoxel => by_raw_value(crop_ratios, sized, share),
         Foreground::EachClass => None,
@@ -117,13 +126,10 @@ fn draw_centre(
             false => (background, foreground),
         };
         // An empty pool hands over to the other (specification §5), and two empty ones to the whole case.
-        sized(wanted).or_else(|| sized(other)).unwrap_or((Pool::Anywhere, case.image.grid().len()))
+        sized(wanted).or_else(|| sized(other)).unwrap_or((Pool::Anywhere, Pool::Anywhere.size(case, view)))
     });
     let nth = rng.random_range(0..size.max(1));
-    let offset =
-        (0..case.image.grid().len()).filter(|&offset| pool.contains(case, offset)).nth(nth).unwrap_or(0);
-    let [_, columns, rows] = case.image.shape();
-    [offset / (columns * rows), offset / rows % columns, offset % rows]
+    pool.nth(nth, case, view).unwrap_or_default()
 }
 
 /// A raw value by its ratio among those that the case has; `share` in [0, 1) chooses.
@@ -199,6 +205,11 @@ mod tests {
         }
     }
 
+    /// Neither padded nor enlarged: its voxels are those of the case.
+    fn plain() -> View {
+        View::of(SHAPE, PATCH, 1.0)
+    }
+
     fn sampler(settings: SamplerSettings) -> Sampler {
         Sampler::new(Arc::new(CaseStore::in_memory([case()])), settings, KeyedRng::new(3)).unwrap()
     }
@@ -233,7 +244,8 @@ mod tests {
         let sampling = settings(0.6, Foreground::EachClass).sampling;
         let mut counts = [0; 3];
         for sample in 0..3000 {
-            let centre = draw_centre(&case, &sampling, &[], &mut KeyedRng::new(1).sample(sample).rng());
+            let centre =
+                draw_centre(&case, &plain(), &sampling, &[], &mut KeyedRng::new(1).sample(sample).rng());
             match case.labels.mapped().at(centre) {
                 1 => counts[0] += 1,
                 6 => counts[1] += 1,
@@ -253,7 +265,8 @@ mod tests {
         for (probability, labelled) in [(1.0, true), (0.0, false)] {
             let sampling = settings(probability, Foreground::AnyVoxel).sampling;
             for sample in 0..200 {
-                let centre = draw_centre(&case, &sampling, &[], &mut KeyedRng::new(2).sample(sample).rng());
+                let centre =
+                    draw_centre(&case, &plain(), &sampling, &[], &mut KeyedRng::new(2).sample(sample).rng());
                 assert_eq!(case.labels.raw().at(centre) != 0, labelled);
                 assert!(labelled || case.image.at(centre) > 0.0);
             }
@@ -267,12 +280,42 @@ mod tests {
         // Values 2 to 5 do not occur; 7 and 8 are no values of the data set.
         let ratios = [1, 2, 50, 50, 50, 50, 5];
         for sample in 0..4000 {
-            let centre = draw_centre(&case, &sampling, &ratios, &mut KeyedRng::new(3).sample(sample).rng());
+            let centre =
+                draw_centre(&case, &plain(), &sampling, &ratios, &mut KeyedRng::new(3).sample(sample).rng());
             *drawn.entry(case.labels.raw().at(centre)).or_default() += 1;
         }
         assert_eq!(drawn.keys().copied().collect::<Vec<_>>(), [0, 1, 6]);
         for (value, expected) in [(0, 500), (1, 1000), (6, 2500)] {
             assert!(drawn[&value].abs_diff(expected) < 120, "{value}: {} of 4000", drawn[&value]);
+        }
+    }
+
+    #[test]
+    fn centres_are_drawn_from_what_enlarging_leaves_in_sight() {
+        let (case, view, mut drawn) = (case(), View::of(SHAPE, PATCH, 1.5), BTreeMap::<usize, usize>::new());
+        let sampling = settings(1.0, Foreground::AnyVoxel).sampling;
+        for sample in 0..3000 {
+            let mut rng = KeyedRng::new(4).sample(sample).rng();
+            let [i, ..] = draw_centre(&case, &view, &sampling, &[], &mut rng);
+            *drawn.entry(i).or_default() += 1;
+        }
+        // Of the slab its planes 3 and 4, the latter twice; of class 1 two voxels of 578; and nothing of class 9, beyond the border.
+        for plane in [0, 1, 2] {
+            assert!(drawn[&plane].abs_diff(996) < 120, "{drawn:?}");
+        }
+        assert!(drawn.keys().all(|plane| [0, 1, 2, 18].contains(plane)), "{drawn:?}");
+    }
+
+    #[test]
+    fn an_enlarged_patch_shows_what_it_is_centred_on() {
+        let mut settings = settings(1.0, Foreground::AnyVoxel);
+        let augmentation = &mut settings.sampling.augmentation;
+        (augmentation.zoom_probability, augmentation.zoom_range) = (1.0, [1.5; 2]);
+        let sampler = sampler(settings);
+        for step in 0..50 {
+            let batch = sampler.batch(address(1, step, 0)).unwrap();
+            let each = batch.targets.chunks(batch.targets.len() / batch.samples);
+            assert!(each.clone().all(|targets| targets.contains(&1)), "step {step}");
         }
     }
 
