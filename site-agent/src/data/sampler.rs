@@ -76,6 +76,7 @@ impl BatchSource for Sampler {
 enum Pool {
     Anywhere,
     Class(ClassId),
+    /// The reference's foreground: a raw label above 0. Some files mark with one below what nobody looked at.
     Labelled,
     /// The reference's background: no raw label, and inside the body.
     BodyWithoutLabel,
@@ -89,7 +90,7 @@ impl Pool {
         match self {
             Self::Anywhere => true,
             Self::Class(class) => case.labels.contains(class, offset),
-            Self::Labelled => raw() != 0,
+            Self::Labelled => raw() > 0,
             Self::BodyWithoutLabel => Self::Raw(0).contains(case, view, (at, offset)),
             Self::Raw(value) => raw() == value && view.is_bright(&case.image, at, offset),
         }
@@ -269,6 +270,22 @@ mod tests {
                     draw_centre(&case, &plain(), &sampling, &[], &mut KeyedRng::new(2).sample(sample).rng());
                 assert_eq!(case.labels.raw().at(centre) != 0, labelled);
                 assert!(labelled || case.image.at(centre) > 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_raw_value_below_zero_is_neither_foreground_nor_background() {
+        let PreparedCase { image, labels, .. } = case();
+        let raw = labels.raw().map(|&value| if value == 9 { -1 } else { value });
+        let labels = LabelledCase::new(labels.mapped().clone(), raw, labels.masks().clone());
+        let case = PreparedCase::new(image, labels);
+        for probability in [0.0, 1.0] {
+            let sampling = settings(probability, Foreground::AnyVoxel).sampling;
+            for sample in 0..200 {
+                let mut rng = KeyedRng::new(5).sample(sample).rng();
+                let centre = draw_centre(&case, &plain(), &sampling, &[], &mut rng);
+                assert_ne!(case.labels.raw().at(centre), -1);
             }
         }
     }
