@@ -1,4 +1,5 @@
-//! Post-processing of raw masks by the rules of the reference (specification §12.2), on the network's grid.
+//! Post-processing of raw masks by the rules of the reference (specification §12.2): on the network's grid as there, or, where a
+//! study brings logits to the scan's own grid (`upsampling = "linear"`), on that one. Pieces are those of its voxels.
 //!
 //! The rules know anatomy, not images: most organs are one piece, lungs are two, a tumour lies in its organ. They are a
 //! table over the standard taxonomy's classes; a study with its own taxonomy gets the rules of the classes that it shares by

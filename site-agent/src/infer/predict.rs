@@ -28,7 +28,8 @@ pub struct InferenceSettings {
     pub threshold: f64,
     /// How the network's grid becomes the scan's.
     pub upsampling: Upsampling,
-    /// How masks are cleaned before they come back to the scan's grid; none leaves them as the network has them.
+    /// How masks are cleaned: on the network's grid before they come back to the scan's, or on the scan's own where logits were
+    /// brought to it. None leaves them as the network has them.
     pub postprocessing: Option<Rules>,
 }
 
@@ -313,6 +314,39 @@ mod tests {
             assert!(raw.0 > 0 && cleaned.0 == 0, "{upsampling:?}: {raw:?} {cleaned:?}");
             assert!(cleaned.1 > raw.1 / 2, "{upsampling:?}: {raw:?} {cleaned:?}");
         }
+    }
+
+    /// Two cubes that meet at a corner of 3 mm: one piece there, by 26 neighbours. Between the corners the interpolated logit is below
+    /// the threshold, as six of eight neighbours are air: two pieces on voxels of 1 mm.
+    #[test]
+    fn pieces_are_those_of_the_grid_on_which_masks_are_cleaned() {
+        let grid = grid([36; 3], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [0.0; 3]);
+        // Blocks of 3 mm around the points where the network's voxels are sampled.
+        let is_in = |index: [usize; 3], blocks: std::ops::Range<usize>| {
+            index.iter().all(|i| blocks.contains(&((i + 1) / 3)))
+        };
+        let ct = Volume::from_fn(grid, |index| match is_in(index, 2..5) || is_in(index, 5..7) {
+            true => 60,
+            false => -125,
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ct.nii");
+        write_image_i16(&path, &ct).unwrap();
+        let liver = ClassId::new(6).unwrap();
+        // A voxel of the larger cube, and one of the smaller.
+        let found = |upsampling, postprocessing| {
+            let preprocessing = Preprocessing { spacing_mm: [3.0; 3], window_hu: (-175.0, 250.0) };
+            let settings = InferenceSettings { preprocessing, postprocessing, ..settings(upsampling) };
+            let image = read_image(&path, &Limits::default()).unwrap();
+            let masks = segment(image, &settings, &LIVER).unwrap();
+            [9, 18].map(|i| masks.contains(liver, (i * 36 + i) * 36 + i))
+        };
+        let rules = || Some(Rules::of(&Taxonomy::standard()));
+        for upsampling in [Upsampling::Nearest, Upsampling::Linear] {
+            assert_eq!(found(upsampling, None), [true, true], "{upsampling:?}");
+        }
+        assert_eq!(found(Upsampling::Nearest, rules()), [true, true]);
+        assert_eq!(found(Upsampling::Linear, rules()), [true, false]);
     }
 
     #[test]
