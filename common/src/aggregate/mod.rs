@@ -134,6 +134,18 @@ pub struct Aggregator {
     class_rows: Option<ClassRows>,
 }
 
+/// What one site's update is in a round: for reports. Shares are made of [`weights::SiteCounts`], which manifests tell exactly, and so
+/// of no count that small numbers keep back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contribution {
+    /// Whose.
+    pub site: SiteId,
+    /// Its share of the sum of weights, 0 to 1. Rows of a class table go by shares of their own.
+    pub share: f64,
+    /// Its Euclidean norm, before any clipping.
+    pub norm: f64,
+}
+
 /// A new global model, every chunk of which was aggregated here. Not durable yet.
 #[derive(Clone, Debug)]
 pub struct AggregatedModel {
@@ -216,6 +228,16 @@ impl Aggregator {
     /// Number of chunks to aggregate.
     pub fn chunks(&self) -> usize {
         self.base.chunks().len()
+    }
+
+    /// What each update is in the round, in their order.
+    pub fn contributions(&self) -> Vec<Contribution> {
+        let contribution = |WeightedUpdate { update, weight }: &WeightedUpdate| Contribution {
+            site: update.site().clone(),
+            share: weight / self.total,
+            norm: update.norm(),
+        };
+        self.updates.iter().map(contribution).collect()
     }
 
     /// The updates that were scaled down, for the operator to be told.

@@ -159,6 +159,24 @@ impl Rounds {
     }
 }
 
+#[test]
+fn contributions_are_shares_of_one_and_norms_before_clipping() {
+    let deltas = vec![("b".to_owned(), 3.0, vec![3.0, 4.0]), ("a".to_owned(), 1.0, vec![0.0, 2.0])];
+    let sites = Sites::new(layout(&[("w", &[2])]), vec![0.0, 0.0], deltas);
+    let by = |method| {
+        let nobody_late = BTreeSet::new();
+        Aggregator::by_method(sites.base.clone(), sites.updates(), &nobody_late, method)
+            .unwrap()
+            .contributions()
+    };
+    let of = |site: &str, share, norm| Contribution { site: site.parse().unwrap(), share, norm };
+    let clipped = Method { clipping: Clipping::Norm(1.0), ..Method::fedavg(1.0) };
+    assert_eq!(by(clipped), [of("a", 0.25, 2.0), of("b", 0.75, 5.0)]);
+    // What sorts gives every site as much of a say.
+    let median = Method { rule: Rule::CoordinateMedian, ..clipped };
+    assert_eq!(by(median), [of("a", 0.5, 2.0), of("b", 0.5, 5.0)]);
+}
+
 fn any_method() -> impl Strategy<Value = Method> {
     let adam = FedAdam { beta_1: 0.9, beta_2: 0.99, tau: 1e-3 };
     let rule = prop_oneof![

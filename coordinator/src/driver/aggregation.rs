@@ -13,7 +13,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::aggregate::{
-    AggregateError, AggregatedChunk, Aggregator, Clipped, Method, WeightedUpdate, Workspace,
+    AggregateError, AggregatedChunk, Aggregator, Clipped, Contribution, Method, WeightedUpdate, Workspace,
 };
 use common::ids::{ClassId, ModelHash, RoundId, SiteId, StudyDigest};
 use common::round::{Fault, Term};
@@ -55,6 +55,8 @@ pub(super) struct Done {
     pub(super) model: ModelHash,
     /// Updates that counted scaled down.
     pub(super) clipped: Vec<Clipped>,
+    /// What each update is in the round.
+    pub(super) contributions: Vec<Contribution>,
 }
 
 /// Why there is no new model.
@@ -106,7 +108,8 @@ pub(super) fn aggregate(store: &Store, job: &Job) -> Result<Done, JobError> {
     // Both in order of the sites' names.
     let sources = Sources { base, updates: files.into_values().collect(), state: state_before(store, job)? };
     let model = write_model(store, job, &aggregator, &sources)?;
-    Ok(Done { model, clipped: aggregator.clipped().to_vec() })
+    let (clipped, contributions) = (aggregator.clipped().to_vec(), aggregator.contributions());
+    Ok(Done { model, clipped, contributions })
 }
 
 /// The update as it was verified, by what was found then; where that is lost, by reading it all.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use common::aggregate::Method;
+use common::aggregate::{Contribution, Method};
 use common::coverage::Coverage;
 use common::evaluation;
 use common::ids::{ModelHash, RoundId, SiteId, StudyDigest};
@@ -169,13 +169,22 @@ impl Driver {
         };
         let (store, handle) = (self.store.clone(), self.handle.clone());
         self.work.spawn(async move {
-            let result = tokio::task::spawn_blocking(move || aggregate(&store, &job)).await;
-            let Heard { lines, events } = result.unwrap_or_else(|error| {
+            let files = store.clone();
+            let result = tokio::task::spawn_blocking(move || aggregate(&files, &job)).await;
+            let mut heard = result.unwrap_or_else(|error| {
                 tracing::error!(%error, "aggregation panicked");
                 let fault = round::Fault::Numbers;
-                Heard { lines: Vec::new(), events: vec![round::Event::AggregationFailed { round, fault }] }
+                Heard::of(Vec::new(), vec![round::Event::AggregationFailed { round, fault }])
             });
-            handle.aggregated(study, stop, lines.into_iter().map(line).collect(), events).await;
+            // Before the model counts: what made it is not reckoned again after a restart.
+            if !stop.is_cancelled()
+                && !heard.contributions.is_empty()
+                && let Err(error) = store.note_contributions(&study, round, &heard.contributions).await
+            {
+                heard = unnoted(&store, round, &error);
+            }
+            let lines = heard.lines.into_iter().map(line).collect();
+            handle.aggregated(study, stop, lines, heard.events).await;
         });
     }
 
@@ -304,6 +313,15 @@ struct Heard {
     lines: Vec<(&'static str, String)>,
     /// For the machine.
     events: Vec<round::Event>,
+    /// What each update is in the model that was made.
+    contributions: Vec<Contribution>,
+}
+
+impl Heard {
+    /// No model.
+    fn of(lines: Vec<(&'static str, String)>, events: Vec<round::Event>) -> Self {
+        Self { lines, events, contributions: Vec::new() }
+    }
 }
 
 /// Computes a round's model. Updates that turn out to be gone are asked for again, all of them: otherwise each would be
@@ -311,12 +329,13 @@ struct Heard {
 fn aggregate(store: &Store, job: &Job) -> Heard {
     let Job { study, round, .. } = *job;
     let error = match aggregation::aggregate(store, job) {
-        Ok(Done { model, clipped }) => {
+        Ok(Done { model, clipped, contributions }) => {
             let lines = clipped.iter().map(|clipped| facts::of_clipping(round, clipped)).collect();
-            return Heard { lines, events: vec![round::Event::Aggregated { round, model }] };
+            let events = vec![round::Event::Aggregated { round, model }];
+            return Heard { lines, events, contributions };
         }
         // Its files may be gone already, and nobody asks what became of it.
-        Err(_) if job.stop.is_cancelled() => return Heard { lines: Vec::new(), events: Vec::new() },
+        Err(_) if job.stop.is_cancelled() => return Heard::of(Vec::new(), Vec::new()),
         Err(error) => error,
     };
     tracing::error!(error = &error as &dyn std::error::Error, "aggregation failed");
@@ -338,5 +357,14 @@ fn aggregate(store: &Store, job: &Job) -> Heard {
         true => vec![round::Event::AggregationFailed { round, fault }],
         false => lost.into_iter().map(Wanted::lost).collect(),
     };
-    Heard { lines, events }
+    Heard::of(lines, events)
+}
+
+/// A model that was made, of which the database does not take what each site contributed: like one that it does not take.
+fn unnoted(store: &Store, round: RoundId, error: &StoreError) -> Heard {
+    tracing::error!(error = error as &dyn std::error::Error, "contributions are not noted");
+    let words =
+        format!("what sites contribute to round {round} could not be noted: {}", store::causes(error));
+    let fault = disk::fault(store, error);
+    Heard::of(vec![("aggregation-failed", words)], vec![round::Event::AggregationFailed { round, fault }])
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use common::aggregate;
 use common::ids::{ClassId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::report::{ClassReport, EvaluationReport, METRIC_VERSION};
@@ -12,8 +13,8 @@ use common::taxonomy::{ClassKind, Taxonomy};
 
 use crate::clock;
 use crate::report::{
-    ClassScore, ClassSummary, CoverageCell, FORMAT, LossSeries, ModelScores, ReportData, RoundSummary,
-    SiteSummary, StudySummary,
+    ClassScore, ClassSummary, Contribution, CoverageCell, FORMAT, LossSeries, ModelScores, ReportData,
+    RoundSummary, SiteSummary, StudySummary,
 };
 use crate::store::{LossMean, RoundRecord, SiteRecord, SiteStatus, Store, StoreError, StoredReport};
 
@@ -28,6 +29,12 @@ pub(crate) async fn gather(
     let digest = document.digest();
     let taxonomy = &document.study().taxonomy;
     let rounds = store.rounds(&digest).await?;
+    let mut contributions = store.contributions(&digest).await?;
+    let summary = |record: &RoundRecord| {
+        let contributions = contributions.remove(&record.round).unwrap_or_default();
+        round_summary(record, contributions, machine.plan())
+    };
+    let summaries = rounds.iter().map(summary).collect();
     let reports = store.reports(&digest).await?;
     let reports = reports.iter().map(read_report).collect::<Result<Vec<_>, _>>()?;
     let made_in = made_in(document.study().initial_model, &rounds);
@@ -43,7 +50,7 @@ pub(crate) async fn gather(
         coverage,
         scores: by_round(scores),
         losses: Vec::new(),
-        rounds: rounds.iter().map(|record| round_summary(record, machine.plan())).collect(),
+        rounds: summaries,
         board: None,
         overlays: Vec::new(),
     })
@@ -72,6 +79,8 @@ fn study_summary(document: &StudyDocument, status: &round::Status, rounds: &[Rou
         seed: study.seed,
         embedding: study.embeddings.kind.to_string(),
         weights: weights.and_then(|w| w.as_str().map(str::to_owned)).unwrap_or_default(),
+        strategy: Some(study.aggregation.strategy.name().to_owned()),
+        steps_per_round: Some(study.training.steps_per_round),
         metric_version: METRIC_VERSION,
         model: status.model,
         sealed: study.evaluation.test.clone(),
@@ -170,7 +179,14 @@ fn by_round(mut scores: Vec<ModelScores>) -> Vec<ModelScores> {
     scores
 }
 
-fn round_summary(record: &RoundRecord, plan: &RoundPlan) -> RoundSummary {
+fn round_summary(
+    record: &RoundRecord,
+    contributions: Vec<aggregate::Contribution>,
+    plan: &RoundPlan,
+) -> RoundSummary {
+    let contribution = |aggregate::Contribution { site, share, norm }| Contribution { site, share, norm };
+    // A model that never counted is nobody's.
+    let counted = contributions.into_iter().filter(|_| record.model.is_some());
     let seconds = record.closed_at.map(|closed| closed.since(record.opened_at).as_secs_f64());
     RoundSummary {
         round: record.round,
@@ -178,18 +194,42 @@ fn round_summary(record: &RoundRecord, plan: &RoundPlan) -> RoundSummary {
         seconds,
         sites: record.sites.clone(),
         model: record.model,
+        contributions: counted.map(contribution).collect(),
         evaluated: plan.evaluates(record.round),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use common::ids::{ArtifactHash, Digest};
+    use common::ids::{ArtifactHash, Digest, TaxonomyDigest};
+    use common::manifest::CaseLabels;
     use common::report::ReportSubject;
     use common::testing::example_study;
 
     use super::*;
+    use crate::driver::counts;
     use crate::fixture::{NOW, site};
+
+    /// Shares of sites are made of [`counts`] alone.
+    #[test]
+    fn shares_do_not_follow_from_what_scans_show() {
+        let class = ClassId::new(27).unwrap();
+        let (annotated, nothing) = (BTreeSet::from([class]), BTreeSet::new());
+        let patients: Vec<String> = (0..12).map(|patient: u32| patient.to_string()).collect();
+        let manifest = |showing: usize| {
+            let cases = patients.iter().enumerate().map(|(index, patient)| CaseLabels {
+                dataset: "lits",
+                patient,
+                annotated: &annotated,
+                present: if index < showing { &annotated } else { &nothing },
+                pseudo: false,
+            });
+            LabelManifest::count(site(), TaxonomyDigest(Digest::of(b"taxonomy")), cases, 5)
+        };
+        let told = |showing| manifest(showing).count_of(class).unwrap().present;
+        assert_eq!((told(6), told(2)), (Some(6), None), "two of twelve are kept back");
+        assert_eq!(counts(&manifest(6)), counts(&manifest(2)));
+    }
 
     #[test]
     fn scores_stand_under_the_round_that_made_their_model_whatever_a_site_says() {

@@ -79,6 +79,12 @@ pub struct StudySummary {
     pub embedding: String,
     /// How updates were weighted.
     pub weights: String,
+    /// How they became the next model; absent in reports of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<String>,
+    /// Optimiser steps of each site in a round; likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps_per_round: Option<u32>,
     /// Version of the metrics' definitions.
     pub metric_version: u32,
     /// The last global model.
@@ -203,9 +209,24 @@ pub struct RoundSummary {
     pub sites: Vec<SiteId>,
     /// The model that it made.
     pub model: Option<ModelHash>,
+    /// What each site's update is in it. Nothing of rounds of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contributions: Vec<Contribution>,
     /// Whether evaluators are to score the model of this round.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub evaluated: bool,
+}
+
+/// What one site's update is in the model of a round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contribution {
+    /// The site.
+    pub site: SiteId,
+    /// Its share of the average, 0 to 1. It follows from the training volumes and annotations that manifests tell exactly.
+    pub share: f64,
+    /// L2 norm of its update, before any clipping.
+    pub norm: f64,
 }
 
 /// A picture that lies in a site's own folder.

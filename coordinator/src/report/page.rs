@@ -11,7 +11,10 @@ use common::ids::{ClassId, Role, RoundId, SiteId};
 use self::choice::Choice;
 use self::coverage::Coverage;
 use super::chart::{self, Frame, Line, Mark};
-use super::{ClassScore, ClassSummary, CoverageCell, ModelScores, ReportData, ReportError};
+use super::{
+    ClassScore, ClassSummary, Contribution, CoverageCell, ModelScores, ReportData, ReportError, RoundSummary,
+    StudySummary,
+};
 
 /// Makes the page.
 pub(super) fn render(data: &ReportData) -> Result<String, ReportError> {
@@ -35,6 +38,10 @@ struct Page<'a> {
     loss_chart: Option<String>,
     sites: Vec<SiteRow>,
     rounds: Vec<RoundRow>,
+    /// Whether some round says what each site contributed.
+    contributions: bool,
+    /// Strategy and steps, where the report has them.
+    method: Option<String>,
 }
 
 /// A headline number.
@@ -116,6 +123,8 @@ impl<'a> Page<'a> {
             loss_chart: loss_chart(data),
             sites: data.sites.iter().map(|site| site_row(data, site)).collect(),
             rounds: data.rounds.iter().map(round_row).collect(),
+            contributions: data.rounds.iter().any(|round| !round.contributions.is_empty()),
+            method: method(&data.study),
         }
     }
 }
@@ -309,12 +318,25 @@ fn site_row(data: &ReportData, site: &super::SiteSummary) -> SiteRow {
     }
 }
 
-fn round_row(round: &super::RoundSummary) -> RoundRow {
+fn method(study: &StudySummary) -> Option<String> {
+    let (strategy, steps) = (study.strategy.as_ref()?, study.steps_per_round?);
+    Some(format!("{strategy}, of {steps} steps a round at each site"))
+}
+
+fn round_row(round: &RoundSummary) -> RoundRow {
+    let named = |contribution: &Contribution| {
+        let Contribution { site, share, norm } = contribution;
+        format!("{site} {:.1} %, norm {}", 100.0 * share, length(*norm))
+    };
+    let sites: Vec<String> = match round.contributions.is_empty() {
+        true => round.sites.iter().map(ToString::to_string).collect(),
+        false => round.contributions.iter().map(named).collect(),
+    };
     RoundRow {
         round: round.round.0,
         outcome: round.outcome.clone(),
         seconds: round.seconds.map_or(DASH.to_owned(), |s| format!("{s:.1} s")),
-        sites: round.sites.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        sites: sites.join(if round.contributions.is_empty() { ", " } else { "; " }),
         model: round.model.map_or(DASH.to_owned(), |model| model.short()),
     }
 }
@@ -328,6 +350,14 @@ fn mean(values: &[f64]) -> Option<f64> {
 
 fn optional(value: Option<f64>, decimals: usize) -> String {
     value.map_or(DASH.to_owned(), |value| format!("{value:.decimals$}"))
+}
+
+/// A norm with two decimals, or with a power of ten where these would not show it.
+fn length(norm: f64) -> String {
+    match norm == 0.0 || (0.01..1e6).contains(&norm) {
+        true => format!("{norm:.2}"),
+        false => format!("{norm:.1e}"),
+    }
 }
 
 /// `n` bytes with three figures or so, in powers of ten.

@@ -83,6 +83,8 @@ pub(crate) fn sample() -> ReportData {
             seed: 7,
             embedding: "few-hot".to_owned(),
             weights: "samples".to_owned(),
+            strategy: None,
+            steps_per_round: None,
             metric_version: 1,
             model: model(8),
             sealed: Vec::new(),
@@ -104,6 +106,7 @@ pub(crate) fn sample() -> ReportData {
                 seconds: Some(21.4),
                 sites: ['a', 'b', 'c'].map(site).to_vec(),
                 model: Some(model(round)),
+                contributions: Vec::new(),
                 evaluated: true,
             })
             .collect(),
@@ -233,6 +236,32 @@ fn a_class_that_no_scan_shows_is_told_from_one_that_too_few_do() {
     };
     assert!(page.contains(&row("gall bladder", "none or too few")), "{page}");
     assert!(page.contains(&row("liver", "too few")), "{page}");
+}
+
+#[test]
+fn the_report_says_how_updates_were_averaged_and_what_each_site_contributed() {
+    let mut data = sample();
+    let shares = [("site-a", 0.4, 12.25), ("site-b", 0.4, 0.0), ("site-c", 0.2, 0.0004)];
+    data.rounds[7].contributions =
+        shares.map(|(site, share, norm)| Contribution { site: site.parse().unwrap(), share, norm }).to_vec();
+    (data.study.strategy, data.study.steps_per_round) = (Some("fedavg".to_owned()), Some(40));
+    let page = data.to_html().unwrap();
+    for words in [
+        "<dt>strategy</dt><dd>fedavg, of 40 steps a round at each site</dd>",
+        r#"<td class="wrap">site-a 40.0 %, norm 12.25; site-b 40.0 %, norm 0.00; site-c 20.0 %, norm 4.0e-4</td>"#,
+        // Rounds of an older version.
+        r#"<td class="wrap">site-a, site-b, site-c</td>"#,
+        "<p>Beside each site its share of the average",
+    ] {
+        assert!(page.contains(words), "{words}\n{page}");
+    }
+    assert!(!sample().to_html().unwrap().contains("Beside each site its share"));
+
+    let json = serde_json::to_value(&data).unwrap();
+    assert_eq!(json["study"]["strategy"], "fedavg");
+    assert_eq!(json["study"]["steps_per_round"], 40);
+    let third = &json["rounds"][7]["contributions"][2];
+    assert_eq!(*third, serde_json::json!({ "site": "site-c", "share": 0.2, "norm": 0.0004 }));
 }
 
 #[test]

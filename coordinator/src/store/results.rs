@@ -1,5 +1,9 @@
-//! What rounds leave behind: timings, losses, receipts, evaluation reports, bytes moved. The report is made of these.
+//! What rounds leave behind: timings, contributions, losses, receipts, evaluation reports, bytes moved. The report is made of
+//! these.
 
+use std::collections::BTreeMap;
+
+use common::aggregate::Contribution;
 use common::ids::{ArtifactHash, AttemptId, Digest, ModelHash, RoundId, SiteId, StudyDigest};
 use common::time::Timestamp;
 use sqlx::Row;
@@ -167,6 +171,58 @@ impl Store {
         let query = "SELECT * FROM rounds WHERE study = ? ORDER BY round";
         let rows = sqlx::query(query).bind(bytes(study)).fetch_all(&self.pool).await?;
         rows.iter().map(read_round).collect()
+    }
+
+    /// Notes what each site's update is in the model of a round; a round that is aggregated again replaces the earlier word.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn note_contributions(
+        &self,
+        study: &StudyDigest,
+        round: RoundId,
+        contributions: &[Contribution],
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query("DELETE FROM contributions WHERE study = ? AND round = ?")
+            .bind(bytes(study))
+            .bind(round.0)
+            .execute(&mut *transaction)
+            .await?;
+        for Contribution { site, share, norm } in contributions {
+            sqlx::query("INSERT INTO contributions (study, round, site, share, norm) VALUES (?, ?, ?, ?, ?)")
+                .bind(bytes(study))
+                .bind(round.0)
+                .bind(site.as_str())
+                .bind(*share)
+                .bind(*norm)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// What each site's update is in the models of a study, by round, in order of the sites' names.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn contributions(
+        &self,
+        study: &StudyDigest,
+    ) -> Result<BTreeMap<RoundId, Vec<Contribution>>, StoreError> {
+        let query = "SELECT round, site, share, norm FROM contributions WHERE study = ? ORDER BY round, site";
+        let rows = sqlx::query(query).bind(bytes(study)).fetch_all(&self.pool).await?;
+        let mut by_round: BTreeMap<RoundId, Vec<Contribution>> = BTreeMap::new();
+        for row in &rows {
+            let round = RoundId(unsigned("contribution", row.try_get("round")?)?);
+            by_round.entry(round).or_default().push(Contribution {
+                site: parse("contribution", row.try_get("site")?)?,
+                share: row.try_get("share")?,
+                norm: row.try_get("norm")?,
+            });
+        }
+        Ok(by_round)
     }
 
     /// Notes a site's loss; a repeated step replaces the earlier word.

@@ -10,7 +10,7 @@ use sqlx::{Connection, Row, SqliteConnection};
 use super::StoreError;
 
 /// Step `n` brings version `n` to `n + 1`; steps are never edited once released.
-pub(super) const STEPS: &[&str] = &[include_str!("schema_1.sql")];
+pub(super) const STEPS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql")];
 
 /// Brings the database at `path`, open as `connection`, to the last version of `steps`.
 ///

@@ -1,3 +1,4 @@
+use common::aggregate::Contribution;
 use common::artifact::{ArtifactManifest, Dtype, TensorLayout, TensorSpec};
 use common::ids::{Digest, Role, RoundId, SiteId, StudyDigest};
 use common::time::Timestamp;
@@ -235,6 +236,22 @@ async fn losses_are_told_step_by_step_and_as_means_where_they_are_many() {
     assert!((900..=1001).contains(&told.len()), "{}", told.len());
     assert!(told.is_sorted_by(|a, b| a.done < b.done));
     assert!(told.iter().all(|mean| (mean.done.ceil() - mean.loss).abs() <= 1.0), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_round_that_is_aggregated_again_has_the_contributions_of_the_last_time() {
+    let (_dir, store) = store().await;
+    let study = study(&store).await;
+    let of = |name, share, norm| Contribution { site: site(name), share, norm };
+    let first = [of("a", 0.5, 3.0), of("b", 0.5, 4.0)];
+    store.note_contributions(&study, RoundId(2), &first).await.unwrap();
+    store.note_contributions(&study, RoundId(1), &first).await.unwrap();
+    let again = [of("b", 1.0, 4.0)];
+    store.note_contributions(&study, RoundId(2), &again).await.unwrap();
+    let expected = [(RoundId(1), first.to_vec()), (RoundId(2), again.to_vec())];
+    assert_eq!(store.contributions(&study).await.unwrap(), expected.into());
+    let of_another = store.contributions(&StudyDigest(Digest::of(b"other"))).await.unwrap();
+    assert!(of_another.is_empty(), "{of_another:?}");
 }
 
 #[tokio::test]

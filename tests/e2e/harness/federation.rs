@@ -79,6 +79,11 @@ impl Federation {
         for round in &report.rounds {
             let sites: Vec<_> = round.sites.iter().map(|site| site.as_str()).collect();
             assert_eq!(sites, ["north", "south"], "round {}", round.round);
+            let told: Vec<_> = round.contributions.iter().map(|told| told.site.as_str()).collect();
+            let shares: f64 = round.contributions.iter().map(|told| told.share).sum();
+            assert_eq!(told, sites, "round {}", round.round);
+            assert!((shares - 1.0).abs() < 1e-9, "{:?}", round.contributions);
+            assert!(round.contributions.iter().all(|told| told.norm > 0.0), "{:?}", round.contributions);
         }
     }
 
