@@ -2,7 +2,7 @@
 //!
 //! Intervals are computed at the site by resampling patients, because the values of single cases never leave it. What would
 //! tell of fewer patients than `min_count` is left out ([`crate::disclosure`]). There is no field for voxels, pictures or case
-//! names.
+//! names, and none for how many tumours were found: of few patients, such a share is a count. A site sees it in its own files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Diagnostics, Problems};
 use crate::disclosure::{ClassPatients, Disclosure};
 use crate::ids::{ClassId, ModelHash, RoundId, SiteId, StudyDigest, TaxonomyDigest};
-use crate::metrics::bootstrap_interval;
+use crate::metrics::{Overlap, bootstrap_interval};
 use crate::rng::KeyedRng;
 use crate::signed::SignedDocument;
 
@@ -119,6 +119,8 @@ pub enum CaseOutcome {
         nsd: f64,
         /// Volume predicted, millilitres: a tumour that is missed by its Dice may still be found.
         predicted_ml: f64,
+        /// What Dice is made of, and recall, precision and specificity are; none where an earlier version measured it.
+        voxels: Option<Overlap>,
     },
     /// It does not.
     Absent {
@@ -307,7 +309,7 @@ mod tests {
     }
 
     fn present(patient: u32, class: u8, dice: f64) -> CaseScore {
-        let outcome = CaseOutcome::Present { dice, nsd: dice / 2.0, predicted_ml: 1.0 };
+        let outcome = CaseOutcome::Present { dice, nsd: dice / 2.0, predicted_ml: 1.0, voxels: None };
         CaseScore { patient, scan: patient, class: ClassId::new(class).unwrap(), outcome }
     }
 

@@ -1,7 +1,11 @@
 //! Overlap of two masks: Dice, recall, precision, specificity, volumes.
 
-/// Voxel counts of a prediction against the truth. Counts of several blocks add up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// Voxel counts of a prediction against the truth. Counts of several blocks add up. Serialisable because a site keeps those of each
+/// scan in its own files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Overlap {
     /// Predicted and true.
     pub true_positive: u64,

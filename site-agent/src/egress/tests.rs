@@ -337,7 +337,7 @@ fn the_guide_names_every_field_of_the_documents_that_leave() {
         taxonomy,
     };
     let outcomes = [
-        CaseOutcome::Present { dice: 0.5, nsd: 0.5, predicted_ml: 1.0 },
+        CaseOutcome::Present { dice: 0.5, nsd: 0.5, predicted_ml: 1.0, voxels: None },
         CaseOutcome::Absent { false_positive_volume_ml: 1.0 },
     ];
     let score = |(number, outcome)| CaseScore { patient: number, scan: number, class, outcome };

@@ -146,7 +146,7 @@ fn outcome(predicted: &[bool], truth: &[bool], grid: &Grid, tau_mm: f64) -> Case
     // The truth is not empty, so both figures exist.
     let nsd = normalised_surface_distance(&predicted, &truth, &cut, tau_mm).unwrap_or(0.0);
     let predicted_ml = overlap.predicted_volume_ml(spacing_mm);
-    CaseOutcome::Present { dice: overlap.dice().unwrap_or(0.0), nsd, predicted_ml }
+    CaseOutcome::Present { dice: overlap.dice().unwrap_or(0.0), nsd, predicted_ml, voxels: Some(overlap) }
 }
 
 /// Both masks cut to the box around their content and one voxel more: surfaces and distances stay the same, and a small
@@ -205,9 +205,13 @@ mod tests {
         let (shape, grid) = ([12, 10, 9], grid([12, 10, 9], [1.0, 1.0, 2.0]));
         let truth = cube(shape, [2, 2, 2], [6, 6, 6]);
         let shifted = cube(shape, [3, 2, 2], [7, 6, 6]);
-        let CaseOutcome::Present { dice, nsd, predicted_ml } = outcome(&shifted, &truth, &grid, 1.0) else {
+        let CaseOutcome::Present { dice, nsd, predicted_ml, voxels } = outcome(&shifted, &truth, &grid, 1.0)
+        else {
             panic!("present")
         };
+        let counts =
+            Overlap { true_positive: 48, false_positive: 16, false_negative: 16, true_negative: 1000 };
+        assert_eq!(voxels, Some(counts), "of the whole scan, not of the box around both");
         assert!((predicted_ml - 4.0 * 4.0 * 4.0 * 2.0 / 1000.0).abs() < 1e-12);
         assert!((dice - 0.75).abs() < 1e-12);
         assert!((nsd - 1.0).abs() < 1e-6);
@@ -217,7 +221,8 @@ mod tests {
         assert!(nsd < 1.0);
         let nothing = vec![false; truth.len()];
         let missed = outcome(&nothing, &truth, &grid, 1.0);
-        assert_eq!(missed, CaseOutcome::Present { dice: 0.0, nsd: 0.0, predicted_ml: 0.0 });
+        let voxels = Some(Overlap { false_negative: 64, true_negative: 1016, ..Overlap::default() });
+        assert_eq!(missed, CaseOutcome::Present { dice: 0.0, nsd: 0.0, predicted_ml: 0.0, voxels });
     }
 
     #[test]

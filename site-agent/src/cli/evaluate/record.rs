@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use common::csv;
 use common::ids::{ClassId, Digest, ModelHash, StudyDigest, TaxonomyDigest};
+use common::metrics::Overlap;
 use common::report::{CaseOutcome, CaseScore, ClassReport, EvaluationReport};
 use common::taxonomy::Taxonomy;
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,9 @@ pub(super) struct Agreement {
     pub dice: f64,
     /// Normalised surface distance, 0 to 1.
     pub nsd: f64,
+    /// Voxels of the scan by prediction and truth. Nothing in what earlier versions wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voxels: Option<Overlap>,
 }
 
 impl Record {
@@ -160,8 +164,22 @@ impl Record {
 
     /// `scores.csv`: a line for each class of each scan.
     pub(super) fn to_csv(&self, taxonomy: &Taxonomy) -> String {
-        let head = ["scan", "patient", "class", "name", "dice", "nsd", "false_positive_ml", "predicted_ml"];
+        let head = [
+            "scan",
+            "patient",
+            "class",
+            "name",
+            "dice",
+            "nsd",
+            "false_positive_ml",
+            "predicted_ml",
+            "recall",
+            "precision",
+            "specificity",
+            "reference_dice",
+        ];
         let line = |(scan, score): (&ScanRecord, &ScoreRecord)| {
+            let voxels = score.present.and_then(|present| present.voxels);
             csv::line([
                 scan.scan.clone(),
                 scan.patient.clone(),
@@ -171,6 +189,10 @@ impl Record {
                 csv::optional(score.present.map(|present| present.nsd)),
                 csv::optional(score.false_positive_ml()),
                 score.predicted_ml.to_string(),
+                csv::optional(voxels.and_then(|voxels| voxels.recall())),
+                csv::optional(voxels.and_then(|voxels| voxels.precision())),
+                csv::optional(voxels.and_then(|voxels| voxels.specificity())),
+                csv::optional(voxels.map(|voxels| voxels.smoothed_dice())),
             ])
         };
         std::iter::once(csv::line(head)).chain(self.all_scores().map(line)).collect()
@@ -187,7 +209,9 @@ impl ScanRecord {
 impl ScoreRecord {
     fn of(score: &CaseScore) -> Self {
         let (present, predicted_ml) = match score.outcome {
-            CaseOutcome::Present { dice, nsd, predicted_ml } => (Some(Agreement { dice, nsd }), predicted_ml),
+            CaseOutcome::Present { dice, nsd, predicted_ml, voxels } => {
+                (Some(Agreement { dice, nsd, voxels }), predicted_ml)
+            }
             CaseOutcome::Absent { false_positive_volume_ml } => (None, false_positive_volume_ml),
         };
         Self { class: score.class, present, predicted_ml }
@@ -196,7 +220,7 @@ impl ScoreRecord {
     fn outcome(&self) -> CaseOutcome {
         let predicted_ml = self.predicted_ml;
         match self.present {
-            Some(Agreement { dice, nsd }) => CaseOutcome::Present { dice, nsd, predicted_ml },
+            Some(Agreement { dice, nsd, voxels }) => CaseOutcome::Present { dice, nsd, predicted_ml, voxels },
             None => CaseOutcome::Absent { false_positive_volume_ml: predicted_ml },
         }
     }
@@ -222,7 +246,7 @@ pub(super) mod tests {
         let (mut scans, mut patients, mut numbered) = (Vec::new(), Vec::new(), Vec::new());
         for &(scan, patient, class, dice, predicted_ml) in scores {
             let outcome = match dice {
-                Some(dice) => CaseOutcome::Present { dice, nsd: dice / 2.0, predicted_ml },
+                Some(dice) => CaseOutcome::Present { dice, nsd: dice / 2.0, predicted_ml, voxels: None },
                 None => CaseOutcome::Absent { false_positive_volume_ml: predicted_ml },
             };
             numbered.push(CaseScore {
@@ -258,11 +282,40 @@ pub(super) mod tests {
             ("trunk/a,1", "anna", 27, None, 0.25),
             ("trunk/b", "bo", 6, Some(0.75), 1200.5),
         ]);
-        let expected = "scan,patient,class,name,dice,nsd,false_positive_ml,predicted_ml\n\
-                        \"trunk/a,1\",anna,6,Liver,0.5,0.25,,1500\n\
-                        \"trunk/a,1\",anna,27,Liver Tumor,,,0.25,0.25\n\
-                        trunk/b,bo,6,Liver,0.75,0.375,,1200.5\n";
+        let expected = "scan,patient,class,name,dice,nsd,false_positive_ml,predicted_ml,recall,precision,specificity,reference_dice\n\
+                        \"trunk/a,1\",anna,6,Liver,0.5,0.25,,1500,,,,\n\
+                        \"trunk/a,1\",anna,27,Liver Tumor,,,0.25,0.25,,,,\n\
+                        trunk/b,bo,6,Liver,0.75,0.375,,1200.5,,,,\n";
         assert_eq!(record.to_csv(&Taxonomy::standard()), expected);
+    }
+
+    #[test]
+    fn voxel_counts_become_recall_precision_specificity_and_the_references_dice() {
+        let mut record = record(&[("t/a", "anna", 6, Some(0.5), 1.0), ("t/b", "bo", 6, Some(0.0), 0.0)]);
+        let counted = |record: &mut Record, scan: usize, voxels| {
+            record.scans[scan].classes[0].present.as_mut().unwrap().voxels = Some(voxels);
+        };
+        let half = Overlap { true_positive: 3, false_positive: 1, false_negative: 5, true_negative: 15 };
+        counted(&mut record, 0, half);
+        // Nothing is predicted: there is no precision.
+        counted(&mut record, 1, Overlap { false_negative: 4, true_negative: 8, ..Overlap::default() });
+        let csv = record.to_csv(&Taxonomy::standard());
+        let lines: Vec<&str> = csv.lines().skip(1).collect();
+        // Of 12 voxels of both masks the reference's Dice has 13.
+        let reference = 6.0 / 13.0;
+        assert_eq!(lines[0], format!("t/a,anna,6,Liver,0.5,0.25,,1,0.375,0.75,0.9375,{reference}"));
+        assert_eq!(lines[1], "t/b,bo,6,Liver,0,0,,0,0,,1,0");
+
+        // An evaluation that goes on from the file has them too.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(EVALUATION);
+        files::write_json(&path, &record).unwrap();
+        assert_eq!(Record::read(&path).unwrap(), record);
+        let voxels = record.scans[0].scores().into_values().map(|outcome| match outcome {
+            CaseOutcome::Present { voxels, .. } => voxels,
+            CaseOutcome::Absent { .. } => None,
+        });
+        assert_eq!(voxels.collect::<Vec<_>>(), [Some(half)]);
     }
 
     #[test]
@@ -275,7 +328,7 @@ pub(super) mod tests {
         assert_eq!(Record::read(&path).unwrap(), record);
         let (liver, tumour) = (ClassId::new(6).unwrap(), ClassId::new(27).unwrap());
         let measured = [
-            (liver, CaseOutcome::Present { dice: 0.5, nsd: 0.25, predicted_ml: 1500.0 }),
+            (liver, CaseOutcome::Present { dice: 0.5, nsd: 0.25, predicted_ml: 1500.0, voxels: None }),
             (tumour, CaseOutcome::Absent { false_positive_volume_ml: 0.25 }),
         ];
         assert_eq!(record.scans[0].scores(), ScanScores::from(measured));
