@@ -58,8 +58,8 @@ impl Board<'_> {
         for (title, table) in self.sections() {
             page.push_str(&format!("<h2>{}</h2>\n{}", escape(&title), table.html()));
         }
-        if let Some(comparison) = self.comparison.filter(|comparison| !comparison.classes.is_empty()) {
-            page.push_str(&self.difference_plot(comparison));
+        if let Some(comparison) = self.comparison {
+            page.push_str(&self.difference_plot(comparison).unwrap_or_default());
         }
         page.push_str("</body>\n</html>\n");
         page
@@ -106,18 +106,20 @@ impl Board<'_> {
         RowPlot { title, range: [0.0, 1.0], rows: &rows }.svg()
     }
 
-    fn difference_plot(&self, comparison: &Comparison) -> String {
+    /// None where no class has an interval: one patient says nothing of others.
+    fn difference_plot(&self, comparison: &Comparison) -> Option<String> {
         let row = |difference: &Difference| {
             let dice = difference.dice;
             let mark = Mark::Interval { mean: dice.mean, low: dice.low, high: dice.high };
             Row { name: self.taxonomy.name(difference.class), mark }
         };
-        let ends = comparison.classes.iter().flat_map(|class| [class.dice.low, class.dice.high]);
+        let shown = || comparison.classes.iter().filter(|difference| difference.patients > 1);
+        let ends = shown().flat_map(|class| [class.dice.low, class.dice.high]);
         let most = ends.map(f64::abs).fold(0.0, f64::max);
         let reach = REACHES.into_iter().find(|&reach| most <= reach).unwrap_or(1.0);
-        let rows: Vec<Row> = comparison.classes.iter().map(row).collect();
+        let rows: Vec<Row> = shown().map(row).collect();
         let title = format!("Difference of Dice: right of 0, {} is better", self.record.scored);
-        RowPlot { title: &title, range: [-reach, reach], rows: &rows }.svg()
+        (!rows.is_empty()).then(|| RowPlot { title: &title, range: [-reach, reach], rows: &rows }.svg())
     }
 }
 
@@ -159,6 +161,8 @@ mod tests {
             let page = page.replace("http://www.w3.org/2000/svg", "");
             assert!(!page.contains(forbidden), "{forbidden}");
         }
+        let rows = [">Liver</text>", ">Liver Tumor</text>"].map(|name| page.matches(name).count());
+        assert_eq!(rows, [3, 2], "a difference in one patient has no interval to draw: {page}");
         let lines = board.lines();
         assert!(
             lines.iter().any(|line| line.starts_with("Liver Tumor") && line.ends_with("-")),

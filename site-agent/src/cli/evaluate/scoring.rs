@@ -257,7 +257,8 @@ impl Scoring<'_> {
         // It stays here: there is nobody to hide small numbers from.
         let report = EvaluationReport::summarise(subject, &scores, tau_mm, 1, study.seed);
         let names = scored().map(|(case, _)| (case.name.as_str(), case.patient.as_str()));
-        let mut record = Record::of(self.basis.scored.clone(), self.basis.model, report, names, &scores);
+        let (scored_words, model) = (self.basis.scored.clone(), self.basis.model);
+        let mut record = Record::of(scored_words, model, report, names, &scores, study.seed);
         record.beside = self.basis.beside;
         for (scan, (_, scored)) in record.scans.iter_mut().zip(scored()) {
             scan.content = scored.content;

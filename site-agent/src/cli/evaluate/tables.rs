@@ -19,20 +19,31 @@ pub(super) struct Table {
 impl Table {
     /// Every class over all scans, as the report page of a study shows it.
     pub(super) fn classes(record: &Record, taxonomy: &Taxonomy) -> Self {
-        let head = ["class", "scans", "patients", "Dice", "95 % interval", "NSD", "false positives, ml"];
+        let head = [
+            "class",
+            "scans",
+            "patients",
+            "Dice",
+            "95 % interval",
+            "NSD",
+            "95 % interval",
+            "false positives, ml",
+        ];
         let row = |class: &ClassReport| {
             let name = taxonomy.name(class.class);
-            let [scans, patients, dice, interval, nsd] = class.present.as_ref().map_or_else(
+            let [scans, patients, dice, dice_interval, nsd] = class.present.as_ref().map_or_else(
                 || ["0", "0", DASH, DASH, DASH].map(str::to_owned),
                 |p| {
-                    let interval = format!("{:.3} - {:.3}", p.ci_low, p.ci_high);
-                    [p.n.to_string(), p.patients.to_string(), score(p.mean_dice), interval, score(p.mean_nsd)]
+                    // One patient resampled is that one again.
+                    let dice = interval((p.patients > 1).then_some([p.ci_low, p.ci_high]));
+                    [p.n.to_string(), p.patients.to_string(), score(p.mean_dice), dice, score(p.mean_nsd)]
                 },
             );
+            let nsd_interval = interval(record.nsd_intervals.get(&class.class).copied());
             let absent = class.absent.as_ref().map_or(DASH.to_owned(), |absent| {
                 format!("{:.1} in {} without it", absent.false_positive_volume_ml, absent.n)
             });
-            vec![name, scans, patients, dice, interval, nsd, absent]
+            vec![name, scans, patients, dice, dice_interval, nsd, nsd_interval, absent]
         };
         Self { head: head.to_vec(), rows: record.classes.iter().map(row).collect() }
     }
@@ -70,7 +81,8 @@ impl Table {
         let row = |difference: &Difference| -> Vec<String> {
             let Difference { class, scans, patients, dice, nsd } = difference;
             let counts = [taxonomy.name(*class), scans.to_string(), patients.to_string()];
-            counts.into_iter().chain([dice, nsd].into_iter().flat_map(change)).collect()
+            let changes = [dice, nsd].into_iter().flat_map(|change| in_words(change, *patients));
+            counts.into_iter().chain(changes).collect()
         };
         Self { head: head.to_vec(), rows: comparison.classes.iter().map(row).collect() }
     }
@@ -115,8 +127,17 @@ fn score(value: f64) -> String {
     format!("{value:.3}")
 }
 
-fn change(change: &Change) -> [String; 2] {
-    [format!("{:+.3}", change.mean), format!("{:+.3} to {:+.3}", change.low, change.high)]
+fn interval(ends: Option<[f64; 2]>) -> String {
+    ends.map_or(DASH.to_owned(), |[low, high]| format!("{low:.3} - {high:.3}"))
+}
+
+/// A difference and its interval, which one patient has not.
+fn in_words(change: &Change, patients: usize) -> [String; 2] {
+    let interval = match patients {
+        0 | 1 => DASH.to_owned(),
+        _ => format!("{:+.3} to {:+.3}", change.low, change.high),
+    };
+    [format!("{:+.3}", change.mean), interval]
 }
 
 #[cfg(test)]
@@ -138,21 +159,29 @@ mod tests {
             ("t/b", "bo", 27, Some(0.25), 1.0),
         ]);
         let classes = Table::classes(&record, &taxonomy);
-        assert_eq!(cells(&classes, 0), ["Liver", "2", "2", "0.750", "0.500 - 1.000", "0.375", "-"]);
-        assert_eq!(cells(&classes, 1)[6], "2.0 in 1 without it");
+        let liver = ["Liver", "2", "2", "0.750", "0.500 - 1.000", "0.375", "0.250 - 0.500", "-"];
+        assert_eq!(cells(&classes, 0), liver);
+        let tumour = ["Liver Tumor", "1", "1", "0.250", "-", "0.125", "-", "2.0 in 1 without it"];
+        assert_eq!(cells(&classes, 1), tumour, "one patient has no interval");
         let lesions = Table::lesions(&record, &taxonomy, 0.0);
         assert_eq!(lesions.rows.len(), 1);
         assert_eq!(cells(&lesions, 0), ["Liver Tumor", "1", "1.000", "1", "0.000", "0.000"]);
     }
 
     #[test]
-    fn differences_have_signs() {
-        let (now, then) =
-            (record(&[("t/a", "anna", 6, Some(0.5), 1.0)]), record(&[("t/a", "anna", 6, Some(0.75), 1.0)]));
-        let comparison = Comparison::of(&now, &then, 7).unwrap();
+    fn differences_have_signs_and_those_of_one_patient_no_interval() {
+        let of = |dice: f64| {
+            record(&[
+                ("t/a", "anna", 6, Some(dice), 1.0),
+                ("t/b", "bo", 6, Some(dice), 1.0),
+                ("t/a", "anna", 27, Some(dice), 1.0),
+            ])
+        };
+        let comparison = Comparison::of(&of(0.5), &of(0.75), 7).unwrap();
         let table = Table::differences(&comparison, &Taxonomy::standard());
-        let expected = ["Liver", "1", "1", "-0.250", "-0.250 to -0.250", "-0.125", "-0.125 to -0.125"];
-        assert_eq!(cells(&table, 0), expected);
+        let liver = ["Liver", "2", "2", "-0.250", "-0.250 to -0.250", "-0.125", "-0.125 to -0.125"];
+        assert_eq!(cells(&table, 0), liver);
+        assert_eq!(cells(&table, 1), ["Liver Tumor", "1", "1", "-0.250", "-", "-0.125", "-"]);
     }
 
     #[test]
