@@ -29,4 +29,4 @@ pub use close::CloseCode;
 pub use connection::{Admitted, Connection, Exchange, Lane, Reader, RecvEnd, SendEnd, Traffic, Writer};
 pub use error::{Alert, LinkError};
 pub use identity::{IdentityError, PeerIdentity, identity_uri};
-pub use noise::is_noise;
+pub use noise::{Tally, is_noise};

@@ -12,18 +12,31 @@ use crate::error::LinkError;
 /// Shortest time between two lines.
 const QUIET: Duration = Duration::from_secs(60);
 
+/// Counts what strangers can make happen as often as they like, so that there is a line of it a minute.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Since the last line.
+    counted: u64,
+    said_at: Option<Instant>,
+}
+
+impl Tally {
+    /// One more; how many to tell of, this one among them, when it is time.
+    pub fn count(&mut self, now: Instant) -> Option<u64> {
+        self.counted = self.counted.saturating_add(1);
+        if self.said_at.is_some_and(|at| now.saturating_duration_since(at) < QUIET) {
+            return None;
+        }
+        self.said_at = Some(now);
+        Some(std::mem::take(&mut self.counted))
+    }
+}
+
 /// Counts such callers on one lane.
 #[derive(Debug)]
 pub(crate) struct Noise {
     lane: Lane,
     tally: Mutex<Tally>,
-}
-
-#[derive(Debug, Default)]
-struct Tally {
-    /// Since the last line.
-    callers: u64,
-    said_at: Option<Instant>,
 }
 
 impl Noise {
@@ -43,13 +56,7 @@ impl Noise {
     /// One more; how many to tell of, when it is time.
     fn count(&self, now: Instant) -> Option<u64> {
         // Whole before and after each change.
-        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
-        tally.callers = tally.callers.saturating_add(1);
-        if tally.said_at.is_some_and(|at| now.saturating_duration_since(at) < QUIET) {
-            return None;
-        }
-        tally.said_at = Some(now);
-        Some(std::mem::take(&mut tally.callers))
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).count(now)
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) async fn serve(connection: Connection, context: &Context) {
         }
         Ok(Err(error)) => {
             let detail = format!("enrolment from {}: {error}", connection.remote_address());
-            context.driver.say(Line::Refused { site: None, code: error.code().to_owned(), detail }).await;
+            context.refusals.say(&context.driver, error.code(), detail).await;
             connection.close(CloseCode::ProtocolViolation, &CloseCode::ProtocolViolation.words().into());
         }
         Err(_) => say_refused(context, &connection, CloseCode::TooSlow, "no enrolment request in time").await,
@@ -40,8 +40,7 @@ async fn exchange(connection: &Connection, context: &Context) -> Result<(), Link
         Ok(enrolled) => EnrollReply::Enrolled(enrolled),
         Err(refusal) => {
             let detail = format!("enrolment from {}: {}", connection.remote_address(), refusal.detail);
-            let code = refusal.code.code().to_owned();
-            context.driver.say(Line::Refused { site: None, code, detail }).await;
+            context.refusals.say(&context.driver, refusal.code.code(), detail).await;
             EnrollReply::Refused(refusal)
         }
     };

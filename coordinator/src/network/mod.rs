@@ -1,9 +1,10 @@
 //! The network's side of the coordinator: who knocks is let in or turned away, and what is asked is answered.
 //!
-//! `doors` are what is listened with, `enrolment` speaks with strangers who hold an invite, `session` with one connected
-//! site, `requests` answers each exchange, `chunks` those that carry some, `upload` takes updates in, one of each site in its `slot`, `shelf` keeps open what
-//! is fetched, `large` bounds what requests take, `rotten` says of what the disk has changed that it cannot be, `credit` says whose turn it is, `pace` who loses
-//! it. No decision about rounds is made here: that is asked of the driver.
+//! `doors` are what is listened with, `enrolment` speaks with strangers who hold an invite, `refusals` tells of those who were
+//! turned away, `session` speaks with one connected site, `requests` answers each exchange, `chunks` those that carry some,
+//! `upload` takes updates in, one of each site in its `slot`, `shelf` keeps open what is fetched, `large` bounds what requests
+//! take, `rotten` says of what the disk has changed that it cannot be, `credit` says whose turn it is, `pace` who loses it. No
+//! decision about rounds is made here: that is asked of the driver.
 
 mod chunks;
 mod credit;
@@ -11,6 +12,7 @@ mod doors;
 mod enrolment;
 mod large;
 mod pace;
+mod refusals;
 mod requests;
 mod rotten;
 mod session;
@@ -30,12 +32,12 @@ use tokio_util::task::TaskTracker;
 
 pub use self::credit::Budget;
 pub use self::large::LargeRequests;
+pub use self::refusals::Refusals;
 pub use self::shelf::Shelf;
 pub use self::slot::UploadSlots;
 use crate::admission::Admission;
 use crate::driver::{DriverHandle, Seats};
 use crate::pki::Authority;
-use crate::progress::Line;
 use crate::store::Store;
 use doors::Knock;
 pub use doors::{Doors, Frame};
@@ -56,6 +58,8 @@ pub struct Context {
     pub large: LargeRequests,
     /// Who may speak.
     pub admission: Admission,
+    /// Who was turned away at the door.
+    pub refusals: Refusals,
     /// The connections of sites.
     pub seats: Seats,
     /// Signs certificates.
@@ -92,8 +96,8 @@ async fn answer_knock(knock: Knock, context: Arc<Context>, strangers: &RateLimit
     let place: Option<OwnedSemaphorePermit> = match &admitted {
         Ok(Admitted::Site(connection, _) | Admitted::Stranger(connection)) => {
             let Ok(place) = places.try_acquire_owned() else {
-                tracing::warn!(%remote, "too many connections: refused");
-                return connection.close(CloseCode::TooBusy, &CloseCode::TooBusy.words().into());
+                let code = CloseCode::TooBusy;
+                return say_refused(&context, connection, code, code.words()).await;
             };
             Some(place)
         }
@@ -123,16 +127,15 @@ async fn answer(
                 .await;
         }
         Err(error) => {
-            let detail = format!("{remote}: {error}");
-            context.driver.say(Line::Refused { site: None, code: error.code().to_owned(), detail }).await;
+            context.refusals.say(&context.driver, error.code(), format!("{remote}: {error}")).await;
         }
     }
 }
 
 async fn say_refused(context: &Context, connection: &Connection, code: CloseCode, words: &str) {
     let detail = format!("{}: {words}", connection.remote_address());
-    context.driver.say(Line::Refused { site: None, code: code.code().to_owned(), detail }).await;
     connection.close(code, &words.into());
+    context.refusals.say(&context.driver, code.code(), detail).await;
 }
 
 /// How a connection ends whose site may not speak.

@@ -169,8 +169,8 @@ impl Knock {
         self.incoming.remote_address()
     }
 
-    /// Completes the handshake, and closes what may not come in. A refusal is logged here, with its reason; of callers that are no
-    /// sites there is a line a minute.
+    /// Completes the handshake, and closes what may not come in. Of callers that are no sites ([`is_noise`]) there is a line a
+    /// minute; of a refusal whoever admits tells.
     ///
     /// # Errors
     /// [`LinkError::RefusedPeer`] when the certificate is not of this consortium or out of date,
@@ -187,8 +187,7 @@ impl Knock {
         match &admitted {
             Ok(_) => {}
             Err(error) if is_noise(error) => self.noise.heard(remote, error),
-            Err(LinkError::ClosedHere) => tracing::debug!(%remote, "came as the listener closed"),
-            Err(error) => tracing::warn!(%remote, code = error.code(), "refused a connection: {error}"),
+            Err(error) => tracing::debug!(%remote, code = error.code(), "refused a connection: {error}"),
         }
         admitted
     }

@@ -152,8 +152,8 @@ impl Knock {
         self.remote
     }
 
-    /// Completes the handshake, and closes what may not come in. A refusal is logged here, with its reason; of callers that are no
-    /// sites there is a line a minute.
+    /// Completes the handshake, and closes what may not come in. Of callers that are no sites ([`is_noise`]) there is a line a
+    /// minute; of a refusal whoever admits tells.
     ///
     /// # Errors
     /// [`LinkError::RefusedPeer`] when the certificate is not of this consortium or out of date,
@@ -169,12 +169,8 @@ impl Knock {
             shaken => shaken,
         };
         let admitted = tls.and_then(|tls| door.sort(tls, remote, &place));
-        match &admitted {
-            Ok(_) => {}
-            Err(LinkError::ClosedHere) => tracing::debug!(%remote, "came as the listener closed"),
-            Err(error) => {
-                tracing::warn!(%remote, code = error.code(), "refused a connection over TCP: {error}")
-            }
+        if let Err(error) = &admitted {
+            tracing::debug!(%remote, code = error.code(), "refused a connection over TCP: {error}");
         }
         admitted
     }
