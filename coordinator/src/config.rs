@@ -32,7 +32,7 @@ pub struct Config {
     pub connections: usize,
     /// Longest life of one connection; the site dials again.
     pub connection_age: Duration,
-    /// Most enrolment attempts in a minute, over all addresses.
+    /// Most enrolments in a minute that are refused with the reason, over all addresses; an invite that counts is not counted.
     pub enrolments_per_minute: u32,
     /// Memory for models and updates under way, bytes; transfers beyond it wait for their turn.
     pub transfer_bytes: u64,

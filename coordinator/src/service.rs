@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::driver::{Driver, DriverHandle, Parts};
-use crate::network::{self, Budget, Context, Doors, Frame, LargeRequests, Refusals, Shelf, UploadSlots};
+use crate::network::{
+    self, Budget, Context, Doors, Frame, LargeRequests, Refusals, Shelf, Strangers, UploadSlots,
+};
 use crate::operator::{OperatorSocket, SocketError};
 use crate::pki::{Authority, PkiError};
 use crate::progress::{Line, Progress};
@@ -82,12 +84,12 @@ impl Service {
             budget: Budget::new(config.transfer_bytes, &config.transport),
             large: LargeRequests::default(),
             admission: Admission::new(store.clone(), config.consortium.clone()),
+            strangers: Strangers::new(config.enrolments_per_minute),
             refusals: Refusals::default(),
             seats: driver.seats(),
             authority,
             site_certificate_life: config.site_certificate_life,
             connection_age: config.connection_age,
-            enrolments_per_minute: config.enrolments_per_minute,
             stop,
         });
         Ok(Self { driver, doors, socket, context, connections: config.connections, store })

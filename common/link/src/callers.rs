@@ -50,7 +50,7 @@ impl Drop for Caller {
 }
 
 /// Whom a limit is for: in IPv6 whoever has one address has all of its /64.
-fn network_of(address: IpAddr) -> IpAddr {
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
         four => four,

@@ -25,6 +25,7 @@ pub mod tls;
 pub mod transfer;
 pub mod write_back;
 
+pub use callers::network_of;
 pub use close::CloseCode;
 pub use connection::{Admitted, Connection, Exchange, Lane, Reader, RecvEnd, SendEnd, Traffic, Writer};
 pub use error::{Alert, LinkError};

@@ -1,11 +1,11 @@
 //! Enrolment: one exchange with a stranger who holds an invite. 16 KiB, 10 seconds, one try a connection.
 
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use common::signed::VerifyingKey;
 use common::wire::{EnrollReply, EnrollRequest, Enrolled, Refusal, RefusalCode};
-use link::quic::Connection;
-use link::{CloseCode, LinkError};
+use link::{CloseCode, Connection, Exchange, LinkError};
 
 use super::{Context, say_refused};
 use crate::clock;
@@ -13,39 +13,68 @@ use crate::pki::{PkiError, RequestedKey, Serial, TokenHash, Validity};
 use crate::progress::Line;
 use crate::store::{InviteRefusal, InviteTerms, StoreError};
 
-/// From the connection to the answer.
+/// For the request to come, and for the answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Enrols whoever is at the other end of `connection`, or says why not.
 pub(super) async fn serve(connection: Connection, context: &Context) {
-    match tokio::time::timeout(PATIENCE, exchange(&connection, context)).await {
-        Ok(Ok(())) => {
-            // The site closes once it has read the answer: closing here first could overtake it.
-            let _ = tokio::time::timeout(PATIENCE, connection.closed()).await;
-            connection.close(CloseCode::Done, &"".into());
+    let guest = context.strangers.enter(connection.remote_address().ip());
+    // Kept to the end: over TCP the other side is told why on the exchange that it has begun.
+    let mut hearing = pin!(tokio::time::timeout(PATIENCE, hear(&connection)));
+    let heard = tokio::select! {
+        heard = &mut hearing => heard,
+        () = guest.displaced() => {
+            let words = "too many others came to enrol before it had asked";
+            return say_refused(context, &connection, CloseCode::TooBusy, words).await;
         }
-        Ok(Err(error)) => {
-            let detail = format!("enrolment from {}: {error}", connection.remote_address());
-            context.refusals.say(&context.driver, error.code(), detail).await;
-            connection.close(CloseCode::ProtocolViolation, &CloseCode::ProtocolViolation.words().into());
+    };
+    let answered = match heard {
+        // Whatever else happens, it is not given up half-way: what the store has, seats and driver must hear of.
+        Ok(Ok((request, exchange))) => answer(&request, exchange, &connection, context).await,
+        Ok(Err(error)) => Err(error),
+        Err(_) => {
+            let words = "no enrolment request in time";
+            return say_refused(context, &connection, CloseCode::TooSlow, words).await;
         }
-        Err(_) => say_refused(context, &connection, CloseCode::TooSlow, "no enrolment request in time").await,
+    };
+    if let Err(error) = answered {
+        let detail = format!("enrolment from {}: {error}", connection.remote_address());
+        connection.close(CloseCode::ProtocolViolation, &CloseCode::ProtocolViolation.words().into());
+        return context.refusals.say(&context.driver, error.code(), detail).await;
     }
+    // The site closes once it has read the answer: closing here first could overtake it.
+    tokio::select! {
+        _ = tokio::time::timeout(PATIENCE, connection.closed()) => {}
+        () = guest.displaced() => {}
+    }
+    connection.close(CloseCode::Done, &"".into());
 }
 
-async fn exchange(connection: &Connection, context: &Context) -> Result<(), LinkError> {
+async fn hear(connection: &Connection) -> Result<(EnrollRequest, Exchange), LinkError> {
     let mut exchange = connection.accept().await?;
-    let request: EnrollRequest = exchange.reader.read().await?;
-    let reply = match enrol(&request, context).await {
+    Ok((exchange.reader.read().await?, exchange))
+}
+
+async fn answer(
+    request: &EnrollRequest,
+    mut exchange: Exchange,
+    connection: &Connection,
+    context: &Context,
+) -> Result<(), LinkError> {
+    let reply = match enrol(request, context).await {
         Ok(enrolled) => EnrollReply::Enrolled(enrolled),
         Err(refusal) => {
             let detail = format!("enrolment from {}: {}", connection.remote_address(), refusal.detail);
             context.refusals.say(&context.driver, refusal.code.code(), detail).await;
-            EnrollReply::Refused(refusal)
+            EnrollReply::Refused(context.strangers.answer(refusal, Instant::now()))
         }
     };
-    exchange.writer.write(&reply).await?;
-    exchange.writer.finish().await
+    let said = async {
+        exchange.writer.write(&reply).await?;
+        exchange.writer.finish().await
+    };
+    let slow = LinkError::TooSlow { what: "room for a reply", limit: PATIENCE };
+    tokio::time::timeout(PATIENCE, said).await.unwrap_or(Err(slow))
 }
 
 async fn enrol(request: &EnrollRequest, context: &Context) -> Result<Enrolled, Refusal> {

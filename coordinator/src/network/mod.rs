@@ -1,10 +1,10 @@
 //! The network's side of the coordinator: who knocks is let in or turned away, and what is asked is answered.
 //!
-//! `doors` are what is listened with, `enrolment` speaks with strangers who hold an invite, `refusals` tells of those who were
-//! turned away, `session` speaks with one connected site, `requests` answers each exchange, `chunks` those that carry some,
-//! `upload` takes updates in, one of each site in its `slot`, `shelf` keeps open what is fetched, `large` bounds what requests
-//! take, `rotten` says of what the disk has changed that it cannot be, `credit` says whose turn it is, `pace` who loses it. No
-//! decision about rounds is made here: that is asked of the driver.
+//! `doors` are what is listened with, `enrolment` speaks with strangers who hold an invite, `strangers` keeps those who hold
+//! none out of their way, `refusals` tells of who was turned away, `session` speaks with one connected site, `requests` answers
+//! each exchange, `chunks` those that carry some, `upload` takes updates in, one of each site in its `slot`, `shelf` keeps open
+//! what is fetched, `large` bounds what requests take, `rotten` says of what the disk has changed that it cannot be, `credit`
+//! says whose turn it is, `pace` who loses it. No decision about rounds is made here: that is asked of the driver.
 
 mod chunks;
 mod credit;
@@ -18,15 +18,15 @@ mod rotten;
 mod session;
 mod shelf;
 mod slot;
+mod strangers;
 mod upload;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::wire::RefusalCode;
 use link::{Admitted, CloseCode, Connection, LinkError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -35,6 +35,7 @@ pub use self::large::LargeRequests;
 pub use self::refusals::Refusals;
 pub use self::shelf::Shelf;
 pub use self::slot::UploadSlots;
+pub use self::strangers::Strangers;
 use crate::admission::Admission;
 use crate::driver::{DriverHandle, Seats};
 use crate::pki::Authority;
@@ -58,6 +59,8 @@ pub struct Context {
     pub large: LargeRequests,
     /// Who may speak.
     pub admission: Admission,
+    /// Who comes to enrol.
+    pub strangers: Strangers,
     /// Who was turned away at the door.
     pub refusals: Refusals,
     /// The connections of sites.
@@ -68,8 +71,6 @@ pub struct Context {
     pub site_certificate_life: Duration,
     /// Longest life of a connection.
     pub connection_age: Duration,
-    /// Most enrolment attempts in a minute.
-    pub enrolments_per_minute: u32,
     /// Cancelled when the process is to stop.
     pub stop: CancellationToken,
 }
@@ -77,55 +78,32 @@ pub struct Context {
 /// Takes connections until told to stop, then waits for those under way.
 pub async fn serve(doors: Doors, context: Arc<Context>, connections: usize) {
     let places = Arc::new(Semaphore::new(connections));
-    let strangers = Arc::new(RateLimit::new(context.enrolments_per_minute));
     let tasks = TaskTracker::new();
     while let Some(Some(knock)) = context.stop.run_until_cancelled(doors.next()).await {
-        let (context, strangers, places) = (context.clone(), strangers.clone(), places.clone());
-        tasks.spawn(async move { answer_knock(knock, context, &strangers, places).await });
+        tasks.spawn(answer(knock, context.clone(), places.clone()));
     }
     tasks.close();
     doors.close(CloseCode::Stopping).await;
     tasks.wait().await;
 }
 
-/// Who shakes hands has a place at the door, and takes one among the connections once it is known who that is: over TCP most
-/// belong to a connection that is open already, and on both lanes strangers who never finish keep nobody's place.
-async fn answer_knock(knock: Knock, context: Arc<Context>, strangers: &RateLimit, places: Arc<Semaphore>) {
+/// Who shakes hands has a place at the door, and takes one among the connections once it is known that it is a site: over TCP most
+/// belong to a connection that is open already, and on both lanes strangers keep nobody's place.
+async fn answer(knock: Knock, context: Arc<Context>, places: Arc<Semaphore>) {
     let remote = knock.remote_address();
-    let admitted = knock.admit().await;
-    let place: Option<OwnedSemaphorePermit> = match &admitted {
-        Ok(Admitted::Site(connection, _) | Admitted::Stranger(connection)) => {
-            let Ok(place) = places.try_acquire_owned() else {
-                let code = CloseCode::TooBusy;
-                return say_refused(&context, connection, code, code.words()).await;
-            };
-            Some(place)
-        }
-        // Counted at the door: the operator is not told of each look at an open port. Nor of who came as we closed.
-        Err(error) if link::is_noise(error) || matches!(error, LinkError::ClosedHere) => return,
-        Ok(Admitted::Joined) | Err(_) => None,
-    };
-    answer(admitted, remote, context, strangers).await;
-    drop(place);
-}
-
-async fn answer(
-    admitted: Result<Admitted, LinkError>,
-    remote: SocketAddr,
-    context: Arc<Context>,
-    strangers: &RateLimit,
-) {
-    match admitted {
+    match knock.admit().await {
         // The session that serves its connection takes it.
         Ok(Admitted::Joined) => {}
-        Ok(Admitted::Site(connection, identity)) => session::serve(connection, identity, context).await,
-        Ok(Admitted::Stranger(connection)) if strangers.allow(Instant::now()) => {
-            enrolment::serve(connection, &context).await;
-        }
-        Ok(Admitted::Stranger(connection)) => {
-            say_refused(&context, &connection, CloseCode::TooBusy, "too many enrolments in this minute")
-                .await;
-        }
+        Ok(Admitted::Site(connection, identity)) => match places.try_acquire() {
+            Ok(_place) => session::serve(connection, identity, context).await,
+            Err(_) => {
+                let code = CloseCode::TooBusy;
+                say_refused(&context, &connection, code, code.words()).await;
+            }
+        },
+        Ok(Admitted::Stranger(connection)) => enrolment::serve(connection, &context).await,
+        // Counted at the door: the operator is not told of each look at an open port. Nor of who came as we closed.
+        Err(error) if link::is_noise(&error) || matches!(error, LinkError::ClosedHere) => {}
         Err(error) => {
             context.refusals.say(&context.driver, error.code(), format!("{remote}: {error}")).await;
         }
@@ -145,27 +123,6 @@ fn close_code(code: RefusalCode) -> CloseCode {
         RefusalCode::CertificateExpired => CloseCode::CertificateExpired,
         RefusalCode::Internal => CloseCode::TooBusy,
         _ => CloseCode::UnknownSite,
-    }
-}
-
-/// So many in each minute that begins with the first of them.
-struct RateLimit {
-    limit: u32,
-    window: std::sync::Mutex<Option<(Instant, u32)>>,
-}
-
-impl RateLimit {
-    fn new(limit: u32) -> Self {
-        Self { limit, window: std::sync::Mutex::new(None) }
-    }
-
-    fn allow(&self, now: Instant) -> bool {
-        // A poisoned lock guards two numbers: they are still good.
-        let mut window = self.window.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (start, count) =
-            window.filter(|(start, _)| now - *start < Duration::from_secs(60)).unwrap_or((now, 0));
-        *window = Some((start, count.saturating_add(1)));
-        count < self.limit
     }
 }
 

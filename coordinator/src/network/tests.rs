@@ -1,7 +1,7 @@
 //! A coordinator in this process, over QUIC on loopback, and sites that do what no program of ours would.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use common::evaluation;
 use common::ids::{ArtifactHash, Digest, Role, RoundId, SiteId};
@@ -32,14 +32,6 @@ use crate::store::{InviteTerms, JournalEntry, StoredStudy};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-#[test]
-fn a_new_minute_has_new_places() {
-    let limit = RateLimit::new(2);
-    let start = Instant::now();
-    assert_eq!([0, 1, 2].map(|s| limit.allow(start + Duration::from_secs(s))), [true, true, false]);
-    assert!(limit.allow(start + Duration::from_secs(60)));
-}
 
 /// A coordinator that serves the fixture's consortium.
 struct Served {
@@ -236,6 +228,28 @@ async fn a_site_takes_nobodys_place_and_goes_with_all_its_connections() {
             assert_eq!(ended(connection).await, "site-revoked");
         }
         assert!(other.close_reason().is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn strangers_who_are_silent_or_wrong_keep_nobody_with_an_invite_from_enrolling() {
+    let settings = |config: &mut Config| (config.connections, config.enrolments_per_minute) = (1, 1);
+    serve_while(settings, |served| async move {
+        let root = RootFingerprint::of(served.context.authority.root());
+        let stranger = dialer(tls::enroll_config(root).unwrap());
+        let mut silent = Vec::new();
+        for _ in 0..3 {
+            silent.push(served.dial(&stranger).await);
+        }
+        let key = KeyPair::generate().unwrap();
+        for code in [RefusalCode::InviteUnknown, RefusalCode::TooBusy] {
+            let reply = served.request_enrolment(EnrollToken([9; 32]), &key).await;
+            let EnrollReply::Refused(refusal) = reply else { panic!("nobody was invited so: {reply:?}") };
+            assert_eq!(refusal.code, code);
+        }
+        let _connection = served.lurk(&served.enrol("north").await).await;
+        drop(silent);
     })
     .await;
 }

@@ -13,12 +13,11 @@ use std::task::{Context, Poll, Waker};
 use common::wire::Words;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsStream;
 
 use super::ending::{Ending, translate};
 use super::farewell::Farewell;
-use super::session::Session;
+use super::session::{Held, Session};
 use crate::close::CloseCode;
 
 pub(super) type Tls = TlsStream<TcpStream>;
@@ -50,8 +49,7 @@ struct State {
     mid_frame: bool,
     /// We have said that nothing more will come.
     finished: bool,
-    /// Among the exchanges that may be open at once.
-    place: Option<OwnedSemaphorePermit>,
+    held: Option<Held>,
 }
 
 impl fmt::Debug for Line {
@@ -61,12 +59,7 @@ impl fmt::Debug for Line {
 }
 
 impl Line {
-    pub(super) fn new(
-        session: Arc<Session>,
-        tls: Tls,
-        farewell: Farewell,
-        place: Option<OwnedSemaphorePermit>,
-    ) -> Self {
+    pub(super) fn new(session: Arc<Session>, tls: Tls, farewell: Farewell, held: Option<Held>) -> Self {
         let state = State {
             tls: Some(tls),
             early: Vec::new(),
@@ -76,7 +69,7 @@ impl Line {
             said: 0,
             mid_frame: false,
             finished: false,
-            place,
+            held,
         };
         Self { session, state: Mutex::new(state) }
     }
@@ -228,12 +221,12 @@ impl Line {
         let told = if state.mid_frame || state.finished { None } else { state.farewell.frame(code, words) };
         let watching = state.farewell == Farewell::Goodbye && !state.mid_frame;
         let orderly = told.is_some() || state.finished || watching;
-        let place = state.place.take();
+        let held = state.held.take();
         for waker in [state.reader.take(), state.writer.take()].into_iter().flatten() {
             waker.wake();
         }
         drop(state);
-        self.session.see_off(tls, told, orderly, place);
+        self.session.see_off(tls, told, orderly, held);
     }
 
     fn ended(&self) -> io::Error {
@@ -276,8 +269,8 @@ impl Drop for Line {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(tls) = state.tls.take() {
-            let place = state.place.take();
-            self.session.see_off(tls, None, state.finished, place);
+            let held = state.held.take();
+            self.session.see_off(tls, None, state.finished, held);
         }
         self.session.line_ended();
     }

@@ -2,7 +2,8 @@
 //!
 //! A stranger can cost at most a socket and a handshake: handshakes are bounded in time and number, for each address and
 //! over all of them; one that failed, or that was turned away before its first exchange, counts until the other side has
-//! gone, or had the time to read why. A stream without a request is for the session to drop.
+//! gone, or had the time to read why, and so does who came to enrol, whatever was said. A stream without a request is for
+//! the session to drop.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -60,7 +61,7 @@ pub struct Knock {
     place: Arc<Place>,
 }
 
-/// A place among the handshakes under way, kept until there is an exchange or the socket is closed.
+/// A place among the handshakes under way, kept until there is an exchange of a site or the socket is closed.
 pub(super) struct Place {
     _handshake: OwnedSemaphorePermit,
     _caller: Caller,

@@ -60,6 +60,15 @@ struct Waiting {
     place: Option<Arc<Place>>,
 }
 
+/// What a line keeps as long as it lives.
+pub(super) enum Held {
+    /// At a site: its turn among the exchanges that may be open at once.
+    Turn { _permit: OwnedSemaphorePermit },
+    /// At the coordinator, of a stranger: its place at the door, until its socket is closed. There are few sites, and any number of
+    /// strangers.
+    Door { _place: Arc<Place> },
+}
+
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").field("remote", &self.remote).finish_non_exhaustive()
@@ -106,13 +115,13 @@ impl Session {
         };
         let opening = async {
             // Invariant: nobody closes the semaphore.
-            let place = places.clone().acquire_owned().await.map_err(|_| LinkError::ClosedHere)?;
+            let _permit = places.clone().acquire_owned().await.map_err(|_| LinkError::ClosedHere)?;
             let first = self.lock().waiting.pop_front();
             let tls = match first {
                 Some(first) => first.tls,
                 None => call.connect().await?.0,
             };
-            self.begin(&mut self.lock(), tls, Farewell::None, Some(place))
+            self.begin(&mut self.lock(), tls, Farewell::None, Some(Held::Turn { _permit }))
         };
         tokio::select! {
             opened = opening => opened,
@@ -126,8 +135,10 @@ impl Session {
             let arrived = self.arrived.notified();
             {
                 let mut members = self.lock();
-                if let Some(first) = members.waiting.pop_front() {
-                    return self.begin(&mut members, first.tls, farewell, None);
+                if let Some(Waiting { tls, place }) = members.waiting.pop_front() {
+                    let place = place.filter(|_| farewell == Farewell::Enrolment);
+                    let held = place.map(|_place| Held::Door { _place });
+                    return self.begin(&mut members, tls, farewell, held);
                 }
             }
             tokio::select! {
@@ -142,12 +153,12 @@ impl Session {
         members: &mut Members,
         tls: Tls,
         farewell: Farewell,
-        place: Option<OwnedSemaphorePermit>,
+        held: Option<Held>,
     ) -> Result<Arc<Line>, LinkError> {
         if let Some(ending) = &members.ending {
             return Err(ending.into());
         }
-        let line = Arc::new(Line::new(self.clone(), tls, farewell, place));
+        let line = Arc::new(Line::new(self.clone(), tls, farewell, held));
         members.lines.retain(|line| line.strong_count() > 0);
         members.lines.push(Arc::downgrade(&line));
         members.open += 1;
@@ -251,17 +262,13 @@ impl Session {
     }
 
     /// Ends a stream. A site has nothing to say at the end that it has not said in a message.
-    pub(super) fn see_off(
-        &self,
-        tls: Tls,
-        told: Option<Vec<u8>>,
-        orderly: bool,
-        place: Option<OwnedSemaphorePermit>,
-    ) {
+    pub(super) fn see_off(&self, tls: Tls, told: Option<Vec<u8>>, orderly: bool, held: Option<Held>) {
         if let Side::Coordinator { partings, .. } = &self.side {
-            see_off(partings, part(tls, told, orderly));
+            see_off(partings, async move {
+                let _held = held;
+                part(tls, told, orderly).await
+            });
         }
-        drop(place);
     }
 
     fn farewell(&self) -> Farewell {

@@ -357,6 +357,23 @@ async fn who_is_turned_away_after_the_handshake_and_stays_keeps_its_place_at_the
 }
 
 #[tokio::test]
+async fn who_comes_to_enrol_keeps_its_place_at_the_door_until_it_has_gone() {
+    let pki = Pki::new();
+    let (listener, address) = listen_over_tcp(&pki, TcpSettings::coordinator());
+    let free = listener.free_handshakes();
+    let dialer = tcp_dialer(tls::enroll_config(RootFingerprint::of(&pki.root())).unwrap());
+    let (dialled, admitted) = tokio::join!(dial(&dialer, address), admit_over_tcp(&listener));
+    let Ok(Admitted::Stranger(connection)) = admitted else { panic!("{admitted:?}") };
+    let exchange = connection.accept().await.unwrap();
+    assert_eq!(listener.free_handshakes(), free - 1, "nothing was said yet");
+    drop((exchange, connection));
+    assert_eq!(listener.free_handshakes(), free - 1, "its socket is open still");
+    drop(dialled);
+    listener.close(CloseCode::Stopping).await;
+    assert_eq!(listener.free_handshakes(), free);
+}
+
+#[tokio::test]
 async fn one_exchange_too_many_keeps_its_place_at_the_door() {
     let pki = Pki::new();
     let settings = TcpSettings { max_exchanges: 1, ..TcpSettings::coordinator() };
