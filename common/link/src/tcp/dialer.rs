@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use super::ending::translate;
 use super::line::Tls;
-use super::proxy::Proxy;
+use super::proxy::{Proxy, ProxyError};
 use super::session::Session;
 use super::settings::TcpSettings;
 use crate::connection::Connection;
@@ -82,19 +83,24 @@ pub(super) struct Call {
 impl Call {
     /// Dials; and the address of whoever took the call.
     pub(super) async fn connect(&self) -> Result<(Tls, SocketAddr), LinkError> {
-        let limit = self.dialer.settings.handshake_timeout;
-        tokio::time::timeout(limit, self.connect_now()).await.unwrap_or(Err(LinkError::TimedOut))
-    }
-
-    async fn connect_now(&self) -> Result<(Tls, SocketAddr), LinkError> {
-        let stream = match &self.route {
+        let deadline = Instant::now() + self.dialer.settings.handshake_timeout;
+        let (stream, silent) = match &self.route {
             Route::Direct(remote) => {
                 let unreachable =
                     |source| LinkError::Unreachable { address: remote.to_string().into(), source };
-                TcpStream::connect(remote).await.map_err(unreachable)?
+                let connected = timeout_at(deadline, TcpStream::connect(remote)).await;
+                (connected.map_err(|_| LinkError::TimedOut)?.map_err(unreachable)?, LinkError::TimedOut)
             }
-            Route::Proxy(proxy) => proxy.tunnel(&self.target).await?,
+            Route::Proxy(proxy) => {
+                let stream = proxy.tunnel(&self.target, deadline).await?;
+                let silent = ProxyError::Silent { target: self.target.as_str().into(), opened: true };
+                (stream, proxy.fails(silent))
+            }
         };
+        timeout_at(deadline, self.shake_hands(stream)).await.unwrap_or(Err(silent))
+    }
+
+    async fn shake_hands(&self, stream: TcpStream) -> Result<(Tls, SocketAddr), LinkError> {
         self.dialer.settings.apply(&stream)?;
         let remote = stream.peer_addr()?;
         let tls = self.dialer.connector.connect(self.server_name.clone(), stream).await;

@@ -11,6 +11,7 @@ use common::wire::Words;
 use data_encoding::BASE64;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::LinkError;
 
@@ -103,6 +104,21 @@ pub enum ProxyError {
     /// No HTTP.
     #[error("its answer is no HTTP")]
     Garbage,
+    /// Somebody takes the connection, and then nothing comes.
+    #[error("{}", silence(*.opened, .target))]
+    Silent {
+        /// The coordinator.
+        target: Words,
+        /// Whether it had said that it made a way.
+        opened: bool,
+    },
+}
+
+fn silence(opened: bool, target: &Words) -> String {
+    match opened {
+        true => format!("it made a way to {target}, and nothing comes through it"),
+        false => format!("it takes the connection, and does not answer `CONNECT {target}`"),
+    }
 }
 
 const fn not_these(shown: bool) -> &'static str {
@@ -118,6 +134,7 @@ impl ProxyError {
             Self::Forbidden { .. } => "proxy-forbidden",
             Self::Status { .. } => "proxy-refused",
             Self::Garbage => "proxy-garbage",
+            Self::Silent { .. } => "proxy-silent",
         }
     }
 
@@ -133,12 +150,18 @@ impl ProxyError {
                 "check the coordinator's address; ask the network team what the proxy's answer means"
             }
             Self::Garbage => "check that `proxy` in site.toml is an HTTP proxy, and its port",
+            Self::Silent { opened: true, .. } => {
+                "ask the network team whether the proxy reaches the coordinator's host and port, and whether something behind it drops TLS"
+            }
+            Self::Silent { opened: false, .. } => {
+                "ask the network team whether `proxy` in site.toml is their HTTP proxy, with its port, and whether it takes CONNECT to the coordinator's host and port from this machine"
+            }
         }
     }
 
     /// Whether trying again later can help.
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::Status { .. })
+        matches!(self, Self::Unreachable(_) | Self::Status { .. } | Self::Silent { .. })
     }
 }
 
@@ -149,19 +172,27 @@ impl Proxy {
         Self { login: Some(BASE64.encode(format!("{user}:{password}").as_bytes())), ..self }
     }
 
-    /// A way through to `target`, a `host:port`.
-    pub(super) async fn tunnel(&self, target: &str) -> Result<TcpStream, LinkError> {
-        let failed = |error| LinkError::Proxy { proxy: self.to_string().into(), error };
-        self.try_tunnel(target).await.map_err(failed)
+    /// A way through to `target`, a `host:port`, if there is one by then.
+    pub(super) async fn tunnel(&self, target: &str, deadline: Instant) -> Result<TcpStream, LinkError> {
+        self.try_tunnel(target, deadline).await.map_err(|error| self.fails(error))
     }
 
-    async fn try_tunnel(&self, target: &str) -> Result<TcpStream, ProxyError> {
-        let connected = TcpStream::connect((self.host.as_str(), self.port)).await;
+    async fn try_tunnel(&self, target: &str, deadline: Instant) -> Result<TcpStream, ProxyError> {
+        let connected = timeout_at(deadline, TcpStream::connect((self.host.as_str(), self.port))).await;
+        let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let mut stream = connected.map_err(ProxyError::Unreachable)?;
-        stream.write_all(self.request(target).as_bytes()).await.map_err(ProxyError::Unreachable)?;
-        let head = read_head(&mut stream).await?;
+        let head = async {
+            stream.write_all(self.request(target).as_bytes()).await.map_err(ProxyError::Unreachable)?;
+            read_head(&mut stream).await
+        };
+        let silent = ProxyError::Silent { target: target.into(), opened: false };
+        let head = timeout_at(deadline, head).await.unwrap_or(Err(silent))?;
         self.judge(&head, target)?;
         Ok(stream)
+    }
+
+    pub(super) fn fails(&self, error: ProxyError) -> LinkError {
+        LinkError::Proxy { proxy: self.to_string().into(), error }
     }
 
     fn request(&self, target: &str) -> String {

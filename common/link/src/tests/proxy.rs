@@ -90,3 +90,38 @@ async fn a_proxy_that_is_not_there_is_told() {
     let error = dial_through(&Pki::new(), proxy).await.unwrap_err();
     assert_eq!((error.code(), error.is_transient()), ("proxy-unreachable", true));
 }
+
+#[tokio::test]
+async fn a_proxy_that_falls_silent_is_named_with_what_to_ask() {
+    let pki = Pki::new();
+    // The second says that there is a way, and carries nothing.
+    for (answer, words, hint) in [
+        ("", "does not answer `CONNECT localhost:8443`", "takes CONNECT"),
+        ("HTTP/1.1 200 OK\r\n\r\n", "nothing comes through it", "reaches the coordinator"),
+    ] {
+        let listener = TcpListener::bind(any_port()).await.unwrap();
+        let proxy: Proxy = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let name = proxy.to_string();
+        let silent = async {
+            let (mut site, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(site.read_u8().await.unwrap());
+            }
+            site.write_all(answer.as_bytes()).await.unwrap();
+            if !answer.is_empty() {
+                // The site begins with TLS: it has read the answer.
+                site.read_u8().await.unwrap();
+            }
+            // Nothing more is to come: its patience passes at once.
+            tokio::time::pause();
+            site
+        };
+        let (dialled, _stays) = tokio::join!(dial_through(&pki, proxy), silent);
+        tokio::time::resume();
+        let error = dialled.unwrap_err();
+        assert_eq!((error.code(), error.is_transient()), ("proxy-silent", true), "{error}");
+        assert!(error.to_string().contains(&name) && error.to_string().contains(words), "{error}");
+        assert!(error.hint().is_some_and(|told| told.contains("network team") && told.contains(hint)));
+    }
+}
