@@ -225,7 +225,9 @@ impl LinkError {
         const INVITE: &str = "ask the coordinator's operator for a new invite and run `site-agent enroll`";
         match self {
             Self::RefusedByPeer { alert, .. } => Some(match alert {
-                Alert::NoProtocol => "update site-agent: the coordinator speaks another version",
+                Alert::NoProtocol => {
+                    "update site-agent: the coordinator speaks another version, or it is somebody else who answers at its address"
+                }
                 Alert::Other(_) => "check that the address is the coordinator's and that clocks are right",
                 Alert::Expired => {
                     "check this machine's clock; then ask the coordinator's operator for a new invite and run `site-agent enroll`"

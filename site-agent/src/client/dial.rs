@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::wire::Words;
 use link::quic::QuicSettings;
 use link::tcp::{Proxy, Route, TcpSettings};
-use link::{CloseCode, Connection, LinkError, quic, tcp};
+use link::{CloseCode, Connection, Lane, LinkError, quic, tcp};
 use rustls::ClientConfig;
 
 use super::address::{Address, Remote};
@@ -96,26 +96,24 @@ impl Network {
         }
     }
 
-    /// Who connects first is taken. An answer over QUIC that stays the same however often one asks is taken as well: TCP
-    /// would get the same one.
+    /// Who connects first is taken, having shown a certificate of the pinned root. Whoever else answers over QUIC, such as an
+    /// inspecting firewall or a web server at the same port, may not be there over TCP: no answer of theirs is final.
     async fn race(&self, tls: &ClientConfig, remote: &Remote) -> Result<Dialled, LinkError> {
         let mut over_quic = pin!(self.over_quic(tls.clone(), remote));
         let mut over_tcp = pin!(self.over_tcp(tls.clone(), remote));
         match tokio::time::timeout(HEAD_START, &mut over_quic).await {
-            Ok(Err(error)) if error.is_transient() => {
-                return over_tcp.await.map_err(|tcp| more_telling(error, tcp));
-            }
-            Ok(dialled) => return dialled,
+            Ok(Ok(dialled)) => return Ok(dialled),
+            Ok(Err(quic)) => return over_tcp.await.map_err(|tcp| more_telling(quic, tcp)),
             Err(_) => {}
         }
         tokio::select! {
             dialled = &mut over_quic => match dialled {
-                Err(error) if error.is_transient() => over_tcp.await.map_err(|tcp| more_telling(error, tcp)),
-                dialled => dialled,
+                Ok(dialled) => Ok(dialled),
+                Err(quic) => over_tcp.await.map_err(|tcp| more_telling(quic, tcp)),
             },
             dialled = &mut over_tcp => match dialled {
                 Ok(dialled) => Ok(dialled),
-                Err(tcp) => over_quic.await.map_err(|error| more_telling(error, tcp)),
+                Err(tcp) => over_quic.await.map_err(|quic| more_telling(quic, tcp)),
             },
         }
     }
@@ -140,13 +138,18 @@ impl Network {
 }
 
 /// Of two lanes that failed, the error that tells the operator more: what came back over one says more than silence over the
-/// other.
+/// other. What came back over that one too is in the log.
 fn more_telling(quic: LinkError, tcp: LinkError) -> LinkError {
     let is_silence = |error: &LinkError| {
         matches!(error, LinkError::TimedOut | LinkError::Unreachable { .. } | LinkError::Io(_))
     };
     let tcp_is_final = !tcp.is_transient() || matches!(tcp, LinkError::Proxy { .. });
-    if tcp_is_final || (is_silence(&quic) && !is_silence(&tcp)) { tcp } else { quic }
+    let tcp_tells = tcp_is_final || (is_silence(&quic) && !is_silence(&tcp));
+    let (telling, lane, other) = if tcp_tells { (tcp, Lane::Quic, quic) } else { (quic, Lane::Tcp, tcp) };
+    if !is_silence(&other) {
+        tracing::info!("over {}: {other}", lane.name());
+    }
+    telling
 }
 
 /// Any local port, of the same address family as `remote`.
@@ -159,7 +162,9 @@ fn any_port(remote: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use link::tls;
+    use link::tls::{self, Credentials, RootFingerprint};
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
     use tokio::net::TcpSocket;
 
     use super::*;
@@ -185,6 +190,63 @@ pub(super) mod tests {
         assert_eq!(address.as_str(), second.to_string());
     }
 
+    /// What a coordinator of an authority of its own shows, and that authority.
+    fn coordinator() -> (Credentials, CertificateDer<'static>) {
+        let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = authority.self_signed(&root_key).unwrap().der().clone();
+        let own = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let own = own.signed_by(&key, &Issuer::new(authority, root_key)).unwrap().der().clone();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        (Credentials { chain: vec![own, root.clone()], key }, root)
+    }
+
+    /// One port at which somebody else answers over QUIC, and the coordinator of the root that is given back over TCP.
+    fn doors() -> (quic::Listener, tcp::Listener, CertificateDer<'static>) {
+        let ((others, other_root), (credentials, root)) = (coordinator(), coordinator());
+        let open = |_| {
+            let server = |credentials: &Credentials, root| tls::server_config(credentials.clone(), root);
+            let (local, settings) = ((Ipv4Addr::LOCALHOST, 0).into(), QuicSettings::coordinator());
+            let over_quic = quic::Listener::bind(local, server(&others, &other_root)?, settings)?;
+            let local = over_quic.local_address()?;
+            let over_tcp =
+                tcp::Listener::bind(local, server(&credentials, &root)?, TcpSettings::coordinator())?;
+            Ok::<_, LinkError>((over_quic, over_tcp))
+        };
+        let (over_quic, over_tcp) = (0..16).find_map(|n| open(n).ok()).expect("a port that both can have");
+        (over_quic, over_tcp, root)
+    }
+
+    #[tokio::test]
+    async fn a_no_over_quic_of_somebody_else_does_not_keep_the_site_from_tcp() {
+        let (over_quic, over_tcp, root) = doors();
+        let address = over_quic.local_address().unwrap();
+        let coordinator = format!("localhost:{}", address.port()).parse().unwrap();
+        let network =
+            Network { coordinator, lane: LaneSetting::Auto, proxy: None, quic: QuicSettings::site() };
+        let tls = tls::enroll_config(RootFingerprint::of(&root)).unwrap();
+        let remote = Remote::known(vec![address]);
+        let alone = async { over_quic.next().await.unwrap().admit().await };
+        let (refused, _) = tokio::join!(network.dial(&tls, Plan::Quic, &remote), alone);
+        assert!(!refused.err().unwrap().is_transient(), "over QUIC it is refused for good");
+
+        let answer = async {
+            loop {
+                tokio::select! {
+                    Some(knock) = over_quic.next() => drop(knock.admit().await),
+                    Some(knock) = over_tcp.next() => drop(knock.admit().await),
+                    else => break,
+                }
+            }
+        };
+        let dialled = tokio::select! {
+            dialled = network.dial(&tls, Plan::Both, &remote) => dialled.unwrap(),
+            () = answer => panic!("the doors are open"),
+        };
+        assert_eq!(dialled.connection.lane(), Lane::Tcp);
+    }
+
     #[test]
     fn of_two_failures_the_operator_hears_the_one_that_says_more() {
         let inspected = || LinkError::Inspected { issuer: "CN=Hospital Proxy CA".into() };
@@ -199,6 +261,9 @@ pub(super) mod tests {
         assert_eq!(more_telling(LinkError::TimedOut, cut()).code(), cut().code());
         let older_tls = || LinkError::Transport("peer is incompatible".to_owned());
         assert_eq!(more_telling(LinkError::TimedOut, older_tls()).code(), older_tls().code());
+        // Whoever answered over QUIC was not asked in vain, unless somebody answers over TCP as well.
+        assert_eq!(more_telling(inspected(), LinkError::TimedOut).code(), "tls-inspection");
+        assert_eq!(more_telling(older_tls(), inspected()).code(), "tls-inspection");
         // The coordinator itself was heard over QUIC.
         let stopping = || LinkError::Closed { code: CloseCode::Stopping, words: "".into() };
         assert_eq!(more_telling(stopping(), cut()).code(), stopping().code());
