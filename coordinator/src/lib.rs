@@ -20,6 +20,7 @@ pub mod files;
 mod fixture;
 pub mod import;
 pub mod network;
+mod open_files;
 pub mod operator;
 pub mod pki;
 pub mod progress;

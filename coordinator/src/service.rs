@@ -12,10 +12,11 @@ use crate::driver::{Driver, DriverHandle, Parts};
 use crate::network::{
     self, Budget, Context, Doors, Frame, LargeRequests, Refusals, Shelf, Strangers, UploadSlots,
 };
+use crate::open_files;
 use crate::operator::{OperatorSocket, SocketError};
 use crate::pki::{Authority, PkiError};
 use crate::progress::{Line, Progress};
-use crate::store::{Store, StoreError};
+use crate::store::{SiteRecord, SiteStatus, Store, StoreError};
 
 /// Why the coordinator does not run.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,9 @@ impl Service {
     ) -> Result<Self, ServiceError> {
         let authority = Arc::new(Authority::open(&config.certs, &config.consortium)?);
         let store = Store::open(&config.state).await?;
+        // Sites that cannot be read are told of where they are needed.
+        let active = |site: &&SiteRecord| site.status == SiteStatus::Active;
+        open_files::make_room(store.sites().await.map_or(0, |sites| sites.iter().filter(active).count()));
         let socket = OperatorSocket::bind(&config.state)?;
         let doors = listen(config, &authority)?;
         let listening = local(&doors, config)?;
