@@ -7,8 +7,8 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use common::wire;
 use tokio::net::{TcpListener, TcpStream};
@@ -25,7 +25,7 @@ use crate::close::CloseCode;
 use crate::connection::{Admitted, Lane};
 use crate::error::{Alert, LinkError};
 use crate::identity::PeerIdentity;
-use crate::noise::{Noise, is_noise};
+use crate::noise::{Noise, Tally, is_noise};
 
 /// How long to wait when the operating system has no socket for us.
 const NO_SOCKET: Duration = Duration::from_millis(100);
@@ -36,6 +36,8 @@ pub struct Listener {
     door: Arc<Door>,
     handshakes: Arc<Semaphore>,
     callers: Arc<Callers>,
+    /// How often the operating system had no socket for us: it is asked ten times a second.
+    failures: Mutex<Tally>,
     closed: CancellationToken,
 }
 
@@ -95,7 +97,7 @@ impl Listener {
             noise: Noise::new(Lane::Tcp),
         });
         let (socket, closed) = (TcpListener::from_std(socket)?, CancellationToken::new());
-        Ok(Self { socket, door, handshakes, callers, closed })
+        Ok(Self { socket, door, handshakes, callers, failures: Mutex::default(), closed })
     }
 
     /// The bound address.
@@ -126,7 +128,11 @@ impl Listener {
                     self.door.noise.heard(remote, &LinkError::Closed { code: CloseCode::TooBusy, words });
                 }
                 Err(error) => {
-                    tracing::warn!("cannot accept a TCP connection: {error}");
+                    let failures =
+                        self.failures.lock().unwrap_or_else(PoisonError::into_inner).count(Instant::now());
+                    if let Some(failures) = failures {
+                        tracing::warn!(failures, "cannot accept a TCP connection: {error}");
+                    }
                     tokio::time::sleep(NO_SOCKET).await;
                 }
             }
