@@ -121,6 +121,16 @@ fn until_paused(federation: &mut Federation, fault: &str, words: &str) {
     assert!(status.contains(words), "{status}");
 }
 
+/// Stops the coordinator in order and spoils its disk: what it left is sound, is said to be, and can be copied to another disk.
+fn stopped_on(federation: &mut Federation, disk: &Disk, spoil: fn(&Disk)) {
+    federation.consortium.stop_coordinator();
+    spoil(disk);
+    let found = federation.consortium.operate(["doctor"]);
+    assert!(found.out.contains("its journal replays") && !found.out.contains("restore"), "{found:#?}");
+    let backup = federation.consortium.path("backup");
+    federation.consortium.operate(["backup", backup.to_str().expect("a plain name")]).ok();
+}
+
 fn until_recovered(federation: &mut Federation, fault: &str) {
     federation.consortium.coordinator.until("the end of it", |line| match line {
         Line::Recovered { code } => (code == fault).then_some(()),
@@ -160,6 +170,8 @@ fn on_a_small_disk() {
     disk.make_room();
     until_recovered(&mut federation, "disk-full");
     federation.assert_ends_undisturbed();
+
+    stopped_on(&mut federation, &disk, Disk::fill);
 }
 
 #[test]
@@ -182,8 +194,7 @@ fn on_a_disk_that_turns_read_only() {
     federation.consortium.coordinator.until_study("round-committed", "round 1");
 
     // One that is started meanwhile says what to do, and by its exit code that it is worth starting again.
-    federation.consortium.coordinator.0.kill();
-    disk.turn_read_only();
+    stopped_on(&mut federation, &disk, Disk::turn_read_only);
     let (code, said) = federation.consortium.begin("coordinator", ["run"]).end();
     assert_eq!(code, Some(74), "{said:#?}");
     assert!(said.iter().any(|line| line.contains("mount it read-write again")), "{said:#?}");

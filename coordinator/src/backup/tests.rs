@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::doctor::{self, Told};
+use crate::fixture::forbid_log;
 use crate::pki::Authority;
 use crate::store::{JournalEntry, StoredStudy};
 
@@ -91,6 +92,17 @@ async fn a_backup_of_a_store_in_use_comes_back_on_another_machine() {
     assert_eq!(there(&store), there(&running));
     assert_eq!(there(&store).len(), 2);
     assert!(Authority::open(&other.path().join(CERTS), "thorax").is_ok());
+}
+
+#[tokio::test]
+async fn a_state_on_a_disk_that_takes_nothing_is_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, study) = consortium(dir.path()).await;
+    forbid_log(&dir.path().join(STATE));
+    let backup = dir.path().join("backup");
+    back_up(&settings, &backup).await.unwrap();
+    let copied = Store::inspect(&backup.join(STATE)).await.unwrap();
+    assert_eq!(copied.studies().await.unwrap()[0].digest, study);
 }
 
 #[tokio::test]

@@ -102,9 +102,9 @@ pub async fn examine(
     let taken = match repair {
         true => StoreLock::take(&config.state).await,
         // It looks beside whoever has it, too: there is nothing to wait for.
-        false => StoreLock::try_take(&config.state),
+        false => StoreLock::try_take_to_look(&config.state),
     };
-    let _lock = match taken {
+    let lock = match taken {
         Ok(lock) => Some(lock),
         Err(StoreError::Locked { .. }) if !repair => {
             examination.running = true;
@@ -118,7 +118,11 @@ pub async fn examine(
         Err(error) => return Err(error),
     };
     place::examine(config, &mut examination);
-    match Store::inspect(&config.state).await {
+    let opened = match lock {
+        Some(lock) => Store::inspect_alone(&config.state, lock).await,
+        None => Store::inspect(&config.state).await,
+    };
+    match opened {
         Ok(store) => {
             if let Err(error) = examine_store(&store, config, &mut examination).await {
                 records::unreadable(&store.database(), &error, &mut examination);

@@ -13,8 +13,9 @@ use super::files::{corrupt, move_away};
 use super::moments::Needed;
 use super::{Examination, Level, signatures};
 use crate::driver::{Rehearsal, rehearse};
+use crate::files;
 use crate::store::{
-    MomentsName, RoundRecord, Store, StoreError, StoredStudy, UpdateName, causes, pause_name,
+    MomentsName, RoundRecord, Store, StoreError, StoredStudy, UpdateName, causes, name_failure, pause_name,
 };
 
 const RESTORE: &str =
@@ -87,15 +88,19 @@ impl Use {
 
 /// Says that the database, or a folder beside it, cannot be read.
 pub(super) fn unreadable(database: &Path, error: &StoreError, examination: &mut Examination<'_>) {
-    let code = error.code();
+    const SEE_TO_IT: &str = "see to the disk, and to who may read it, then run the doctor again";
+    let code = name_failure(files::parent(database), error);
     match (pause_name(code), error) {
         (Some(name), _) => {
             let words = format!("cannot be opened, {name}: {}", causes(error));
             examination.find(Level::Bad, database, words, "see to the disk first, then run the doctor again");
         }
         (None, StoreError::File { path, source }) => {
-            let remedy = "see to the disk, and to who may read it, then run the doctor again";
-            examination.find(Level::Bad, path, format!("{source} ({code})"), remedy);
+            examination.find(Level::Bad, path, format!("{source} ({code})"), SEE_TO_IT);
+        }
+        // It may be whole: a restored one would be without all that came since the backup.
+        (None, error) if error.is_out_of_reach() => {
+            examination.find(Level::Bad, database, format!("{} ({code})", causes(error)), SEE_TO_IT);
         }
         (None, _) => examination.find(Level::Bad, database, format!("{} ({code})", causes(error)), RESTORE),
     }

@@ -11,7 +11,7 @@ use common::testing::example_study_with;
 use common::time::Timestamp;
 
 use super::*;
-use crate::fixture::{Fixture, NOW, change_a_byte, keep_update, site, write};
+use crate::fixture::{Fixture, NOW, change_a_byte, forbid_log, keep_update, site, write};
 use crate::pki::{Serial, Token};
 use crate::store::{InviteTerms, JournalEntry, QUARANTINE, StoredManifest, StoredReport};
 
@@ -134,6 +134,20 @@ async fn a_database_that_is_none_is_a_finding() {
     let (found, summary) = examined(&fixture, true).await;
     assert_eq!(summary.bad, 1);
     assert!(found[0].detail.contains("store-corrupt"), "{}", found[0]);
+}
+
+#[tokio::test]
+async fn a_database_on_a_disk_that_takes_nothing_is_looked_at_and_never_to_be_restored() {
+    let fixture = Fixture::new().await;
+    let database = fixture.config.state.join(DATABASE);
+    forbid_log(&fixture.config.state);
+    assert_eq!(examined(&fixture, false).await.0, []);
+    // A log that cannot be read without what cannot be made.
+    fs::write(database.with_extension("db-wal"), "of a killed one").unwrap();
+    let (found, summary) = examined(&fixture, false).await;
+    let [finding] = found.as_slice() else { panic!("{found:#?}") };
+    assert_eq!((summary.bad, finding.subject.as_str()), (1, database.to_str().unwrap()));
+    assert!(finding.remedy.as_ref().unwrap().starts_with("see to the disk"), "{finding}");
 }
 
 #[tokio::test]

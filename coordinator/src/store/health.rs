@@ -4,6 +4,7 @@
 //! works again. Nothing is decided here, and nothing is lost: what was not written was not acknowledged.
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -72,24 +73,28 @@ impl Store {
         written
     }
 
-    /// What the failure is called: by its own word, or, where the database does not know, by what the disk says.
+    /// As [`name_failure`], of this store.
     pub fn name_failure(&self, error: &StoreError) -> &'static str {
-        let code = error.code();
-        if code != super::DISK_ERROR {
-            return code;
-        }
-        match files::space(&self.dir) {
-            Ok(space) if space.read_only => super::DISK_READ_ONLY,
-            Ok(space) if space.available == 0 => super::DISK_FULL,
-            _ => code,
-        }
+        name_failure(&self.dir, error)
+    }
+}
+
+/// What a failure in the state folder `dir` is called: by its own word, or, where the database does not know, by what the disk says.
+pub fn name_failure(dir: &Path, error: &StoreError) -> &'static str {
+    let code = error.code();
+    if code != super::DISK_ERROR {
+        return code;
+    }
+    match files::space(dir) {
+        Ok(space) if space.read_only => super::DISK_READ_ONLY,
+        Ok(space) if space.available == 0 => super::DISK_FULL,
+        _ => code,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::path::Path;
 
     use super::*;
 

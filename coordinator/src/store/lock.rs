@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::StoreError;
+use super::{StoreError, pause_name};
 
 /// The locked file, in the state folder.
 const FILE: &str = "lock";
@@ -49,6 +49,28 @@ impl StoreLock {
     pub fn try_take(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join(FILE);
         let file = File::create(&path).map_err(StoreError::file(&path))?;
+        Self::lock(dir, path, file)
+    }
+
+    /// As [`StoreLock::try_take`], for who only looks: also on a disk that takes nothing, where the file of an earlier lock is enough.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] when another process has it; the disk.
+    pub fn try_take_to_look(dir: &Path) -> Result<Self, StoreError> {
+        let refused = match Self::try_take(dir) {
+            Err(refused) if pause_name(refused.code()).is_some() => refused,
+            taken => return taken,
+        };
+        let path = dir.join(FILE);
+        let Ok(file) = File::open(&path) else { return Err(refused) };
+        match Self::lock(dir, path, file) {
+            // Some network disks lock no file that was opened to be read.
+            Err(StoreError::File { .. }) => Err(refused),
+            locked => locked,
+        }
+    }
+
+    fn lock(dir: &Path, path: PathBuf, file: File) -> Result<Self, StoreError> {
         match file.try_lock() {
             Ok(()) => Ok(Self { path, file }),
             Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: dir.to_owned() }),

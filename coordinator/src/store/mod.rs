@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 pub use artifacts::{ArtifactFile, ArtifactWriter, Artifacts};
-pub use health::{Failing, Health};
+pub use health::{Failing, Health, name_failure};
 pub use lock::StoreLock;
 pub use results::{LossMean, LossPoint, Receipt, RoundRecord, SignedRecord, StoredReport, Traffic};
 pub use scrub::{Entry, Kind, MomentsName, QUARANTINE, UpdateName};
@@ -98,11 +98,21 @@ impl StoreError {
                 io::ErrorKind::ReadOnlyFilesystem => DISK_READ_ONLY,
                 _ => DISK_ERROR,
             },
-            Self::Database(sqlx::Error::Database(error)) => {
-                sqlite_name(error.code().and_then(|code| code.parse().ok()))
-            }
-            Self::Database(_) => DISK_ERROR,
+            Self::Database(error) => sqlite_name(sqlite_code(error)),
         }
+    }
+
+    /// Whether the database could not be read, and says nothing of what is in it.
+    pub fn is_out_of_reach(&self) -> bool {
+        const PERMISSION: i32 = 3;
+        const BUSY: i32 = 5;
+        const LOCKED: i32 = 6;
+        const NO_MEMORY: i32 = 7;
+        const IO_ERROR: i32 = 10;
+        const CANNOT_OPEN: i32 = 14;
+        let Self::Database(error) = self else { return false };
+        let kind = sqlite_code(error).map(|code| code & 0xff);
+        matches!(kind, Some(PERMISSION | BUSY | LOCKED | NO_MEMORY | IO_ERROR | CANNOT_OPEN))
     }
 
     /// Whether the bytes are gone or changed, and not only out of reach for now.
@@ -173,6 +183,11 @@ pub fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
+fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
+    let sqlx::Error::Database(error) = error else { return None };
+    error.code().and_then(|code| code.parse().ok())
+}
+
 /// SQLite's result codes, as the C interface numbers them. The low byte is the kind, the rest says where it was met.
 fn sqlite_name(code: Option<i32>) -> &'static str {
     /// No room for the memory that readers and writers of a write-ahead log share.
@@ -198,7 +213,7 @@ pub struct Store {
     spool: Spool,
     server_states: ServerStates,
     health: Health,
-    /// `None` where it was opened to look alone.
+    /// `None` where it is looked at while another may write.
     lock: Option<std::sync::Arc<StoreLock>>,
 }
 
@@ -263,14 +278,41 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens the store to look at it, also beside a coordinator that runs: nothing is made, brought up or removed.
+    /// Opens the store to look at it, also beside a coordinator that runs, and on a disk that takes nothing: nothing of ours is made,
+    /// brought up or removed.
     ///
     /// # Errors
     /// [`StoreError::Missing`] before `init`; the database.
     pub async fn inspect(dir: &Path) -> Result<Self, StoreError> {
         Self::must_be_in(dir)?;
-        let options = SqliteConnectOptions::new().filename(dir.join(DATABASE)).read_only(true);
+        let refused = match Self::look(dir, None).await {
+            Err(refused) if !has_log(dir) => refused,
+            looked => return looked,
+        };
+        match StoreLock::try_take_to_look(dir) {
+            Ok(lock) => Self::look(dir, Some(lock)).await,
+            Err(_) => Err(refused),
+        }
+    }
+
+    /// As [`Store::inspect`], for who keeps all others out.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn inspect_alone(dir: &Path, lock: StoreLock) -> Result<Self, StoreError> {
+        Self::must_be_in(dir)?;
+        Self::look(dir, Some(lock)).await
+    }
+
+    async fn look(dir: &Path, lock: Option<StoreLock>) -> Result<Self, StoreError> {
+        // Whoever stopped in order left no log. To read its database, SQLite would make one, which a disk that is full or read-only
+        // does not take; but where nobody writes, all of it is in the one file.
+        let is_one_file = lock.is_some() && !has_log(dir);
+        let options =
+            SqliteConnectOptions::new().filename(dir.join(DATABASE)).read_only(true).immutable(is_one_file);
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        // It reads nothing before it is asked.
+        schema::version(&mut *pool.acquire().await?).await?;
         let health = Health::new();
         Ok(Self {
             dir: dir.to_owned(),
@@ -279,7 +321,7 @@ impl Store {
             spool: Spool::at(&dir.join(SPOOL), health.clone()),
             server_states: ServerStates::at(&dir.join(SERVER_STATE), health.clone()),
             health,
-            lock: None,
+            lock: lock.map(std::sync::Arc::new),
         })
     }
 
@@ -335,6 +377,14 @@ pub const ARTIFACTS: &str = "artifacts";
 pub const SPOOL: &str = "spool";
 /// Folder of what strategies keep between rounds, below the state folder.
 pub const SERVER_STATE: &str = "server-state";
+
+/// Whether the database has a write-ahead log beside it with something in it, as far as that can be known.
+fn has_log(dir: &Path) -> bool {
+    match std::fs::metadata(dir.join(format!("{DATABASE}-wal"))) {
+        Ok(log) => log.len() > 0,
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
 
 /// The last schema version that this program knows.
 pub fn newest_schema() -> usize {

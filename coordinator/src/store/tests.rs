@@ -5,6 +5,7 @@ use common::time::Timestamp;
 use common::update::CheckedChunk;
 
 use super::*;
+use crate::fixture::forbid_log;
 use crate::pki::{Serial, Token, TokenHash};
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -669,6 +670,32 @@ async fn a_store_in_use_can_be_looked_at_and_copied_whole() {
     let copied = Store::open(&copy).await.unwrap();
     assert_eq!(copied.journal(&digest).await.unwrap().events, [entry]);
     assert!(looked.append_event(&digest, &JournalEntry { at: NOW, event: "two".to_owned() }).await.is_err());
+}
+
+#[tokio::test]
+async fn a_closed_store_can_be_looked_at_and_copied_where_no_log_can_be_made() {
+    let (dir, store) = store().await;
+    let digest = study(&store).await;
+    store.close().await;
+    forbid_log(dir.path());
+    let looked = Store::inspect(dir.path()).await.unwrap();
+    assert_eq!(looked.integrity().await.unwrap(), Vec::<String>::new());
+    let copy = dir.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    looked.copy_database(&copy.join(DATABASE)).await.unwrap();
+    let copied = Store::open(&copy).await.unwrap();
+    assert_eq!(copied.studies().await.unwrap()[0].digest, digest);
+    assert!(StoreLock::try_take(dir.path()).is_err(), "nobody may write meanwhile");
+    looked.close().await;
+
+    // Where somebody may be at it, or there is a log, the file is not all there is.
+    let code = async || Store::inspect(dir.path()).await.err().map(|error| error.code());
+    let writer = StoreLock::try_take(dir.path()).unwrap();
+    assert_eq!(code().await, Some("disk-error"));
+    drop(writer);
+    assert_eq!(code().await, None);
+    std::fs::write(dir.path().join(format!("{DATABASE}-wal")), "of a killed one").unwrap();
+    assert_eq!(code().await, Some("disk-error"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -14,6 +14,7 @@ use coordinator::operator::client::ask_running;
 use coordinator::operator::{Reply, Request, Status, StudyLine};
 use coordinator::progress::Line;
 use coordinator::report::ReportData;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::process::{FAILPOINT, Finished, PATIENCE, Process, command, finish};
@@ -53,6 +54,13 @@ impl Consortium {
         let said = self.coordinator.0.kill();
         self.coordinator = Coordinator::start(self.folder.path(), None);
         said
+    }
+
+    /// Has the coordinator end in order. Then it is as one that was killed: nothing of it is left.
+    pub(crate) fn stop_coordinator(&mut self) {
+        self.coordinator.0.signal(Signal::SIGTERM);
+        self.coordinator.until("its end", |line| matches!(line, Line::Stopped).then_some(()));
+        self.coordinator.0.kill();
     }
 
     /// A copy of all files in another folder, with a coordinator of its own that listens at the same address: this one must be
