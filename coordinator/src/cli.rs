@@ -274,7 +274,9 @@ fn restore(settings: &Path, from: &Path) -> anyhow::Result<()> {
 
 async fn run(config: &Config, json: bool, stop: CancellationToken) -> anyhow::Result<()> {
     let progress = if json { Progress::Json } else { Progress::Words };
-    Service::open(config, progress, stop).await?.run().await?;
+    if let Some(service) = Service::open_when_disk_allows(config, progress, stop).await? {
+        service.run().await?;
+    }
     progress.say(&Line::Stopped);
     Ok(())
 }

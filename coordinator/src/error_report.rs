@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | 1 | it failed, or its output could not be written |
 //! | 2 | the command line is wrong (from `clap`) |
-//! | 74 | the disk is full or read-only: nothing was lost; start again when there is room |
+//! | 74 | the disk is full or read-only: nothing was lost; do it again when there is room |
 //! | 75 | another process has the state folder: try again later |
 //! | 78 | coordinator.toml is missing or has mistakes, all of them listed |
 

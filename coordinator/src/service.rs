@@ -1,5 +1,6 @@
 //! The running coordinator: opens everything, serves until told to stop, closes everything.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use link::LinkError;
@@ -8,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::config::Config;
-use crate::driver::{Driver, DriverHandle, Parts};
+use crate::driver::{Driver, DriverHandle, Parts, RETRY, space_in_words};
 use crate::network::{
     self, Budget, Context, Doors, Frame, LargeRequests, Refusals, Shelf, Strangers, UploadSlots,
 };
@@ -16,7 +17,7 @@ use crate::open_files;
 use crate::operator::{OperatorSocket, SocketError};
 use crate::pki::{Authority, PkiError};
 use crate::progress::{Line, Progress};
-use crate::store::{SiteRecord, SiteStatus, Store, StoreError};
+use crate::store::{SiteRecord, SiteStatus, Store, StoreError, name_failure, pause_name};
 
 /// Why the coordinator does not run.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +100,20 @@ impl Service {
         Ok(Self { driver, doors, socket, context, connections: config.connections, store })
     }
 
+    /// As [`Service::open`], once the disk allows it: where it is full or read-only that is told, and it is tried again until it is not.
+    /// `None` when told to stop before.
+    ///
+    /// # Errors
+    /// [`ServiceError`] of anything else.
+    pub async fn open_when_disk_allows(
+        config: &Config,
+        progress: Progress,
+        stop: CancellationToken,
+    ) -> Result<Option<Self>, ServiceError> {
+        let open = || Self::open(config, progress, stop.clone());
+        when_disk_allows(&config.state, progress, &stop, open).await
+    }
+
     /// To ask it things from the same process.
     pub fn handle(&self) -> DriverHandle {
         self.driver.handle()
@@ -141,6 +156,45 @@ impl Service {
     }
 }
 
+/// Tries `open` until the disk of `state` is neither full nor read-only, which is told once when it begins and once when it ends, or
+/// until told to stop.
+async fn when_disk_allows<T>(
+    state: &Path,
+    progress: Progress,
+    stop: &CancellationToken,
+    mut open: impl AsyncFnMut() -> Result<T, ServiceError>,
+) -> Result<Option<T>, ServiceError> {
+    let mut told: Option<&'static str> = None;
+    loop {
+        let error = match open().await {
+            Ok(opened) => {
+                if let Some(code) = told {
+                    progress.say(&Line::Recovered { code: code.to_owned() });
+                }
+                return Ok(Some(opened));
+            }
+            Err(error) => error,
+        };
+        let ServiceError::Store(failure) = &error else { return Err(error) };
+        let code = name_failure(state, failure);
+        if pause_name(code).is_none() {
+            return Err(error);
+        }
+        if told.replace(code) != Some(code) {
+            tracing::error!(
+                code,
+                error = failure as &dyn std::error::Error,
+                "the store cannot be opened yet"
+            );
+            progress.say(&Line::Fault { code: code.to_owned(), detail: space_in_words(state) });
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}
+
 fn listen(config: &Config, authority: &Authority) -> Result<Doors, ServiceError> {
     let identity = authority.certify_server(&config.server_names())?;
     let opened = Doors::open(&Frame {
@@ -163,8 +217,35 @@ fn local(doors: &Doors, config: &Config) -> Result<String, ServiceError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
+    use tokio::time::Instant;
+
     use super::*;
     use crate::fixture::Fixture;
+
+    fn refused(kind: ErrorKind) -> Result<u32, ServiceError> {
+        Err(StoreError::File { path: "lock".into(), source: kind.into() }.into())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_takes_nothing_is_waited_for_and_nothing_else_is() {
+        let stop = CancellationToken::new();
+        let opened = async |answers: Vec<Result<u32, ServiceError>>| {
+            let mut answers = answers.into_iter();
+            let open = || std::future::ready(answers.next().unwrap());
+            when_disk_allows(Path::new("state"), Progress::Silent, &stop, open).await
+        };
+        let begun = Instant::now();
+        let answers = vec![refused(ErrorKind::StorageFull), refused(ErrorKind::ReadOnlyFilesystem), Ok(7)];
+        assert_eq!(opened(answers).await.unwrap(), Some(7));
+        assert!((2 * RETRY..3 * RETRY).contains(&begun.elapsed()));
+
+        let failed = opened(vec![refused(ErrorKind::PermissionDenied)]).await;
+        assert!(matches!(failed, Err(ServiceError::Store(StoreError::File { .. }))), "{failed:?}");
+        stop.cancel();
+        assert_eq!(opened(vec![refused(ErrorKind::ReadOnlyFilesystem)]).await.unwrap(), None);
+    }
 
     #[tokio::test]
     async fn a_coordinator_whose_state_is_moved_away_ends() {

@@ -121,14 +121,31 @@ fn until_paused(federation: &mut Federation, fault: &str, words: &str) {
     assert!(status.contains(words), "{status}");
 }
 
-/// Stops the coordinator in order and spoils its disk: what it left is sound, is said to be, and can be copied to another disk.
-fn stopped_on(federation: &mut Federation, disk: &Disk, spoil: fn(&Disk)) {
+/// Stops the coordinator in order and spoils its disk: what it left is sound, is said to be, and can be copied to another disk. One
+/// that is started meanwhile waits until the disk is mended.
+fn started_anew_on(
+    federation: &mut Federation,
+    disk: &Disk,
+    (spoil, mend): (fn(&Disk), fn(&Disk)),
+    (fault, words): (&str, &str),
+) {
     federation.consortium.stop_coordinator();
     spoil(disk);
+    let status = federation.consortium.operate(["status"]).ok();
+    assert!(status.contains(words) && status.contains("no server answers"), "{status}");
+    let refused = federation.consortium.operate(["revoke", "north"]);
+    assert_eq!(refused.code, Some(74), "{refused:#?}");
     let found = federation.consortium.operate(["doctor"]);
     assert!(found.out.contains("its journal replays") && !found.out.contains("restore"), "{found:#?}");
     let backup = federation.consortium.path("backup");
     federation.consortium.operate(["backup", backup.to_str().expect("a plain name")]).ok();
+
+    federation.consortium.crash_coordinator();
+    until_paused(federation, fault, words);
+    mend(disk);
+    until_recovered(federation, fault);
+    let told = federation.consortium.coordinator.0.said(r#""event":"fault""#);
+    assert_eq!(told.len(), 1, "{told:#?}");
 }
 
 fn until_recovered(federation: &mut Federation, fault: &str) {
@@ -171,7 +188,8 @@ fn on_a_small_disk() {
     until_recovered(&mut federation, "disk-full");
     federation.assert_ends_undisturbed();
 
-    stopped_on(&mut federation, &disk, Disk::fill);
+    let full = ("disk-full", "paused: disk full");
+    started_anew_on(&mut federation, &disk, (Disk::fill, Disk::make_room), full);
 }
 
 #[test]
@@ -193,12 +211,7 @@ fn on_a_disk_that_turns_read_only() {
     until_recovered(&mut federation, "disk-read-only");
     federation.consortium.coordinator.until_study("round-committed", "round 1");
 
-    // One that is started meanwhile says what to do, and by its exit code that it is worth starting again.
-    stopped_on(&mut federation, &disk, Disk::turn_read_only);
-    let (code, said) = federation.consortium.begin("coordinator", ["run"]).end();
-    assert_eq!(code, Some(74), "{said:#?}");
-    assert!(said.iter().any(|line| line.contains("mount it read-write again")), "{said:#?}");
-    disk.turn_writable();
-    federation.consortium.crash_coordinator();
+    let read_only = ("disk-read-only", "paused: disk read-only");
+    started_anew_on(&mut federation, &disk, (Disk::turn_read_only, Disk::turn_writable), read_only);
     federation.assert_ends_undisturbed();
 }

@@ -13,6 +13,8 @@ pub(super) fn status(status: &Status) -> String {
     let running = match (&status.address, status.running) {
         (Some(address), true) => format!("running, sites dial {address}"),
         (None, true) => "running".to_owned(),
+        // One that was started may wait for the disk: it has nothing to be asked through.
+        (_, false) if status.fault.is_some() => "no server answers".to_owned(),
         (_, false) => "not running".to_owned(),
     };
     let mut text = format!("consortium {}: {running}\n", status.consortium);
@@ -151,6 +153,25 @@ mod tests {
         });
         let sites: Vec<_> = shown.lines().skip(3).collect();
         assert_eq!(sites, ["  without north", "  ready   south, west", "  scored  north-held-out"]);
+    }
+
+    #[test]
+    fn a_server_that_may_wait_for_the_disk_is_not_said_not_to_run() {
+        let status = |fault: Option<&str>| {
+            status(&Status {
+                consortium: "demo".to_owned(),
+                running: false,
+                address: None,
+                fault: fault.map(str::to_owned),
+                fault_detail: fault.map(|_| "state has 0 bytes left".to_owned()),
+                sites: Vec::new(),
+                studies: Vec::new(),
+                unreadable: Vec::new(),
+            })
+        };
+        assert!(status(None).starts_with("consortium demo: not running\n\n"));
+        let paused = "consortium demo: no server answers\npaused: disk full: state has 0 bytes left\n\n";
+        assert!(status(Some("disk-full")).starts_with(paused));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The operator is told once when it begins and once when it ends. Meanwhile nothing is acknowledged, so nothing is lost;
 //! sites are told to come again, our own results wait, and the disk is tried every few seconds.
 
+use std::path::Path;
 use std::time::Duration;
 
 use common::ids::ModelHash;
@@ -16,9 +17,15 @@ use crate::progress::Line;
 use crate::store::{self, Failing, Store, StoreError};
 
 /// How long the disk is left alone before it is tried again.
-pub(super) const RETRY: Duration = Duration::from_secs(5);
+pub(crate) const RETRY: Duration = Duration::from_secs(5);
 
 impl Driver {
+    /// With how the store fails, where it was opened to be looked at.
+    pub(crate) fn with_trouble(mut self, trouble: Option<Failing>) -> Self {
+        self.trouble = trouble;
+        self
+    }
+
     /// Notes that the store fails, and tells the operator what is new in it. What is known is not logged for each try of each
     /// site: the log may lie on the same disk.
     pub(super) fn note_fault(&mut self, error: &StoreError) {
@@ -43,7 +50,7 @@ impl Driver {
             return;
         }
         let words = match store::pause_name(code) {
-            Some(_) => space_in_words(&self.store),
+            Some(_) => space_in_words(self.store.dir()),
             None => words,
         };
         if code == store::DISK_FULL {
@@ -117,7 +124,7 @@ impl Driver {
     /// How the store fails, as it stands now.
     pub(super) fn trouble_in_words(&self) -> Option<String> {
         let Failing { code, words } = self.trouble.as_ref()?;
-        Some(store::pause_name(code).map_or_else(|| words.clone(), |_| space_in_words(&self.store)))
+        Some(store::pause_name(code).map_or_else(|| words.clone(), |_| space_in_words(self.store.dir())))
     }
 
     /// What a site is told whose word could not be kept.
@@ -158,14 +165,14 @@ pub(super) fn fault(store: &Store, error: &StoreError) -> Fault {
     }
 }
 
-/// What is left where the store lies, and what that means.
-fn space_in_words(store: &Store) -> String {
-    let dir = store.dir().display();
-    let left = match files::space(store.dir()) {
-        Ok(space) if space.read_only => format!("{dir} is on a file system that is mounted read-only"),
-        Ok(space) => format!("{dir} has {} left", files::size_in_words(space.available)),
-        Err(error) => format!("{dir}: {error}"),
+/// What is left where the state folder `dir` lies, and what that means.
+pub(crate) fn space_in_words(dir: &Path) -> String {
+    let shown = dir.display();
+    let left = match files::space(dir) {
+        Ok(space) if space.read_only => format!("{shown} is on a file system that is mounted read-only"),
+        Ok(space) => format!("{shown} has {} left", files::size_in_words(space.available)),
+        Err(error) => format!("{shown}: {error}"),
     };
     let seconds = RETRY.as_secs();
-    format!("{left}; all that was acknowledged is safe, and the disk is tried every {seconds} s")
+    format!("{left}; all that was acknowledged is safe, and the server tries the disk every {seconds} s")
 }

@@ -43,6 +43,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use self::added::ANEW;
 pub(crate) use self::aggregation::position;
+pub(crate) use self::disk::{RETRY, space_in_words};
 pub use self::handle::DriverHandle;
 use self::handle::{Claim, Claimant, Command, refuse_report, refuse_update};
 pub(crate) use self::manifests::{check_manifest, counts, read_manifest};

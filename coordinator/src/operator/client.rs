@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::driver::{Driver, Parts};
 use crate::pki::{Authority, PkiError};
 use crate::progress::Progress;
-use crate::store::{Store, StoreError};
+use crate::store::{Failing, Store, StoreError, causes, name_failure, pause_name};
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +86,7 @@ pub async fn ask_running(state: &Path, request: &Request) -> Result<Option<Reply
 }
 
 async fn ask_store(config: &Config, request: Request) -> Result<Reply, AskError> {
-    let store = Store::open(&config.state).await?;
+    let (store, failing) = open_for(&request, &config.state).await?;
     let parts = Parts {
         authority: std::sync::Arc::new(Authority::open(&config.certs, &config.consortium)?),
         store: store.clone(),
@@ -94,9 +94,24 @@ async fn ask_store(config: &Config, request: Request) -> Result<Reply, AskError>
         progress: Progress::Silent,
         stop: CancellationToken::new(),
     };
-    let reply = Driver::open(parts).await?.operate_offline(request).await;
+    let reply = Driver::open(parts).await?.with_trouble(failing).operate_offline(request).await;
     store.close().await;
     Ok(reply)
+}
+
+/// Opens the store for a request. On a disk that takes nothing it can be looked at, and how the disk fails goes with it.
+async fn open_for(request: &Request, state: &Path) -> Result<(Store, Option<Failing>), StoreError> {
+    let error = match Store::open(state).await {
+        Ok(store) => return Ok((store, None)),
+        Err(error) => error,
+    };
+    let code = name_failure(state, &error);
+    if pause_name(code).is_none() || !request.only_looks() {
+        return Err(error);
+    }
+    let words = causes(&error);
+    let store = Store::inspect(state).await.map_err(|_| error)?;
+    Ok((store, Some(Failing { code, words })))
 }
 
 #[cfg(test)]

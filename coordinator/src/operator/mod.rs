@@ -97,6 +97,13 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether nothing in the store changes for it.
+    pub(crate) fn only_looks(&self) -> bool {
+        matches!(self, Self::Status | Self::ShowStudy { .. } | Self::Export { .. } | Self::Report { .. })
+    }
+}
+
 /// What can be done with a study.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
