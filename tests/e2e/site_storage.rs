@@ -4,6 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use common::ids::Role;
+
+use crate::harness::consortium::Consortium;
 use crate::harness::disk::{self, Disk};
 use crate::harness::federation::{Federation, ROUNDS};
 use crate::harness::process::Process;
@@ -105,6 +108,29 @@ fn on_a_disk_that_turns_read_only_while_a_round_is_trained() {
     while_a_round_is_trained(Disk::cover, Disk::uncover, |_, south| {
         south.until_says(DISK_READ_ONLY);
     });
+}
+
+#[test]
+fn a_site_that_is_started_on_a_read_only_disk_waits_for_it() {
+    disk::run_inside("site_storage::on_a_disk_that_is_read_only_from_the_start");
+}
+
+#[test]
+#[ignore = "runs in the namespace that the test above makes"]
+fn on_a_disk_that_is_read_only_from_the_start() {
+    if !disk::is_inside() {
+        return;
+    }
+    let mut consortium = Consortium::found("patient");
+    let north = consortium.enrol("north", Role::Trainer);
+    let disk = Disk::under(&north.path("state"));
+    disk.turn_read_only();
+    let mut agent = north.run();
+    agent.until_says(DISK_READ_ONLY);
+    north.until_status(DISK_READ_ONLY);
+    disk.turn_writable();
+    consortium.coordinator.until_connected("north");
+    assert_eq!(agent.said(DISK_READ_ONLY).len(), 1, "told once");
 }
 
 /// Changes a byte in the middle of each file of `folder` whose name has this ending.

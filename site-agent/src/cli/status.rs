@@ -1,10 +1,12 @@
 //! `site-agent status`: what the running agent wrote down about itself.
 
+use std::path::Path;
+
 use clap::Args;
 
 use super::error_report::CliError;
 use super::{ConfigArgs, json, line};
-use crate::client::files::FileError;
+use crate::client::files::{DISK_READ_ONLY, FileError};
 use crate::client::state::{AgentStatus, StateFolder};
 use crate::client::studies::StudyFolder;
 
@@ -34,10 +36,20 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
                 );
             }
         }
+        heard if state.is_read_only() => line(without_a_lock(state.path(), heard.as_ref())),
         Some(status) => line(format!("not running; last heard of at {}", status.at)),
         None => line("not running, and never was: start it with `site-agent run`"),
     }
     Ok(())
+}
+
+/// On a disk that is read-only no agent has the lock that tells of it.
+fn without_a_lock(folder: &Path, heard: Option<&AgentStatus>) -> String {
+    let last = heard.map_or(String::new(), |status| format!("; last heard of at {}", status.at));
+    let folder = folder.display();
+    format!(
+        "paused: {DISK_READ_ONLY}: {folder}; an agent that was started begins once it can be written{last}"
+    )
 }
 
 fn is_any_under_way(studies: &StudyFolder) -> Result<bool, FileError> {
@@ -133,6 +145,15 @@ mod tests {
         let lane = Some("over TCP, as site.toml says".to_owned());
         let connected = AgentStatus { connected: true, problem: None, lane, ..status };
         assert_eq!(words(&connected)[1], "connected over TCP, as site.toml says");
+    }
+
+    #[test]
+    fn an_agent_that_may_wait_for_the_disk_is_not_said_not_to_run() {
+        let told = without_a_lock(Path::new("state"), None);
+        assert_eq!(
+            told,
+            "paused: disk read-only: state; an agent that was started begins once it can be written"
+        );
     }
 
     #[test]

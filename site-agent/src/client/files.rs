@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use link::write_back::BlockingWriteBack;
 use nix::errno::Errno;
+use nix::sys::statvfs::FsFlags;
 use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -82,13 +83,16 @@ pub fn disk_trouble(error: &anyhow::Error) -> Option<&'static str> {
 pub fn trouble_of(cause: &io::Error) -> Option<&'static str> {
     match cause.kind() {
         _ if is_full(cause) => Some(DISK_FULL),
-        io::ErrorKind::ReadOnlyFilesystem => Some("disk read-only"),
+        io::ErrorKind::ReadOnlyFilesystem => Some(DISK_READ_ONLY),
         _ => None,
     }
 }
 
 /// Of a full disk, or a quota that is used up.
 pub(super) const DISK_FULL: &str = "disk full";
+
+/// Of a disk that nothing can be written to.
+pub const DISK_READ_ONLY: &str = "disk read-only";
 
 /// What to do about [`disk_trouble`], of either kind.
 pub const DISK_HINT: &str = "make room, or have the disk writable again";
@@ -128,6 +132,11 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
         return Err(io::ErrorKind::Unsupported.into());
     }
     Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
+}
+
+/// Whether the disk of a path is mounted so that nothing can be written.
+pub fn is_read_only(path: &Path) -> bool {
+    nix::sys::statvfs::statvfs(path).is_ok_and(|disk| disk.flags().contains(FsFlags::ST_RDONLY))
 }
 
 /// Reads a whole file.

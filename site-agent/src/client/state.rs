@@ -107,7 +107,7 @@ impl StateFolder {
     }
 
     /// Keeps a second agent out as long as the returned file is open. Waits about a second for who only looks
-    /// ([`StateFolder::is_locked`]), and blocks meanwhile: an agent takes it before it has a runtime.
+    /// ([`StateFolder::is_locked`]), and blocks meanwhile: an agent takes it before its runtime has anything to do.
     ///
     /// # Errors
     /// [`InUse`](lock::InUse) while another agent holds it, or [`FileError`].
@@ -119,6 +119,11 @@ impl StateFolder {
     /// others who look, and is not taken for an agent by them.
     pub fn is_locked(&self) -> bool {
         lock::is_locked(&self.0)
+    }
+
+    /// Whether the disk of this folder is mounted so that nothing can be written: then no agent can take the lock.
+    pub fn is_read_only(&self) -> bool {
+        files::is_read_only(&self.0)
     }
 
     /// Fetched models and embeddings.

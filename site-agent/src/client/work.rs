@@ -23,7 +23,7 @@ use super::residual::Residuals;
 use crate::train::trainer::{Cancel, RoundOutcome, StepReport, TrainError};
 
 /// How long a full disk is left alone: as long as the coordinator leaves its own.
-pub(super) const LOOK_FOR_ROOM: Duration = Duration::from_secs(5);
+pub(crate) const LOOK_FOR_ROOM: Duration = Duration::from_secs(5);
 /// How often work that waits looks whether it is still wanted.
 const LOOK_FOR_CANCEL: Duration = Duration::from_millis(100);
 
