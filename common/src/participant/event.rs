@@ -180,6 +180,8 @@ pub enum Event {
 pub enum Timer {
     /// Try the failed step of the round again.
     Round,
+    /// Offer an update again that made way for other studies.
+    Outbox,
     /// Try the failed step of the evaluation again.
     Evaluation,
 }
@@ -263,10 +265,10 @@ pub enum Action {
         /// The study.
         study: StudyDigest,
     },
-    /// Remove every update from the outbox but this: what a crash may have left there.
+    /// Remove every update from the outbox but these: what a crash may have left there.
     PruneOutbox {
-        /// The one that is still wanted, if it is there.
-        keep: Option<AttemptId>,
+        /// Those that are still wanted, as far as they are there.
+        keep: BTreeSet<AttemptId>,
     },
     /// Evaluate the model; comes back as `Evaluated` or `EvaluationFailed`.
     Evaluate {
@@ -371,10 +373,21 @@ pub enum Fact {
     },
     /// The update was dropped and does not count.
     UpdateDropped {
+        /// The study.
+        study: StudyDigest,
         /// The round.
         round: RoundId,
         /// Why.
         reason: DropReason,
+    },
+    /// A step failed time and again: it goes on being tried, and meanwhile other studies have their turn.
+    SetAside {
+        /// The study.
+        study: StudyDigest,
+        /// The round.
+        round: RoundId,
+        /// `Upload`, `Report` or `Fetch`.
+        step: Step,
     },
     /// A step failed and is tried again.
     RetryScheduled {

@@ -12,7 +12,8 @@
 //! Where a study takes late updates into the next round, training and uploading go on when their own round closes, and the
 //! next round waits here until the coordinator has answered. A round of another study waits too, whatever is under way: it is
 //! declined as `Busy`, so that nobody waits for this site, and accepted when it is its turn, if it is open still. Studies that run
-//! at once have the site by turns, a round each.
+//! at once have the site by turns, a round each. A finished update that the coordinator does not take makes way for them, and goes on
+//! being offered meanwhile; so does a report, and a model that cannot be fetched, for those of other studies.
 //!
 //! Connections come and go in any phase: training goes on without one, the other steps are taken up again with the next.
 //! After a restart the journal gives back the phase: what was trained is offered under the same attempt id, so that it counts
@@ -47,6 +48,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use self::evaluating::Evaluations;
 use self::idle::Studies;
 use self::phase::Phase;
+use self::uploading::Aside;
 use crate::ids::{ArtifactHash, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use crate::journal::{self, Entry, RestoreError};
 use crate::round::RoundTask;
@@ -89,6 +91,9 @@ pub struct State {
     connected: bool,
     studies: Studies,
     phase: Phase,
+    /// Finished updates that made way for other studies. While a study has one, its own next round waits: one update of a study at a time.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    aside: BTreeMap<StudyDigest, Aside>,
     evaluations: Evaluations,
     /// Trainings begun so far; makes each attempt id a new one.
     trainings: u64,
@@ -135,6 +140,8 @@ pub struct Status {
     pub evaluation: &'static str,
     /// Models that wait for their evaluation or are under it, by round.
     pub evaluations: BTreeMap<RoundId, ModelHash>,
+    /// Updates and evaluations that wait for the coordinator while other studies have their turn.
+    pub set_aside: BTreeSet<(StudyDigest, RoundId)>,
     /// Whether the coordinator has welcomed this connection.
     pub connected: bool,
     /// Studies of which nobody here has decided whether the site takes part.
@@ -146,12 +153,13 @@ impl ParticipantMachine {
     pub fn new(identity: Identity) -> Self {
         let (studies, phase, evaluations) = (Studies::default(), Phase::Idle, Evaluations::default());
         let (connected, unconfirmed, stopped, trainings, next) = (false, false, false, 0, VecDeque::new());
-        let (refused, given_up) = (None, None);
+        let (refused, given_up, aside) = (None, None, BTreeMap::new());
         let state = State {
             identity,
             connected,
             studies,
             phase,
+            aside,
             evaluations,
             trainings,
             next,
@@ -227,12 +235,14 @@ impl ParticipantMachine {
 
     /// Where the site stands.
     pub fn status(&self) -> Status {
-        let State { phase, studies, evaluations, connected, .. } = &self.state;
+        let State { phase, aside, studies, evaluations, connected, .. } = &self.state;
+        let updates = aside.iter().map(|(&study, Aside { update, .. })| (study, update.offer.round));
         Status {
             phase: phase.name(),
             work: phase.work().map(|(study, round, _)| (study, round)),
             evaluation: evaluations.step_name(),
             evaluations: evaluations.models(),
+            set_aside: updates.chain(evaluations.set_aside()).collect(),
             connected: *connected,
             undecided: studies.undecided(),
         }
@@ -258,8 +268,10 @@ impl ParticipantMachine {
 
     fn timers(&self) -> BTreeMap<Timer, Timestamp> {
         let round = self.state.phase.retry_at().map(|at| (Timer::Round, at));
+        let aside = self.state.aside.values().filter_map(|aside| aside.update.retry.at).min();
+        let outbox = aside.map(|at| (Timer::Outbox, at));
         let evaluation = self.state.evaluations.retry_at().map(|at| (Timer::Evaluation, at));
-        round.into_iter().chain(evaluation).collect()
+        round.into_iter().chain(outbox).chain(evaluation).collect()
     }
 
     /// Sets and clears what differs from `before`, so that no phase can forget a timer.

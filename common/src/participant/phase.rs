@@ -7,6 +7,7 @@ use super::event::{Action, DropReason, Fact};
 use super::training::Training;
 use super::uploading::Uploading;
 use crate::ids::{AttemptId, ModelHash, RoundId, StudyDigest};
+use crate::round::UpdateOffer;
 use crate::time::Timestamp;
 
 /// What a site does for the open round.
@@ -67,27 +68,26 @@ impl Phase {
         }
     }
 
-    /// Asks for the step at hand, for the first time or again.
-    pub(super) fn ask(&mut self, cx: &mut Context<'_>) {
+    /// Asks for the step at hand, for the first time or again. An update is offered when it is its turn.
+    pub(super) fn ask(&self, cx: &mut Context<'_>) {
         match self {
-            Self::Idle => {}
+            Self::Idle | Self::Uploading(_) => {}
             Self::Downloading(phase) => phase.fetch.ask(cx),
             Self::Training(phase) => phase.ask(cx),
-            Self::Uploading(phase) => phase.ask(cx),
         }
     }
 
     /// Takes up a step that waits for the coordinator.
-    pub(super) fn connected(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn connected(&self, cx: &mut Context<'_>) {
         if !matches!(self, Self::Training(Training { fetch: None, .. })) {
             self.ask(cx);
         }
     }
 
     /// The coordinator says again that the round is open: an update that it would not take before may be welcome now.
-    pub(super) fn reopened(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn reopened(&mut self) {
         if let Self::Uploading(phase) = self {
-            phase.ask(cx);
+            phase.hurry();
         }
     }
 
@@ -130,7 +130,7 @@ impl Phase {
             | Self::Training(Training { fetch: Some(fetch), .. }) => {
                 fetch.retry.at = None;
             }
-            Self::Uploading(phase) => (phase.offered, phase.retry.at) = (false, None),
+            Self::Uploading(phase) => phase.disconnected(),
         }
     }
 }
@@ -138,10 +138,10 @@ impl Phase {
 impl Uploading {
     /// Empties the outbox and says what became of the update.
     pub(super) fn drop_update(self, reason: DropReason, cx: &mut Context<'_>) {
-        let round = self.offer.round;
+        let UpdateOffer { study, round, .. } = self.offer;
         cx.report(match &reason {
             DropReason::Counted => Fact::UpdateCounted { round },
-            _ => Fact::UpdateDropped { round, reason: reason.clone() },
+            _ => Fact::UpdateDropped { study, round, reason: reason.clone() },
         });
         cx.act(Action::DropUpdate { attempt: self.offer.attempt, reason });
     }

@@ -1,12 +1,14 @@
 //! How each event changes a site's part: what of [`super::ParticipantMachine`] is the same in several phases.
 
+use std::collections::BTreeSet;
+
 use super::downloading::{Downloading, Fetch};
 use super::evaluating::Request;
-use super::event::{Action, DropReason, Event, Fact, Timer};
+use super::event::{Action, DropReason, Event, Fact, Step, Timer};
 use super::idle::Standing;
 use super::phase::{Context, Phase};
 use super::training::Training;
-use super::uploading::{self, Uploading};
+use super::uploading::{self, Aside, Uploading};
 use super::{Identity, State};
 use crate::ids::{ArtifactHash, AttemptId, Digest, Role, RoundId, StudyDigest};
 use crate::round::{DeclineReason, RoundTask, UpdateOffer};
@@ -30,6 +32,8 @@ impl State {
         if !self.handle(event, &mut cx) {
             cx.report(Fact::EventIgnored { event: name, phase: self.phase.name() });
         }
+        self.make_way(&mut cx);
+        self.offer_next(&mut cx);
         self.evaluations.begin_next(&self.studies, &mut cx);
     }
 
@@ -55,6 +59,7 @@ impl State {
             }
             Event::Connected => {
                 self.unconfirmed = self.phase.work().is_some();
+                self.aside.values_mut().for_each(|aside| aside.unconfirmed = true);
                 self.phase.connected(cx);
                 self.evaluations.connected(cx);
                 true
@@ -127,19 +132,18 @@ impl State {
                 }
                 due
             }
-            Event::TimerFired(Timer::Evaluation) => {
-                let due = self.evaluations.take_due(cx.now);
-                if due {
-                    self.evaluations.ask(cx);
-                }
-                due
+            Event::TimerFired(Timer::Outbox) => {
+                let updates = self.aside.values_mut().map(|aside| &mut aside.update);
+                updates.fold(false, |due, update| update.retry.take_due(cx.now) || due)
             }
+            Event::TimerFired(Timer::Evaluation) => self.evaluations.ask_due(cx),
         }
     }
 
     fn disconnected(&mut self) {
         self.next.clear();
         self.phase.disconnected();
+        self.aside.values_mut().for_each(|aside| aside.update.disconnected());
         self.evaluations.disconnected();
     }
 
@@ -169,13 +173,52 @@ impl State {
         if let Some((study, round)) = self.refused {
             cx.act(Action::ForgetLearnt { study, round });
         }
-        cx.act(Action::PruneOutbox { keep: self.phase.attempt() });
+        cx.act(Action::PruneOutbox { keep: self.attempts() });
         if self.phase.retry_at().is_none() {
             self.phase.ask(&mut cx);
         }
-        if self.evaluations.retry_at().is_none() {
-            self.evaluations.ask(&mut cx);
+        self.offer_next(&mut cx);
+        self.evaluations.ask(&mut cx);
+    }
+
+    /// The attempts whose update is in the outbox, or may get there.
+    fn attempts(&self) -> BTreeSet<AttemptId> {
+        let aside = self.aside.values().map(|aside| aside.update.offer.attempt);
+        self.phase.attempt().into_iter().chain(aside).collect()
+    }
+
+    /// The finished updates, that of the work under way first.
+    fn updates(&mut self) -> impl Iterator<Item = &mut Uploading> {
+        let under_way = match &mut self.phase {
+            Phase::Uploading(phase) => Some(phase),
+            _ => None,
+        };
+        under_way.into_iter().chain(self.aside.values_mut().map(|aside| &mut aside.update))
+    }
+
+    /// Offers the update whose turn it is: the coordinator takes one of a site at a time.
+    fn offer_next(&mut self, cx: &mut Context<'_>) {
+        if !cx.connected || self.updates().any(|update| update.offered) {
+            return;
         }
+        if let Some(update) = self.updates().find(|update| update.retry.at.is_none()) {
+            update.offer(cx);
+        }
+    }
+
+    /// Sets an update aside that is not taken time and again, where another study waits for its turn.
+    fn make_way(&mut self, cx: &mut Context<'_>) {
+        let Phase::Uploading(Uploading { offer, retry, offered: false, .. }) = &self.phase else { return };
+        let (study, round) = (offer.study, offer.round);
+        let may_begin = |next: &RoundTask| next.study != study && !self.aside.contains_key(&next.study);
+        if !retry.makes_way() || !self.next.iter().any(may_begin) {
+            return;
+        }
+        if let Phase::Uploading(update) = std::mem::take(&mut self.phase) {
+            self.aside.insert(study, Aside { update, unconfirmed: self.unconfirmed });
+        }
+        cx.report(Fact::SetAside { study, round, step: Step::Upload });
+        self.take_next(cx);
     }
 
     fn offered(&mut self, study: StudyDigest, cx: &mut Context<'_>) -> bool {
@@ -205,9 +248,10 @@ impl State {
     fn refused_study(&mut self, study: StudyDigest, cx: &mut Context<'_>) -> bool {
         let news = self.studies.standing(study) != Some(&Standing::Refused);
         self.studies.set(study, Standing::Refused);
-        if let Some((working, round, _)) = self.phase.work()
-            && working == study
-        {
+        let under_way =
+            self.phase.work().filter(|(working, ..)| *working == study).map(|(_, round, _)| round);
+        let aside = self.aside.get(&study).map(|aside| aside.update.offer.round);
+        if let Some(round) = under_way.or(aside) {
             decline(study, round, DeclineReason::Policy, cx);
         }
         self.leave_study(study, cx);
@@ -231,6 +275,7 @@ impl State {
         if self.phase.work().is_some_and(|(working, ..)| working == study) {
             self.phase.leave(DropReason::StudyOver, cx);
         }
+        self.drop_aside(study, DropReason::StudyOver, cx);
         // After its update was dropped, which could leave something.
         cx.act(Action::ForgetStudy { study });
         self.take_next(cx);
@@ -241,7 +286,7 @@ impl State {
             decline(task.study, task.round, DeclineReason::Evaluator, cx);
             return true;
         }
-        let Some(needs) = self.studies.needs(task.study) else {
+        let Some(needs) = self.studies.needs(task.study).cloned() else {
             // The word that was said of the round in which it was refused: nobody is to look for an approval.
             let is_refused = self.studies.standing(task.study) == Some(&Standing::Refused);
             let reason = if is_refused { DeclineReason::Policy } else { DeclineReason::NotApproved };
@@ -253,11 +298,14 @@ impl State {
             decline(task.study, task.round, DeclineReason::TrainingFailed, cx);
             return true;
         }
+        if let Some(is_news) = self.opened_beside(&task, cx) {
+            return is_news;
+        }
         match self.phase.work() {
             Some(work) if work == (task.study, task.round, task.base) => {
                 self.unconfirmed = false;
                 cx.act(Action::AcceptRound { task });
-                self.phase.reopened(cx);
+                self.phase.reopened();
                 return true;
             }
             // Each study would undo what was done for the other. But for a download that is older than the connection, whose
@@ -278,7 +326,7 @@ impl State {
             {
                 self.wait_with(task, cx);
                 // What the coordinator would not take between two rounds is welcome now.
-                self.phase.reopened(cx);
+                self.phase.reopened();
                 return true;
             }
             Some(_) => self.phase.leave(DropReason::RoundClosed, cx),
@@ -286,12 +334,44 @@ impl State {
         }
         self.next.retain(|next| next.study != task.study);
         self.unconfirmed = false;
-        let missing = needs.iter().copied().chain([task.base]).collect();
+        let missing = needs.into_iter().chain([task.base]).collect();
         cx.report(Fact::RoundStarted { round: task.round });
         cx.act(Action::AcceptRound { task: task.clone() });
         let fetch = Fetch::begin(missing, cx);
         self.phase = Phase::Downloading(Downloading { task, fetch });
         true
+    }
+
+    /// What an open round means for an update of its study that was set aside: as for one that is under way. `None` where there is none,
+    /// or none any more.
+    fn opened_beside(&mut self, task: &RoundTask, cx: &mut Context<'_>) -> Option<bool> {
+        let takes_late = self.studies.takes_late(task.study);
+        let Aside { update, unconfirmed } = self.aside.get_mut(&task.study)?;
+        let UpdateOffer { round, base, .. } = update.offer;
+        if (round, base) == (task.round, task.base) {
+            *unconfirmed = false;
+            update.hurry();
+            cx.act(Action::AcceptRound { task: task.clone() });
+            return Some(true);
+        }
+        if round > task.round && !*unconfirmed {
+            return Some(false);
+        }
+        if round.next() == task.round && takes_late {
+            update.hurry();
+            self.wait_with(task.clone(), cx);
+            return Some(true);
+        }
+        self.drop_aside(task.study, DropReason::RoundClosed, cx);
+        None
+    }
+
+    /// Lets go of a study's update that was set aside, if there is one.
+    fn drop_aside(&mut self, study: StudyDigest, reason: DropReason, cx: &mut Context<'_>) {
+        if let Some(Aside { update, .. }) = self.aside.remove(&study) {
+            cx.report(Fact::RoundLeft { round: update.offer.round });
+            update.drop_update(reason, cx);
+        }
     }
 
     /// Whether the work under way, whose round is over, is worth its end: the study takes its update into the next round.
@@ -318,10 +398,12 @@ impl State {
         true
     }
 
-    /// Begins the round that waits longest, if nothing is under way.
+    /// Begins the round that waits longest, if nothing is under way: of a study that has no update set aside, as what it learnt and what
+    /// rounding left of it depend on that.
     fn take_next(&mut self, cx: &mut Context<'_>) {
         while self.phase.work().is_none()
-            && let Some(task) = self.next.pop_front()
+            && let Some(at) = self.next.iter().position(|next| !self.aside.contains_key(&next.study))
+            && let Some(task) = self.next.remove(at)
         {
             self.opened(task, cx);
         }
@@ -330,6 +412,18 @@ impl State {
     fn closed(&mut self, study: StudyDigest, round: RoundId, cx: &mut Context<'_>) -> bool {
         let waiting = self.next.len();
         self.next.retain(|next| next.study != study || next.round > round);
+        match self.aside.get(&study).map(|aside| aside.update.offer.round) {
+            Some(at) if at == round && self.studies.takes_late(study) => {
+                cx.report(Fact::RoundMissed { round });
+                return true;
+            }
+            Some(at) if at <= round => {
+                self.drop_aside(study, DropReason::RoundClosed, cx);
+                self.take_next(cx);
+                return true;
+            }
+            _ => {}
+        }
         match self.phase.work() {
             Some((working, at, _)) if working == study && at == round && self.ends_late() => {
                 cx.report(Fact::RoundMissed { round });
@@ -365,9 +459,11 @@ impl State {
         steps: u32,
         cx: &mut Context<'_>,
     ) -> bool {
+        if self.uploading(attempt).is_some() {
+            return false;
+        }
         let phase = match &self.phase {
             Phase::Training(phase) if phase.attempt == attempt => phase,
-            Phase::Uploading(phase) if phase.offer.attempt == attempt => return false,
             // It ended while it was being cancelled.
             _ => {
                 cx.act(Action::DropUpdate { attempt, reason: DropReason::RoundClosed });
@@ -378,7 +474,7 @@ impl State {
         let failures = phase.retry.failures;
         cx.report(Fact::UpdateReady { round, attempt });
         let offer = UpdateOffer { study, round, base, attempt, steps, update };
-        self.phase = Phase::Uploading(Uploading::begin(offer, failures, cx));
+        self.phase = Phase::Uploading(Uploading::new(offer, failures));
         true
     }
 
@@ -405,9 +501,14 @@ impl State {
         true
     }
 
-    /// Declines the round: it was tried often enough.
     fn give_up_training(&mut self, cx: &mut Context<'_>) {
-        let Phase::Training(phase) = std::mem::take(&mut self.phase) else { return };
+        if let Phase::Training(phase) = std::mem::take(&mut self.phase) {
+            self.give_up(phase, cx);
+        }
+    }
+
+    /// Declines the round: it was tried often enough.
+    fn give_up(&mut self, phase: Training, cx: &mut Context<'_>) {
         let RoundTask { study, round, .. } = phase.task;
         decline(study, round, DeclineReason::TrainingFailed, cx);
         if !cx.connected {
@@ -418,16 +519,22 @@ impl State {
     }
 
     fn uploading(&mut self, attempt: AttemptId) -> Option<&mut Uploading> {
-        match &mut self.phase {
-            Phase::Uploading(phase) if phase.offer.attempt == attempt => Some(phase),
-            _ => None,
+        self.updates().find(|update| update.offer.attempt == attempt)
+    }
+
+    /// Takes out an update, whether it is that of the work under way or was set aside.
+    fn take_update(&mut self, attempt: AttemptId) -> Option<Uploading> {
+        let update = self.uploading(attempt).cloned()?;
+        match self.phase.attempt() == Some(attempt) {
+            true => self.phase = Phase::Idle,
+            false => drop(self.aside.remove(&update.offer.study)),
         }
+        Some(update)
     }
 
     /// The coordinator's last word on the update.
     fn uploaded(&mut self, attempt: AttemptId, reason: DropReason, cx: &mut Context<'_>) -> bool {
-        let Some(phase) = self.uploading(attempt).cloned() else { return false };
-        self.phase = Phase::Idle;
+        let Some(phase) = self.take_update(attempt) else { return false };
         let UpdateOffer { study, round, .. } = phase.offer;
         let is_refused = matches!(reason, DropReason::Refused(_));
         phase.drop_update(reason, cx);
@@ -461,20 +568,18 @@ impl State {
     }
 
     /// Goes back to training in the same attempt: the driver looks at what it kept of it, and makes it anew where it is damaged.
-    /// A disk that loses it again and again does not keep the next one either.
+    /// A disk that loses it again and again does not keep the next one either; and one that was set aside is not worth a wait for its turn.
     fn train_again(&mut self, attempt: AttemptId, cx: &mut Context<'_>) -> bool {
-        let Some(Uploading { offer, failures, .. }) = self.uploading(attempt).cloned() else { return false };
+        let Some(Uploading { offer, failures, .. }) = self.take_update(attempt) else { return false };
         let UpdateOffer { study, round, base, steps, .. } = offer;
         // Training does not ask how much time is left.
         let task = RoundTask { study, round, base, steps, remaining_ms: 0 };
         let phase = Training::after(failures.saturating_add(1), task, attempt);
-        let goes_on = phase.goes_on();
-        if goes_on {
+        if phase.goes_on() && self.phase.work().is_none() {
             phase.ask(cx);
-        }
-        self.phase = Phase::Training(phase);
-        if !goes_on {
-            self.give_up_training(cx);
+            self.phase = Phase::Training(phase);
+        } else {
+            self.give_up(phase, cx);
         }
         true
     }

@@ -12,6 +12,9 @@ use crate::time::Timestamp;
 
 const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(120);
+/// Failures of a step that needs the coordinator, in more than half a minute, after which it holds up no other study: what ends by itself
+/// in so short a time is not worth a change of turns.
+const FAILURES_IN_THE_WAY: u32 = 3;
 /// Ends of its process in the midst of a step after which the step is given up. More than failures: power cuts and kills are not
 /// the step's own fault.
 pub const MOST_INTERRUPTIONS: u32 = 12;
@@ -68,6 +71,11 @@ impl Retry {
         let at = now.after(FIRST.saturating_mul(1 << (self.failures - 1).min(8)).min(LONGEST));
         self.at = Some(at);
         actions.push(Action::Report(Fact::RetryScheduled { step, failures: self.failures, at }));
+    }
+
+    /// Whether it failed so often that others go before it while it waits for the next try.
+    pub(super) const fn makes_way(&self) -> bool {
+        self.at.is_some() && self.failures >= FAILURES_IN_THE_WAY
     }
 
     /// Whether the time has come; then it is not scheduled any more.

@@ -1,5 +1,6 @@
 //! A site's promises one by one, and what every event does in every phase. Whole federations: `tests/src/simulation`.
 
+mod aside;
 mod interrupted;
 mod late;
 mod lost;
@@ -128,7 +129,7 @@ fn a_restart_while_uploading_offers_the_same_attempt_at_the_next_connection() {
     let mut site = Site::uploading();
     let attempt = site.attempt();
     let actions = site.tick(Event::Started);
-    assert_eq!(actions, [Action::PruneOutbox { keep: Some(attempt) }]);
+    assert_eq!(actions, [Action::PruneOutbox { keep: [attempt].into() }]);
     let actions = site.tick(Event::Connected);
     assert!(
         matches!(actions.as_slice(), [Action::OfferUpdate { offer }] if offer.attempt == attempt),
@@ -142,7 +143,7 @@ fn an_update_for_a_closed_round_is_dropped_and_that_is_said() {
     let (attempt, round) = (site.attempt(), RoundId(1));
     let reason = DropReason::Refused("round-closed".to_owned());
     let actions = site.tick(Event::Refused { attempt, code: "round-closed".to_owned() });
-    let said = Action::Report(Fact::UpdateDropped { round, reason: reason.clone() });
+    let said = Action::Report(Fact::UpdateDropped { study: study(), round, reason: reason.clone() });
     let forgotten = Action::ForgetLearnt { study: study(), round };
     assert_eq!(actions, [said, Action::DropUpdate { attempt, reason }, forgotten]);
     assert_eq!(site.phase(), "idle");
@@ -181,7 +182,7 @@ fn an_update_that_may_not_leave_is_dropped_and_nobody_waits_for_it() {
         [
             Action::Report(Fact::RoundDeclined { round, reason: policy }),
             Action::DeclineRound { study: study(), round, reason: policy },
-            Action::Report(Fact::UpdateDropped { round, reason: reason.clone() }),
+            Action::Report(Fact::UpdateDropped { study: study(), round, reason: reason.clone() }),
             Action::DropUpdate { attempt, reason },
         ]
     );

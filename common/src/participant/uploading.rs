@@ -1,6 +1,9 @@
 //! Uploading: the update is durable in the outbox and offered, at each connection and after each failure, until the
 //! coordinator gives a receipt or refuses it. Also after a restart: the answer says whether its round is still open. One that
 //! the disk has changed is trained again, but not for ever.
+//!
+//! An update that is not taken time and again, because the coordinator cannot read its study, say, or pauses it between two rounds, makes
+//! way for the rounds of other studies ([`Aside`]). Sending needs no device: it is offered all the same, one update at a time.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,18 +36,34 @@ pub(super) struct Uploading {
     pub(super) failures: u32,
 }
 
+/// An update that made way for the rounds of other studies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Aside {
+    pub(super) update: Uploading,
+    /// It is older than the connection, on which the coordinator has not named its round yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) unconfirmed: bool,
+}
+
 impl Uploading {
-    pub(super) fn begin(offer: UpdateOffer, failures: u32, cx: &mut Context<'_>) -> Self {
-        let mut phase = Self { offer, retry: Retry::default(), offered: false, failures };
-        phase.ask(cx);
-        phase
+    pub(super) fn new(offer: UpdateOffer, failures: u32) -> Self {
+        Self { offer, retry: Retry::default(), offered: false, failures }
     }
 
-    pub(super) fn ask(&mut self, cx: &mut Context<'_>) {
-        if cx.connected && !self.offered {
-            (self.offered, self.retry.at) = (true, None);
-            cx.act(Action::OfferUpdate { offer: self.offer.clone() });
-        }
+    pub(super) fn offer(&mut self, cx: &mut Context<'_>) {
+        self.offered = true;
+        cx.act(Action::OfferUpdate { offer: self.offer.clone() });
+    }
+
+    /// Whatever it waited for: it is to be offered as soon as it can be.
+    pub(super) fn hurry(&mut self) {
+        self.retry.at = None;
+    }
+
+    /// What is under way ends with the connection.
+    pub(super) fn disconnected(&mut self) {
+        (self.offered, self.retry.at) = (false, None);
     }
 
     /// The offer came to nothing, but may be made again.

@@ -92,6 +92,12 @@ fn words(status: &AgentStatus) -> Vec<String> {
     if status.evaluation != "idle" {
         lines.push(at_work(&status.evaluation, status.connected));
     }
+    for (study, round) in &status.set_aside {
+        lines.push(format!(
+            "study {}, round {round}: what is ready for it waits for the coordinator; other studies go on",
+            study.short()
+        ));
+    }
     for study in &status.last_models {
         let step = at_work("downloading", status.connected);
         lines.push(format!("{step}: the last model of study {}, which is over", study.short()));
@@ -125,6 +131,7 @@ mod tests {
             waiting: Some("daily egress limit reached, continues at 00:00 UTC".to_owned()),
             lane: None,
             no_part,
+            set_aside: vec![(StudyDigest(Digest::from_bytes([0xef; 32])), 7)],
             phase: "training".to_owned(),
             work: Some((study, 3)),
             steps: Some((12, 50)),
@@ -138,6 +145,7 @@ mod tests {
         paused: disk full: 0 MiB are free
         waiting: daily egress limit reached, continues at 00:00 UTC
         training: study abababab, round 3, step 12 of 50
+        study efefefef, round 7: what is ready for it waits for the coordinator; other studies go on
         waiting for a connection to download: the last model of study efefefef, which is over
         study cdcdcdcd: not taking part: the training scans cannot be used: run `site-agent check`, then start the agent again
         study abababab waits for you: `site-agent study show abababab`

@@ -122,11 +122,11 @@ impl Agent {
                 self.state.forget_optimizer(study)?;
                 self.residuals.forget(study)?;
             }
-            Action::PruneOutbox { keep } => {
+            Action::PruneOutbox { ref keep } => {
                 self.state.prune_optimizer(keep)?;
                 self.residuals.prune(keep)?;
                 self.outbox.prune(keep)?;
-                if keep.is_none() {
+                if keep.is_empty() {
                     files::remove(&self.state.checkpoint())?;
                 }
             }

@@ -592,7 +592,9 @@ impl Agent {
 
     pub(super) fn report(&self, fact: &participant::Fact) {
         let delivered = match fact {
-            participant::Fact::UpdateDropped { round, .. } => self.hearing.is_delivered(*round),
+            participant::Fact::UpdateDropped { study, round, .. } => {
+                self.hearing.is_delivered(*study, *round)
+            }
             _ => false,
         };
         words::say(fact, delivered);

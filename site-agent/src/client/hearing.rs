@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::ids::{AttemptId, RoundId};
+use common::ids::{AttemptId, RoundId, StudyDigest};
 use common::participant::Event;
 use common::round::UpdateOffer;
 use common::wire::Notice;
@@ -64,9 +64,9 @@ impl Hearing {
         self.unheard.clear();
     }
 
-    /// Whether the coordinator has all of the update that was offered last, and it is that of `round`.
-    pub(super) fn is_delivered(&self, round: RoundId) -> bool {
-        let offered = self.offered.as_ref().filter(|(offer, _)| offer.round == round);
+    /// Whether the coordinator has all of the update that was offered last, and it is that of a study's `round`.
+    pub(super) fn is_delivered(&self, study: StudyDigest, round: RoundId) -> bool {
+        let offered = self.offered.as_ref().filter(|(offer, _)| (offer.study, offer.round) == (study, round));
         offered.is_some_and(|(_, delivery)| delivery.is_complete.load(Ordering::Acquire))
     }
 }
@@ -198,7 +198,7 @@ impl Agent {
 
 #[cfg(test)]
 mod tests {
-    use common::ids::{ArtifactHash, Digest, StudyDigest};
+    use common::ids::{ArtifactHash, Digest};
     use common::wire::{GoodbyeCode, RoundOutcome, RoundTask};
 
     use super::*;
@@ -330,7 +330,7 @@ mod tests {
         hearing.take(closed(7));
         hearing.hang_up();
         assert_eq!(heard(&mut hearing, &[]), []);
-        assert!(hearing.is_delivered(RoundId(7)));
+        assert!(hearing.is_delivered(study(OURS), RoundId(7)));
         // The next connection says it again, and may do so before it gives the receipt.
         hearing.offer(&update(7, 1), false);
         hearing.take(closed(7));
@@ -353,20 +353,23 @@ mod tests {
     #[test]
     fn how_far_an_update_came_is_known_of_that_attempt_and_that_round() {
         let mut hearing = Hearing::default();
-        assert!(!hearing.is_delivered(RoundId(7)), "none was offered");
+        assert!(!hearing.is_delivered(study(OURS), RoundId(7)), "none was offered");
         let first = hearing.offer(&update(7, 1), false);
         for stage in [Stage::Leaving, Stage::Wanted] {
             first.reached(stage);
-            assert!(!hearing.is_delivered(RoundId(7)), "{stage:?}");
+            assert!(!hearing.is_delivered(study(OURS), RoundId(7)), "{stage:?}");
         }
         first.reached(Stage::Delivered);
-        assert!(hearing.is_delivered(RoundId(7)) && !hearing.is_delivered(RoundId(8)));
+        assert!(hearing.is_delivered(study(OURS), RoundId(7)));
+        assert!(
+            !hearing.is_delivered(study(OURS), RoundId(8)) && !hearing.is_delivered(study(OTHER), RoundId(7))
+        );
         // Offered again it may lack bytes: the coordinator once had them all, and may count them.
         hearing.offer(&update(7, 1), false).reached(Stage::Wanted);
-        assert!(hearing.is_delivered(RoundId(7)));
+        assert!(hearing.is_delivered(study(OURS), RoundId(7)));
 
         let second = hearing.offer(&update(7, 2), false);
-        assert!(!hearing.is_delivered(RoundId(7)), "it is another attempt");
+        assert!(!hearing.is_delivered(study(OURS), RoundId(7)), "it is another attempt");
         hearing.take(closed(7));
         first.reached(Stage::Wanted);
         assert_eq!(heard(&mut hearing, &[1, 2]), [], "the answer to the second is owed");

@@ -125,22 +125,21 @@ impl Outbox {
         self.updates.remove_spare()
     }
 
-    /// Removes every update but that of `keep`, and what is spare. Where it is not known which that is, no update is removed.
+    /// Removes every update but those of `keep`, and what is spare. Where it is not known which they are, no update is removed.
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn prune(&self, keep: Option<AttemptId>) -> Result<(), FileError> {
-        let kept = keep.map(|attempt| self.trained(attempt));
-        let finished = kept.as_deref().and_then(read);
+    pub fn prune(&self, keep: &BTreeSet<AttemptId>) -> Result<(), FileError> {
+        let kept: Vec<PathBuf> = keep.iter().map(|&attempt| self.trained(attempt)).collect();
+        let updates: Option<BTreeSet<ArtifactHash>> =
+            kept.iter().map(|path| Some(read(path)?.update)).collect();
         self.remove_spare()?;
-        if keep.is_some() && finished.is_none() {
-            return Ok(());
-        }
-        let others = self.attempts()?.into_iter().filter(|path| Some(path) != kept.as_ref());
+        let Some(updates) = updates else { return Ok(()) };
+        let others = self.attempts()?.into_iter().filter(|path| !kept.contains(path));
         for path in others {
             files::remove(&path)?;
         }
-        self.updates.prune(&finished.iter().map(|finished| finished.update).collect::<BTreeSet<_>>(), 0)
+        self.updates.prune(&updates, 0)
     }
 
     /// The files of attempts that have ended.
@@ -280,7 +279,7 @@ mod tests {
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "and nothing else");
             written_over = Some(file);
         }
-        outbox.prune(Some(ONE)).unwrap();
+        outbox.prune(&BTreeSet::from([ONE])).unwrap();
         assert!(!spare.exists(), "a start begins with none");
     }
 
@@ -289,11 +288,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let outbox = Outbox::open(folder.path()).unwrap();
         let (one, two) = (outbox.keep(ONE, &outcome(1.0)).unwrap(), outbox.keep(TWO, &outcome(2.0)).unwrap());
-        outbox.prune(Some(AttemptId::from_bytes([3; 16]))).unwrap();
-        assert_eq!((outbox.find(ONE), outbox.find(TWO)), (Some(one), Some(two)));
-        outbox.prune(Some(TWO)).unwrap();
+        let unknown = AttemptId::from_bytes([3; 16]);
+        for keep in [vec![unknown], vec![ONE, unknown], vec![ONE, TWO]] {
+            outbox.prune(&keep.into_iter().collect()).unwrap();
+            assert_eq!((outbox.find(ONE), outbox.find(TWO)), (Some(one), Some(two)));
+        }
+        outbox.prune(&BTreeSet::from([TWO])).unwrap();
         assert_eq!((outbox.find(ONE), outbox.find(TWO)), (None, Some(two)));
-        outbox.prune(None).unwrap();
+        outbox.prune(&BTreeSet::new()).unwrap();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

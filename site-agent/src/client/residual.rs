@@ -12,6 +12,7 @@
 //! without an answer, may have counted or not: then the residual is forgotten. That costs less than the rounding of one update, and adding
 //! it twice would never end.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -134,11 +135,11 @@ impl Residuals {
         names.map(|name| self.0.join(name)).try_for_each(|path| files::remove(&path))
     }
 
-    /// Forgets every attempt but `keep`: a crash came between the end of each and its consequences.
+    /// Forgets every attempt but these: a crash came between the end of each and its consequences.
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn prune(&self, keep: Option<AttemptId>) -> Result<(), FileError> {
+    pub fn prune(&self, keep: &BTreeSet<AttemptId>) -> Result<(), FileError> {
         let attempt = |name: &String| {
             let id = match name.rsplit_once('.')? {
                 (attempt, NEXT) => attempt,
@@ -148,7 +149,7 @@ impl Residuals {
             id.parse::<AttemptId>().ok()
         };
         let attempts: Vec<AttemptId> = self.names().iter().filter_map(attempt).collect();
-        attempts.into_iter().filter(|attempt| Some(*attempt) != keep).try_for_each(|a| self.unanswered(a))
+        attempts.into_iter().filter(|attempt| !keep.contains(attempt)).try_for_each(|a| self.unanswered(a))
     }
 
     /// What remained after each round that is kept of a study.
@@ -364,15 +365,15 @@ mod tests {
         site.round(2, 2);
         site.offer(2, 2);
         site.round(2, 3);
-        site.residuals.prune(Some(attempt(2))).unwrap();
+        site.residuals.prune(&BTreeSet::from([attempt(2)])).unwrap();
         site.residuals.counted(attempt(2)).unwrap();
         assert_eq!(site.files(), 2, "after round 2 and the one before");
         site.round(3, 4);
-        site.residuals.prune(None).unwrap();
+        site.residuals.prune(&BTreeSet::new()).unwrap();
         assert_eq!(site.files(), 2, "it was not offered");
         site.round(3, 5);
         site.offer(3, 5);
-        site.residuals.prune(None).unwrap();
+        site.residuals.prune(&BTreeSet::new()).unwrap();
         assert_eq!(site.files(), 0, "it was offered, and nobody knows");
     }
 
@@ -384,7 +385,7 @@ mod tests {
         site.offer(2, 2);
         // The journal has the refusal, and the attempt is left to be pruned.
         site.residuals.refused(study(), RoundId(2)).unwrap();
-        site.residuals.prune(None).unwrap();
+        site.residuals.prune(&BTreeSet::new()).unwrap();
         assert_eq!(site.files(), 1, "what remains after round 1");
         assert_eq!(site.round(21, 3), SECOND);
         site.offer(21, 3);

@@ -1,5 +1,6 @@
 //! The agent's state folder: what lies where.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +49,9 @@ pub struct AgentStatus {
     /// Studies that it takes no part in for now.
     #[serde(default)]
     pub no_part: NoPart,
+    /// Study and round of what the coordinator does not take or give for now, while other studies have their turn.
+    #[serde(default)]
+    pub set_aside: Vec<(StudyDigest, u32)>,
     /// `idle`, `downloading`, `training`, `uploading`.
     pub phase: String,
     /// Study and round of the work under way.
@@ -75,6 +79,7 @@ impl AgentStatus {
             waiting: None,
             lane: None,
             no_part: NoPart::default(),
+            set_aside: machine.set_aside.iter().map(|&(study, round)| (study, round.0)).collect(),
             phase: machine.phase.to_owned(),
             work: machine.work.map(|(study, round)| (study, round.0)),
             steps: None,
@@ -346,17 +351,17 @@ impl StateFolder {
         self.0.join("optimizer").join(format!("{study}-{round}.state"))
     }
 
-    /// Removes what the optimiser would remember of any attempt but `keep`.
+    /// Removes what the optimiser would remember of any attempt but these.
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn prune_optimizer(&self, keep: Option<AttemptId>) -> Result<(), FileError> {
-        let kept = keep.map(|attempt| self.optimizer_after(attempt));
+    pub fn prune_optimizer(&self, keep: &BTreeSet<AttemptId>) -> Result<(), FileError> {
+        let kept: Vec<PathBuf> = keep.iter().map(|&attempt| self.optimizer_after(attempt)).collect();
         // A folder that is not there yet holds nothing to remove.
         let listed = std::fs::read_dir(self.0.join("optimizer")).into_iter().flatten().flatten();
         let next =
             listed.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "next"));
-        next.filter(|path| Some(path) != kept.as_ref()).try_for_each(|path| files::remove(&path))
+        next.filter(|path| !kept.contains(path)).try_for_each(|path| files::remove(&path))
     }
 
     /// Random bytes that name this installation, drawn at the first call and kept.

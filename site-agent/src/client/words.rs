@@ -1,6 +1,6 @@
 //! The machine's facts as lines for the site's log.
 
-use common::ids::RoundId;
+use common::ids::{RoundId, StudyDigest};
 use common::participant::{BETWEEN_INTERRUPTIONS, DropReason, Fact, MOST_INTERRUPTIONS, Step};
 use common::round::DeclineReason;
 use common::wire::{Notice, RefusalCode};
@@ -56,6 +56,17 @@ fn of_death(round: RoundId, step: Step, times: u32) -> String {
     )
 }
 
+/// What waits for the coordinator, while other studies have their turn.
+fn of_aside(study: StudyDigest, round: RoundId, step: Step) -> String {
+    let what = match step {
+        Step::Report => "the coordinator does not take the report for now: it is kept here",
+        Step::Fetch => "the coordinator does not give the model for now: it is scored later",
+        _ => "the coordinator does not take the update for now: it stays in the outbox",
+    };
+    let study = study.short();
+    format!("study {study}, round {round}: {what}, and tried again by itself; other studies go on meanwhile")
+}
+
 /// Says a fact to the site's operator; `delivered`: the coordinator has all of the last update that was offered.
 pub(super) fn say(fact: &Fact, delivered: bool) {
     match fact {
@@ -82,8 +93,12 @@ pub(super) fn say(fact: &Fact, delivered: bool) {
             tracing::info!("round {round}: trained, the update waits in the outbox")
         }
         Fact::UpdateCounted { round } => tracing::info!("round {round}: the coordinator counts the update"),
-        Fact::UpdateDropped { round, reason } => {
+        Fact::UpdateDropped { round, reason, .. } => {
             tracing::warn!("{}", of_drop(*round, reason, delivered));
+        }
+        Fact::SetAside { study, round, step } => {
+            tracing::warn!("{}", of_aside(*study, *round, *step));
+            tracing::warn!("hint: `site-agent study refuse {}` gives the study up", study.short());
         }
         Fact::RetryScheduled { step, failures, .. } => {
             tracing::warn!("{step:?} failed {failures} times; it is tried again");

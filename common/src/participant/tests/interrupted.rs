@@ -143,7 +143,7 @@ fn journals_of_earlier_programs_give_nothing_up() {
     // What was trained after that is still the round's update.
     let attempt = site.attempt();
     site.tick(Event::Trained { attempt, update: hash("update"), steps: 10 });
-    assert!(die(&mut site).contains(&Action::PruneOutbox { keep: Some(attempt) }));
+    assert!(die(&mut site).contains(&Action::PruneOutbox { keep: [attempt].into() }));
     assert_eq!(site.phase(), "uploading");
 
     // Some counted those, but did not note when.

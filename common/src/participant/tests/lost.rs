@@ -42,7 +42,7 @@ fn without_a_connection_what_was_lost_waits_for_one_also_over_a_restart() {
     let attempt = site.attempt();
     assert_eq!(site.tick(lost("model 0")), []);
     // The attempt stays wanted: what is kept of the round is not removed.
-    assert_eq!(site.tick(Event::Started), [Action::PruneOutbox { keep: Some(attempt) }]);
+    assert_eq!(site.tick(Event::Started), [Action::PruneOutbox { keep: [attempt].into() }]);
     assert_eq!(site.tick(Event::Connected), [fetch("model 0")]);
     site.tick(Event::FetchFailed { artifact: hash("model 0") });
     site.now = site.machine.timers()[&Timer::Round];

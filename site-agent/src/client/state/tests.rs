@@ -36,9 +36,9 @@ fn the_optimiser_remembers_the_rounds_that_count_and_no_others() {
     assert_eq!(before(2).as_deref(), Some("one"));
     // Round 2 closes before its update is whole, over a restart.
     train(2, "two");
-    state.prune_optimizer(Some(attempts[1])).unwrap();
+    state.prune_optimizer(&BTreeSet::from([attempts[1]])).unwrap();
     assert!(state.optimizer_after(attempts[1]).exists(), "it may still count");
-    state.prune_optimizer(None).unwrap();
+    state.prune_optimizer(&BTreeSet::new()).unwrap();
     assert_eq!(before(3).as_deref(), Some("one"));
     // Round 3 is delivered, and refused.
     train(3, "three");
@@ -48,7 +48,7 @@ fn the_optimiser_remembers_the_rounds_that_count_and_no_others() {
     // Round 4 is delivered; a crash before the journal knows of the receipt has it offered again.
     train(4, "four");
     deliver(4);
-    state.prune_optimizer(Some(attempts[3])).unwrap();
+    state.prune_optimizer(&BTreeSet::from([attempts[3]])).unwrap();
     deliver(4);
     assert_eq!(before(5).as_deref(), Some("four"));
 }

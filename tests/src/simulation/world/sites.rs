@@ -163,7 +163,7 @@ impl World {
                 self.sites[site].outbox.remove(&attempt);
             }
             Action::PruneOutbox { keep } => {
-                self.sites[site].outbox.retain(|attempt, _| Some(*attempt) == keep);
+                self.sites[site].outbox.retain(|attempt, _| keep.contains(attempt));
             }
             Action::Evaluate { model, .. } => {
                 let there = self.sites[site].artifacts.contains_key(&model);
