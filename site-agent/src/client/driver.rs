@@ -160,7 +160,7 @@ impl Agent {
             site,
             role,
             signing: identity.signing.clone(),
-            studies: state.studies(),
+            studies: state.studies().mending(),
             artifacts: state.artifacts(),
             worker: Worker::start(work, outbox.clone(), residuals.clone(), out)?,
             outbox,

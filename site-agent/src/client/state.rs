@@ -162,7 +162,7 @@ impl StateFolder {
         parts.into_iter().try_for_each(|part| files::remove_unfinished(&self.0.join(part)))
     }
 
-    /// Offered studies and what was decided about them.
+    /// Offered studies and what was decided about them, for whoever looks.
     pub fn studies(&self) -> StudyFolder {
         StudyFolder::at(&self.0.join("studies"))
     }

@@ -3,7 +3,8 @@
 //! The agent writes the documents; `site-agent study approve` writes decisions, also while the agent runs, which looks
 //! for them. A decision is about a digest: any change of the study asks again.
 //!
-//! What the disk has damaged is set aside and counts as absent: a document is fetched again, a decision made anew.
+//! What the disk has damaged counts as absent, and the agent sets it aside: a document is fetched again, a decision made anew. Who only
+//! looks changes nothing.
 //!
 //! Artifacts have the names of their content. Which of them is the newest model of a study is noted here, as nothing in a
 //! model says whose it is: studies of one architecture have tensors of the same names and shapes.
@@ -27,7 +28,11 @@ const SET_ASIDE: &str = "damaged";
 
 /// The studies below one folder.
 #[derive(Clone, Debug)]
-pub struct StudyFolder(PathBuf);
+pub struct StudyFolder {
+    folder: PathBuf,
+    /// Whether what is damaged is set aside.
+    mends: bool,
+}
 
 /// What was decided about a study.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,14 +87,19 @@ pub enum StudyError {
 }
 
 impl StudyFolder {
-    /// The folder as it is: nothing is made.
+    /// The folder as it is: nothing is made, and what is damaged stays where it is.
     pub fn at(folder: &Path) -> Self {
-        Self(folder.to_owned())
+        Self { folder: folder.to_owned(), mends: false }
+    }
+
+    /// The same for the agent, which sets aside what is damaged.
+    pub(super) fn mending(self) -> Self {
+        Self { mends: true, ..self }
     }
 
     /// The folder.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.folder
     }
 
     /// Reads a document as it came, and keeps it.
@@ -117,11 +127,11 @@ impl StudyFolder {
             Err(error) if error.is_unreadable() => error.into(),
             Err(error) => return Err(error.into()),
         };
-        let aside = set_aside(&path)?;
-        tracing::warn!(
-            "{} is no study document any more: {damage:#}; it is set aside as {aside}, and fetched again",
-            path.display()
-        );
+        let then = match self.set_aside(&path)? {
+            Some(aside) => format!("it is set aside as {aside}, and fetched again"),
+            None => "the agent fetches it again".to_owned(),
+        };
+        tracing::warn!("{} is no study document any more: {damage:#}; {then}", path.display());
         Ok(None)
     }
 
@@ -135,7 +145,7 @@ impl StudyFolder {
 
     /// Digests of the studies that have a file whose name ends so.
     fn with_a_file(&self, ending: &str) -> Result<Vec<StudyDigest>, FileError> {
-        let listed = files::list(&self.0)?.into_iter();
+        let listed = files::list(&self.folder)?.into_iter();
         let names = listed.filter_map(|entry| entry.file_name().into_string().ok());
         let mut digests: Vec<_> = names.filter_map(|name| name.strip_suffix(ending)?.parse().ok()).collect();
         digests.sort();
@@ -177,11 +187,12 @@ impl StudyFolder {
         read: Result<Option<Decision>, FileError>,
     ) -> Result<Option<Decision>, FileError> {
         match read {
-            Err(error) if error.is_unreadable() || error.is_denied() && owner::is_own(&self.0) => {
-                let (aside, short) = (set_aside(&self.decision_path(study))?, study.short());
-                let (error, user) = (anyhow::Error::from(error), owner::user());
+            Err(error) if error.is_unreadable() || error.is_denied() && owner::is_own(&self.folder) => {
+                let aside = self.set_aside(&self.decision_path(study))?;
+                let aside = aside.map_or(String::new(), |aside| format!("; it is set aside as {aside}"));
+                let (short, error, user) = (study.short(), anyhow::Error::from(error), owner::user());
                 tracing::warn!(
-                    "what was decided about study {short} is lost: {error:#}; it is set aside as {aside}; decide again, as `{user}`: `site-agent study approve {short}`, or `refuse`"
+                    "what was decided about study {short} is lost: {error:#}{aside}; decide again, as `{user}`: `site-agent study approve {short}`, or `refuse`"
                 );
                 Ok(None)
             }
@@ -274,20 +285,30 @@ impl StudyFolder {
         self.is_over(study.digest()).then(is_last)
     }
 
+    /// Puts a damaged file where nobody looks for it, in the place of an earlier one; says where. Who only looks leaves it.
+    fn set_aside(&self, path: &Path) -> Result<Option<String>, FileError> {
+        if !self.mends {
+            return Ok(None);
+        }
+        let aside = path.with_extension(SET_ASIDE);
+        files::rename(path, &aside)?;
+        Ok(Some(aside.display().to_string()))
+    }
+
     fn document_path(&self, study: StudyDigest) -> PathBuf {
-        self.0.join(format!("{study}{DOCUMENT}"))
+        self.folder.join(format!("{study}{DOCUMENT}"))
     }
 
     fn model_path(&self, study: StudyDigest) -> PathBuf {
-        self.0.join(format!("{study}{MODEL}"))
+        self.folder.join(format!("{study}{MODEL}"))
     }
 
     fn over_path(&self, study: StudyDigest) -> PathBuf {
-        self.0.join(format!("{study}.over"))
+        self.folder.join(format!("{study}.over"))
     }
 
     fn decision_path(&self, study: StudyDigest) -> PathBuf {
-        self.0.join(format!("{study}.decision.json"))
+        self.folder.join(format!("{study}.decision.json"))
     }
 }
 
@@ -301,13 +322,6 @@ fn in_words(wanted: &str, count: usize) -> String {
             format!("{count} studies here are called `{wanted}`, or have digests that start so")
         }
     }
-}
-
-/// Puts a damaged file where nobody looks for it, in the place of an earlier one; says where.
-fn set_aside(path: &Path) -> Result<String, FileError> {
-    let aside = path.with_extension(SET_ASIDE);
-    files::rename(path, &aside)?;
-    Ok(aside.display().to_string())
 }
 
 fn parse(expected: StudyDigest, bytes: Vec<u8>) -> Result<StudyDocument, StudyError> {
@@ -348,7 +362,7 @@ mod tests {
     #[test]
     fn a_damaged_document_is_set_aside_and_can_be_stored_again() {
         let folder = tempfile::tempdir().unwrap();
-        let studies = StudyFolder::at(folder.path());
+        let studies = StudyFolder::at(folder.path()).mending();
         let (study, bytes) = (example_study().digest(), example_study().bytes().to_vec());
         studies.store(study, bytes.clone()).unwrap();
         // The same length, and no JSON; then JSON, and another study.
@@ -402,7 +416,7 @@ mod tests {
     #[test]
     fn a_damaged_decision_counts_as_none() {
         let folder = tempfile::tempdir().unwrap();
-        let studies = StudyFolder::at(folder.path());
+        let studies = StudyFolder::at(folder.path()).mending();
         let study = example_study().digest();
         studies.decide(study, true, "operator").unwrap();
         flip_a_byte(&studies.decision_path(study));
@@ -412,6 +426,27 @@ mod tests {
         studies.decide(study, false, "operator").unwrap();
         assert!(!studies.is_decision_lost(study));
         assert!(!studies.decision(study).unwrap().unwrap().approved);
+    }
+
+    #[test]
+    fn who_only_looks_leaves_what_is_damaged_to_the_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let studies = StudyFolder::at(folder.path());
+        let (study, bytes) = (example_study().digest(), example_study().bytes().to_vec());
+        studies.store(study, bytes).unwrap();
+        studies.decide(study, true, "operator").unwrap();
+        let paths = [studies.document_path(study), studies.decision_path(study)];
+        paths.iter().for_each(|path| flip_a_byte(path));
+        let names = || {
+            let listed = std::fs::read_dir(folder.path()).unwrap();
+            listed.map(|entry| entry.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>()
+        };
+        let before = names();
+        assert!(studies.document(study).unwrap().is_none() && studies.decision(study).unwrap().is_none());
+        assert_eq!(names(), before);
+        let agents = studies.mending();
+        assert!(agents.document(study).unwrap().is_none() && agents.decision(study).unwrap().is_none());
+        assert!(!paths.iter().any(|path| path.exists()), "they are set aside");
     }
 
     #[test]
@@ -439,7 +474,7 @@ mod tests {
     #[test]
     fn a_decision_that_another_user_left_stops_nothing_and_is_made_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let studies = StudyFolder::at(folder.path());
+        let studies = StudyFolder::at(folder.path()).mending();
         let study = example_study().digest();
         studies.decide(study, true, "operator").unwrap();
         let denied = std::io::ErrorKind::PermissionDenied.into();
