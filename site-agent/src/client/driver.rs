@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::ids::{ArtifactHash, AttemptId, ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::participant::{self, Action, Event, ParticipantMachine, Timer};
@@ -108,6 +108,8 @@ pub struct Agent {
     pub(super) counting: BTreeSet<StudyDigest>,
     /// What was decided about each study, as it was acted on last.
     pub(super) decisions: BTreeMap<StudyDigest, Option<Decision>>,
+    /// When their folder was changed last, before all of them were read and none was new.
+    looked_at: Option<SystemTime>,
     /// Studies whose document is not here any more, and work under way waits for it.
     pub(super) unread: BTreeSet<StudyDigest>,
     pub(super) training: Option<(AttemptId, Cancel)>,
@@ -174,6 +176,7 @@ impl Agent {
             manifests: BTreeMap::new(),
             counting: BTreeSet::new(),
             decisions: BTreeMap::new(),
+            looked_at: None,
             unread: BTreeSet::new(),
             training: None,
             kept_step: 0,
@@ -497,20 +500,30 @@ impl Agent {
     }
 
     fn look_around(&mut self) -> anyhow::Result<()> {
-        self.look_for_decisions(self.decided_anew()?)?;
+        let anew = self.decided_anew()?;
+        self.look_for_decisions(anew)?;
         // Whether they can be written was said when they came.
         let _ = self.egress.write_owed();
         self.take_up_what_waited()
     }
 
-    /// Studies about which something else was decided meanwhile; it may be the contrary of before.
-    fn decided_anew(&self) -> anyhow::Result<Vec<StudyDigest>> {
+    /// Studies about which something else was decided meanwhile; it may be the contrary of before. Nothing is read where nothing was
+    /// written.
+    fn decided_anew(&mut self) -> anyhow::Result<Vec<StudyDigest>> {
+        let changed = self.studies.settled_at();
+        if changed.is_some() && changed == self.looked_at {
+            return Ok(Vec::new());
+        }
         let mut anew = Vec::new();
         for study in self.machine.studies() {
             let decision = self.studies.decision(study)?;
             if self.decisions.get(&study) != Some(&decision) {
                 anew.push(study);
             }
+        }
+        // Else they are looked at again: what follows of a decision may find no room.
+        if anew.is_empty() {
+            self.looked_at = changed;
         }
         Ok(anew)
     }

@@ -10,6 +10,7 @@
 //! model says whose it is: studies of one architecture have tensors of the same names and shapes.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use common::config::Diagnostics;
 use common::ids::{ArtifactHash, ModelHash, RoundId, StudyDigest};
@@ -22,6 +23,9 @@ use crate::egress::StudyTerms;
 
 const DOCUMENT: &str = ".study.json";
 const MODEL: &str = ".model.json";
+
+/// Longer than an instant of any disk's clock.
+const SETTLES_IN: Duration = Duration::from_secs(2);
 
 /// How the name of a file ends that the disk damaged, and that nobody reads.
 const SET_ASIDE: &str = "damaged";
@@ -204,6 +208,13 @@ impl StudyFolder {
     pub fn is_decision_lost(&self, study: StudyDigest) -> bool {
         let path = self.decision_path(study);
         path.with_extension(SET_ASIDE).exists() && !path.exists()
+    }
+
+    /// When anything in the folder got its name last, as each decision does. `None` where that cannot be told, or is so recent that more
+    /// may have followed in the same instant of the disk's clock.
+    pub(super) fn settled_at(&self) -> Option<SystemTime> {
+        let changed = std::fs::metadata(&self.folder).and_then(|folder| folder.modified()).ok()?;
+        changed.elapsed().is_ok_and(|age| age >= SETTLES_IN).then_some(changed)
     }
 
     /// Writes a decision down.

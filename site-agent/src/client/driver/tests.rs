@@ -153,6 +153,34 @@ async fn an_agent_whose_worker_panicked_ends() {
     assert!(why.starts_with("the worker panicked"), "{why}");
 }
 
+#[test]
+fn decisions_are_read_again_when_their_folder_has_changed_and_not_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = agent(folder.path());
+    let (document, study) = (example_study(), example_study().digest());
+    agent.studies.store(study, document.bytes().to_vec()).unwrap();
+    agent.feed(Event::StudyOffered { study }).unwrap();
+    let path = agent.studies.path().to_owned();
+    let settle = |hours: u64| {
+        let long_ago = SystemTime::now() - Duration::from_secs(3600 * hours);
+        std::fs::File::open(&path).unwrap().set_modified(long_ago).unwrap();
+    };
+    settle(9);
+    assert_eq!(agent.decided_anew().unwrap(), []);
+    // A decision, and the folder looks as if there were none.
+    agent.studies.decide(study, true, "operator").unwrap();
+    let written = agent.looked_at.unwrap();
+    std::fs::File::open(&path).unwrap().set_modified(written).unwrap();
+    assert_eq!(agent.decided_anew().unwrap(), [], "it is not read");
+    settle(8);
+    assert_eq!(agent.decided_anew().unwrap(), [study]);
+    agent.look_for_decisions([study]).unwrap();
+    settle(7);
+    assert_eq!(agent.decided_anew().unwrap(), []);
+    agent.studies.decide(study, false, "operator").unwrap();
+    assert_eq!(agent.decided_anew().unwrap(), [study]);
+}
+
 /// An agent in mid-training that died eleven times, the last time long ago.
 fn suspected(folder: &Path) -> Agent {
     let (document, study) = (example_study(), example_study().digest());
