@@ -143,14 +143,19 @@ fn check_site(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) ->
             None
         }
     };
-    check_datasets(config, args, findings);
-    if !args.skip_scans
-        && let Some(found) = check_copies(config)
-    {
-        findings.add("copies", found);
-    }
-    if let Some(left_out) = &config.left_out {
-        findings.add("folds", check_folds(config, left_out));
+    let mut known = Fingerprints::default();
+    if let Some(mut cases) = check_datasets(config, args, &mut known, findings) {
+        let folds = config.left_out.as_ref().map(|left_out| check_folds(config, &mut cases, left_out));
+        let is_dealt = folds.as_ref().is_none_or(Result::is_ok);
+        if let Some(folds) = folds {
+            findings.add("folds", folds);
+        }
+        if is_dealt
+            && !args.skip_scans
+            && let Some(found) = check_copies(&cases, &mut known)
+        {
+            findings.add("copies", found);
+        }
     }
     if let Some(identity) = identity.filter(|_| !args.offline) {
         let link = match link_of_agent(&StateFolder::at(&config.state)) {
@@ -261,7 +266,13 @@ async fn check_link(config: &SiteConfig, identity: &Identity) -> Result<String, 
     Ok(format!("welcomed by `{}` as {} `{}` {lane}", welcome.consortium, welcome.role, welcome.site))
 }
 
-fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings) {
+/// All scans, by name; `None` where they cannot all be read, or used together. What their images are is noted meanwhile.
+fn check_datasets(
+    config: &SiteConfig,
+    args: &CheckArgs,
+    known: &mut Fingerprints,
+    findings: &mut Findings,
+) -> Option<Vec<Case>> {
     if config.datasets.is_empty() {
         let none = anyhow::anyhow!("site.toml names none");
         findings.add(
@@ -269,7 +280,7 @@ fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings
             Err(CliError::new(none).hint("add a [[dataset]] with name, folder and label_map")),
         );
     }
-    let mut all = Vec::new();
+    let (mut all, mut is_whole) = (Vec::new(), true);
     for dataset in &config.datasets {
         let what = format!("data `{}`", dataset.name);
         // In the data set's own words, whatever the classes of a study are.
@@ -278,11 +289,14 @@ fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings
             Ok((read_dataset(dataset, &config.base, &taxonomy)?, taxonomy))
         });
         match read {
-            Err(error) => findings.add(&what, Err(CliError::new(error))),
+            Err(error) => {
+                findings.add(&what, Err(CliError::new(error)));
+                is_whole = false;
+            }
             Ok((cases, taxonomy)) => {
                 findings.add(&what, Ok(summary(&cases, &taxonomy)));
                 if !args.skip_scans {
-                    check_cases(&what, &cases, &taxonomy, findings);
+                    check_cases(&what, &cases, &taxonomy, known, findings);
                 }
                 all.extend(cases);
             }
@@ -293,24 +307,29 @@ fn check_datasets(config: &SiteConfig, args: &CheckArgs, findings: &mut Findings
         let hint = "give all scans of the patient the same `split` in cases.toml, and data sets that share patients the \
                     same `validation_share`";
         findings.add("patients", Err(CliError::new(error).hint(hint)));
+        is_whole = false;
     }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    is_whole.then_some(all)
 }
 
-/// Whether a scan is trained on and held out under two names; none where no scan is held out, or the data sets cannot be read, which
-/// is told already.
-fn check_copies(config: &SiteConfig) -> Option<Result<String, CliError>> {
-    let cases = config.read_cases(&Taxonomy::standard()).ok()?;
+/// Whether a scan is trained on and held out under two names; none where no scan is held out.
+fn check_copies(cases: &[Case], known: &mut Fingerprints) -> Option<Result<String, CliError>> {
     let is_held_out = |case: &Case| case.split == Split::Validation;
     cases.iter().any(is_held_out).then(|| {
-        refuse_copies(&cases, &mut Fingerprints::default())?;
+        refuse_copies(cases, known)?;
         Ok("no validation scan is trained on under another name".to_owned())
     })
 }
 
-/// Whether the folds fit the scans, and how many of them training leaves out.
-fn check_folds(config: &SiteConfig, LeftOut { fold, .. }: &LeftOut) -> Result<String, CliError> {
+/// Whether the folds fit the scans, of which they are left out, and how many of them training has.
+fn check_folds(
+    config: &SiteConfig,
+    cases: &mut [Case],
+    LeftOut { fold, .. }: &LeftOut,
+) -> Result<String, CliError> {
     let hint = "`site-agent split` deals the patients anew; `fold` in site.toml is one of the file's";
-    let cases = config.read_cases(&Taxonomy::standard()).map_err(|error| CliError::new(error).hint(hint))?;
+    config.leave_out(cases).map_err(|error| CliError::new(error).hint(hint))?;
     let trained = cases.iter().filter(|case| case.split == Split::Training).count();
     Ok(format!("fold {fold} is left out: {trained} of {} scans are trained on", cases.len()))
 }
@@ -334,10 +353,17 @@ fn summary(cases: &[Case], taxonomy: &Taxonomy) -> String {
 }
 
 /// Reads every scan that is not excluded as training would; scans that are fine get one line together.
-fn check_cases(what: &str, cases: &[Case], taxonomy: &Taxonomy, findings: &mut Findings) {
+fn check_cases(
+    what: &str,
+    cases: &[Case],
+    taxonomy: &Taxonomy,
+    known: &mut Fingerprints,
+    findings: &mut Findings,
+) {
     let mut fine = 0;
     for case in cases.iter().filter(|case| case.split != Split::Excluded) {
-        match PreparedCase::read(case, &Preprocessing::default(), taxonomy) {
+        let read = known.read_scan(case);
+        match read.and_then(|scan| PreparedCase::of_scan(case, scan, &Preprocessing::default(), taxonomy)) {
             Ok(_) => fine += 1,
             Err(error) => findings.add(what, Err(CliError::new(error))),
         }
@@ -394,7 +420,7 @@ mod tests {
         let words = std::iter::once("check").chain(options.iter().copied());
         let Command { args } = <Command as clap::Parser>::try_parse_from(words).unwrap();
         let mut findings = Findings { all: Vec::new(), quiet: true };
-        check_datasets(&config, &args, &mut findings);
+        check_datasets(&config, &args, &mut Fingerprints::default(), &mut findings);
         findings.all
     }
 

@@ -246,10 +246,19 @@ impl SiteConfig {
     /// What is wrong with the data sets or the folds.
     pub fn read_cases(&self, taxonomy: &Taxonomy) -> Result<Vec<Case>, DataError> {
         let mut cases = read_datasets(&self.datasets, &self.base, taxonomy)?;
-        if let Some(LeftOut { folds, fold }) = &self.left_out {
-            Folds::read(folds)?.leave_out(&mut cases, *fold)?;
-        }
+        self.leave_out(&mut cases)?;
         Ok(cases)
+    }
+
+    /// Makes validation scans of those in the fold that training leaves out.
+    ///
+    /// # Errors
+    /// What is wrong with the folds.
+    pub fn leave_out(&self, cases: &mut [Case]) -> Result<(), DataError> {
+        if let Some(LeftOut { folds, fold }) = &self.left_out {
+            Folds::read(folds)?.leave_out(cases, *fold)?;
+        }
+        Ok(())
     }
 
     /// The way to the coordinator.

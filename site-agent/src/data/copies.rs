@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::DataError;
 use super::dataset::{Case, Split};
-use super::nifti::{Limits, read_grid, read_image};
+use super::nifti::{Image, Limits, read_grid, read_image};
 use super::volume::{Grid, Volume};
 
 /// How far the voxel sizes of copies may differ: what rounding in a header can do.
@@ -61,6 +61,20 @@ pub fn refuse_copies(cases: &[Case], known: &mut Fingerprints) -> Result<(), Dat
 }
 
 impl Fingerprints {
+    /// Reads a scan as its user does, and notes what it is, so that it need not be read for this too.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn read_scan(&mut self, case: &Case) -> Result<Image, DataError> {
+        // Before it is read: what is written meanwhile is another version.
+        let version = version(&case.image);
+        let image = case.read_scan()?;
+        if let Some(version) = version {
+            self.0.insert(case.image.clone(), (version, fingerprint(&image.volume)));
+        }
+        Ok(image)
+    }
+
     /// Reads what is not known yet, one after the other, as each fills the memory of a whole scan. What cannot be read stays unknown.
     fn read(&mut self, images: &BTreeSet<&Path>) {
         self.0.retain(|image, known| version(image) == Some(known.0));
@@ -73,7 +87,7 @@ impl Fingerprints {
             "comparing scans whose headers agree: none may be trained on and held out"
         );
         for image in new {
-            // Before it is read: what is written meanwhile is another version.
+            // As above.
             let version = version(image);
             let read = read_image(image, &Limits::default()).ok();
             if let Some(known) = version.zip(read.map(|read| fingerprint(&read.volume))) {
@@ -188,6 +202,13 @@ mod tests {
             let file = File::options().write(true).open(&held_out).unwrap();
             file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(second)).unwrap();
         };
+        write(&image, 1);
+        let mut read_before = Fingerprints::default();
+        for case in &cases {
+            read_before.read_scan(case).unwrap();
+        }
+        write(&other, 1);
+        assert!(refuse_copies(&cases, &mut read_before).is_err(), "its user had read it");
         let mut known = Fingerprints::default();
         let mut is_copy = || refuse_copies(&cases, &mut known).is_err();
         write(&image, 1);

@@ -10,7 +10,7 @@ use super::DataError;
 use super::cache::{CaseCache, CaseKey};
 use super::dataset::Case;
 use super::labels::LabelledCase;
-use super::nifti::{Limits, read_labels};
+use super::nifti::{Image, Limits, read_labels};
 use super::orientation;
 use super::preprocess::{Preprocessing, preprocess_image};
 use super::volume::Volume;
@@ -46,7 +46,19 @@ impl PreparedCase {
     /// # Errors
     /// Whatever is wrong with the case; the error names it.
     pub fn read(case: &Case, settings: &Preprocessing, taxonomy: &Taxonomy) -> Result<Self, DataError> {
-        let image = case.read_scan()?;
+        Self::of_scan(case, case.read_scan()?, settings, taxonomy)
+    }
+
+    /// The same of a scan that was read ([`Case::read_scan`]).
+    ///
+    /// # Errors
+    /// As [`PreparedCase::read`].
+    pub fn of_scan(
+        case: &Case,
+        image: Image,
+        settings: &Preprocessing,
+        taxonomy: &Taxonomy,
+    ) -> Result<Self, DataError> {
         let (raw, _) = orientation::to_ras(&read_labels(&case.labels, &Limits::default())?);
         let file = case.labels.display().to_string();
         let labels = LabelledCase::transfer(raw, &case.label_map, &case.annotated, taxonomy, &file)
