@@ -43,16 +43,9 @@ impl Retry {
         if self.at.is_some() {
             return true;
         }
-        let counts = match self.interrupted_at {
-            // One that is still to come was noted by a clock that has stepped back since.
-            Some(last) => last > cx.now || cx.now.since(last) >= BETWEEN_INTERRUPTIONS,
-            // What an earlier program counted, which did not note when, was not told from stops.
-            None => {
-                self.interruptions = 0;
-                true
-            }
-        };
-        if counts {
+        // One that is still to come was noted by a clock that has stepped back since.
+        let is_apart = |last| last > cx.now || cx.now.since(last) >= BETWEEN_INTERRUPTIONS;
+        if self.interrupted_at.is_none_or(is_apart) {
             self.interruptions = self.interruptions.saturating_add(1);
             self.interrupted_at = Some(cx.now);
         }

@@ -145,13 +145,6 @@ fn journals_of_earlier_programs_give_nothing_up() {
     site.tick(Event::Trained { attempt, update: hash("update"), steps: 10 });
     assert!(die(&mut site).contains(&Action::PruneOutbox { keep: [attempt].into() }));
     assert_eq!(site.phase(), "uploading");
-
-    // Some counted those, but did not note when.
-    let mut kept = serde_json::to_value(Site::training().machine.snapshot()).unwrap();
-    kept["state"]["phase"]["training"]["retry"]["interruptions"] = 11.into();
-    let snapshot = serde_json::from_value(kept).unwrap();
-    let machine = ParticipantMachine::restore(&identity(Role::Trainer), snapshot).unwrap();
-    assert_eq!(begun_again(&mut Site { machine, now: T0 }, |action| *action == declined()), 11);
 }
 
 #[test]
