@@ -359,7 +359,7 @@ fn done(reply: Reply) -> anyhow::Result<()> {
             remark.iter().for_each(|text| note(text));
         }
         Reply::Report { page } => line(&page.display().to_string()),
-        Reply::Failed { words, hint } => return Err(Refused { words, hint }.into()),
+        Reply::Failed { words, hint, .. } => return Err(Refused { words, hint }.into()),
         Reply::Status(_) | Reply::Study { .. } | Reply::Invite { .. } => {
             bail!(
                 "the coordinator answered another question: use the program of the same version as the server"

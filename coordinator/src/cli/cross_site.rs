@@ -23,11 +23,10 @@ use tokio_util::sync::CancellationToken;
 use self::sequence::{EVERY, Sequence};
 use super::{done, line, note};
 use crate::config::Config;
-use crate::driver::ANEW;
 use crate::error_report::Refused;
 use crate::files::{self, Access};
 use crate::operator::client::ask;
-use crate::operator::{Reply, Request, Status, StudyLine};
+use crate::operator::{FailureCode, Reply, Request, Status, StudyLine};
 use crate::report::ReportData;
 use crate::report::cross_site::{Baseline, CrossSite, evaluator_of};
 
@@ -128,7 +127,7 @@ async fn add(config: &Config, args: &Add) -> anyhow::Result<()> {
         let reply = ask(config, Request::AddStudy { file, model, embeddings, taxonomy }).await?;
         let (study, remark) = match reply {
             Reply::Added { study, remark } => (study, remark),
-            Reply::Failed { hint, .. } if hint.as_deref() == Some(ANEW) => {
+            Reply::Failed { code: Some(FailureCode::StudyAborted), .. } => {
                 match replacement(config, &name_without(&draft.name, site)).await? {
                     Some(study) => (study, None),
                     None => {
@@ -304,7 +303,7 @@ fn find<'a>(status: &'a Status, name: &str) -> anyhow::Result<&'a StudyLine> {
 /// Why a reply is not the one that was asked for.
 fn refused(reply: Reply) -> anyhow::Error {
     match reply {
-        Reply::Failed { words, hint } => Refused { words, hint }.into(),
+        Reply::Failed { words, hint, .. } => Refused { words, hint }.into(),
         _ => anyhow!("the coordinator answered another question"),
     }
 }

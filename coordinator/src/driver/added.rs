@@ -4,9 +4,10 @@ use common::aggregate::Method;
 use common::study::Study;
 
 use super::operate::Failure;
+use crate::operator::FailureCode;
 
 /// How a study that is over runs once more.
-pub(crate) const ANEW: &str =
+const ANEW: &str =
     "for another run change its `seed`, or its `name`: its digest is another then, which sites approve anew";
 
 /// Of a study that was here before, in this phase: the same files are the same study, and it runs once.
@@ -15,12 +16,12 @@ pub(crate) const ANEW: &str =
 /// It was aborted. The files that were given are in their place all the same.
 pub(super) fn again(name: &str, phase: &str) -> Result<Option<String>, Failure> {
     match phase {
-        "aborted" => Err(Failure::new(
-            format!(
+        "aborted" => {
+            let words = format!(
                 "the study `{name}` is here already, with its files, and was aborted: it does not start again"
-            ),
-            ANEW,
-        )),
+            );
+            Err(Failure::new(words, ANEW).with(FailureCode::StudyAborted))
+        }
         "finished" => Ok(Some(format!(
             "the study `{name}` is here already, with its files, and has finished: it does not start again; {ANEW}"
         ))),
@@ -74,9 +75,9 @@ mod tests {
 
         driver.operate(Request::Control { study: study.clone(), order: Order::Abort }).await;
         let refused = driver.operate(add).await;
-        let Reply::Failed { words, hint } = &refused else { panic!("{refused:?}") };
+        let Reply::Failed { words, hint, code } = &refused else { panic!("{refused:?}") };
         assert!(words.ends_with("with its files, and was aborted: it does not start again"), "{words}");
-        assert_eq!(hint.as_deref(), Some(ANEW));
+        assert_eq!((hint.as_deref(), *code), (Some(ANEW), Some(FailureCode::StudyAborted)));
     }
 
     #[test]

@@ -194,7 +194,7 @@ mod tests {
         changed[0] ^= 1;
         for wrong in [changed.as_slice(), &whole[1..]] {
             fs::write(&copy, wrong).unwrap();
-            let Reply::Failed { words, hint } = add(&mut driver, &copy).await else {
+            let Reply::Failed { words, hint, .. } = add(&mut driver, &copy).await else {
                 panic!("it is another")
             };
             assert!(words.contains("m.data"), "{words}");

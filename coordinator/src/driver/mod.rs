@@ -41,7 +41,6 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::added::ANEW;
 pub(crate) use self::aggregation::position;
 pub(crate) use self::disk::{RETRY, space_in_words};
 pub use self::handle::DriverHandle;

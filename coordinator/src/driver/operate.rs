@@ -14,7 +14,9 @@ use super::beside::{Outcome, StudyFiles, Work, read_study};
 use super::study_run::{Happening, StudyRun, TickError};
 use super::{Driver, added};
 use crate::export::export_safetensors;
-use crate::operator::{Order, Reply, Request, SiteLine, Status, UnreadableStudy, gather, losses};
+use crate::operator::{
+    FailureCode, Order, Reply, Request, SiteLine, Status, UnreadableStudy, gather, losses,
+};
 use crate::pki::{Invite, Token};
 use crate::progress::Line;
 use crate::report::{ReportData, Selected};
@@ -32,15 +34,22 @@ enum Begun {
 pub(super) struct Failure {
     words: String,
     hint: Option<String>,
+    code: Option<FailureCode>,
 }
 
 impl Failure {
     pub(super) fn new(words: impl Into<String>, hint: &'static str) -> Self {
-        Self { words: words.into(), hint: Some(hint.to_owned()) }
+        Self { words: words.into(), hint: Some(hint.to_owned()), code: None }
+    }
+
+    /// The same for programs too.
+    pub(super) fn with(self, code: FailureCode) -> Self {
+        Self { code: Some(code), ..self }
     }
 
     pub(super) fn into_reply(self) -> Reply {
-        Reply::failed(self.words, self.hint.as_deref())
+        let Self { words, hint, code } = self;
+        Reply::Failed { words, hint, code }
     }
 }
 
@@ -54,7 +63,7 @@ impl<E: std::error::Error + 'static> From<E> for Failure {
             hint = hint.or_else(|| error_report::hint(cause));
             source = cause.source();
         }
-        Self { words, hint }
+        Self { words, hint, code: None }
     }
 }
 
@@ -328,8 +337,11 @@ impl Driver {
         };
         let data = self.gathered(&digest).await?;
         let data = ReportData { losses: losses(&self.store, &digest).await?, ..data };
-        files::create_private_dir(out)
-            .map_err(|e| Failure { words: format!("{}: {e}", out.display()), hint: None })?;
+        files::create_private_dir(out).map_err(|e| Failure {
+            words: format!("{}: {e}", out.display()),
+            hint: None,
+            code: None,
+        })?;
         Ok(Reply::Report { page: data.write(out)? })
     }
 
@@ -419,7 +431,7 @@ fn model_of(data: &ReportData, round: RoundId) -> Result<ModelHash, Failure> {
 /// The model that validation chooses, where nothing newer is passed over: a sealed site's look cannot be taken back.
 fn choice_of_all(data: &ReportData) -> Result<Selected, Failure> {
     let selection = data.selection();
-    let failure = |words, hint| Err(Failure { words, hint: Some(hint) });
+    let failure = |words, hint| Err(Failure { words, hint: Some(hint), code: None });
     match (selection.best, selection.newer_unscored()) {
         (Some(best), None) => Ok(best),
         (Some(best), Some(unscored)) => failure(

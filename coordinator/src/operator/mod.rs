@@ -160,13 +160,24 @@ pub enum Reply {
         words: String,
         /// What to do.
         hint: Option<String>,
+        /// What of it programs go by.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<FailureCode>,
     },
+}
+
+/// A reason that a command acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureCode {
+    /// To [`Request::AddStudy`]: it is here already, and was aborted.
+    StudyAborted,
 }
 
 impl Reply {
     /// A refusal.
     pub fn failed(words: impl Into<String>, hint: Option<&str>) -> Self {
-        Self::Failed { words: words.into(), hint: hint.map(str::to_owned) }
+        Self::Failed { words: words.into(), hint: hint.map(str::to_owned), code: None }
     }
 }
 

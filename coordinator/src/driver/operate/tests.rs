@@ -41,7 +41,7 @@ async fn a_study_that_cannot_be_read_stands_still_and_the_others_go_on() {
     let mut pause = async |study: &str| {
         driver.operate(Request::Control { study: study.to_owned(), order: Order::Pause }).await
     };
-    let Reply::Failed { words, hint } = pause("old").await else { panic!("it stands still") };
+    let Reply::Failed { words, hint, .. } = pause("old").await else { panic!("it stands still") };
     assert!(words.starts_with("the study `old` cannot be read: study in the store: "), "{words}");
     assert!(hint.unwrap().contains("coordinator doctor"));
     assert!(matches!(pause(&good).await, Reply::Done { .. }));
