@@ -181,7 +181,7 @@ fn check_policy(config: &SiteConfig) -> Result<String, CliError> {
 
 /// Whether the agent could go on from its state folder, or make it.
 fn check_state(folder: &Path) -> Result<String, CliError> {
-    owner::require_writable(folder)?;
+    owner::require_usable(folder)?;
     if !folder.exists() {
         return Ok(format!("{}: the agent makes it when it starts", folder.display()));
     }

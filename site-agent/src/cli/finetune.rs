@@ -81,7 +81,8 @@ impl Prepared {
             let there = anyhow::anyhow!("{} exists", args.out.display());
             return Err(CliError::new(there).exit(Exit::Data).hint("move it away, or name another file"));
         }
-        let place = files::require_place(&args.out);
+        // Before what takes hours to make.
+        let place = files::require_writable(&files::folder_of(&args.out));
         place.map_err(|error| CliError::new(error).or_hint("make the folder, or name a file in another"))?;
         let (initial, embeddings) = (model::read(&args.model)?, model::read(&args.embeddings)?);
         let document = document(args, &initial, &embeddings)?;

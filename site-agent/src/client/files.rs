@@ -336,14 +336,13 @@ fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.set_len(bytes.len() as u64)
 }
 
-/// Whether a file could be written: its folder is there, and this user may write in it. To be asked before what takes hours to make.
+/// Whether a folder is there and this user may write in it. Nothing is written.
 ///
 /// # Errors
 /// [`FileError`].
-pub fn require_place(path: &Path) -> Result<(), FileError> {
-    let folder = folder_of(path);
-    let may = access(&folder, AccessFlags::W_OK | AccessFlags::X_OK);
-    may.map_err(|errno| FileError::new("write in", &folder, errno.into()))
+pub fn require_writable(folder: &Path) -> Result<(), FileError> {
+    let may = access(folder, AccessFlags::W_OK | AccessFlags::X_OK);
+    may.map_err(|errno| FileError::new("write in", folder, errno.into()))
 }
 
 /// What lies in a folder; nothing in one that is not there.
@@ -417,7 +416,8 @@ pub fn rename_unsynced(from: &Path, to: &Path) -> Result<(), FileError> {
     fs::rename(from, to).map_err(|source| FileError::new("write", to, source))
 }
 
-fn folder_of(path: &Path) -> PathBuf {
+/// The folder that a file lies in, or is to.
+pub fn folder_of(path: &Path) -> PathBuf {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
 }
 
@@ -499,11 +499,11 @@ mod tests {
     }
 
     #[test]
-    fn a_place_for_a_file_is_told_from_none() {
+    fn a_folder_that_can_be_written_is_told_from_none() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tuned.safetensors");
-        assert!(require_place(&path).is_ok() && !path.exists());
-        let missing = require_place(&folder.path().join("results/tuned.safetensors")).unwrap_err();
+        require_writable(folder.path()).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let missing = require_writable(&folder.path().join("results")).unwrap_err();
         assert!(missing.is_not_found() && missing.path() == folder.path().join("results"), "{missing}");
     }
 

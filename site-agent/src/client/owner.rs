@@ -4,9 +4,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
+use nix::unistd::{Uid, User, geteuid};
 
-use super::files::FileError;
+use super::files::{self, FileError};
 use super::state::StateFolder;
 
 /// Whose everything of unknown owners is, such as what root writes over NFS: nobody works as that.
@@ -58,16 +58,14 @@ pub(super) fn is_own(path: &Path) -> bool {
     owner(path) == Some(geteuid())
 }
 
-/// Whether this user may write in a folder, or make it where it is not there yet. Nothing is written.
+/// Whether this user may work with a state folder, or make it where it is not there yet. Nothing is written.
 ///
 /// # Errors
 /// [`FileError`].
-pub fn require_writable(folder: &Path) -> Result<(), FileError> {
+pub fn require_usable(folder: &Path) -> Result<(), FileError> {
     refuse_root(folder)?;
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-    let at = nearest(&folder).map_or(folder.as_path(), |(at, _)| at);
-    let may = access(at, AccessFlags::W_OK | AccessFlags::X_OK);
-    may.map_err(|errno| FileError::new("write in", &folder, errno.into()))
+    files::require_writable(nearest(&folder).map_or(folder.as_path(), |(at, _)| at))
 }
 
 /// What lies in a state folder, at any depth, and is not the agent's.
@@ -238,12 +236,12 @@ mod tests {
     fn a_folder_that_can_be_written_or_made_is_told_from_one_that_cannot() {
         let folder = tempfile::tempdir().unwrap();
         for path in ["", "not/there/yet"] {
-            assert!(require_writable(&folder.path().join(path)).is_ok(), "{path}");
+            assert!(require_usable(&folder.path().join(path)).is_ok(), "{path}");
         }
         // For root too, nothing is made below a file.
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(require_writable(&file.join("state")).is_err());
+        assert!(require_usable(&file.join("state")).is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
