@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use common::evaluation::{self, EvaluatorKind};
 use common::ids::{Role, SiteId, StudyDigest};
 use common::round;
+use common::wire::Notice;
 
 use super::Driver;
 use super::manifests::{counts, read_manifest};
@@ -25,6 +26,15 @@ impl Driver {
         let greetings = self.studies.values().flat_map(|run| run.greeting(role));
         greetings.for_each(|notice| self.peers.tell(&site, notice));
         id
+    }
+
+    /// Says that a study goes on, by offering it anew: sites that are asked for nothing would go on telling of its pause.
+    pub(super) fn tell_resumed(&self, study: StudyDigest) {
+        if let Some(run) = self.studies.get(&study) {
+            let name = run.document.study().name.as_str().into();
+            let goes_on = |role| !run.rounds.is_over_for(role);
+            self.peers.tell_roles(goes_on, &Notice::StudyOffered { study, name });
+        }
     }
 
     /// Forgets a connection, and tells the machines that its site is gone.

@@ -105,6 +105,7 @@ impl Driver {
         let studies = self.studies.iter().filter(|(_, run)| run.rounds.status().paused.is_some_and(held_up));
         for study in studies.map(|(study, _)| *study).collect::<Vec<_>>() {
             self.take(study, Happening::Round(round::Event::Resume)).await;
+            self.tell_resumed(study);
         }
     }
 

@@ -257,6 +257,9 @@ impl Driver {
         order: Order,
     ) -> Result<Reply, Failure> {
         self.take_order(digest, Happening::Round(event)).await?;
+        if order == Order::Resume {
+            self.tell_resumed(digest);
+        }
         let run = self.studies.get(&digest).ok_or_else(no_study)?;
         let (status, study) = (run.rounds.status(), run.document.study());
         let mut words = control_words(order, &status, study.quorum.sites);

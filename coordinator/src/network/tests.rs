@@ -417,6 +417,28 @@ async fn a_site_hears_of_all_studies_however_many_there_are() {
     .await;
 }
 
+/// Who is asked for nothing hears no round open, and would go on telling of the pause.
+#[tokio::test]
+async fn a_study_that_is_resumed_is_offered_anew() {
+    serve_while(
+        |_| {},
+        |served| async move {
+            let north = served.enrol("north").await;
+            let connection = served.dial(&north).await;
+            let mut watch = greet(&connection).await;
+            until_offered(&mut watch).await;
+            for order in [operator::Order::Pause, operator::Order::Resume] {
+                let study = served.fixture.digest().to_string();
+                let control = operator::Request::Control { study, order };
+                let reply = served.context.driver.operate(control).await;
+                assert!(matches!(reply, operator::Reply::Done { .. }), "{reply:?}");
+            }
+            until_offered(&mut watch).await;
+        },
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn an_evaluator_hears_of_all_models_that_wait_for_its_report() {
     let fixture = Fixture::new().await;

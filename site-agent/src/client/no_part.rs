@@ -23,7 +23,7 @@ enum Why {
     Data(String),
     /// A rule of the site's policy is against it.
     Policy(String),
-    /// So said the coordinator then. Who is not asked for anything is not told when the pause ends.
+    /// So said the coordinator then. Resumed, the study is offered anew; earlier coordinators then told only whom they asked for something.
     Paused { at: jiff::Timestamp, reason: String },
 }
 
@@ -140,8 +140,11 @@ mod tests {
                  start the agent again",
             ]
         );
-        no_part.hear(&opened(study(0xab)), at);
-        assert_eq!(no_part.words().collect::<Vec<_>>(), told[1..]);
+        for goes_on in [opened(study(0xab)), offered(study(0xab))] {
+            let mut no_part = no_part.clone();
+            no_part.hear(&goes_on, at);
+            assert_eq!(no_part.words().collect::<Vec<_>>(), told[1..], "{goes_on:?}");
+        }
     }
 
     #[test]
