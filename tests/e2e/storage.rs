@@ -126,7 +126,7 @@ fn until_paused(federation: &mut Federation, fault: &str, words: &str) {
 fn started_anew_on(
     federation: &mut Federation,
     disk: &Disk,
-    (spoil, mend): (fn(&Disk), fn(&Disk)),
+    [spoil, mend]: [fn(&Disk); 2],
     (fault, words): (&str, &str),
 ) {
     federation.consortium.stop_coordinator();
@@ -189,7 +189,7 @@ fn on_a_small_disk() {
     federation.assert_ends_undisturbed();
 
     let full = ("disk-full", "paused: disk full");
-    started_anew_on(&mut federation, &disk, (Disk::fill, Disk::make_room), full);
+    started_anew_on(&mut federation, &disk, [Disk::fill, Disk::make_room], full);
 }
 
 #[test]
@@ -212,6 +212,6 @@ fn on_a_disk_that_turns_read_only() {
     federation.consortium.coordinator.until_study("round-committed", "round 1");
 
     let read_only = ("disk-read-only", "paused: disk read-only");
-    started_anew_on(&mut federation, &disk, (Disk::turn_read_only, Disk::turn_writable), read_only);
+    started_anew_on(&mut federation, &disk, [Disk::turn_read_only, Disk::turn_writable], read_only);
     federation.assert_ends_undisturbed();
 }

@@ -133,8 +133,11 @@ impl State {
                 due
             }
             Event::TimerFired(Timer::Outbox) => {
-                let updates = self.aside.values_mut().map(|aside| &mut aside.update);
-                updates.fold(false, |due, update| update.retry.take_due(cx.now) || due)
+                let mut due = false;
+                for aside in self.aside.values_mut() {
+                    due |= aside.update.retry.take_due(cx.now);
+                }
+                due
             }
             Event::TimerFired(Timer::Evaluation) => self.evaluations.ask_due(cx),
         }
