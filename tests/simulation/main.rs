@@ -30,7 +30,7 @@ fn every_federation_finishes_and_keeps_its_promises() {
     assert!(tally.faults > 500 && tally.corrupt > 20, "{tally:?}");
     assert!(tally.late > 20 && tally.left > 50 && tally.full > 100, "{tally:?}");
     assert!(tally.resumed > 100 && tally.stepped > 100 && tally.excluded > 50, "{tally:?}");
-    assert!(tally.other > 20, "{tally:?}");
+    assert!(tally.other > 20 && tally.stopped > 100 && tally.given_up > 10, "{tally:?}");
 }
 
 #[test]
@@ -186,6 +186,31 @@ fn rounds_of_another_study_are_done_in_between_and_all_rounds_are_made() {
         let Outcome { tally, .. } = assert_holds(&scenario, &format!("another study after {ms} ms"));
         assert_eq!((tally.rounds, tally.other), (4, 1), "after {ms} ms");
     }
+}
+
+/// Site 0 cannot be done without; site 2 is the evaluator. Each is asked again later, when nothing ends its process any more.
+#[test]
+fn work_that_ends_its_process_twelve_times_in_more_than_an_hour_is_given_up_and_nothing_else_is() {
+    for site in [0, 2] {
+        for (times, back_ms, given_up) in [(12, 360_000, 1), (11, 360_000, 0), (30, 20_000, 0)] {
+            let name = format!("site {site} dies {times} times and is back after {back_ms} ms");
+            let mut scenario = Scenario::calm(2, 1, 2);
+            let deadly = Op::DieInWork { site, times, step: 1, further: 0, back_ms };
+            scenario.ops.extend([deadly, Op::Advance { ms: 8_000_000 }]);
+            let Outcome { tally, .. } = assert_holds(&scenario, &name);
+            assert_eq!((tally.given_up, tally.rounds, tally.crashes), (given_up, 2, times.into()), "{name}");
+        }
+    }
+}
+
+/// It gets a step further each time, and keeps the fourth and the eighth.
+#[test]
+fn deaths_before_and_after_what_is_kept_of_a_round_are_not_added_up() {
+    let mut scenario = Scenario::calm(2, 1, 2);
+    let deadly = Op::DieInWork { site: 0, times: 14, step: 1, further: 1, back_ms: 360_000 };
+    scenario.ops.extend([deadly, Op::Advance { ms: 7_000_000 }]);
+    let Outcome { tally, .. } = assert_holds(&scenario, "a step further each time");
+    assert_eq!((tally.given_up, tally.rounds, tally.crashes), (0, 2, 14), "{tally:?}");
 }
 
 /// Its two rounds are those of the other two, whatever it does.

@@ -14,7 +14,8 @@ use super::transitions;
 /// One event in one phase of a machine, and the phase after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Transition {
-    /// `rounds`, `evaluations`, `trainer` or `evaluator`; `disk` and `site-disk` for a driver whose disk is full.
+    /// `rounds`, `evaluations`, `trainer` or `evaluator`; `disk` and `site-disk` for a driver whose disk is full; `deaths` for
+    /// what they are held against at a site.
     pub machine: &'static str,
     /// The phase before.
     pub from: &'static str,

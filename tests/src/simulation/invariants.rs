@@ -1,5 +1,6 @@
 //! What must hold after every step, checked against the harness's own books, not the machines'.
 
+mod deaths;
 mod exclusion;
 mod forgery;
 mod restarts;
@@ -15,6 +16,9 @@ use common::time::Timestamp;
 use super::arithmetic::{aggregate, update_of};
 use super::scenario::Scenario;
 use super::site::Checkpoint;
+use deaths::Deaths;
+
+pub(super) use deaths::{Suspect, Taken};
 
 /// Cap of a site's share in every simulated study.
 pub(super) const MAX_SITE_WEIGHT: f64 = 0.5;
@@ -70,6 +74,8 @@ pub(super) struct Books {
     left_out: BTreeSet<SiteId>,
     /// Sites that have too little to train on, by their own last word.
     without_data: BTreeSet<SiteId>,
+    /// What the sites died in the midst of.
+    deaths: Deaths,
     pub(super) violation: Option<String>,
 }
 
@@ -98,6 +104,7 @@ impl Books {
             last_event: None,
             left_out: scenario.left_out_ids().collect(),
             without_data: BTreeSet::new(),
+            deaths: Deaths::default(),
             violation: None,
         }
     }

@@ -3,6 +3,7 @@
 use common::rng::{ChaCha8Rng, Rng};
 use common::round::Fault;
 
+use super::coordinator::STEPS;
 use super::fuse::Moment;
 use super::scenario::MIN_VOLUMES;
 
@@ -76,6 +77,26 @@ pub enum Op {
         site: usize,
         /// How many.
         times: u32,
+    },
+    /// A site's process dies in its next trainings or evaluations, for want of memory say; also where the other faults have stopped.
+    DieInWork {
+        /// The site.
+        site: usize,
+        /// How often.
+        times: u32,
+        /// In which step of a training the first time; where that is done already, in the next one.
+        step: u32,
+        /// How many steps further each time.
+        further: u32,
+        /// How long it takes until the process is back.
+        back_ms: u64,
+    },
+    /// A site's agent is told to stop, and started again.
+    StopSiteAfter {
+        /// The site.
+        site: usize,
+        /// After so many more events.
+        events: u32,
     },
     /// The next commits fail for want of space.
     FillStorage {
@@ -299,6 +320,26 @@ pub(super) fn later_operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
         0 => Op::SpoilScans { site },
         1 => Op::AskForOther { site },
         _ => Op::RotArtifacts { site },
+    }
+}
+
+/// Any operation of the kinds that came last, drawn apart once more.
+pub(super) fn last_operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
+    let site = rng.random_range(0..sites);
+    match rng.random_range(0..2) {
+        0 => {
+            let is_loop = rng.random_bool(0.5);
+            let times = if is_loop { 12..=16 } else { 1..=5 };
+            let back_ms = if rng.random_bool(0.3) { 1..=60_000 } else { 340_000..=400_000 };
+            Op::DieInWork {
+                site,
+                times: rng.random_range(times),
+                step: rng.random_range(1..=STEPS),
+                further: u32::from(!is_loop),
+                back_ms: rng.random_range(back_ms),
+            }
+        }
+        _ => Op::StopSiteAfter { site, events: rng.random_range(0..16) },
     }
 }
 

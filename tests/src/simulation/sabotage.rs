@@ -55,11 +55,17 @@ pub enum Sabotage {
     IgnoreVolumes,
     /// Nor does whom the study leaves out.
     IgnoreLeaveOut,
+    /// A site's driver does not write down that it ends in order.
+    ForgetStops,
+    /// A site's driver starts as earlier ones did, which could not tell a death from a stop.
+    ForgetDeaths,
+    /// A site's driver does not say what it kept of a round.
+    ForgetKept,
 }
 
 impl Sabotage {
     /// All that is broken.
-    pub const BROKEN: [Self; 25] = [
+    pub const BROKEN: [Self; 28] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
@@ -85,5 +91,8 @@ impl Sabotage {
         Self::TrustTheClock,
         Self::IgnoreVolumes,
         Self::IgnoreLeaveOut,
+        Self::ForgetStops,
+        Self::ForgetDeaths,
+        Self::ForgetKept,
     ];
 }

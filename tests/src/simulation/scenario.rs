@@ -6,7 +6,7 @@ use common::aggregate::weights::{SiteCounts, Weighting};
 use common::ids::{ClassId, SiteId};
 use common::rng::{ChaCha8Rng, Rng, SeedableRng};
 
-use super::operation::{Op, later_operation, operation};
+use super::operation::{Op, last_operation, later_operation, operation};
 
 /// Share of the federations that are crowds: up to fifty sites, with fewer rounds and operations, so that all stay quick.
 const CROWDS: f64 = 0.03;
@@ -25,6 +25,9 @@ const LATECOMERS: f64 = 0.1;
 /// Share of the federations with troubles of the kinds that came later, and most of these.
 const LATER_KINDS: f64 = 0.3;
 const MOST_LATER: usize = 5;
+/// The same of the kinds that came last.
+const LAST_KINDS: f64 = 0.3;
+const MOST_LAST: usize = 5;
 /// Share of the studies that may leave a trainer out.
 const LEAVE_OUT: f64 = 0.3;
 /// How long a round waits for its sites' answers. In the longest a fast site trains before a slow one answers.
@@ -99,6 +102,7 @@ impl Scenario {
             scenario.ops.insert(at, Op::Abort);
         }
         scenario.trouble_later();
+        scenario.trouble_last();
         scenario
     }
 
@@ -114,6 +118,16 @@ impl Scenario {
         let spare = self.quorum < u32::try_from(self.trainers).expect("few") && self.sites_per_class == 0;
         if rng.random_bool(LEAVE_OUT) && spare {
             self.left_out = 1;
+        }
+    }
+
+    fn trouble_last(&mut self) {
+        let rng = &mut ChaCha8Rng::seed_from_u64(self.seed ^ 0x1a57);
+        if rng.random_bool(LAST_KINDS) {
+            for _ in 0..rng.random_range(1..=MOST_LAST) {
+                let (at, op) = (rng.random_range(0..=self.ops.len()), last_operation(rng, self.sites()));
+                self.ops.insert(at, op);
+            }
         }
     }
 

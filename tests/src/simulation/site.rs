@@ -8,6 +8,7 @@ use common::round::RoundTask;
 use common::time::Timestamp;
 
 use super::fuse::Fuse;
+use super::invariants::Suspect;
 use super::log::Log;
 use super::scenario::site_id;
 
@@ -38,6 +39,19 @@ pub(super) enum Fetched {
     Damaged,
     /// It was found damaged, and what was left of it is out of the way.
     Gone,
+}
+
+/// What ends a site's process in the midst of its work.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadly {
+    /// How often it will.
+    pub(super) times: u32,
+    /// In which step of a training, the next time.
+    pub(super) step: u32,
+    /// How many steps further each time.
+    pub(super) further: u32,
+    /// How long it takes until the process is back.
+    pub(super) back_ms: u64,
 }
 
 /// One site.
@@ -87,6 +101,9 @@ pub(super) struct Site {
     /// Where it has none left: they are there, and cannot be used.
     pub(super) spoilt: bool,
     pub(super) failing: u32,
+    pub(super) deadly: Option<Deadly>,
+    /// It is told to stop after so many more events.
+    pub(super) stops_after: Option<u32>,
     /// How much longer its trainings take.
     pub(super) slow_ms: u64,
     /// How far this site's clock is ahead, milliseconds.
@@ -132,6 +149,8 @@ impl Site {
             spoilt: false,
             approved: None,
             failing: 0,
+            deadly: None,
+            stops_after: None,
             slow_ms: 0,
             clock: 0,
             fuse: None,
@@ -207,6 +226,11 @@ impl Site {
         self.machine = machine;
         self.up = true;
         if same { Ok(()) } else { Err(format!("{} came back as another than it was", self.identity.site)) }
+    }
+
+    /// What the process is in the midst of, and would begin again.
+    pub(super) fn midst(&self, now: Timestamp) -> Option<Suspect> {
+        self.machine.outstanding(now).iter().find_map(Suspect::begun_by)
     }
 
     /// Nothing left to do.

@@ -23,6 +23,10 @@ pub struct Tally {
     pub at_writes: u64,
     /// Of these, with half a line in the journal.
     pub torn: u64,
+    /// Agents stopped in order.
+    pub stopped: u64,
+    /// Trainings and evaluations given up because the process died in the midst of them.
+    pub given_up: u64,
     /// Messages lost, in partitions too.
     pub lost: u64,
     /// Messages that arrived twice.
@@ -65,11 +69,11 @@ impl AddAssign for Tally {
 
 impl Tally {
     /// Each number with its name.
-    pub fn fields(mut self) -> [(&'static str, u64); 23] {
+    pub fn fields(mut self) -> [(&'static str, u64); 25] {
         self.fields_mut().map(|(name, number)| (name, *number))
     }
 
-    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 23] {
+    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 25] {
         [
             ("federations", &mut self.federations),
             ("sites", &mut self.sites),
@@ -79,6 +83,8 @@ impl Tally {
             ("crashes", &mut self.crashes),
             ("at durable writes", &mut self.at_writes),
             ("torn lines", &mut self.torn),
+            ("agents stopped", &mut self.stopped),
+            ("given up", &mut self.given_up),
             ("messages lost", &mut self.lost),
             ("messages doubled", &mut self.duplicated),
             ("sites cut off", &mut self.partitioned),

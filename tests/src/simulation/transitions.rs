@@ -13,6 +13,14 @@ disk full tried works
 site-disk works write-failed full
 site-disk full write-failed full
 site-disk full tried works
+deaths clear died suspected
+deaths suspected died suspected
+deaths suspected died-soon suspected
+deaths suspected died given-up
+deaths suspected kept clear
+deaths suspected stopped clear
+deaths suspected done clear
+deaths given-up asked clear
 rounds not-started trainers-expected not-started
 rounds not-started start waiting
 rounds waiting site-ready waiting
@@ -168,6 +176,7 @@ trainer idle round-opened downloading
 trainer idle connected idle
 trainer idle disconnected idle
 trainer idle started idle
+trainer idle stopped idle
 trainer downloading model-stored downloading
 trainer downloading model-stored training
 trainer downloading fetch-failed downloading
@@ -180,6 +189,7 @@ trainer downloading study-paused downloading
 trainer downloading connected downloading
 trainer downloading disconnected downloading
 trainer downloading started downloading
+trainer downloading stopped downloading
 trainer training trained uploading
 trainer training round-kept training
 trainer training artifact-lost downloading
@@ -197,6 +207,8 @@ trainer training study-paused training
 trainer training connected training
 trainer training disconnected training
 trainer training started training
+trainer training started idle
+trainer training stopped training
 trainer uploading receipt idle
 trainer uploading receipt downloading
 trainer uploading refused idle
@@ -214,6 +226,7 @@ trainer uploading study-paused uploading
 trainer uploading connected uploading
 trainer uploading disconnected uploading
 trainer uploading started uploading
+trainer uploading stopped uploading
 evaluator idle study-offered idle
 evaluator idle study-approved idle
 evaluator idle study-refused idle
@@ -221,6 +234,7 @@ evaluator idle evaluation-requested downloading
 evaluator idle connected idle
 evaluator idle disconnected idle
 evaluator idle started idle
+evaluator idle stopped idle
 evaluator downloading model-stored downloading
 evaluator downloading model-stored evaluating
 evaluator downloading fetch-failed downloading
@@ -230,6 +244,7 @@ evaluator downloading study-refused idle
 evaluator downloading connected downloading
 evaluator downloading disconnected downloading
 evaluator downloading started downloading
+evaluator downloading stopped downloading
 evaluator evaluating evaluated reporting
 evaluator evaluating artifact-lost downloading
 evaluator evaluating evaluation-failed evaluating
@@ -240,6 +255,8 @@ evaluator evaluating study-refused idle
 evaluator evaluating connected evaluating
 evaluator evaluating disconnected evaluating
 evaluator evaluating started evaluating
+evaluator evaluating started idle
+evaluator evaluating stopped evaluating
 evaluator reporting report-receipt idle
 evaluator reporting report-receipt downloading
 evaluator reporting report-failed reporting
@@ -250,6 +267,7 @@ evaluator reporting study-refused idle
 evaluator reporting connected reporting
 evaluator reporting disconnected reporting
 evaluator reporting started reporting
+evaluator reporting stopped reporting
 ";
 
 /// All of them.
@@ -273,6 +291,9 @@ mod tests {
         let all: BTreeSet<Transition> = required().collect();
         assert_eq!(all.len(), required().count());
         let machines: BTreeSet<&str> = all.iter().map(|transition| transition.machine).collect();
-        assert_eq!(machines, ["disk", "evaluations", "evaluator", "rounds", "site-disk", "trainer"].into());
+        assert_eq!(
+            machines,
+            ["deaths", "disk", "evaluations", "evaluator", "rounds", "site-disk", "trainer"].into()
+        );
     }
 }

@@ -81,14 +81,7 @@ impl World {
 
     /// How long a site's process halts before it does this, if it does.
     pub(super) fn halts_before(&self, happening: &Happening) -> Option<u64> {
-        let (Happening::Reaches { site, .. }
-        | Happening::SiteWork { site, .. }
-        | Happening::SiteTimer { site, .. }
-        | Happening::Dial { site }) = happening
-        else {
-            return None;
-        };
-        let left = self.sites[*site].full_until.0.saturating_sub(self.now.0);
+        let left = self.sites[happening.of_site()?].full_until.0.saturating_sub(self.now.0);
         (left > 0).then_some(left)
     }
 

@@ -2,6 +2,7 @@
 
 mod clock;
 mod coordinator;
+mod deaths;
 mod disks;
 mod evaluations;
 mod hostile;
@@ -27,7 +28,7 @@ use super::Outcome;
 use super::arithmetic::{aggregate, initial_model, report_of, update_of};
 use super::coordinator::{Coordinator, plan};
 use super::coverage::Coverage;
-use super::invariants::{Books, MAX_SITE_WEIGHT, Violation};
+use super::invariants::{Books, MAX_SITE_WEIGHT, Suspect, Violation};
 use super::sabotage::Sabotage;
 use super::scenario::{Scenario, site_id};
 use super::site::{Checkpoint, Site};
@@ -140,6 +141,19 @@ enum Happening {
     },
 }
 
+impl Happening {
+    /// The site whose process does this.
+    fn of_site(&self) -> Option<usize> {
+        match self {
+            Self::Reaches { site, .. }
+            | Self::SiteWork { site, .. }
+            | Self::SiteTimer { site, .. }
+            | Self::Dial { site } => Some(*site),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Work {
     Approve {
@@ -155,6 +169,15 @@ enum Work {
     Keep {
         attempt: AttemptId,
         checkpoint: Checkpoint,
+    },
+    /// What a training had kept before it went on is told.
+    SayKept {
+        attempt: AttemptId,
+        step: u32,
+    },
+    /// The process dies in the midst of this.
+    Die {
+        suspect: Suspect,
     },
     /// Trains again what the outbox has lost.
     Mend {
@@ -345,6 +368,9 @@ impl World {
     fn happen(&mut self, happening: Happening) {
         if let Some(wait) = self.halts_before(&happening) {
             return self.at(wait, happening);
+        }
+        if happening.of_site().is_some_and(|site| self.stops(site)) {
+            return;
         }
         match happening {
             Happening::NextOp => self.next_op(),

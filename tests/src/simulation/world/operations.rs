@@ -12,7 +12,7 @@ use crate::simulation::arithmetic::{artifact, embeddings, study};
 use crate::simulation::fuse::Fuse;
 use crate::simulation::operation::Op;
 use crate::simulation::sabotage::Sabotage;
-use crate::simulation::site::Fetched;
+use crate::simulation::site::{Deadly, Fetched};
 
 impl World {
     pub(super) fn next_op(&mut self) {
@@ -37,6 +37,10 @@ impl World {
             }
             Op::SlowSite { site, ms } => self.sites[site].slow_ms = ms,
             Op::FailWork { site, times } => self.sites[site].failing = times,
+            Op::DieInWork { site, times, step, further, back_ms } => {
+                self.sites[site].deadly = Some(Deadly { times, step, further, back_ms });
+            }
+            Op::StopSiteAfter { site, events } => self.sites[site].stops_after = Some(events),
             Op::FillStorage { times } => self.failing_commits = times,
             Op::FillDisk { ms } => self.fill_disk(ms),
             Op::FillSiteDisk { site, ms } => self.fill_site_disk(site, ms),

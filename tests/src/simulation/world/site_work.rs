@@ -6,6 +6,7 @@ use common::round::{RoundTask, UpdateOffer};
 
 use super::{Request, Work, World};
 use crate::simulation::arithmetic::{artifact, embeddings, other_study, report_of, update_of};
+use crate::simulation::invariants::Suspect;
 use crate::simulation::sabotage::Sabotage;
 use crate::simulation::site::Checkpoint;
 
@@ -22,12 +23,20 @@ impl World {
             self.sites[site].training = Some(attempt);
             let whole = self.soon(120_000) + self.disk() + self.sites[site].slow_ms;
             if task.study == other_study() {
+                self.may_die(site, Suspect::Training(attempt), whole / 2);
                 return self.site_job_at(site, whole, Work::Train { task, attempt, from: None });
             }
             let from = self.take_up(site, &task);
             let done = from.map_or(0, |kept| kept.step);
             let RoundTask { round, base, steps, .. } = task;
             let delay = |step: u32| whole * u64::from(step - done) / u64::from(steps);
+            if let Some(deadly) = self.sites[site].deadly {
+                let step = deadly.step.clamp(done + 1, steps);
+                self.may_die(site, Suspect::Training(attempt), delay(step));
+            }
+            if done > 0 {
+                self.site_job_at(site, delay(done + 1), Work::SayKept { attempt, step: done });
+            }
             for step in KEPT_AFTER.into_iter().filter(|step| *step > done) {
                 let checkpoint = Checkpoint { round, base, step };
                 self.site_job_at(site, delay(step), Work::Keep { attempt, checkpoint });
@@ -60,8 +69,19 @@ impl World {
             self.books.kept(self.sites[site].identity.site.clone(), checkpoint);
         }
         if lives {
-            self.feed_site(site, Event::RoundKept { attempt, step: checkpoint.step });
+            self.say_kept(site, attempt, checkpoint.step);
         }
+    }
+
+    fn say_kept(&mut self, site: usize, attempt: AttemptId, step: u32) {
+        if self.sites[site].training != Some(attempt) {
+            return;
+        }
+        let event = Event::RoundKept { attempt, step };
+        if self.sabotage == Sabotage::ForgetKept {
+            return self.hold_unsaid(site, &event);
+        }
+        self.feed_site(site, event);
     }
 
     /// Offers what is in the outbox. A file that is not what it was cannot be sent: that is a failure, and the site trains
@@ -89,6 +109,8 @@ impl World {
             }
             Work::Train { task, attempt, from } => self.trained(site, &task, attempt, from),
             Work::Keep { attempt, checkpoint } => self.keep(site, attempt, checkpoint),
+            Work::SayKept { attempt, step } => self.say_kept(site, attempt, step),
+            Work::Die { suspect } => self.die_in(site, suspect),
             Work::Mend { offer } => self.mended(site, &offer),
             Work::Evaluate { model } => self.evaluated(site, model),
             Work::GiveUp { failed } => self.feed_site(site, failed),

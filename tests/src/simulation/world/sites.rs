@@ -8,6 +8,7 @@ use super::{Happening, Request, Work, World};
 use crate::simulation::arithmetic::study;
 use crate::simulation::coverage::{Transition, of_site};
 use crate::simulation::fuse::{Fuse, Moment};
+use crate::simulation::invariants::{Suspect, Taken};
 use crate::simulation::sabotage::Sabotage;
 use crate::simulation::site::{Fetched, Site};
 
@@ -42,12 +43,17 @@ impl World {
 
     fn kill_site(&mut self, site: usize) {
         self.tally.crashes += 1;
+        self.end_site(site, None);
+    }
+
+    /// The process ends, and is back after so long; any time where that does not matter.
+    pub(super) fn end_site(&mut self, site: usize, back_ms: Option<u64>) {
         if let Some(link) = self.sites[site].link {
             let delay = self.soon(60_000);
             self.at(delay, Happening::LinkDead { site, link });
         }
         self.sites[site].die();
-        let delay = self.soon(120_000);
+        let delay = back_ms.unwrap_or_else(|| self.soon(120_000));
         self.at(delay, Happening::ReviveSite { site });
     }
 
@@ -56,7 +62,9 @@ impl World {
         if let Err(broken) = self.sites[site].revive(keeps_torn_line) {
             return self.books.check(false, || broken);
         }
-        self.feed_site(site, Event::Started);
+        self.take_finished(site);
+        let started = if self.sabotage == Sabotage::ForgetDeaths { Event::Restarted } else { Event::Started };
+        self.feed_site(site, started);
         // The driver looks at what was decided meanwhile.
         match self.sites[site].approved {
             Some(true) => self.approve(site),
@@ -67,7 +75,7 @@ impl World {
     }
 
     /// The site's own clock.
-    fn site_now(&self, site: usize) -> Timestamp {
+    pub(super) fn site_now(&self, site: usize) -> Timestamp {
         Timestamp(self.now.0.saturating_add_signed(self.sites[site].clock))
     }
 
@@ -114,13 +122,17 @@ impl World {
     fn tick_site(&mut self, index: usize, event: Event, now: Timestamp) -> Vec<Action> {
         let site = &mut self.sites[index];
         let name = event.name();
+        let starts = matches!(event, Event::Started | Event::Restarted);
+        let midst = if starts { site.midst(now) } else { None };
         let (machine, from) = of_site(&site.machine, site.evaluates());
         if self.now >= site.full_until {
             site.write(&event, now);
         }
-        let actions = site.machine.tick(event, now);
+        let actions = site.machine.tick(event.clone(), now);
         let (_, to) = of_site(&site.machine, site.evaluates());
         let agrees = site.replay_agrees();
+        let id = site.identity.site.clone();
+        self.hold(&Taken { site: &id, event: &event, at: now, midst, actions: &actions, to });
         self.coverage.note(Transition { machine, from, event: name, to });
         self.books.check(agrees, || format!("the journal of site {index} does not give its state"));
         actions
@@ -169,7 +181,9 @@ impl World {
                 let there = self.sites[site].artifacts.contains_key(&model);
                 self.books.check(there, || format!("site {site} evaluates what it does not have"));
                 if self.sites[site].evaluating.replace(model) != Some(model) {
-                    self.site_job(site, 120_000, Work::Evaluate { model });
+                    let delay = self.soon(120_000) + self.disk();
+                    self.may_die(site, Suspect::Scoring(model), delay / 2);
+                    self.site_job_at(site, delay, Work::Evaluate { model });
                 }
             }
             Action::SendReport { model, .. } if self.sites[site].rots_report => {
