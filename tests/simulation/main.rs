@@ -30,7 +30,10 @@ fn every_federation_finishes_and_keeps_its_promises() {
     assert!(tally.faults > 500 && tally.corrupt > 20, "{tally:?}");
     assert!(tally.late > 20 && tally.left > 50 && tally.full > 100, "{tally:?}");
     assert!(tally.resumed > 100 && tally.stepped > 100 && tally.excluded > 50, "{tally:?}");
-    assert!(tally.other > 20 && tally.stopped > 100 && tally.given_up > 10, "{tally:?}");
+    assert!(
+        tally.other > 20 && tally.stopped > 100 && tally.given_up > 10 && tally.misread > 100,
+        "{tally:?}"
+    );
 }
 
 #[test]
@@ -185,6 +188,31 @@ fn rounds_of_another_study_are_done_in_between_and_all_rounds_are_made() {
         scenario.ops.extend(asked);
         let Outcome { tally, .. } = assert_holds(&scenario, &format!("another study after {ms} ms"));
         assert_eq!((tally.rounds, tally.other), (4, 1), "after {ms} ms");
+    }
+}
+
+/// Sites keep what they have for it. Pausing it and resuming it comes to nothing; what comes too late counts in the next round.
+#[test]
+fn a_study_that_the_coordinator_cannot_read_goes_on_where_it_stood_once_it_can() {
+    let mut scenario = Scenario::calm(3, 1, 3).taking_late(0.5);
+    let minute = || Op::Advance { ms: 60_000 };
+    let slow = Op::SlowSite { site: 0, ms: 600_000 };
+    scenario.ops.extend([
+        slow,
+        minute(),
+        Op::MisreadStudy { ms: 900_000 },
+        minute(),
+        minute(),
+        Op::Pause,
+        Op::Resume,
+    ]);
+    scenario.ops.push(Op::Advance { ms: 3_000_000 });
+    let Outcome { tally, coverage, .. } = assert_holds(&scenario, "unreadable");
+    assert_eq!((tally.rounds, tally.crashes), (3, 0), "{tally:?}");
+    assert!(tally.late > 0, "{tally:?}");
+    for event in ["offer", "pause", "resume"] {
+        let (machine, from, to) = ("study", "unreadable", "unreadable");
+        assert!(coverage.count(&Transition { machine, from, event, to }) > 0, "{event}");
     }
 }
 

@@ -98,11 +98,15 @@ pub(super) struct Coordinator {
     pub(super) quarantine: BTreeSet<(SiteId, ArtifactHash)>,
     /// Nothing can be written before.
     pub(super) full_until: Timestamp,
+    /// No process that starts before can read the study.
+    pub(super) unreadable_until: Timestamp,
     /// The time of the last line, also of one that a snapshot took the place of.
     pub(super) last_at: Timestamp,
     // The process: lost in a crash.
     pub(super) up: bool,
     pub(super) incarnation: u32,
+    /// It could not read the study when it started, and goes on without.
+    pub(super) lacks_study: bool,
     pub(super) started: Timestamp,
     /// What deadlines go by: the driver's own, fed with this harness's time.
     pub(super) clock: ClockWatch,
@@ -136,9 +140,11 @@ impl Coordinator {
             spool: BTreeMap::new(),
             quarantine: BTreeSet::new(),
             full_until: Timestamp(0),
+            unreadable_until: Timestamp(0),
             last_at: Timestamp(0),
             up: true,
             incarnation: 0,
+            lacks_study: false,
             started: Timestamp(0),
             clock: ClockWatch::starting(Timestamp(0), Timestamp(0)),
             links: BTreeMap::new(),
@@ -191,11 +197,22 @@ impl Coordinator {
     /// The process is gone; the disk stays.
     pub(super) fn die(&mut self) -> BTreeMap<usize, u32> {
         (self.up, self.gate_timer, self.disk_failed) = (false, None, false);
+        self.lacks_study = false;
         self.waiting.clear();
         (self.fuse, self.write_fuse) = (None, None);
         self.incarnation += 1;
         self.timers.clear();
         std::mem::take(&mut self.links)
+    }
+
+    /// Whether there is a process that has the study.
+    pub(super) fn reads_study(&self) -> bool {
+        self.up && !self.lacks_study
+    }
+
+    /// A new process that cannot read the study.
+    pub(super) fn start_without_study(&mut self) {
+        (self.up, self.lacks_study) = (true, true);
     }
 
     /// A new process on the old disk; whether it is what died.

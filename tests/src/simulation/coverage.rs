@@ -15,7 +15,7 @@ use super::transitions;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Transition {
     /// `rounds`, `evaluations`, `trainer` or `evaluator`; `disk` and `site-disk` for a driver whose disk is full; `deaths` for
-    /// what they are held against at a site.
+    /// what they are held against at a site; `study` for a coordinator that cannot read it.
     pub machine: &'static str,
     /// The phase before.
     pub from: &'static str,

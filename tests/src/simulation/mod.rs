@@ -1,9 +1,9 @@
 //! Whole federations under one virtual clock: one coordinator, up to fifty trainers and evaluators, some of them sealed, a
 //! network that loses, delays, doubles and reorders or cuts some of them off, disks on both sides that are slow, full or
 //! rotten, clocks that are set, sites that are late, left out, leave and join, have too few scans or none that can be used, or
-//! train for another study meanwhile, a liar, and processes that are killed at any step and any durable write, stop in order or die in
-//! the midst of their work again and again, and are rebuilt from their journals, of which the last line may be cut at any byte. A
-//! training goes on from what was kept of its round.
+//! train for another study meanwhile, a liar, a study that the coordinator cannot read for a while, and processes that are killed
+//! at any step and any durable write, stop in order or die in the midst of their work again and again, and are rebuilt from
+//! their journals, of which the last line may be cut at any byte. A training goes on from what was kept of its round.
 //!
 //! A scenario is a list of operations (`operation`) made from a seed (`scenario`), for a study that refuses late updates or
 //! counts them in the next round, with a quorum of sites or of each class too; `world` runs it, driving the three machines of

@@ -98,6 +98,11 @@ pub enum Op {
         /// After so many more events.
         events: u32,
     },
+    /// The coordinator is started anew, and cannot read the study for a while.
+    MisreadStudy {
+        /// For how long.
+        ms: u64,
+    },
     /// The next commits fail for want of space.
     FillStorage {
         /// How many.
@@ -326,8 +331,8 @@ pub(super) fn later_operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
 /// Any operation of the kinds that came last, drawn apart once more.
 pub(super) fn last_operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
     let site = rng.random_range(0..sites);
-    match rng.random_range(0..2) {
-        0 => {
+    match rng.random_range(0..6) {
+        0..=1 => {
             let is_loop = rng.random_bool(0.5);
             let times = if is_loop { 12..=16 } else { 1..=5 };
             let back_ms = if rng.random_bool(0.3) { 1..=60_000 } else { 340_000..=400_000 };
@@ -339,7 +344,8 @@ pub(super) fn last_operation(rng: &mut ChaCha8Rng, sites: usize) -> Op {
                 back_ms: rng.random_range(back_ms),
             }
         }
-        _ => Op::StopSiteAfter { site, events: rng.random_range(0..16) },
+        2..=3 => Op::StopSiteAfter { site, events: rng.random_range(0..16) },
+        _ => Op::MisreadStudy { ms: rng.random_range(30_000..900_000) },
     }
 }
 

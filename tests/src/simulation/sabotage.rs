@@ -61,11 +61,13 @@ pub enum Sabotage {
     ForgetDeaths,
     /// A site's driver does not say what it kept of a round.
     ForgetKept,
+    /// The driver says of a study that it cannot read that there is none.
+    DenyStudy,
 }
 
 impl Sabotage {
     /// All that is broken.
-    pub const BROKEN: [Self; 28] = [
+    pub const BROKEN: [Self; 29] = [
         Self::AnnounceBeforeDurable,
         Self::CountTwice,
         Self::ReceiptBeforeDurable,
@@ -94,5 +96,6 @@ impl Sabotage {
         Self::ForgetStops,
         Self::ForgetDeaths,
         Self::ForgetKept,
+        Self::DenyStudy,
     ];
 }

@@ -27,6 +27,8 @@ pub struct Tally {
     pub stopped: u64,
     /// Trainings and evaluations given up because the process died in the midst of them.
     pub given_up: u64,
+    /// Starts of a coordinator that cannot read the study.
+    pub misread: u64,
     /// Messages lost, in partitions too.
     pub lost: u64,
     /// Messages that arrived twice.
@@ -69,11 +71,11 @@ impl AddAssign for Tally {
 
 impl Tally {
     /// Each number with its name.
-    pub fn fields(mut self) -> [(&'static str, u64); 25] {
+    pub fn fields(mut self) -> [(&'static str, u64); 26] {
         self.fields_mut().map(|(name, number)| (name, *number))
     }
 
-    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 25] {
+    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 26] {
         [
             ("federations", &mut self.federations),
             ("sites", &mut self.sites),
@@ -85,6 +87,7 @@ impl Tally {
             ("torn lines", &mut self.torn),
             ("agents stopped", &mut self.stopped),
             ("given up", &mut self.given_up),
+            ("studies misread", &mut self.misread),
             ("messages lost", &mut self.lost),
             ("messages doubled", &mut self.duplicated),
             ("sites cut off", &mut self.partitioned),

@@ -13,6 +13,14 @@ disk full tried works
 site-disk works write-failed full
 site-disk full write-failed full
 site-disk full tried works
+study unreadable offer unreadable
+study unreadable report unreadable
+study unreadable fetch unreadable
+study unreadable pause unreadable
+study unreadable resume unreadable
+study unreadable trainers-expected unreadable
+study unreadable site-gone unreadable
+study unreadable evaluator-gone unreadable
 deaths clear died suspected
 deaths suspected died suspected
 deaths suspected died-soon suspected
@@ -293,7 +301,7 @@ mod tests {
         let machines: BTreeSet<&str> = all.iter().map(|transition| transition.machine).collect();
         assert_eq!(
             machines,
-            ["deaths", "disk", "evaluations", "evaluator", "rounds", "site-disk", "trainer"].into()
+            ["deaths", "disk", "evaluations", "evaluator", "rounds", "site-disk", "study", "trainer"].into()
         );
     }
 }

@@ -62,6 +62,11 @@ impl World {
 
     pub(super) fn kill_coordinator(&mut self) {
         self.tally.crashes += 1;
+        self.end_coordinator();
+    }
+
+    /// The process ends, and is started again.
+    pub(super) fn end_coordinator(&mut self) {
         let links = self.coordinator.die();
         self.job = None;
         let delay = self.soon(60_000);
@@ -73,6 +78,9 @@ impl World {
 
     pub(super) fn revive_coordinator(&mut self) {
         self.start_clock();
+        if self.now < self.coordinator.unreadable_until {
+            return self.coordinator.start_without_study();
+        }
         let same = self.coordinator.revive(self.sabotage == Sabotage::KeepTornRecord);
         self.books.check(same, || "the coordinator that came back is not the one that died".to_owned());
         self.miss_updates();
@@ -82,6 +90,9 @@ impl World {
     }
 
     pub(super) fn feed(&mut self, event: Event) {
+        if self.stands_still() {
+            return self.note_still(event.name());
+        }
         if !self.coordinator.up || self.coordinator_burns() {
             return;
         }

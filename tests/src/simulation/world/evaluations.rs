@@ -13,6 +13,9 @@ use crate::simulation::sabotage::Sabotage;
 
 impl World {
     pub(super) fn feed_evaluation(&mut self, event: Event) {
+        if self.stands_still() {
+            return self.note_still(name_of(&event));
+        }
         if !self.coordinator.up || self.coordinator_burns() {
             return;
         }

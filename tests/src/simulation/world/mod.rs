@@ -12,6 +12,7 @@ mod other_study;
 mod requests;
 mod site_work;
 mod sites;
+mod unreadable;
 mod work;
 
 use std::collections::BTreeMap;
@@ -106,6 +107,8 @@ enum Happening {
         site: usize,
     },
     ReviveCoordinator,
+    /// The coordinator can read the study when it starts next.
+    StudyReadable,
     /// The coordinator's disk takes files again.
     DiskHasRoom,
     /// A site's does.
@@ -324,7 +327,7 @@ impl World {
     }
 
     fn finished(&self) -> bool {
-        if !self.coordinator.up || self.next_op < self.scenario.ops.len() {
+        if !self.coordinator.reads_study() || self.next_op < self.scenario.ops.len() {
             return false;
         }
         if !self.sites.iter().all(Site::at_rest) {
@@ -387,6 +390,7 @@ impl World {
                     self.gone(site);
                 }
             }
+            Happening::StudyReadable => self.study_readable(),
             Happening::DiskHasRoom => self.disk_has_room(),
             Happening::SiteHasRoom { site } => self.site_has_room(site),
             Happening::ReviveSite { site } => self.revive_site(site),

@@ -126,6 +126,9 @@ impl World {
         self.coordinator.links.insert(site, link);
         self.sites[site].link = Some(link);
         self.feed_site(site, participant::Event::Connected);
+        if self.stands_still() {
+            return;
+        }
         let study = study();
         let notice = match self.coordinator.rounds.is_over_for(self.sites[site].identity.role) {
             false => participant::Event::StudyOffered { study },

@@ -40,6 +40,7 @@ impl World {
             Op::DieInWork { site, times, step, further, back_ms } => {
                 self.sites[site].deadly = Some(Deadly { times, step, further, back_ms });
             }
+            Op::MisreadStudy { ms } => self.misread_study(ms),
             Op::StopSiteAfter { site, events } => self.sites[site].stops_after = Some(events),
             Op::FillStorage { times } => self.failing_commits = times,
             Op::FillDisk { ms } => self.fill_disk(ms),
@@ -91,6 +92,8 @@ impl World {
         self.cut_off.clear();
         self.failing_aggregation = None;
         self.coordinator.full_until = self.now;
+        self.coordinator.unreadable_until = self.now;
+        self.study_readable();
         self.disk_has_room();
         let status = self.coordinator.rounds.status();
         // Of a round whose sites all withdrew, too: it asks those that came later.

@@ -1,7 +1,7 @@
 //! What the coordinator answers to what a site asks.
 
 use common::evaluation::{self, EvaluatorKind, ReportExpectation};
-use common::ids::{Digest, ModelHash, Role, SiteId};
+use common::ids::{ArtifactHash, Digest, ModelHash, Role, SiteId};
 use common::participant;
 use common::round::{Event, UpdateExpectation, UpdateOffer};
 
@@ -21,6 +21,9 @@ impl World {
             return;
         }
         let id = self.sites[site].identity.site.clone();
+        if self.stands_still() {
+            return self.turn_away(site, &id, request);
+        }
         match request {
             Request::Register { counts } if self.sites[site].identity.role == Role::Trainer => {
                 // The manifest is a row of the store. A site that is told to come again has nothing else to do here.
@@ -40,17 +43,19 @@ impl World {
             }
             Request::Accept { round } => self.feed(Event::RoundAccepted { site: id, round }),
             Request::Decline { round, reason } => self.feed(Event::RoundDeclined { site: id, round, reason }),
-            Request::Fetch { artifact } => {
-                let there = self.coordinator.artifacts.contains(&artifact);
-                let stored = participant::Event::ModelStored { artifact };
-                let failed = participant::Event::FetchFailed { artifact };
-                self.reply(site, Reply::Notice(if there { stored } else { failed }));
-            }
+            Request::Fetch { artifact } => self.serve(site, artifact),
             Request::Offer { offer } if offer.study == other_study() => self.count_for_other(&id, &offer),
             Request::Offer { offer } => self.offered(site, &id, offer),
             Request::Push { offer } => self.pushed(id, offer),
             Request::Report { model, report } => self.reported(site, id, model, report),
         }
+    }
+
+    pub(super) fn serve(&mut self, site: usize, artifact: ArtifactHash) {
+        let there = self.coordinator.artifacts.contains(&artifact);
+        let stored = participant::Event::ModelStored { artifact };
+        let failed = participant::Event::FetchFailed { artifact };
+        self.reply(site, Reply::Notice(if there { stored } else { failed }));
     }
 
     fn offered(&mut self, site: usize, id: &SiteId, offer: UpdateOffer) {

@@ -171,7 +171,8 @@ impl World {
                 self.sites[site].outbox.remove(&attempt);
             }
             Action::OfferUpdate { offer } => self.offer(site, offer),
-            Action::DropUpdate { attempt, .. } => {
+            Action::DropUpdate { attempt, reason } => {
+                self.guard_kept(site, &reason);
                 self.sites[site].outbox.remove(&attempt);
             }
             Action::PruneOutbox { keep } => {
