@@ -29,7 +29,7 @@ pub(super) const UNFINISHED: &str = "new-";
 #[derive(Clone, Debug)]
 pub struct Artifacts {
     pub(super) dir: PathBuf,
-    health: Health,
+    pub(super) health: Health,
 }
 
 /// The manifest as it lies on disk; the hash in the folder's name guards it.
@@ -86,21 +86,21 @@ impl Artifacts {
     }
 
     fn begin(&self, layout: TensorLayout) -> Result<ArtifactWriter, StoreError> {
+        let (unfinished, data) = self.begin_folder()?;
+        let (write_back, chunks) = (BlockingWriteBack::default(), Vec::new());
+        Ok(ArtifactWriter { unfinished, data, write_back, layout, chunks })
+    }
+
+    /// A folder without a name, with an empty data file.
+    pub(super) fn begin_folder(&self) -> Result<(Unfinished, File), StoreError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = self.dir.join(format!("{UNFINISHED}{number}"));
         files::create_private_dir(&folder).map_err(StoreError::file(&folder))?;
         let path = folder.join(DATA);
+        let unfinished = Unfinished { artifacts: self.clone(), folder, is_placed: false };
         let data = File::create_new(&path).map_err(StoreError::file(&path))?;
-        Ok(ArtifactWriter {
-            artifacts: self.clone(),
-            folder,
-            data,
-            write_back: BlockingWriteBack::default(),
-            layout,
-            chunks: Vec::new(),
-            finished: false,
-        })
+        Ok((unfinished, data))
     }
 
     /// Keeps a copy of an artifact, each chunk checked; a corrupt one of this name gives way to it.
@@ -134,17 +134,62 @@ impl Artifacts {
     }
 }
 
+/// The folder of an artifact that is being written. Dropped before it has its name, it goes.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    artifacts: Artifacts,
+    pub(super) folder: PathBuf,
+    is_placed: bool,
+}
+
+impl Unfinished {
+    /// Notes how a write went.
+    pub(super) fn note<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        self.artifacts.health.note(result)
+    }
+
+    /// Makes it durable under its name, which is returned; `sync` has the disk take the data. One that is there already is kept, if it
+    /// is whole.
+    pub(super) fn place(
+        &mut self,
+        manifest: &ArtifactManifest,
+        sync: impl FnOnce() -> io::Result<()>,
+    ) -> Result<ArtifactHash, StoreError> {
+        let hash = manifest.hash();
+        let to = self.artifacts.folder(&hash);
+        if to.is_dir() {
+            self.artifacts.make_room(&hash)?;
+        }
+        if !to.is_dir() {
+            sync().map_err(StoreError::file(&self.folder))?;
+            write_manifest(&self.folder, manifest)?;
+            fs::rename(&self.folder, &to).map_err(StoreError::file(&to))?;
+            self.is_placed = true;
+        }
+        // Also of one that is there: its name may be of a try that failed at this.
+        files::sync_dir(&self.artifacts.dir).map_err(StoreError::file(&self.artifacts.dir))?;
+        Ok(hash)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.is_placed {
+            // Best effort: the next start removes it too.
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
 /// Takes the chunks of a new artifact, in order, and has them synced meanwhile. Dropped before [`ArtifactWriter::finish`], it
 /// leaves nothing.
 #[derive(Debug)]
 pub struct ArtifactWriter {
-    artifacts: Artifacts,
-    folder: PathBuf,
+    unfinished: Unfinished,
     data: File,
     write_back: BlockingWriteBack,
     layout: TensorLayout,
     chunks: Vec<ChunkHash>,
-    finished: bool,
 }
 
 impl ArtifactWriter {
@@ -167,8 +212,8 @@ impl ArtifactWriter {
                 format!("chunk {} of {} bytes does not fit the layout", self.chunks.len(), bytes.len());
             return Err(StoreError::corrupt("artifact", reason));
         }
-        let written = self.append(bytes).map_err(StoreError::file(&self.folder));
-        self.artifacts.health.note(written)?;
+        let written = self.append(bytes).map_err(StoreError::file(&self.unfinished.folder));
+        self.unfinished.note(written)?;
         self.chunks.push(hash);
         Ok(())
     }
@@ -184,38 +229,19 @@ impl ArtifactWriter {
     /// # Errors
     /// [`StoreError::Corrupt`] when chunks are missing; the disk.
     pub fn finish(mut self) -> Result<ArtifactHash, StoreError> {
-        let health = self.artifacts.health.clone();
-        health.note(self.make_durable())
+        let placed = self.make_durable();
+        self.unfinished.note(placed)
     }
 
     fn make_durable(&mut self) -> Result<ArtifactHash, StoreError> {
         let manifest = ArtifactManifest::new(self.layout.clone(), std::mem::take(&mut self.chunks))
             .map_err(|e| StoreError::corrupt("artifact", e))?;
-        let hash = manifest.hash();
-        let to = self.artifacts.folder(&hash);
-        if to.is_dir() {
-            self.artifacts.make_room(&hash)?;
-        }
-        if !to.is_dir() {
+        let Self { unfinished, data, write_back, .. } = self;
+        unfinished.place(&manifest, || {
             // A disk tells of a failed write once, to whoever syncs first.
-            self.write_back.settle().map_err(StoreError::file(&self.folder))?;
-            self.data.sync_all().map_err(StoreError::file(&self.folder))?;
-            write_manifest(&self.folder, &manifest)?;
-            fs::rename(&self.folder, &to).map_err(StoreError::file(&to))?;
-            self.finished = true;
-        }
-        // Also of one that is there: its name may be of a try that failed at this.
-        files::sync_dir(&self.artifacts.dir).map_err(StoreError::file(&self.artifacts.dir))?;
-        Ok(hash)
-    }
-}
-
-impl Drop for ArtifactWriter {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Best effort: the next start removes it too.
-            let _ = fs::remove_dir_all(&self.folder);
-        }
+            write_back.settle()?;
+            data.sync_all()
+        })
     }
 }
 
