@@ -53,7 +53,8 @@ pub fn check_role(role: Role, request: &Request) -> Result<(), Refusal> {
         | Request::Progress { .. }
         | Request::OfferUpdate(_)
         | Request::PutChunks { .. }
-        | Request::CommitUpdate { .. } => Role::Trainer,
+        | Request::CommitUpdate { .. }
+        | Request::ReturnArtifact { .. } => Role::Trainer,
         Request::PutReport { .. } => Role::Evaluator,
         _ => return Ok(()),
     };
@@ -108,6 +109,7 @@ fn refuse(code: RefusalCode, detail: &str) -> Result<(), Refusal> {
 mod tests {
     use common::ids::{AttemptId, SiteId};
     use common::testing::example_study_with;
+    use common::wire::Manifest;
 
     use super::*;
     use crate::pki::Token;
@@ -182,10 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn an_evaluator_sends_no_updates_and_a_trainer_no_reports() {
-        let commit = Request::CommitUpdate { attempt: AttemptId::from_bytes([0; 16]) };
-        let refused = check_role(Role::Evaluator, &commit).unwrap_err();
-        assert_eq!(refused.code, RefusalCode::WrongRole);
-        assert!(check_role(Role::Trainer, &commit).is_ok());
+    fn an_evaluator_sends_no_updates_and_no_models() {
+        let (attempt, manifest) =
+            (AttemptId::from_bytes([0; 16]), Manifest { tensors: vec![], chunks: vec![] });
+        for request in [Request::CommitUpdate { attempt }, Request::ReturnArtifact { attempt, manifest }] {
+            let refused = check_role(Role::Evaluator, &request).unwrap_err();
+            assert_eq!(refused.code, RefusalCode::WrongRole);
+            assert!(check_role(Role::Trainer, &request).is_ok());
+        }
     }
 }

@@ -8,18 +8,11 @@ use common::ids::Role;
 use nix::sys::signal::Signal;
 use site_agent::data::nifti::{Limits, PlacedBy, read_image, read_labels, write_labels};
 use site_agent::data::orientation::Orientation;
-use site_agent::egress::{self, Kind};
+use site_agent::egress::Kind;
 
 use crate::harness::consortium::{Consortium, Site};
 use crate::harness::process::{Process, command, finish};
 use crate::harness::study::NAME;
-
-/// What has left a site, by its own ledger.
-fn left(site: &Site) -> Vec<Kind> {
-    let mut kinds = Vec::new();
-    egress::verify(&site.path("state/egress.jsonl"), |entry| kinds.push(entry.kind)).expect("whole");
-    kinds
-}
 
 #[test]
 fn a_hospital_that_asks_trains_only_after_a_person_approved_the_study() {
@@ -48,13 +41,13 @@ fn a_hospital_that_asks_trains_only_after_a_person_approved_the_study() {
     let shown = finish(north.command(["study", "show"])).ok();
     assert!(shown.contains("undecided"), "{shown}");
     assert_eq!(north.trainings(), [0; 0]);
-    assert!(left(&north).iter().all(|kind| *kind == Kind::Enrolment), "{:?}", left(&north));
+    assert!(north.left().iter().all(|kind| *kind == Kind::Enrolment), "{:?}", north.left());
 
     let approved = finish(north.command(["study", "approve", digest])).ok();
     assert!(approved.contains(NAME), "{approved}");
     consortium.coordinator.until_study("finished", "model");
     assert_eq!(north.trainings(), [1]);
-    assert!(left(&north).contains(&Kind::Update));
+    assert!(north.left().contains(&Kind::Update));
     let shown = finish(north.command(["study", "show", digest])).ok();
     assert!(shown.contains("approved by the operator"), "{shown}");
 

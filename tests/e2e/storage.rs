@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use coordinator::progress::Line;
+use site_agent::egress::Kind;
 
 use crate::harness::disk::{self, Disk};
 use crate::harness::federation::Federation;
@@ -13,6 +14,22 @@ use crate::harness::process::Process;
 impl Federation {
     fn state(&self) -> PathBuf {
         self.consortium.path("state")
+    }
+
+    /// In the second round, for which the update of north counts and that of south is held, the coordinator is dead and its disk has
+    /// lost the model that both began from; the agents, and the model's name.
+    fn in_round_2_without_its_model(&mut self) -> ([Process; 2], String) {
+        let (mut north, mut south) = (self.north.run(), self.south.run());
+        south.until_says("round 2: taking part");
+        south.pause();
+        north.until_says("round 2: the coordinator counts the update");
+        self.consortium.coordinator.0.kill();
+
+        let status = self.consortium.operate(["status", "--json"]).ok();
+        let status: serde_json::Value = serde_json::from_str(&status).expect("it is JSON");
+        let model = status["studies"][0]["model"].as_str().expect("there is a study").to_owned();
+        fs::remove_dir_all(self.state().join("artifacts").join(&model)).expect("the folder is ours");
+        ([north, south], model)
     }
 }
 
@@ -60,17 +77,7 @@ fn an_update_that_the_disk_changed_is_found_by_the_doctor_and_asked_for_again() 
 #[test]
 fn a_model_that_the_disk_lost_comes_back_from_the_files_of_a_site() {
     let mut federation = Federation::set_up();
-    let mut north = federation.north.run();
-    let mut south = federation.south.run();
-    south.until_says("round 2: taking part");
-    south.pause();
-    north.until_says("round 2: the coordinator counts the update");
-    federation.consortium.coordinator.0.kill();
-
-    let status = federation.consortium.operate(["status", "--json"]).ok();
-    let status: serde_json::Value = serde_json::from_str(&status).expect("it is JSON");
-    let model = status["studies"][0]["model"].as_str().expect("there is a study").to_owned();
-    fs::remove_dir_all(federation.state().join("artifacts").join(&model)).expect("the folder is ours");
+    let ([_north, south], model) = federation.in_round_2_without_its_model();
     let found = federation.consortium.operate(["doctor"]);
     assert_eq!(found.code, Some(1), "{found:#?}");
     assert!(found.out.contains("coordinator artifact add"), "{found:#?}");
@@ -85,6 +92,22 @@ fn a_model_that_the_disk_lost_comes_back_from_the_files_of_a_site() {
     let made = federation.finished();
     federation.assert_made_of_both();
     assert_eq!(made, Federation::undisturbed());
+}
+
+#[test]
+fn a_model_that_the_disk_lost_comes_back_by_itself_from_a_site_whose_policy_lets_it() {
+    let mut federation = Federation::set_up();
+    federation.north.let_models_leave();
+    let ([mut north, south], model) = federation.in_round_2_without_its_model();
+    federation.consortium.crash_coordinator();
+    federation.consortium.coordinator.until_study("artifact-returned", "north had it");
+    north.until_says("the coordinator had lost it, and has it again");
+    assert!(federation.state().join("artifacts").join(&model).is_dir());
+    federation.consortium.operate(["doctor"]).ok();
+    assert!(federation.north.left().contains(&Kind::Model));
+    south.resume();
+    federation.assert_ends_undisturbed();
+    assert!(!federation.south.left().contains(&Kind::Model), "its policy names no models");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use bincode::{Decode, Encode};
 
 use super::codec::{Message, SizeClass};
 use super::words::Words;
-use crate::ids::{ModelHash, RoundId, StudyDigest};
+use crate::ids::{ArtifactHash, ModelHash, RoundId, StudyDigest};
 
 /// News for a site. After Welcome all that concerns the site now is sent again, so a site needs no memory of earlier
 /// notices. Append-only: the order is part of the wire format.
@@ -62,6 +62,12 @@ pub enum Notice {
     },
     /// The coordinator is there, and has nothing to say. Over TCP alone, to a site that speaks [`Notice::ALIVE_SINCE`].
     Alive,
+    /// The coordinator's disk lost an artifact: a site that holds it may return it. To a site alone that
+    /// [`can`](super::Hello::RETURNS_ARTIFACTS).
+    ArtifactWanted {
+        /// Which.
+        artifact: ArtifactHash,
+    },
 }
 
 impl Notice {

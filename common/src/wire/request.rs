@@ -75,7 +75,7 @@ pub enum Request {
     },
     /// Offers an update: `UpdateWanted`, or `Receipt` when the coordinator has it.
     OfferUpdate(OfferedUpdate),
-    /// Sends chunks of an offered update: `count` times a [`ChunkHeader`](super::ChunkHeader) frame and its raw bytes;
+    /// Sends chunks of an offered update, or of an artifact that is returned: `count` times a [`ChunkHeader`](super::ChunkHeader) frame and its raw bytes;
     /// then `Stored`.
     PutChunks {
         /// Of which offered update.
@@ -83,7 +83,7 @@ pub enum Request {
         /// How many chunks follow.
         count: u32,
     },
-    /// Says that all chunks are sent: `Receipt`.
+    /// Says that all chunks are sent: `Receipt`, or `Done` of an artifact.
     CommitUpdate {
         /// Which offered update.
         attempt: AttemptId,
@@ -94,6 +94,15 @@ pub enum Request {
         study: StudyDigest,
         /// The report.
         report: SignedBytes,
+    },
+    /// Returns an artifact that the coordinator's disk lost and that it asked for
+    /// ([`Notice::ArtifactWanted`](super::Notice::ArtifactWanted)): `UpdateWanted`, or `Done` when it has it again; then
+    /// chunks and commit as of an update, the latter answered with `Done`.
+    ReturnArtifact {
+        /// The key for its chunks and its commit, another than that of any update.
+        attempt: AttemptId,
+        /// The artifact's manifest, whose hash is its name.
+        manifest: Manifest,
     },
 }
 
@@ -119,6 +128,7 @@ impl Request {
             Self::PutChunks { .. } => "put-chunks",
             Self::CommitUpdate { .. } => "commit-update",
             Self::PutReport { .. } => "put-report",
+            Self::ReturnArtifact { .. } => "return-artifact",
         }
     }
 }
@@ -134,6 +144,16 @@ pub struct Hello {
     pub agent_version: Words,
     /// Optional abilities, by name; unknown names are ignored.
     pub capabilities: Vec<Words>,
+}
+
+impl Hello {
+    /// The ability to hear [`Notice::ArtifactWanted`](super::Notice::ArtifactWanted), of a site whose policy lets models leave.
+    pub const RETURNS_ARTIFACTS: &str = "return-artifacts";
+
+    /// Whether the site has an ability.
+    pub fn can(&self, ability: &str) -> bool {
+        self.capabilities.iter().any(|capability| capability.as_str() == ability)
+    }
 }
 
 /// A document and the Ed25519 signature over its exact bytes.

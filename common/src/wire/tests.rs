@@ -72,6 +72,7 @@ fn requests() -> Vec<Request> {
         Request::PutChunks { attempt, count: 1 },
         Request::CommitUpdate { attempt },
         Request::PutReport { study, report: signed() },
+        Request::ReturnArtifact { attempt, manifest: manifest() },
     ]);
     all
 }
@@ -113,7 +114,7 @@ fn notices() -> Vec<Notice> {
     let codes =
         [GoodbyeCode::Stopping, GoodbyeCode::Replaced, GoodbyeCode::Revoked, GoodbyeCode::CertificateExpired];
     all.extend(codes.map(|code| Notice::Goodbye { code }));
-    all.push(Notice::Alive);
+    all.extend([Notice::Alive, Notice::ArtifactWanted { artifact: model }]);
     all
 }
 
@@ -275,6 +276,18 @@ fn words_cannot_move_a_terminal() {
     *hostile.last_mut().unwrap() = 0x1b;
     assert!(codec::decode::<Reply>(&body).is_ok());
     assert!(matches!(codec::decode::<Reply>(&hostile), Err(CodecError::Malformed { .. })));
+}
+
+#[test]
+fn of_what_a_site_can_unknown_names_say_nothing() {
+    let says = |names: &[&str]| Hello {
+        minor_min: 0,
+        minor_max: 1,
+        agent_version: "0.1.0".into(),
+        capabilities: names.iter().map(|name| Words::new(*name)).collect(),
+    };
+    assert!(says(&["resume", "return-artifacts"]).can(Hello::RETURNS_ARTIFACTS));
+    assert!(!says(&["return-artifact", ""]).can(Hello::RETURNS_ARTIFACTS) && !says(&[]).can(""));
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //!
 //! Without `--repair` it only reads, also beside a running coordinator. With it, it takes the store's lock, moves what is
 //! corrupt to the quarantine and narrows permissions; it deletes nothing. What moved is fetched again by other means: an
-//! update by the round machine, which asks its site; an initial model by `study add`; any other model by `artifact add`, from a
-//! copy of a site or a backup; moments from a backup.
+//! update by the round machine, which asks its site; an initial model by `study add`; what a study needs by a running coordinator, from a
+//! site that may return it; any model by `artifact add`, from a copy of a site or a backup; moments from a backup.
 //! `place` looks at disk, permissions and certificates, `records` at database, studies and journals, `signatures` at what sites
 //! signed, `files` at every byte of models and updates, `moments` at what strategies keep between rounds.
 

@@ -74,9 +74,9 @@ impl Use {
             }
             Self::Current { .. } => {
                 "the study cannot go on without it, and the updates that it was made of are gone since it was durable: \
-                 take a copy from a site (the two files of this name in its state/artifacts, .data and .json) or a backup \
-                 (the folder of this name in its state/artifacts), and `coordinator artifact add COPY`; a \
-                 study that paused for want of it tries again within 10 minutes, at once after `coordinator study resume`"
+                 a running coordinator asks the sites for it whose policy lets models leave, and goes on by itself once one \
+                 returned it; else take a copy from a site (the two files of this name in its state/artifacts, .data and .json) or \
+                 a backup (the folder of this name in its state/artifacts), and `coordinator artifact add COPY`"
             }
             Self::Past { .. } => {
                 "the study goes on; for its scores, take a copy from a site (the two files of this name in its \

@@ -25,6 +25,7 @@ impl Driver {
         self.progress.say(&Line::Connected { site: site.clone(), role });
         let greetings = self.studies.values().flat_map(|run| run.greeting(role));
         greetings.for_each(|notice| self.peers.tell(&site, notice));
+        self.ask_for_lost(Some(&site)).await;
         id
     }
 

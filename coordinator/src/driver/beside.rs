@@ -61,7 +61,7 @@ impl Driver {
     pub(super) async fn complete(&mut self, outcome: Result<Outcome, Failure>) -> Reply {
         let done = match outcome {
             Ok(Outcome::Study { document, kind }) => self.add_study(*document, kind).await,
-            Ok(Outcome::Artifact { artifact, what }) => Ok(self.artifact_is_back(&artifact, &what)),
+            Ok(Outcome::Artifact { artifact, what }) => Ok(self.artifact_is_back(&artifact, &what).await),
             Ok(Outcome::Done { words }) => Ok(Reply::Done { words }),
             Err(failure) => Err(failure),
         };

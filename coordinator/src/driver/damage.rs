@@ -1,27 +1,62 @@
 //! Published artifacts that the disk has changed or lost: the operator is told once, and `coordinator status` says it until one is
-//! served whole again, or brought back.
+//! served whole again, or back.
 //!
-//! Nothing mends them by itself. The updates that a model was made of are removed when it is durable, and no site sends one back; an
-//! initial model and embeddings come back by their file, any of them by a copy (`coordinator artifact add`), as the doctor says of each.
+//! The updates that a model was made of are removed when it is durable. A site that holds the model may return it (`asking`); an
+//! initial model and embeddings come back by their file too, any of them by a copy (`coordinator artifact add`), as the doctor says of
+//! each.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use common::ids::ArtifactHash;
+use common::round::{self, Fault, PauseReason};
 
 use super::Driver;
+use super::asking::Asking;
 use super::beside::{Outcome, Work};
+use super::lost::Look;
 use super::operate::Failure;
-use super::study_run::StudyRun;
+use super::study_run::{Happening, StudyRun};
 use crate::operator::Reply;
 use crate::progress::Line;
-use crate::store::{ArtifactFile, CORRUPT, StoreError, causes};
+use crate::store::{ArtifactFile, CORRUPT, Store, StoreError, causes};
 
 /// Of a copy that cannot be opened.
 const A_COPY: &str = "a site's copy is two files beside each other, HASH.data and HASH.json; a backup's is the folder HASH. The coordinator reads \
                       them as its own user: are they there, and may that user read them?";
 /// Of a copy whose bytes are not those that were published.
 const TAKE_ANOTHER: &str = "take the copy of another site, or of a backup; nothing was changed here";
+
+/// An artifact that cannot be served.
+#[derive(Debug)]
+pub(super) struct Damage {
+    /// In words.
+    words: String,
+    pub(super) asking: Asking,
+}
+
+/// What is wrong with an artifact that should be here, in words; nothing where that cannot be told now. Blocks.
+pub(super) fn damage(store: &Store, artifact: &ArtifactHash, look: Look) -> Option<String> {
+    let looked = match store.artifacts().read(artifact) {
+        Ok(Some(file)) if look == Look::Whole => file.verify(|_| {}),
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(StoreError::corrupt("artifact", "it is gone")),
+        Err(error) => Err(error),
+    };
+    looked.err().filter(StoreError::is_damage).map(|error| causes(&error))
+}
+
+/// What an artifact that sites may ask for is to a study.
+pub(super) fn use_in(run: &StudyRun, artifact: &ArtifactHash) -> Option<&'static str> {
+    let study = run.document.study();
+    Some(match artifact {
+        known if *known == study.initial_model => "the initial model",
+        known if *known == study.embeddings.artifact => "the class embeddings",
+        known if *known == run.rounds.status().model => "the current model",
+        known if !run.evaluation.pending(known).is_empty() => "a model to be scored",
+        _ => return None,
+    })
+}
 
 impl Driver {
     /// Notes that an artifact cannot be served, and tells it, if it is news.
@@ -31,10 +66,11 @@ impl Driver {
         }
         let what = self.use_of(&artifact).unwrap_or_else(|| format!("artifact {}", artifact.short()));
         let detail = format!(
-            "{what} is lost or corrupt, and sites that ask for it are refused: {words}; `coordinator doctor` says how it comes back"
+            "{what} is lost or corrupt, and sites that ask for it are refused: {words}; a site that may return it is asked for it, and \
+             `coordinator doctor` says how else it comes back"
         );
         self.progress.say(&Line::Fault { code: CORRUPT.to_owned(), detail: detail.clone() });
-        self.damaged.insert(artifact, detail);
+        self.damaged.insert(artifact, Damage { words: detail, asking: Asking::default() });
     }
 
     /// Notes that it was served whole.
@@ -49,7 +85,7 @@ impl Driver {
         if let Some(trouble) = &self.trouble {
             return Some((trouble.code, self.trouble_in_words()));
         }
-        let words: Vec<&str> = self.damaged.values().map(String::as_str).collect();
+        let words: Vec<&str> = self.damaged.values().map(|damage| damage.words.as_str()).collect();
         (!words.is_empty()).then(|| (CORRUPT, Some(words.join("; "))))
     }
 
@@ -78,13 +114,26 @@ impl Driver {
     }
 
     /// Notes that an artifact was brought back, which is `what` to a study.
-    pub(super) fn artifact_is_back(&mut self, artifact: &ArtifactHash, what: &str) -> Reply {
+    pub(super) async fn artifact_is_back(&mut self, artifact: &ArtifactHash, what: &str) -> Reply {
         self.note_whole(artifact);
+        self.go_on_with(artifact).await;
         let words = format!(
             "{what} is here, and every byte is as it was published; sites that were refused ask again by themselves, and \
-             a study that paused for want of it tries again within 10 minutes, at once after `coordinator study resume`"
+             a study that paused for want of it goes on"
         );
         Reply::Done { words }
+    }
+
+    /// Takes up the studies that paused for want of a model that is here again.
+    pub(super) async fn go_on_with(&mut self, model: &ArtifactHash) {
+        let waits = |run: &StudyRun| {
+            let status = run.rounds.status();
+            status.model == *model && status.paused == Some(PauseReason::Aggregation(Fault::Storage))
+        };
+        let studies = self.studies.iter().filter(|(_, run)| waits(run)).map(|(study, _)| *study);
+        for study in studies.collect::<Vec<_>>() {
+            self.take(study, Happening::Round(round::Event::Resume)).await;
+        }
     }
 
     /// All that studies have ever published, each with what it is, or was, to one.
@@ -109,20 +158,21 @@ impl Driver {
         Ok(published)
     }
 
-    /// What an artifact that sites may ask for is to a study.
+    /// What an artifact that sites may ask for is, and to which study.
     pub(super) fn use_of(&self, artifact: &ArtifactHash) -> Option<String> {
-        let words = |run: &StudyRun| {
-            let study = run.document.study();
-            let what = match artifact {
-                known if *known == study.initial_model => "the initial model",
-                known if *known == study.embeddings.artifact => "the class embeddings",
-                known if *known == run.rounds.status().model => "the current model",
-                known if !run.evaluation.pending(known).is_empty() => "a model to be scored",
-                _ => return None,
-            };
-            Some(format!("{what} of `{}`", study.name))
-        };
-        self.studies.values().find_map(words)
+        let (run, what) = self.user_of(artifact)?;
+        Some(format!("{what} of `{}`", run.document.study().name))
+    }
+
+    /// Says something of an artifact to the operator, as a turn of the study that needs it.
+    pub(super) fn say_of(&self, artifact: &ArtifactHash, what: &str, words: &str) {
+        let Some((run, is)) = self.user_of(artifact) else { return };
+        let study = run.document.study().name.clone();
+        self.progress.say(&Line::Study { study, what: what.to_owned(), detail: format!("{is} {words}") });
+    }
+
+    fn user_of(&self, artifact: &ArtifactHash) -> Option<(&StudyRun, &'static str)> {
+        self.studies.values().find_map(|run| Some((run, use_in(run, artifact)?)))
     }
 }
 
@@ -132,13 +182,17 @@ mod tests {
     use std::path::Path;
 
     use common::ids::{ArtifactHash, Digest};
+    use common::round::{self, Fault, PauseReason};
     use common::testing::artifact_of_zeros;
     use tokio::sync::oneshot;
 
+    use super::damage;
     use crate::driver::Driver;
     use crate::driver::handle::Command;
+    use crate::driver::lost::Look;
     use crate::driver::lost::tests::driver;
-    use crate::fixture::{Fixture, change_a_byte, write};
+    use crate::driver::study_run::Happening;
+    use crate::fixture::{Fixture, change_a_byte, site, write};
     use crate::operator::{Reply, Request};
     use crate::store::Store;
 
@@ -160,6 +214,41 @@ mod tests {
         assert!(words.contains("chunk 3") && words.contains("coordinator doctor"), "{words}");
         driver.note_whole(&model);
         assert_eq!(driver.fault(), None);
+    }
+
+    #[tokio::test]
+    async fn a_changed_byte_is_seen_by_looking_at_the_whole_and_a_loss_by_name() {
+        let fixture = Fixture::new().await;
+        let (store, model) = (fixture.store().await, fixture.study.study().initial_model);
+        assert_eq!(damage(&store, &model, Look::Whole), None);
+        change_a_byte(&store.artifacts().folder(&model));
+        assert_eq!(damage(&store, &model, Look::Name), None, "of the right size");
+        assert!(damage(&store, &model, Look::Whole).unwrap().contains("chunk 0 of"));
+        fs::remove_dir_all(store.artifacts().folder(&model)).unwrap();
+        assert!(damage(&store, &model, Look::Name).unwrap().contains("it is gone"));
+    }
+
+    #[tokio::test]
+    async fn an_aggregation_tells_of_the_corrupt_model_that_it_begins_from_and_goes_on_once_it_is_back() {
+        let fixture = Fixture::new().await;
+        let store = fixture.store().await;
+        let mut driver = driver(&fixture, store.clone()).await;
+        let (study, model) = (fixture.digest(), fixture.study.study().initial_model);
+        let manifest = store.artifacts().read(&model).unwrap().unwrap().manifest().clone();
+        change_a_byte(&store.artifacts().folder(&model));
+        driver.take(study, Happening::Round(round::Event::Restarted)).await;
+        let paused = |driver: &Driver| driver.studies[&study].rounds.status().paused;
+        while paused(&driver).is_none() {
+            let command = driver.inbox.recv().await.unwrap();
+            driver.obey(command).await;
+        }
+        assert_eq!(paused(&driver), Some(PauseReason::Aggregation(Fault::Storage)));
+        assert_eq!(driver.damaged.keys().collect::<Vec<_>>(), [&model]);
+
+        assert_eq!(write(&store, &manifest), model);
+        driver.artifact_returned(&site(), &model).await;
+        assert_eq!(paused(&driver), None);
+        assert!(driver.damaged.is_empty());
     }
 
     #[tokio::test]

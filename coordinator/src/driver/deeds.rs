@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::aggregation::{self, Done, Job, JobError};
+use super::damage;
 use super::disk;
 use super::handle::{Claim, refuse_report, refuse_update};
 use super::lost::{self, Look, Wanted};
@@ -174,7 +175,7 @@ impl Driver {
             let mut heard = result.unwrap_or_else(|error| {
                 tracing::error!(%error, "aggregation panicked");
                 let fault = round::Fault::Numbers;
-                Heard::of(Vec::new(), vec![round::Event::AggregationFailed { round, fault }])
+                Heard::of(vec![round::Event::AggregationFailed { round, fault }])
             });
             // Before the model counts: what made it is not reckoned again after a restart.
             if !stop.is_cancelled()
@@ -182,6 +183,9 @@ impl Driver {
                 && let Err(error) = store.note_contributions(&study, round, &heard.contributions).await
             {
                 heard = unnoted(&store, round, &error);
+            }
+            if let Some(words) = heard.damage {
+                handle.artifact_damaged(base, words).await;
             }
             let lines = heard.lines.into_iter().map(line).collect();
             handle.aggregated(study, stop, lines, heard.events).await;
@@ -315,12 +319,14 @@ struct Heard {
     events: Vec<round::Event>,
     /// What each update is in the model that was made.
     contributions: Vec<Contribution>,
+    /// What is wrong with the model that the round begins from.
+    damage: Option<String>,
 }
 
 impl Heard {
-    /// No model.
-    fn of(lines: Vec<(&'static str, String)>, events: Vec<round::Event>) -> Self {
-        Self { lines, events, contributions: Vec::new() }
+    /// Events, of which there is nothing more to say.
+    fn of(events: Vec<round::Event>) -> Self {
+        Self { lines: Vec::new(), events, contributions: Vec::new(), damage: None }
     }
 }
 
@@ -331,11 +337,11 @@ fn aggregate(store: &Store, job: &Job) -> Heard {
     let error = match aggregation::aggregate(store, job) {
         Ok(Done { model, clipped, contributions }) => {
             let lines = clipped.iter().map(|clipped| facts::of_clipping(round, clipped)).collect();
-            let events = vec![round::Event::Aggregated { round, model }];
-            return Heard { lines, events, contributions };
+            let made = Heard::of(vec![round::Event::Aggregated { round, model }]);
+            return Heard { lines, contributions, ..made };
         }
         // Its files may be gone already, and nobody asks what became of it.
-        Err(_) if job.stop.is_cancelled() => return Heard::of(Vec::new(), Vec::new()),
+        Err(_) if job.stop.is_cancelled() => return Heard::of(Vec::new()),
         Err(error) => error,
     };
     tracing::error!(error = &error as &dyn std::error::Error, "aggregation failed");
@@ -357,7 +363,11 @@ fn aggregate(store: &Store, job: &Job) -> Heard {
         true => vec![round::Event::AggregationFailed { round, fault }],
         false => lost.into_iter().map(Wanted::lost).collect(),
     };
-    Heard::of(lines, events)
+    let damage = match fault {
+        round::Fault::Storage => damage::damage(store, &job.base, Look::Whole),
+        _ => None,
+    };
+    Heard { lines, damage, ..Heard::of(events) }
 }
 
 /// A model that was made, of which the database does not take what each site contributed: like one that it does not take.
@@ -366,5 +376,6 @@ fn unnoted(store: &Store, round: RoundId, error: &StoreError) -> Heard {
     let words =
         format!("what sites contribute to round {round} could not be noted: {}", store::causes(error));
     let fault = disk::fault(store, error);
-    Heard::of(vec![("aggregation-failed", words)], vec![round::Event::AggregationFailed { round, fault }])
+    let lines = vec![("aggregation-failed", words)];
+    Heard { lines, ..Heard::of(vec![round::Event::AggregationFailed { round, fault }]) }
 }

@@ -106,6 +106,17 @@ pub(super) enum Command {
     ArtifactWhole {
         artifact: ArtifactHash,
     },
+    /// Whether an artifact that a site would return is one that the disk lost.
+    WantsArtifact {
+        site: SiteId,
+        artifact: ArtifactHash,
+        reply: oneshot::Sender<bool>,
+    },
+    /// A site returned one.
+    ArtifactReturned {
+        site: SiteId,
+        artifact: ArtifactHash,
+    },
     Say(Line),
 }
 
@@ -244,6 +255,16 @@ impl DriverHandle {
     /// It was served whole.
     pub(crate) async fn artifact_whole(&self, artifact: ArtifactHash) {
         self.tell(Command::ArtifactWhole { artifact }).await;
+    }
+
+    /// Whether an artifact that a site would return is one that the disk lost.
+    pub(crate) async fn wants_artifact(&self, site: SiteId, artifact: ArtifactHash) -> Result<bool, Refusal> {
+        self.ask(|reply| Command::WantsArtifact { site, artifact, reply }).await
+    }
+
+    /// A site returned it, every byte; it is durable.
+    pub(crate) async fn artifact_returned(&self, site: SiteId, artifact: ArtifactHash) {
+        self.tell(Command::ArtifactReturned { site, artifact }).await;
     }
 
     /// Shows the operator something.

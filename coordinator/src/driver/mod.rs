@@ -3,11 +3,12 @@
 //! What to do is decided in [`common::round`] and [`common::evaluation`]; here nothing looks at a phase. Connections
 //! ([`crate::network`]) and operator ([`crate::operator`]) talk to the loop through [`DriverHandle`]. An event that the
 //! store does not take did not happen: a site is told to try again, and the coordinator's own results wait in a queue
-//! (`retries`) until the `disk` takes them. What a disk took is looked for in `lost`, or told in `damage`; `spent` tidies up behind
-//! a round.
+//! (`retries`) until the `disk` takes them. What a disk took is looked for in `lost`, or told in `damage` and asked for in `asking`;
+//! `spent` tidies up behind a round.
 
 mod added;
 mod aggregation;
+mod asking;
 mod attendance;
 mod beside;
 mod damage;
@@ -42,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::aggregation::position;
+use self::damage::Damage;
 pub(crate) use self::disk::{RETRY, space_in_words};
 pub use self::handle::DriverHandle;
 use self::handle::{Claim, Claimant, Command, refuse_report, refuse_update};
@@ -100,8 +102,8 @@ pub struct Driver {
     claims: BTreeMap<Claim, Claimant>,
     /// Our own results that the store did not take yet.
     retries: Retries,
-    /// Artifacts that cannot be served, in words.
-    damaged: BTreeMap<ArtifactHash, String>,
+    /// Artifacts that cannot be served.
+    damaged: BTreeMap<ArtifactHash, Damage>,
     /// How the store fails; `None` while it works.
     trouble: Option<Failing>,
     /// When the disk is tried again, while it fails.
@@ -183,6 +185,7 @@ impl Driver {
         let mut failing = self.store.health().listen();
         self.tell_unreadable();
         self.miss_updates().await;
+        self.look_for_artifacts().await;
         self.sweep_spool().await;
         for study in self.studies.keys().copied().collect::<Vec<_>>() {
             self.take(study, Happening::Round(round::Event::Restarted)).await;
@@ -253,7 +256,9 @@ impl Driver {
     fn next_wake_up(&self) -> Duration {
         let now = self.clock.now();
         let timers = self.studies.values().flat_map(|run| run.timers.values());
-        let soonest = timers.min().map_or(LONGEST_WAIT, |at| at.since(now)).min(LONGEST_WAIT);
+        let asks = self.damaged.values().map(|damage| damage.asking.next_at());
+        let soonest = timers.copied().chain(asks).min();
+        let soonest = soonest.map_or(LONGEST_WAIT, |at| at.since(now)).min(LONGEST_WAIT);
         match self.trouble {
             // What is due waits for the disk too.
             Some(_) => self.try_at.since(now),
@@ -282,6 +287,7 @@ impl Driver {
             self.take(study, happening).await;
         }
         self.end_trouble().await;
+        self.ask_for_lost(None).await;
     }
 
     async fn obey(&mut self, command: Command) {
@@ -347,6 +353,10 @@ impl Driver {
             }
             Command::ArtifactDamaged { artifact, words } => self.note_damage(artifact, &words),
             Command::ArtifactWhole { artifact } => self.note_whole(&artifact),
+            Command::WantsArtifact { site, artifact, reply } => {
+                let _ = reply.send(self.wants_artifact(&site, &artifact));
+            }
+            Command::ArtifactReturned { site, artifact } => self.artifact_returned(&site, &artifact).await,
             Command::Say(line) if self.is_echo(&line) => tracing::debug!(%line, "said before"),
             Command::Say(line) => self.progress.say(&line),
         }

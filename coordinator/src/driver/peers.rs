@@ -19,6 +19,8 @@ pub(crate) struct Peer {
     pub(crate) role: Role,
     pub(crate) connection: Connection,
     pub(crate) notices: mpsc::Sender<Notice>,
+    /// Whether it may be asked for artifacts.
+    pub(crate) returns_artifacts: bool,
 }
 
 /// All connections, one for each site.
@@ -69,6 +71,12 @@ impl Peers {
     /// Whether `site` is connected.
     pub(super) fn has(&self, site: &SiteId) -> bool {
         self.by_site.contains_key(site)
+    }
+
+    /// Whether `site` is connected as a trainer that may return artifacts.
+    pub(super) fn returns_artifacts(&self, site: &SiteId) -> bool {
+        let peer = self.by_site.get(site).map(|entry| &entry.peer);
+        peer.is_some_and(|peer| peer.returns_artifacts && peer.role == Role::Trainer)
     }
 
     /// Ends all connections.

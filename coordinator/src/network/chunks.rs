@@ -1,4 +1,4 @@
-//! The exchanges that carry chunks: an artifact on its way to a site, an update on its way from one.
+//! The exchanges that carry chunks: an artifact on its way to a site, an update or a lost artifact on its way from one.
 
 use std::io;
 use std::sync::Arc;
@@ -132,15 +132,15 @@ impl ChunkSource for OnDisk {
     }
 }
 
-/// Takes so many chunks of the update that arrives under this attempt.
+/// Takes so many chunks of what arrives under this attempt.
 pub(super) async fn take_chunks(
     session: &Session,
     attempt: AttemptId,
     count: u32,
     exchange: &mut Exchange,
 ) -> Result<Reply, LinkError> {
-    let arriving = session.upload.lock().await.map_err(LinkError::Refused)?.upload.clone();
-    let upload = arriving.filter(|upload| upload.attempt() == attempt).ok_or_else(|| {
+    let arriving = session.upload.lock().await.map_err(LinkError::Refused)?.of(attempt).cloned();
+    let upload = arriving.ok_or_else(|| {
         LinkError::Refused(refusal(RefusalCode::UnknownAttempt, "no update is offered under this attempt"))
     })?;
     if position(count) > upload.manifest().chunks().len() {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::artifact::ArtifactManifest;
 use common::evaluation::ReportExpectation;
 use common::ids::{AttemptId, RoundId, SiteId, StudyDigest};
 use common::manifest::LabelManifest;
@@ -19,7 +20,8 @@ use tokio::io::AsyncWrite;
 
 use super::chunks::{open_artifact, serve_chunks, take_chunks};
 use super::session::Session;
-use super::upload::Upload;
+use super::slot;
+use super::upload::{Kept, Upload};
 use crate::admission::check_part;
 use crate::clock;
 use crate::driver::{check_manifest, counts, decline};
@@ -109,6 +111,7 @@ impl Session {
             Request::OfferUpdate(offer) => self.offer(offer).await,
             Request::CommitUpdate { attempt } => self.commit(attempt).await,
             Request::PutReport { study, report } => self.put_report(study, report).await,
+            Request::ReturnArtifact { attempt, manifest } => self.take_back(attempt, manifest).await,
             Request::Hello(_) | Request::GetChunks { .. } | Request::PutChunks { .. } => {
                 Err(refusal(RefusalCode::BadRequest, "not expected here"))
             }
@@ -208,36 +211,61 @@ impl Session {
             UpdateExpectation::Wanted { base } => base,
         };
         let document = self.study(offer.study).await?;
-        slot.let_go().await?;
+        // So that the driver hears of it where the disk lost that model; to the site it is the failure of below.
+        drop(open_artifact(self, base).await);
+        slot::let_go(&mut slot.update).await?;
         let upload =
             Upload::begin(&self.context.store, site, offer, base, &document.study().aggregation).await?;
         let missing = upload.missing();
-        slot.upload = Some(Arc::new(upload));
+        slot.update = Some(Arc::new(upload));
+        Ok(Reply::UpdateWanted { missing })
+    }
+
+    /// An artifact that the disk lost: wanted only as long as that is so, and by its name alone.
+    async fn take_back(&self, attempt: AttemptId, manifest: Manifest) -> Result<Reply, Refusal> {
+        let manifest = ArtifactManifest::try_from(manifest)
+            .map_err(|error| refusal(RefusalCode::WrongLayout, error.to_string()))?;
+        if !self.context.driver.wants_artifact(self.identity.site.clone(), manifest.hash()).await? {
+            return Ok(Reply::Done);
+        }
+        let mut slot = self.upload.lock().await?;
+        slot::let_go(&mut slot.artifact).await?;
+        let upload = Upload::receive(&self.context.store, attempt, manifest).await?;
+        let missing = upload.missing();
+        slot.artifact = Some(Arc::new(upload));
         Ok(Reply::UpdateWanted { missing })
     }
 
     async fn commit(&self, attempt: AttemptId) -> Result<Reply, Refusal> {
         let site = self.identity.site.clone();
         let mut slot = self.upload.lock().await?;
-        let Some(upload) = slot.upload.take_if(|upload| upload.attempt() == attempt) else {
+        let Some((upload, place)) = slot.take(attempt) else {
             return self.receipt_again(attempt).await;
         };
         let missing = upload.missing().len();
         if missing > 0 {
             let words = format!("{missing} chunks are missing");
-            slot.upload = Some(upload);
+            *place = Some(upload);
             return Err(refusal(RefusalCode::Incomplete, words));
         }
         let upload = match Arc::try_unwrap(upload) {
             Ok(upload) => upload,
             // A stream of before a cut, which will be found broken.
             Err(upload) => {
-                slot.upload = Some(upload);
+                *place = Some(upload);
                 return Err(refusal(RefusalCode::TooBusy, "a stream of this update is still open"));
             }
         };
         let bytes = upload.manifest().layout().bytes();
-        let verified = upload.keep().await?;
+        let verified = match upload.keep().await? {
+            Kept::Update(verified) => verified,
+            Kept::Artifact(artifact) => {
+                // What is open is the one that it took the place of.
+                self.context.shelf.forget(&artifact);
+                self.context.driver.artifact_returned(site, artifact).await;
+                return Ok(Reply::Done);
+            }
+        };
         let offer = round::UpdateOffer {
             study: verified.study(),
             round: verified.round(),

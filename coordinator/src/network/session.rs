@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::wire::{self, GoodbyeCode, Notice, Refusal, RefusalCode, Reply, Request, Welcome};
+use common::wire::{self, GoodbyeCode, Hello, Notice, Refusal, RefusalCode, Reply, Request, Welcome};
 use link::{CloseCode, Connection, Exchange, Lane, LinkError, PeerIdentity};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -124,9 +124,10 @@ impl Session {
             Ok(()) => match request {
                 Request::Hello(hello) => {
                     let theirs = (hello.minor_min, hello.minor_max);
+                    let returns_artifacts = hello.can(Hello::RETURNS_ARTIFACTS);
                     // The rest is not needed for the life of the connection.
                     drop((hello, room));
-                    self.watch(theirs, &mut exchange).await
+                    self.watch(theirs, returns_artifacts, &mut exchange).await
                 }
                 request => requests::answer(&self, request, &mut exchange).await,
             },
@@ -167,7 +168,12 @@ impl Session {
     }
 
     /// The watch stream: Welcome, then notices for the life of the connection.
-    async fn watch(&self, theirs: (u16, u16), exchange: &mut Exchange) -> Result<(), LinkError> {
+    async fn watch(
+        &self,
+        theirs: (u16, u16),
+        returns_artifacts: bool,
+        exchange: &mut Exchange,
+    ) -> Result<(), LinkError> {
         let ours = (wire::MINOR_MIN, wire::MINOR_MAX);
         let minor = wire::agree_minor(ours, theirs).ok_or_else(|| {
             let words = format!("the coordinator speaks 1.{} to 1.{}", ours.0, ours.1);
@@ -182,7 +188,7 @@ impl Session {
         exchange.hears_goodbye();
 
         let (notices, mut queue) = mpsc::channel(NOTICES);
-        let peer = Peer { role, connection: self.connection.clone(), notices };
+        let peer = Peer { role, connection: self.connection.clone(), notices, returns_artifacts };
         let id = self.context.driver.connected(site.clone(), peer).await.map_err(LinkError::Refused)?;
         let says_alive = self.connection.lane() == Lane::Tcp && minor >= Notice::ALIVE_SINCE;
         let ended = self.forward(&mut queue, says_alive, exchange).await;

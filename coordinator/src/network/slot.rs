@@ -2,13 +2,14 @@
 //!
 //! A site that comes anew, from another address or after a restart, does not wait until its old connection is found dead, and both
 //! would write into one folder of the spool. So the newest connection that asks has the room: what an older one has in it is
-//! let go of before, and an older one that still asks is refused.
+//! let go of before, and an older one that still asks is refused. An artifact that the site returns has room beside it: neither waits
+//! for the other.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::ids::SiteId;
+use common::ids::{AttemptId, SiteId};
 use common::wire::{Refusal, RefusalCode};
 use tokio::sync::MutexGuard;
 
@@ -28,7 +29,9 @@ type Slot = tokio::sync::Mutex<Arriving>;
 pub(super) struct Arriving {
     /// The newest session that used it.
     session: u64,
-    pub(super) upload: Option<Arc<Upload>>,
+    pub(super) update: Option<Arc<Upload>>,
+    /// One that the disk had lost.
+    pub(super) artifact: Option<Arc<Upload>>,
 }
 
 /// One session's way to the slot of its site.
@@ -76,15 +79,36 @@ impl UploadSlot {
 }
 
 impl Arriving {
+    /// What arrives under this attempt.
+    pub(super) fn of(&self, attempt: AttemptId) -> Option<&Arc<Upload>> {
+        [&self.update, &self.artifact].into_iter().flatten().find(|upload| upload.attempt() == attempt)
+    }
+
+    /// Takes it out; with its place, where it may have to go back to.
+    pub(super) fn take(&mut self, attempt: AttemptId) -> Option<(Arc<Upload>, &mut Option<Arc<Upload>>)> {
+        let mut places = [&mut self.update, &mut self.artifact].into_iter();
+        places.find_map(|place| {
+            let upload = place.take_if(|upload| upload.attempt() == attempt)?;
+            Some((upload, place))
+        })
+    }
+
     /// Empties the slot. Once this returns, what was in it changes no file any more.
     ///
     /// # Errors
     /// A refusal when a thread of ours failed.
     pub(super) async fn let_go(&mut self) -> Result<(), Refusal> {
-        match self.upload.take() {
-            Some(upload) => upload.let_go().await,
-            None => Ok(()),
-        }
+        let update = let_go(&mut self.update).await;
+        let_go(&mut self.artifact).await?;
+        update
+    }
+}
+
+/// Empties one place of a slot, as [`Arriving::let_go`] does both.
+pub(super) async fn let_go(place: &mut Option<Arc<Upload>>) -> Result<(), Refusal> {
+    match place.take() {
+        Some(upload) => upload.let_go().await,
+        None => Ok(()),
     }
 }
 

@@ -1,20 +1,23 @@
 //! A coordinator in this process, over QUIC on loopback, and sites that do what no program of ours would.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use common::artifact::ArtifactManifest;
 use common::evaluation;
-use common::ids::{ArtifactHash, Digest, Role, RoundId, SiteId};
+use common::ids::{ArtifactHash, AttemptId, Digest, Role, RoundId, SiteId};
 use common::manifest::LabelManifest;
 use common::signed::{Signed, SignedDocument};
 use common::testing::example_study_with;
 use common::wire::{
-    EnrollReply, EnrollRequest, EnrollToken, Enrolled, Hello, Notice, Reply, Request, SignedBytes,
+    EnrollReply, EnrollRequest, EnrollToken, Enrolled, Hello, Manifest, Notice, Reply, Request, SignedBytes,
+    Words,
 };
 use link::framing::FrameWriter;
 use link::quic::{Dialer, Exchange, QuicSettings};
 use link::tls::{self, Credentials, RootFingerprint};
-use link::transfer::read_reply;
+use link::transfer::{ChunkSource, Patience, put_chunks, read_reply};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -182,8 +185,13 @@ async fn ask(connection: &Connection, request: &Request) -> Result<Reply, LinkEr
 
 /// Says hello; the watch stream, once welcome.
 async fn greet(connection: &Connection) -> Exchange {
+    greet_as_one_that_can(connection, &[]).await
+}
+
+async fn greet_as_one_that_can(connection: &Connection, capabilities: &[&str]) -> Exchange {
     let mut exchange = connection.open().await.unwrap();
-    let hello = Hello { minor_min: 0, minor_max: 0, agent_version: "test".into(), capabilities: vec![] };
+    let capabilities = capabilities.iter().map(Words::from).collect();
+    let hello = Hello { minor_min: 0, minor_max: 0, agent_version: "test".into(), capabilities };
     exchange.writer.write(&Request::Hello(hello)).await.unwrap();
     let reply = read_reply(&mut exchange.reader, PATIENCE).await.unwrap();
     assert!(matches!(reply, Reply::Welcome(_)), "{reply:?}");
@@ -338,6 +346,83 @@ async fn an_artifact_that_came_back_and_is_lost_again_is_told_again() {
             assert_eq!(served.fault().await, None);
             std::fs::remove_dir_all(&folder).unwrap();
             assert_eq!(told().await.as_deref(), Some("store-corrupt"));
+        },
+    )
+    .await;
+}
+
+/// The one chunk of an artifact.
+#[derive(Clone)]
+struct Chunk(Vec<u8>);
+
+impl ChunkSource for Chunk {
+    async fn read_chunk(&mut self, _: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
+        buffer.clone_from(&self.0);
+        Ok(())
+    }
+}
+
+/// A key for what a site returns.
+const ATTEMPT: AttemptId = AttemptId::from_bytes([9; 16]);
+
+async fn put(connection: &Connection, manifest: &ArtifactManifest, chunk: &Chunk) -> Result<u32, LinkError> {
+    let mut exchange = connection.open().await.unwrap();
+    let Exchange { reader, writer } = &mut exchange;
+    let patience = Patience { turn: PATIENCE, chunk: PATIENCE };
+    put_chunks(reader, writer, ATTEMPT, manifest, &[0], &mut chunk.clone(), patience).await
+}
+
+#[tokio::test]
+async fn a_lost_artifact_is_asked_of_a_site_that_can_return_it_and_taken_when_every_byte_is_right() {
+    serve_while(
+        |_| {},
+        |served| async move {
+            let (north, south) = (served.enrol("north").await, served.enrol("south").await);
+            let (connection, older) = (served.dial(&north).await, served.dial(&south).await);
+            let mut watch = greet_as_one_that_can(&connection, &[Hello::RETURNS_ARTIFACTS]).await;
+            let _watch = greet(&older).await;
+            served.approve(&connection).await;
+            served.approve(&older).await;
+
+            let (artifacts, study) = (served.context.store.artifacts(), served.fixture.study.study());
+            let artifact = study.embeddings.artifact;
+            let (manifest, chunk) = {
+                let file = artifacts.read(&artifact).unwrap().unwrap();
+                (file.manifest().clone(), Chunk(file.read_chunk(0).unwrap()))
+            };
+            let returns = async |manifest: &ArtifactManifest| {
+                let manifest = Manifest::from(manifest);
+                ask(&connection, &Request::ReturnArtifact { attempt: ATTEMPT, manifest }).await.unwrap()
+            };
+            assert_eq!(returns(&manifest).await, Reply::Done, "it is here");
+            std::fs::remove_dir_all(artifacts.folder(&artifact)).unwrap();
+            let refused = ask(&older, &Request::GetArtifact { artifact }).await;
+            assert!(matches!(refused, Err(LinkError::Refused(_))), "{refused:?}");
+            assert_eq!(served.fault().await.as_deref(), Some("store-corrupt"));
+            while hear(&mut watch).await != (Notice::ArtifactWanted { artifact }) {}
+
+            let other = ArtifactManifest::of(manifest.layout().clone(), &vec![1; chunk.0.len()]);
+            assert_eq!(returns(&other).await, Reply::Done, "nobody misses it");
+            assert_eq!(returns(&manifest).await, Reply::UpdateWanted { missing: vec![0] });
+            let mut changed = chunk.clone();
+            changed.0[7] ^= 1;
+            let refused = put(&connection, &manifest, &changed).await;
+            assert!(
+                matches!(&refused, Err(LinkError::Refused(refusal)) if refusal.code == RefusalCode::BadChunk),
+                "{refused:?}"
+            );
+            let commit = async || ask(&connection, &Request::CommitUpdate { attempt: ATTEMPT }).await;
+            let early = commit().await;
+            assert!(
+                matches!(&early, Err(LinkError::Refused(refusal)) if refusal.code == RefusalCode::Incomplete),
+                "{early:?}"
+            );
+            assert_eq!(put(&connection, &manifest, &chunk).await.unwrap(), 1);
+            assert_eq!(commit().await.unwrap(), Reply::Done);
+            assert_eq!(served.fault().await, None);
+            artifacts.read(&artifact).unwrap().unwrap().verify(|_| {}).unwrap();
+            let served_again = ask(&older, &Request::GetArtifact { artifact }).await.unwrap();
+            assert_eq!(served_again, Reply::Artifact { manifest: Manifest::from(&manifest) });
         },
     )
     .await;

@@ -1,4 +1,5 @@
-//! An update on its way in: each chunk checked before it is written, the whole made durable before it is counted.
+//! An update on its way in, or an artifact that the disk lost: each chunk checked before it is written, the whole made durable before
+//! it is counted.
 //!
 //! ```text
 //! stream 1: read chunk k+1   │ check, write, count chunk k (blocking thread) ┐
@@ -6,11 +7,13 @@
 //! ```
 //! A chunk is hashed once, when it came. Chunks of zeros do not come at all: their hash says what they are.
 
+use std::fs::File;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use common::artifact::{ArtifactManifest, Dtype};
-use common::ids::{AttemptId, ModelHash, SiteId};
+use common::ids::{ArtifactHash, AttemptId, ModelHash, SiteId};
 use common::study::sections::Aggregation;
 use common::update::{
     CheckedChunk, Rejection, UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate, ZeroChunks,
@@ -22,21 +25,40 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use super::requests::internal;
 use crate::driver::position;
-use crate::store::{SpooledUpdate, Store, StoreError};
+use crate::store::{ReturnedArtifact, SpooledUpdate, Store, StoreError};
 
-/// An update that is arriving, on any number of streams.
+/// An update or an artifact that is arriving, on any number of streams.
 pub(super) struct Upload {
     attempt: AttemptId,
     manifest: ArtifactManifest,
-    /// Held for the moment that it takes to count a chunk.
-    verifier: Mutex<UpdateVerifier>,
-    spooled: SpooledUpdate,
+    expected: Expected,
     /// Whether it may be written to: held while a chunk is written, changed once.
     open: RwLock<bool>,
     /// Bytes still to come, about: for the credit alone.
     left: AtomicU64,
     /// Its syncs, until it is let go of. Who hears that one failed removes the files, and holds this meanwhile.
     write_back: tokio::sync::Mutex<Option<WriteBack>>,
+}
+
+/// What arrives, and where it is written.
+enum Expected {
+    Update(Box<ArrivingUpdate>),
+    /// One that the disk lost: its name says what it is.
+    Artifact(Box<ReturnedArtifact>),
+}
+
+/// An update, for the spool.
+struct ArrivingUpdate {
+    /// Held for the moment that it takes to count a chunk.
+    verifier: Mutex<UpdateVerifier>,
+    spooled: SpooledUpdate,
+}
+
+/// What came whole, and is durable.
+#[derive(Debug)]
+pub(super) enum Kept {
+    Update(Box<VerifiedUpdate>),
+    Artifact(ArtifactHash),
 }
 
 /// Why a chunk or update is not kept.
@@ -83,6 +105,28 @@ impl Upload {
         off_thread(move || begin(&store, site, offer, base, dtype, max_norm)).await
     }
 
+    /// Begins with an artifact that the disk lost: nothing of it is here.
+    pub(super) async fn receive(
+        store: &Store,
+        attempt: AttemptId,
+        manifest: ArtifactManifest,
+    ) -> Result<Self, Refusal> {
+        let artifacts = store.artifacts().clone();
+        off_thread(move || {
+            let expected = Expected::Artifact(Box::new(artifacts.receive(manifest.clone())?));
+            Ok(Self::new(attempt, manifest, expected))
+        })
+        .await
+    }
+
+    fn new(attempt: AttemptId, manifest: ArtifactManifest, expected: Expected) -> Self {
+        let spans = manifest.layout().spans();
+        let to_come = expected.missing().into_iter().filter_map(|index| spans.get(position(index)));
+        let left = AtomicU64::new(to_come.map(|span| u64::from(span.len)).sum());
+        let write_back = tokio::sync::Mutex::new(Some(WriteBack::default()));
+        Self { attempt, manifest, expected, open: RwLock::new(true), left, write_back }
+    }
+
     /// The site's key for it.
     pub(super) fn attempt(&self) -> AttemptId {
         self.attempt
@@ -95,7 +139,7 @@ impl Upload {
 
     /// Chunks still to come.
     pub(super) fn missing(&self) -> Vec<u32> {
-        self.verifier.lock().unwrap_or_else(PoisonError::into_inner).missing()
+        self.expected.missing()
     }
 
     /// Bytes still to come, on all streams, about.
@@ -119,19 +163,15 @@ impl Upload {
         if !*open {
             return Err(Fault::LetGo);
         }
-        self.spooled.write_checked(&checked)?;
-        // Poisoning means that a panic interrupted the counting of another chunk; that one counts as missing.
-        let mut verifier = self.verifier.lock().unwrap_or_else(PoisonError::into_inner);
-        verifier.count(&checked)?;
-        Ok(())
+        self.expected.take(&checked)
     }
 
     /// Has it synced, now and then, while more of it comes.
     async fn wrote(&self, bytes: u64) -> Result<(), Refusal> {
         let mut held = self.write_back.lock().await;
         let Some(write_back) = held.as_mut() else { return Err(Fault::LetGo.into()) };
-        let synced = write_back.wrote(bytes, self.spooled.data()).await;
-        synced.map_err(|error| internal(self.spooled.failed(error)))
+        let synced = write_back.wrote(bytes, self.expected.data()).await;
+        synced.map_err(|error| internal(self.expected.failed(error)))
     }
 
     /// Has nothing more of it written, synced or removed, on whatever stream: its files are its successor's. What is under way
@@ -146,26 +186,70 @@ impl Upload {
         let mut held = self.write_back.lock().await;
         let Some(mut write_back) = held.take() else { return Ok(()) };
         if let Err(error) = write_back.settle().await {
-            let error = self.spooled.failed(error);
+            let error = self.expected.failed(error);
             tracing::error!(error = &error as &dyn std::error::Error, "a sync failed: the update comes anew");
         }
         Ok(())
     }
 
-    /// Completes the verification and makes the update durable.
-    pub(super) async fn keep(self) -> Result<VerifiedUpdate, Refusal> {
-        let Self { verifier, spooled, write_back, .. } = self;
+    /// Completes the verification of an update, and makes what came durable.
+    pub(super) async fn keep(self) -> Result<Kept, Refusal> {
+        let Self { expected, write_back, .. } = self;
         let Some(mut write_back) = write_back.into_inner() else { return Err(Fault::LetGo.into()) };
         let synced = write_back.settle().await;
-        synced.map_err(|error| internal(spooled.failed(error)))?;
-        off_thread(move || {
-            let verified = verifier.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
-            spooled.note_verification(&verified.verification())?;
-            spooled.keep()?;
-            link::failpoint::pass("coordinator.after-spool-keep");
-            Ok(verified)
+        synced.map_err(|error| internal(expected.failed(error)))?;
+        off_thread(move || match expected {
+            Expected::Update(update) => Ok(Kept::Update(Box::new(update.keep()?))),
+            Expected::Artifact(artifact) => Ok(Kept::Artifact(artifact.keep()?)),
         })
         .await
+    }
+}
+
+impl Expected {
+    fn missing(&self) -> Vec<u32> {
+        match self {
+            Self::Update(update) => update.verifier.lock().unwrap_or_else(PoisonError::into_inner).missing(),
+            Self::Artifact(artifact) => artifact.missing(),
+        }
+    }
+
+    fn take(&self, checked: &CheckedChunk<'_>) -> Result<(), Fault> {
+        match self {
+            Self::Update(update) => {
+                update.spooled.write_checked(checked)?;
+                // Poisoning means that a panic interrupted the counting of another chunk; that one counts as missing.
+                let mut verifier = update.verifier.lock().unwrap_or_else(PoisonError::into_inner);
+                verifier.count(checked)?;
+            }
+            Self::Artifact(artifact) => artifact.write_checked(checked)?,
+        }
+        Ok(())
+    }
+
+    fn data(&self) -> &Arc<File> {
+        match self {
+            Self::Update(update) => update.spooled.data(),
+            Self::Artifact(artifact) => artifact.data(),
+        }
+    }
+
+    fn failed(&self, error: io::Error) -> StoreError {
+        match self {
+            Self::Update(update) => update.spooled.failed(error),
+            Self::Artifact(artifact) => artifact.failed(error),
+        }
+    }
+}
+
+impl ArrivingUpdate {
+    fn keep(self) -> Result<VerifiedUpdate, Fault> {
+        let Self { verifier, spooled } = self;
+        let verified = verifier.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
+        spooled.note_verification(&verified.verification())?;
+        spooled.keep()?;
+        link::failpoint::pass("coordinator.after-spool-keep");
+        Ok(verified)
     }
 }
 
@@ -194,11 +278,8 @@ fn begin(
             verifier.count(&checked)?;
         }
     }
-    let spans = manifest.layout().spans();
-    let to_come = verifier.missing().into_iter().filter_map(|index| spans.get(position(index)));
-    let left = AtomicU64::new(to_come.map(|span| u64::from(span.len)).sum());
-    let (verifier, write_back) = (Mutex::new(verifier), tokio::sync::Mutex::new(Some(WriteBack::default())));
-    Ok(Upload { attempt, manifest, verifier, spooled, open: RwLock::new(true), left, write_back })
+    let expected = Expected::Update(Box::new(ArrivingUpdate { verifier: Mutex::new(verifier), spooled }));
+    Ok(Upload::new(attempt, manifest, expected))
 }
 
 /// One stream's way into an upload: while a chunk is checked and written, the next is read. It holds two buffers.
@@ -258,7 +339,6 @@ fn failed(error: &JoinError) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::os::fd::OwnedFd;
     use std::pin::pin;
     use std::task::{Context, Waker};
@@ -268,7 +348,7 @@ mod tests {
     use common::testing::example_study;
 
     use super::*;
-    use crate::network::slot::UploadSlots;
+    use crate::network::slot::{self, UploadSlots};
 
     /// Numbers of a full chunk.
     const CHUNK: u32 = CHUNK_BYTES as u32 / 4;
@@ -321,6 +401,14 @@ mod tests {
         }
     }
 
+    /// The update that came whole, as it was verified.
+    async fn verified(upload: Arc<Upload>) -> VerifiedUpdate {
+        match Arc::into_inner(upload).unwrap().keep().await.unwrap() {
+            Kept::Update(verified) => *verified,
+            Kept::Artifact(artifact) => panic!("{artifact:?} is an update"),
+        }
+    }
+
     /// Numbers, each another.
     fn ramp(layout: &TensorLayout) -> Vec<u8> {
         (0..layout.bytes() / 4).flat_map(|k| (k as f32 + 0.5).to_le_bytes()).collect()
@@ -346,7 +434,7 @@ mod tests {
         assert_eq!(upload.missing(), [0u32; 0]);
         drop((one, other));
 
-        let verified = Arc::into_inner(upload).unwrap().keep().await.unwrap();
+        let verified = verified(upload).await;
         let (study, round) = (verified.study(), verified.round());
         let kept = folder.store.spool().read(&study, round, verified.site(), &verified.hash());
         let kept = kept.unwrap().unwrap();
@@ -394,25 +482,25 @@ mod tests {
         let site: SiteId = "north".parse().unwrap();
         let (older, newer) = (slots.session(&site), slots.session(&site));
         let begun = Arc::new(folder.begin(&data).await);
-        older.lock().await.unwrap().upload = Some(begun.clone());
+        older.lock().await.unwrap().update = Some(begun.clone());
         let mut stream = Intake::new(begun);
         stream.take(0, folder.chunk(&data, 0)).await.unwrap();
         stream.settle().await.unwrap();
 
         let mut slot = newer.lock().await.unwrap();
-        assert!(slot.upload.is_none(), "the older is let go of");
+        assert!(slot.update.is_none(), "the older is let go of");
         // Its stream has more that came before it was closed.
         stream.take(1, folder.chunk(&data, 1)).await.unwrap();
         assert_eq!(stream.settle().await.unwrap_err().code, RefusalCode::TooBusy);
         let upload = folder.begin(&data).await;
         assert_eq!(upload.missing(), [1, 2, 3], "what came before stays, and nothing came after");
-        slot.upload = Some(Arc::new(upload));
+        slot.update = Some(Arc::new(upload));
         drop(slot);
         assert_eq!(older.lock().await.err().map(|refusal| refusal.code), Some(RefusalCode::TooBusy));
         older.leave().await;
-        assert!(newer.lock().await.unwrap().upload.is_some());
+        assert!(newer.lock().await.unwrap().update.is_some());
         newer.leave().await;
-        assert!(newer.lock().await.unwrap().upload.is_none(), "its files are closed");
+        assert!(newer.lock().await.unwrap().update.is_none(), "its files are closed");
     }
 
     /// Begins a sync that fails: a pipe cannot be synced.
@@ -431,7 +519,7 @@ mod tests {
         let site: SiteId = "north".parse().unwrap();
         let (older, newer) = (slots.session(&site), slots.session(&site));
         let begun = Arc::new(folder.begin(&data).await);
-        older.lock().await.unwrap().upload = Some(begun.clone());
+        older.lock().await.unwrap().update = Some(begun.clone());
         let mut stream = Intake::new(begun.clone());
         stream.take(0, folder.chunk(&data, 0)).await.unwrap();
         stream.settle().await.unwrap();
@@ -461,7 +549,7 @@ mod tests {
         let session = UploadSlots::default().session(&"north".parse().unwrap());
         let cancelled = Arc::new(folder.begin(&data).await);
         let mut slot = session.lock().await.unwrap();
-        slot.upload = Some(cancelled.clone());
+        slot.update = Some(cancelled.clone());
         let mut stream = Intake::new(cancelled.clone());
         stream.take(0, folder.chunk(&data, 0)).await.unwrap();
         stream.settle().await.unwrap();
@@ -473,7 +561,7 @@ mod tests {
             assert!(letting_go.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
             let chunk = folder.chunk(&data, 1);
             let checked = CheckedChunk::check(&cancelled.manifest, 1, &chunk).unwrap();
-            cancelled.spooled.write_checked(&checked).unwrap();
+            assert!(cancelled.expected.take(&checked).is_ok());
         }
         letting_go.await.unwrap();
         // One that no thread has taken up yet comes too late.
@@ -488,10 +576,39 @@ mod tests {
         }
         stream.settle().await.unwrap();
         let Intake { upload, .. } = stream;
-        let verified = Arc::into_inner(upload).unwrap().keep().await.unwrap();
+        let verified = verified(upload).await;
         let (study, round) = (verified.study(), verified.round());
         let kept = folder.store.spool().read(&study, round, verified.site(), &verified.hash());
         kept.unwrap().unwrap().verify(|_| {}).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lost_artifact_comes_back_beside_an_update_each_under_its_attempt() {
+        let folder = folder().await;
+        let (data, base) = (ramp(&folder.layout), vec![0; folder.layout.bytes() as usize]);
+        let session = UploadSlots::default().session(&"north".parse().unwrap());
+        let mut slot = session.lock().await.unwrap();
+        slot.update = Some(Arc::new(folder.begin(&data).await));
+        std::fs::remove_dir_all(folder.store.artifacts().folder(&folder.base)).unwrap();
+        let (attempt, manifest) =
+            (AttemptId::from_bytes([9; 16]), ArtifactManifest::of(folder.layout.clone(), &base));
+        assert_eq!(manifest.hash(), folder.base);
+        let returned = Upload::receive(&folder.store, attempt, manifest).await.unwrap();
+        assert_eq!(returned.missing(), [0, 1, 2, 3], "zeros too");
+        slot.artifact = Some(Arc::new(returned));
+
+        let mut intake = Intake::new(slot.of(attempt).unwrap().clone());
+        for index in [2, 0, 3, 1] {
+            intake.take(index, folder.chunk(&base, index)).await.unwrap();
+        }
+        intake.settle().await.unwrap();
+        drop(intake);
+        slot::let_go(&mut slot.update).await.unwrap();
+        assert!(slot.of(folder.offer(&data).attempt).is_none());
+        let (returned, _) = slot.take(attempt).unwrap();
+        let kept = Arc::into_inner(returned).unwrap().keep().await.unwrap();
+        assert!(matches!(kept, Kept::Artifact(artifact) if artifact == folder.base));
+        folder.store.artifacts().read(&folder.base).unwrap().unwrap().verify(|_| {}).unwrap();
     }
 
     #[tokio::test]
@@ -500,7 +617,7 @@ mod tests {
         let data = ramp(&folder.layout);
         let session = UploadSlots::default().session(&"north".parse().unwrap());
         let upload = Arc::new(folder.begin(&data).await);
-        session.lock().await.unwrap().upload = Some(upload.clone());
+        session.lock().await.unwrap().update = Some(upload.clone());
         let mut stream = Intake::new(upload.clone());
         stream.take(0, folder.chunk(&data, 0)).await.unwrap();
         stream.settle().await.unwrap();
@@ -523,7 +640,7 @@ mod tests {
         }
         intake.settle().await.unwrap();
         let Intake { upload, .. } = intake;
-        let verified = Arc::into_inner(upload).unwrap().keep().await.unwrap();
+        let verified = verified(upload).await;
         assert_eq!(verified.hash(), folder.offer(&data).hash());
     }
 }

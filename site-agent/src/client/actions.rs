@@ -175,22 +175,35 @@ impl Agent {
     ) where
         F: Future<Output = Came> + Send,
     {
+        let action = action.clone();
+        self.run_errand(errand, move |connection, egress| async move {
+            match work(connection, egress).await {
+                Came::Event(event) => News::Done(errand, Some(event)),
+                Came::Nothing => News::Done(errand, None),
+                Came::Waits(wait) => News::Waits(Box::new(Held { errand, action, wait })),
+            }
+        });
+    }
+
+    /// As [`Agent::begin`], of an errand that says itself what the agent is to know.
+    pub(super) fn run_errand<F>(
+        &mut self,
+        errand: Errand,
+        work: impl FnOnce(Connection, Arc<Egress>) -> F + Send + 'static,
+    ) where
+        F: Future<Output = News> + Send,
+    {
         let Some(connection) = self.connection.clone() else { return };
         if self.errands.contains_key(&errand) || self.waiting.has(errand) {
             return;
         }
         let cancel = CancellationToken::new();
         self.errands.insert(errand, cancel.clone());
-        let (news, egress, action) = (self.news.clone(), self.egress.clone(), action.clone());
+        let (news, egress) = (self.news.clone(), self.egress.clone());
         self.tasks.spawn(async move {
-            let came = tokio::select! {
-                came = work(connection, egress) => came,
-                () = cancel.cancelled() => Came::Nothing,
-            };
-            let told = match came {
-                Came::Event(event) => News::Done(errand, Some(event)),
-                Came::Nothing => News::Done(errand, None),
-                Came::Waits(wait) => News::Waits(Box::new(Held { errand, action, wait })),
+            let told = tokio::select! {
+                told = work(connection, egress) => told,
+                () = cancel.cancelled() => News::Done(errand, None),
             };
             // Fails only when the agent is gone.
             let _ = news.send(told).await;

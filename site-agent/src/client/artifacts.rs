@@ -278,6 +278,21 @@ impl ArtifactFolder {
         Ok((manifest, chunks))
     }
 
+    /// As [`ArtifactFolder::source`], of an artifact of which every byte was looked at. Blocks.
+    ///
+    /// # Errors
+    /// [`ArtifactError`].
+    pub fn whole_source(
+        &self,
+        hash: ArtifactHash,
+    ) -> Result<(ArtifactManifest, StoredChunks), ArtifactError> {
+        let (manifest, chunks) = self.source(hash)?;
+        match missing_chunks(&chunks.file, &manifest).is_empty() {
+            true => Ok((manifest, chunks)),
+            false => Err(ArtifactError::Damaged(hash)),
+        }
+    }
+
     /// Removes an artifact.
     ///
     /// # Errors

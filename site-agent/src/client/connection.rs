@@ -52,6 +52,8 @@ pub struct Dial {
     pub credentials: tls::Credentials,
     /// The pinned root.
     pub root: rustls_pki_types::CertificateDer<'static>,
+    /// Whether the coordinator may ask for artifacts that it lost.
+    pub returns_artifacts: bool,
 }
 
 /// A connection on which the coordinator has welcomed us.
@@ -65,7 +67,7 @@ impl Dial {
     /// Of an enrolled site.
     pub fn new(network: Network, identity: &Identity) -> Self {
         let (credentials, root) = (identity.credentials.clone(), identity.root.clone());
-        Self { network, credentials, root }
+        Self { network, credentials, root, returns_artifacts: false }
     }
 
     /// Dials each address once, until one answers, and says Hello; with it the lane and why, in words.
@@ -80,9 +82,20 @@ impl Dial {
             Some(all) => anyhow::Error::new(error).context(format!("cannot connect to any of {all}")),
             None => error.into(),
         })?;
-        let connected = hello(dialled).await?;
+        let connected = self.hello(dialled).await?;
         let lane = self.words(&chooser, connected.dialled.connection.lane());
         Ok((connected, lane))
+    }
+
+    /// Says Hello.
+    async fn hello(&self, dialled: Dialled) -> Result<Connected, LinkError> {
+        match ask::watch(&dialled.connection, self.returns_artifacts).await {
+            Ok((welcome, watch)) => Ok(Connected { dialled, welcome, watch }),
+            // The connection's own end says more than the broken stream.
+            Err(error) => {
+                Err(dialled.connection.close_reason().filter(|_| error.is_transient()).unwrap_or(error))
+            }
+        }
     }
 
     async fn dial(&self, plan: Plan, remote: &Remote) -> Result<Dialled, LinkError> {
@@ -153,7 +166,7 @@ impl Dial {
             }
         };
         let (over, since) = (dialled.connection.lane(), Instant::now());
-        let Connected { dialled, welcome, mut watch } = match hello(dialled).await {
+        let Connected { dialled, welcome, mut watch } = match self.hello(dialled).await {
             Ok(connected) => connected,
             Err(error) => {
                 match (over, timed_out(&error)) {
@@ -215,17 +228,6 @@ impl Dial {
         // The watch stream is one of them.
         while connection.open_exchanges().is_some_and(|open| open > 1) {
             tokio::time::sleep(LOOK_FOR_QUIET).await;
-        }
-    }
-}
-
-/// Says Hello.
-async fn hello(dialled: Dialled) -> Result<Connected, LinkError> {
-    match ask::watch(&dialled.connection).await {
-        Ok((welcome, watch)) => Ok(Connected { dialled, welcome, watch }),
-        // The connection's own end says more than the broken stream.
-        Err(error) => {
-            Err(dialled.connection.close_reason().filter(|_| error.is_transient()).unwrap_or(error))
         }
     }
 }
@@ -307,7 +309,7 @@ mod tests {
         let credentials = tls::Credentials { chain: vec![root.clone()], key };
         let (coordinator, lane) = ("c.example.org:443".parse().unwrap(), LaneSetting::Tcp);
         let network = Network { coordinator, lane, proxy: None, quic: QuicSettings::site() };
-        Dial { network, credentials, root }
+        Dial { network, credentials, root, returns_artifacts: false }
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use common::signed::SigningKey;
 use common::time::Timestamp;
 use common::wire::SignedBytes;
 use link::{Connection, failpoint};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +40,7 @@ use super::studies::{Decision, StudyFolder};
 use super::waiting::{Held, Waiting};
 use super::words;
 use super::work::{LOOK_FOR_ROOM, Outcome, Work, Worker};
-use crate::egress::Egress;
+use crate::egress::{Egress, Kind};
 use crate::train::trainer::Cancel;
 
 /// How often decisions of `site-agent study approve` and `refuse` are looked for.
@@ -67,6 +67,8 @@ pub(super) enum Errand {
     Accept(StudyDigest, RoundId),
     /// Saying that it does not.
     Decline(StudyDigest, RoundId),
+    /// Returning an artifact that the coordinator's disk lost.
+    Return(ArtifactHash),
 }
 
 /// What an errand came to.
@@ -123,6 +125,8 @@ pub struct Agent {
     pub(super) waiting: Waiting,
     pub(super) hearing: Hearing,
     pub(super) last_models: LastModels,
+    /// Held by the one errand that returns an artifact: the coordinator takes one at a time of a site.
+    pub(super) returning: Arc<Mutex<()>>,
     machine: ParticipantMachine,
     journal: Journal,
     /// Whether the round under way is kept.
@@ -160,6 +164,9 @@ impl Agent {
         let (out, outcomes) = mpsc::channel(64);
         let (outbox, residuals) = (state.outbox()?, state.residuals()?);
         let unkept = work.unkept();
+        // What would be kept here need not be asked for.
+        let returns_artifacts = egress.policy().permit_kind(Kind::Model).is_ok();
+        let dial = Dial { returns_artifacts, ..Dial::new(config.network()?, identity) };
         Ok(Self {
             site,
             role,
@@ -188,13 +195,14 @@ impl Agent {
             waiting: Waiting::default(),
             hearing: Hearing::default(),
             last_models: LastModels::default(),
+            returning: Arc::default(),
             machine,
             journal,
             unkept,
             said: None,
             todo: VecDeque::new(),
             is_halted: false,
-            dial: Some(Dial::new(config.network()?, identity)),
+            dial: Some(dial),
             inbox,
             outcomes,
             state,

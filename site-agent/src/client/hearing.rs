@@ -76,8 +76,8 @@ fn need_not_wait(notice: &Notice, offer: &UpdateOffer) -> bool {
     match notice {
         // That the round of the update is open drops nothing; but after the receipt it would be a round to begin.
         Notice::RoundOpened(task) => (task.study, task.round) == (offer.study, offer.round),
-        // Of the connection alone.
-        Notice::Goodbye { .. } | Notice::Alive => true,
+        // Of the connection alone, or of nothing that goes on here.
+        Notice::Goodbye { .. } | Notice::Alive | Notice::ArtifactWanted { .. } => true,
         _ => false,
     }
 }
@@ -162,6 +162,9 @@ impl Agent {
             }
             self.note_whether_over(&notice);
             self.hear_of_last_model(&notice)?;
+            if let Notice::ArtifactWanted { artifact } = notice {
+                self.return_artifact(artifact);
+            }
         }
         Ok(())
     }
@@ -315,12 +318,13 @@ mod tests {
     }
 
     #[test]
-    fn a_goodbye_waits_for_nothing() {
+    fn a_goodbye_waits_for_nothing_and_neither_does_what_the_coordinator_lost() {
         let mut hearing = Hearing::default();
         hearing.offer(&update(7, 1), false);
+        let wanted = Notice::ArtifactWanted { artifact: artifact("model") };
         let goodbye = Notice::Goodbye { code: GoodbyeCode::Stopping };
-        [closed(7), goodbye.clone()].into_iter().for_each(|notice| hearing.take(notice));
-        assert_eq!(heard(&mut hearing, &[1]), [goodbye]);
+        [closed(7), wanted.clone(), goodbye.clone()].into_iter().for_each(|notice| hearing.take(notice));
+        assert_eq!(heard(&mut hearing, &[1]), [wanted, goodbye]);
     }
 
     #[test]

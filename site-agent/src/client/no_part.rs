@@ -75,7 +75,8 @@ impl NoPart {
             Notice::RoundClosed { .. }
             | Notice::EvaluationRequested { .. }
             | Notice::Goodbye { .. }
-            | Notice::Alive => {}
+            | Notice::Alive
+            | Notice::ArtifactWanted { .. } => {}
         }
     }
 

@@ -4,7 +4,7 @@ use common::participant::Event;
 use common::round::{self, RoundTask};
 use common::wire::{DeclineReason, Notice, OfferedUpdate};
 
-/// What a notice means to the machine; `None` for what concerns the connection alone.
+/// What a notice means to the machine; `None` for what concerns the connection alone, or nothing that goes on here.
 pub fn event_of(notice: &Notice) -> Option<Event> {
     Some(match notice {
         Notice::StudyOffered { study, .. } => Event::StudyOffered { study: *study },
@@ -23,7 +23,7 @@ pub fn event_of(notice: &Notice) -> Option<Event> {
         }
         Notice::StudyPaused { study, .. } => Event::StudyPaused { study: *study },
         Notice::StudyFinished { study, .. } => Event::StudyFinished { study: *study },
-        Notice::Goodbye { .. } | Notice::Alive => return None,
+        Notice::Goodbye { .. } | Notice::Alive | Notice::ArtifactWanted { .. } => return None,
     })
 }
 

@@ -98,7 +98,12 @@ impl Spent {
 pub(super) fn permit_some_day(policy: &Policy, kind: Kind, bytes: u64) -> Result<(), PolicyRefusal> {
     let quota = policy.quota();
     let what = || format!("`{}` of {} MiB", kind.name(), mib(bytes));
-    let largest = if kind == Kind::Update { quota.max_update_bytes } else { MAX_DOCUMENT_BYTES };
+    let largest = match kind {
+        Kind::Update => quota.max_update_bytes,
+        // As large as it came; the day's sum bounds it.
+        Kind::Model => u64::MAX,
+        _ => MAX_DOCUMENT_BYTES,
+    };
     if bytes > largest {
         return Err(policy.refuse("egress.max_update_mib", what()));
     }
@@ -194,6 +199,19 @@ mod tests {
             let refused = Spent::default().permit(&policy(), &update(mib, "one"), at(0)).unwrap_err();
             assert!(matches!(&refused, Limit::Never(refusal) if refusal.rule == rule), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn a_model_goes_back_as_large_as_it_came_within_the_days_sum() {
+        let text = "[studies]\napprove = \"ask\"\n[egress]\nallow = [\"model\"]\nmax_update_mib = 1\nmax_mib_per_day = 3\n\
+                    progress_every_s = 5\n";
+        let policy = Policy::parse("policy.toml", text).unwrap();
+        let model = |mib: u64| message(Kind::Model, mib * MIB, "model");
+        let mut spent = Spent::default();
+        assert_eq!(spent.permit(&policy, &model(3), at(100)), Ok(()));
+        assert!(matches!(spent.permit(&policy, &model(4), at(100)), Err(Limit::Never(_))));
+        spent.note(&entry(update(1, "one"), 100));
+        assert!(matches!(spent.permit(&policy, &model(3), at(101)), Err(Limit::Today(_))));
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Egress {
     }
 
     /// Sends a message and waits for the coordinator's answer. An [`Outbound::Update`] goes through
-    /// [`Egress::send_update`] instead.
+    /// [`Egress::send_update`] instead, an [`Outbound::Model`] through [`Egress::return_model`].
     ///
     /// # Errors
     /// [`EgressError`]; after [`EgressError::Withheld`] and [`EgressError::Waits`] not a byte has left.
@@ -194,6 +194,25 @@ impl Egress {
             Reply::Receipt(receipt) => Ok(receipt),
             _ => Err(EgressError::Link(unexpected("a receipt"))),
         }
+    }
+
+    /// Returns a model that the coordinator's disk lost: it says what it misses of it, and gets that. Whether it was wanted still is all
+    /// the same.
+    ///
+    /// # Errors
+    /// [`EgressError`]; after [`EgressError::Withheld`] and [`EgressError::Waits`] not a byte has left.
+    pub(crate) async fn return_model<S: ChunkSource + Clone + Send + 'static>(
+        &self,
+        line: &impl ChunkCarrier,
+        attempt: AttemptId,
+        manifest: &ArtifactManifest,
+        source: S,
+    ) -> Result<(), EgressError> {
+        let outbound = Outbound::Model { attempt, manifest: manifest.into() };
+        let summary = outbound.summary();
+        self.release(&summary)?;
+        let returned = hand_back(line, attempt, manifest, source).await;
+        self.settle(&summary, returned.map(|()| Reply::Done)).map(drop)
     }
 
     /// Asks policy and limits, and writes down that the message is about to leave.
@@ -294,6 +313,28 @@ async fn deliver<S: ChunkSource + Clone + Send + 'static>(
     match line.exchange(&Request::CommitUpdate { attempt }).await? {
         Reply::Receipt(receipt) => checked(receipt, attempt),
         _ => Err(unexpected("a receipt")),
+    }
+}
+
+async fn hand_back<S: ChunkSource + Clone + Send + 'static>(
+    line: &impl ChunkCarrier,
+    attempt: AttemptId,
+    manifest: &ArtifactManifest,
+    source: S,
+) -> Result<(), LinkError> {
+    let offered = Request::ReturnArtifact { attempt, manifest: manifest.into() };
+    let missing = match line.exchange(&offered).await? {
+        // It came from elsewhere meanwhile.
+        Reply::Done => return Ok(()),
+        Reply::UpdateWanted { missing } => missing,
+        _ => return Err(unexpected("what is missing of the model")),
+    };
+    if !missing.is_empty() {
+        line.put_chunks(attempt, manifest, &missing, source).await?;
+    }
+    match line.exchange(&Request::CommitUpdate { attempt }).await? {
+        Reply::Done => Ok(()),
+        _ => Err(unexpected("that the model is kept")),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What can leave a site: this enum and nothing else. No variant can carry a voxel, a path or a name.
 
-use common::ids::{ArtifactHash, Digest, RoundId, StudyDigest};
-use common::wire::{DeclineReason, EnrollRequest, OfferedUpdate, Request, SignedBytes};
+use common::ids::{ArtifactHash, AttemptId, Digest, RoundId, StudyDigest};
+use common::wire::{DeclineReason, EnrollRequest, Manifest, OfferedUpdate, Request, SignedBytes};
 
 /// One message about the site or its data, before policy, limits and ledger have seen it.
 #[derive(Clone, Debug)]
@@ -60,6 +60,13 @@ pub enum Outbound {
         /// The signed document.
         signed: SignedBytes,
     },
+    /// A model or embeddings that came from the coordinator, whose disk lost them: the same bytes.
+    Model {
+        /// The key for chunks and commit.
+        attempt: AttemptId,
+        /// The manifest, whose hash is the name.
+        manifest: Manifest,
+    },
 }
 
 /// The kind of an [`Outbound`], as policy and ledger name it.
@@ -78,13 +85,15 @@ pub enum Kind {
     Update,
     /// Signed metrics.
     EvaluationReport,
+    /// A published model, back to where it came from.
+    Model,
 }
 
 impl Kind {
     /// The kinds that a policy may forbid. The others say of the data at most that it cannot be trained on, and without them
     /// there is no taking part.
-    pub const GOVERNED: [Self; 4] =
-        [Self::LabelManifest, Self::Progress, Self::Update, Self::EvaluationReport];
+    pub const GOVERNED: [Self; 5] =
+        [Self::LabelManifest, Self::Progress, Self::Update, Self::EvaluationReport, Self::Model];
 
     /// The name in policy, ledger and documentation.
     pub const fn name(self) -> &'static str {
@@ -95,6 +104,7 @@ impl Kind {
             Self::Progress => "progress",
             Self::Update => "update",
             Self::EvaluationReport => "evaluation-report",
+            Self::Model => "model",
         }
     }
 }
@@ -108,7 +118,7 @@ pub struct Summary {
     pub study: Option<StudyDigest>,
     /// The round it belongs to, if any.
     pub round: Option<RoundId>,
-    /// Digest of what is sent: of a document's exact bytes, of an update's manifest, of a small message's numbers.
+    /// Digest of what is sent: of a document's exact bytes, of an update's or a model's manifest, of a small message's numbers.
     pub content: Digest,
     /// Bytes of content.
     pub bytes: u64,
@@ -124,6 +134,7 @@ impl Outbound {
             Self::Progress { .. } => Kind::Progress,
             Self::Update(_) => Kind::Update,
             Self::EvaluationReport { .. } => Kind::EvaluationReport,
+            Self::Model { .. } => Kind::Model,
         }
     }
 
@@ -136,7 +147,7 @@ impl Outbound {
 
     fn concerns(&self) -> (Option<StudyDigest>, Option<RoundId>) {
         match self {
-            Self::Enrolment(_) => (None, None),
+            Self::Enrolment(_) | Self::Model { .. } => (None, None),
             Self::Approval { study }
             | Self::LabelManifest { study, .. }
             | Self::EvaluationReport { study, .. } => (Some(*study), None),
@@ -160,9 +171,9 @@ impl Outbound {
             Self::Progress { step, steps, loss, .. } => {
                 of(&[step.to_le_bytes(), steps.to_le_bytes(), loss.to_le_bytes()].concat())
             }
-            Self::Update(offer) => {
-                let bytes = offer.manifest.tensors.iter().filter_map(common::artifact::TensorSpec::bytes);
-                (update_digest(offer), bytes.fold(0, u64::saturating_add))
+            Self::Update(OfferedUpdate { manifest, .. }) | Self::Model { manifest, .. } => {
+                let bytes = manifest.tensors.iter().filter_map(common::artifact::TensorSpec::bytes);
+                (artifact_digest(manifest), bytes.fold(0, u64::saturating_add))
             }
         }
     }
@@ -180,17 +191,18 @@ impl Outbound {
             }
             Self::Update(offer) => Request::OfferUpdate(offer),
             Self::EvaluationReport { study, signed } => Request::PutReport { study, report: signed },
+            Self::Model { attempt, manifest } => Request::ReturnArtifact { attempt, manifest },
         })
     }
 }
 
-/// The update's name, which the coordinator's receipt repeats. Over the chunk hashes as they stand, so that it needs no
+/// The artifact's name, which the coordinator's receipt for an update repeats. Over the chunk hashes as they stand, so that it needs no
 /// valid layout: an offer that the coordinator would refuse is still written down as what it is.
-fn update_digest(offer: &OfferedUpdate) -> Digest {
-    match common::artifact::ArtifactManifest::try_from(offer.manifest.clone()) {
+fn artifact_digest(manifest: &Manifest) -> Digest {
+    match common::artifact::ArtifactManifest::try_from(manifest.clone()) {
         Ok(manifest) => manifest.hash().0,
         Err(_) => {
-            let hashes: Vec<u8> = offer.manifest.chunks.iter().flat_map(|c| *c.0.as_bytes()).collect();
+            let hashes: Vec<u8> = manifest.chunks.iter().flat_map(|c| *c.0.as_bytes()).collect();
             Digest::of(&hashes)
         }
     }

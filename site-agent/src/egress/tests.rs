@@ -31,6 +31,14 @@ impl Carrier for Coordinator {
                 let all = 0..offer.manifest.chunks.len() as u32;
                 Reply::UpdateWanted { missing: all.filter(|i| !kept.contains(i)).collect() }
             }
+            Request::ReturnArtifact { manifest, .. } => {
+                let kept = self.kept.lock().unwrap();
+                match manifest.chunks.len() == kept.len() {
+                    true => Reply::Done,
+                    false => Reply::UpdateWanted { missing: (0..manifest.chunks.len() as u32).collect() },
+                }
+            }
+            Request::CommitUpdate { attempt: RETURNED } => Reply::Done,
             Request::CommitUpdate { attempt } => Reply::Receipt(Receipt {
                 study: study(),
                 round: RoundId(1),
@@ -78,6 +86,9 @@ impl ChunkSource for Zeros {
         Ok(())
     }
 }
+
+/// The key of a model that goes back.
+const RETURNED: AttemptId = AttemptId::from_bytes([9; 16]);
 
 /// What the site does at each stage of an update.
 fn nothing(_: Stage) -> std::io::Result<()> {
@@ -248,6 +259,35 @@ async fn an_answer_that_found_no_room_is_given_and_written_before_anything_else_
 }
 
 #[tokio::test]
+async fn a_lost_model_goes_back_where_the_policy_names_it_and_no_byte_of_one_that_came_back_meanwhile() {
+    let site = site("\"model\"");
+    let (coordinator, source) = (Coordinator::default(), Zeros::default());
+    for _ in 0..2 {
+        site.egress.return_model(&coordinator, RETURNED, &manifest(), source.clone()).await.unwrap();
+    }
+    assert_eq!(*source.0.lock().unwrap(), [0, 1, 2]);
+    let heard = ["return-artifact", "commit-update", "return-artifact"];
+    assert_eq!(*coordinator.heard.lock().unwrap(), heard);
+    let once = [(Kind::Model, LedgerEvent::Sending), (Kind::Model, LedgerEvent::Received { receipt: None })];
+    assert_eq!(site.events(), [once.clone(), once].concat());
+    verify(&site.folder.path().join("egress.jsonl"), |entry| {
+        assert_eq!((entry.content, entry.bytes), (manifest().hash().0, 24));
+    })
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_policy_of_before_keeps_the_model_and_the_ledger_says_so() {
+    let site = site("\"label-manifest\", \"progress\", \"update\", \"evaluation-report\"");
+    let coordinator = Coordinator::default();
+    let kept = site.egress.return_model(&coordinator, RETURNED, &manifest(), Zeros::default()).await;
+    assert!(matches!(kept, Err(EgressError::Withheld(_))), "{kept:?}");
+    assert!(coordinator.heard.lock().unwrap().is_empty());
+    let rule = "policy.toml:4: `egress.allow` refuses `model`".to_owned();
+    assert_eq!(site.events(), [(Kind::Model, LedgerEvent::Withheld { rule })]);
+}
+
+#[tokio::test]
 async fn a_refusal_is_recorded_with_its_code() {
     let site = site("\"progress\"");
     let coordinator = Coordinator { refuse: true, ..Coordinator::default() };
@@ -353,6 +393,13 @@ fn the_guide_names_every_field_of_the_documents_that_leave() {
         for key in keys(&document) {
             assert!(row(kind).contains(&format!("`{key}`")), "{}: `{key}`", kind.name());
         }
+    }
+}
+
+#[test]
+fn the_guide_has_a_row_for_every_kind() {
+    for kind in [Kind::Enrolment, Kind::Answer].into_iter().chain(Kind::GOVERNED) {
+        assert!(!row(kind).is_empty());
     }
 }
 

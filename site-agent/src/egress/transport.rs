@@ -240,11 +240,20 @@ pub(crate) mod ask {
     };
 
     /// Opens the watch stream: who the coordinator takes us for, and the stream of its notices.
-    pub(crate) async fn watch(connection: &Connection) -> Result<(Welcome, WatchStream), LinkError> {
+    /// `returns_artifacts`: it may tell of artifacts that it lost.
+    pub(crate) async fn watch(
+        connection: &Connection,
+        returns_artifacts: bool,
+    ) -> Result<(Welcome, WatchStream), LinkError> {
         let Exchange { mut reader, mut writer } = open(connection).await?;
         let agent_version = Words::new(env!("CARGO_PKG_VERSION"));
-        let hello =
-            Hello { minor_min: MINOR_MIN, minor_max: MINOR_MAX, agent_version, capabilities: Vec::new() };
+        let capabilities = returns_artifacts.then(|| Words::new(Hello::RETURNS_ARTIFACTS));
+        let hello = Hello {
+            minor_min: MINOR_MIN,
+            minor_max: MINOR_MAX,
+            agent_version,
+            capabilities: capabilities.into_iter().collect(),
+        };
         writer.write(&Request::Hello(hello)).await?;
         writer.finish().await?;
         match transfer::read_reply(&mut reader, PATIENCE).await? {

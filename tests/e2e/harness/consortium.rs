@@ -15,6 +15,7 @@ use coordinator::operator::{Reply, Request, Status, StudyLine};
 use coordinator::progress::Line;
 use coordinator::report::ReportData;
 use nix::sys::signal::Signal;
+use site_agent::egress::{self, Kind};
 use tempfile::TempDir;
 
 use super::process::{FAILPOINT, Finished, PATIENCE, Process, command, finish};
@@ -221,6 +222,22 @@ impl Site {
         let asking = text.replace("approve = \"any\"", "approve = \"ask\"");
         assert_ne!(text, asking);
         fs::write(policy, asking).expect("the folder is ours");
+    }
+
+    /// Makes the policy of [`Site::configure`], one of before models were a kind, one that lets them go back.
+    pub(crate) fn let_models_leave(&self) {
+        let policy = self.path("policy.toml");
+        let text = fs::read_to_string(&policy).expect("written at enrolment");
+        let letting = text.replace("allow = [", "allow = [\"model\", ");
+        assert_ne!(text, letting);
+        fs::write(policy, letting).expect("the folder is ours");
+    }
+
+    /// What has left the site, by its own ledger.
+    pub(crate) fn left(&self) -> Vec<Kind> {
+        let mut kinds = Vec::new();
+        egress::verify(&self.path("state/egress.jsonl"), |entry| kinds.push(entry.kind)).expect("whole");
+        kinds
     }
 
     /// Starts the agent.

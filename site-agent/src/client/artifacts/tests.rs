@@ -68,6 +68,25 @@ fn a_tensor_that_did_not_change_is_not_fetched_again() {
 }
 
 #[test]
+fn what_goes_back_to_the_coordinator_was_looked_at_to_its_last_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let artifacts = ArtifactFolder::open(folder.path()).unwrap();
+    let manifest = artifacts.store(&tensors()).unwrap();
+    let (hash, path) = (manifest.hash(), artifacts.data(manifest.hash()));
+    assert_eq!(artifacts.whole_source(hash).unwrap().0, manifest);
+    let whole = std::fs::read(&path).unwrap();
+    let (last, before) = whole.split_last().unwrap();
+    let changed = [before, &[last ^ 1]].concat();
+    for wrong in [changed.as_slice(), before] {
+        std::fs::write(&path, wrong).unwrap();
+        let error = artifacts.whole_source(hash).unwrap_err();
+        assert!(matches!(error, ArtifactError::Damaged(damaged) if damaged == hash), "{error:?}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(artifacts.whole_source(hash), Err(ArtifactError::Absent(_))));
+}
+
+#[test]
 fn a_damaged_artifact_is_noticed_and_fetched_anew() {
     let folder = tempfile::tempdir().unwrap();
     let artifacts = ArtifactFolder::open(folder.path()).unwrap();
