@@ -281,8 +281,17 @@ fn check_together(map: &LabelMap, names: &mut Names<'_>) {
     let Annotated::Always(annotated) = &map.annotated else { return };
     let producible = map.producible(names.taxonomy);
     for &class in annotated.iter().filter(|class| !producible.contains(*class)) {
-        let name = names.taxonomy.name(class);
-        names.problems.add("annotated", format!("no value leads to `{name}`"));
+        let problem = format!("no value leads to `{}`", names.taxonomy.name(class));
+        match producible.iter().find(|right| names.taxonomy.left_of(**right) == Some(class)) {
+            Some(&right) => {
+                let right = names.taxonomy.name(right);
+                let split = format!(
+                    "a `[[split]]` with `class = \"{right}\"`, where the values of that one hold both sides"
+                );
+                names.problems.add_allowed("annotated", problem, split);
+            }
+            None => names.problems.add("annotated", problem),
+        }
     }
     for class in producible.into_iter().filter(|class| !annotated.contains(class)) {
         let name = names.taxonomy.name(class);

@@ -159,6 +159,25 @@ annotated = ["liver", "liver tumour"]
 }
 
 #[test]
+fn a_left_organ_without_a_value_is_answered_with_the_split_that_divides_the_right_one() {
+    let text = r#"
+name = "mine"
+key = "mine"
+use = "training"
+annotated = ["right kidney", "left kidney"]
+[values]
+1 = "right kidney"
+"#;
+    let refused = LabelMap::parse("mine.toml", text, &Taxonomy::standard()).unwrap_err();
+    insta::assert_snapshot!(refused, @r#"
+    mine.toml:5: `annotated`: no value leads to `Left Kidney`
+      allowed: a `[[split]]` with `class = "Right Kidney"`, where the values of that one hold both sides
+    "#);
+    let split = format!("{text}[[split]]\nclass = \"Right Kidney\"\n");
+    assert_eq!(LabelMap::parse("mine.toml", &split, &Taxonomy::standard()).unwrap().splits, [class(2)]);
+}
+
+#[test]
 fn a_lesion_needs_its_rules_whatever_the_cases_annotate() {
     let taxonomy = Taxonomy::standard();
     let mistakes = |rules: &str| {
@@ -319,4 +338,23 @@ fn the_provenance_of_pseudo_labels_survives_the_way_to_a_file_and_back() {
     assert!(refused.contains("provenance.threshold"), "{refused}");
     let unnamed = text.replace("made_at", "made");
     assert!(LabelMap::parse("dataset.toml", &unnamed, &taxonomy).is_err());
+}
+
+#[test]
+fn the_hospitals_guide_names_every_key_of_a_label_map() {
+    let guide = include_str!("../../../docs/hospital.md");
+    let (_, maps) = guide.split_once("For your own numbers write a file").unwrap();
+    let (maps, _) = maps.split_once("**`annotated` is the most important line.**").unwrap();
+    // Its reader lists all keys to whoever writes another.
+    let refused = LabelMap::parse("mine.toml", "nothing = 1\n", &Taxonomy::standard()).unwrap_err();
+    let listed = refused.items().iter().find_map(|item| item.problem.problem.split_once("expected one of "));
+    let (_, keys) = listed.unwrap();
+    let is_named = |key: &&str| {
+        let key = key.trim_matches('`');
+        maps.contains(&format!("\n{key} = "))
+            || maps.contains(&format!("`{key}`"))
+            || guide.contains(&format!("[{key}]"))
+    };
+    let missing: Vec<&str> = keys.split(", ").filter(|key| !is_named(key)).collect();
+    assert_eq!(missing, [""; 0]);
 }
