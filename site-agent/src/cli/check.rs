@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use clap::Args;
+use common::ids::ClassId;
 use common::taxonomy::Taxonomy;
 use serde::Serialize;
 
@@ -361,16 +362,46 @@ fn check_cases(
     findings: &mut Findings,
 ) {
     let mut fine = 0;
+    let mut on_both_sides: BTreeMap<ClassId, Vec<&str>> = BTreeMap::new();
     for case in cases.iter().filter(|case| case.split != Split::Excluded) {
         let read = known.read_scan(case);
         match read.and_then(|scan| PreparedCase::of_scan(case, scan, &Preprocessing::default(), taxonomy)) {
-            Ok(_) => fine += 1,
+            Ok(prepared) => {
+                fine += 1;
+                let mut rights = rights_alone(case, taxonomy);
+                rights.retain(|right| prepared.labels.is_on_both_sides(*right));
+                for right in rights {
+                    on_both_sides.entry(right).or_default().push(&case.name);
+                }
+            }
             Err(error) => findings.add(what, Err(CliError::new(error))),
         }
     }
     if fine > 0 {
         findings.add(what, Ok(format!("{fine} scans are readable: geometry, intensities and labels agree")));
     }
+    for (right, scans) in on_both_sides {
+        findings.add(what, Err(both_sides(&taxonomy.name(right), &scans)));
+    }
+}
+
+/// The right ones of pairs that a case annotates, where no value of its label map leads to the left one.
+fn rights_alone(case: &Case, taxonomy: &Taxonomy) -> Vec<ClassId> {
+    let producible = case.label_map.producible(taxonomy);
+    let is_alone = |right: &ClassId| taxonomy.left_of(*right).is_some_and(|left| !producible.contains(&left));
+    case.annotated.iter().copied().filter(is_alone).collect()
+}
+
+/// Every left organ would be taught as a right one.
+fn both_sides(right: &str, scans: &[&str]) -> CliError {
+    let (count, first) = (scans.len(), scans.first().copied().unwrap_or_default());
+    let wrong = anyhow::anyhow!(
+        "`{right}` is on both sides of the body in {count} scans, such as `{first}`, and no value leads to the left one"
+    );
+    CliError::new(wrong).exit(Exit::Data).hint(format!(
+        "where its value holds both, add a `[[split]]` with `class = \"{right}\"` to the label map, and the left one to \
+         `annotated`; exclude a scan in which it is right"
+    ))
 }
 
 #[cfg(test)]
@@ -379,8 +410,12 @@ mod tests {
 
     use common::ids::Role;
     use common::participant::{self, ParticipantMachine};
+    use nalgebra::{Matrix4, Vector4};
 
     use super::*;
+    use crate::data::geometry::Affine;
+    use crate::data::nifti::{write_image_i16, write_labels};
+    use crate::data::volume::{Grid, Volume};
 
     #[test]
     fn keys_that_others_may_read_are_a_finding() {
@@ -408,13 +443,16 @@ mod tests {
         args: CheckArgs,
     }
 
-    /// What is found in the data of a site whose data sets have these names, and are folders in `site`.
+    /// What is found in the data of a site whose data sets have these names, and are folders in `site`; livers and their tumours, unless
+    /// they say otherwise.
     fn findings_in(site: &Path, datasets: &[&str], options: &[&str]) -> Vec<Finding> {
         let mut text =
             "coordinator = \"c.example.org:443\"\nidentity = \"i\"\nstate = \"s\"\npolicy = \"p.toml\"\n"
                 .to_owned();
         for name in datasets {
-            text += &format!("[[dataset]]\nname = \"{name}\"\nfolder = \"{name}\"\nlabel_map = \"lits\"\n");
+            let says = site.join(name).join("dataset.toml").exists();
+            let map = if says { "" } else { "label_map = \"lits\"\n" };
+            text += &format!("[[dataset]]\nname = \"{name}\"\nfolder = \"{name}\"\n{map}");
         }
         let config = SiteConfig::parse(&site.join("site.toml"), &text).unwrap();
         let words = std::iter::once("check").chain(options.iter().copied());
@@ -472,6 +510,35 @@ mod tests {
         fs::write(site.path().join("own/cases.toml"), table).unwrap();
         let all = findings_in(site.path(), &["own"], &[]);
         assert!(all.iter().all(|finding| finding.ok), "{all:?}");
+    }
+
+    #[test]
+    fn a_right_kidney_on_both_sides_of_the_body_is_a_finding() {
+        let site = tempfile::tempdir().unwrap();
+        let (own, case) = (site.path().join("own"), site.path().join("own/a"));
+        fs::create_dir_all(&case).unwrap();
+        let affine = Affine::new(Matrix4::from_diagonal(&Vector4::new(1.5, 1.5, 1.5, 1.0))).unwrap();
+        let grid = Grid { shape: [9, 4, 4], affine };
+        write_image_i16(&case.join("ct.nii"), &Volume::from_fn(grid.clone(), |_| 100)).unwrap();
+        let kidneys = Volume::from_fn(grid, |[x, ..]| u8::from(!(2..7).contains(&x)));
+        write_labels(&case.join("labels.nii"), &kidneys).unwrap();
+        // Made-up scans do not look like CT.
+        fs::write(own.join("cases.toml"), "[a]\nhounsfield = \"assume\"\n").unwrap();
+        let wrong = |annotated: &str, split: &str| {
+            let map = format!(
+                "name = \"Own\"\nkey = \"own\"\nuse = \"training\"\nannotated = [{annotated}]\n\
+                 [values]\n1 = \"right kidney\"\n{split}"
+            );
+            fs::write(own.join("dataset.toml"), map).unwrap();
+            let all = findings_in(site.path(), &["own"], &[]);
+            all.into_iter().filter(|finding| !finding.ok).collect::<Vec<_>>()
+        };
+        let told = wrong("\"right kidney\"", "");
+        let [both] = &told[..] else { panic!("{told:?}") };
+        assert!(both.found.contains("both sides of the body in 1 scans, such as `own/a`"), "{both:?}");
+        assert!(both.todo.as_ref().is_some_and(|todo| todo.contains("`[[split]]`")), "{both:?}");
+        let split = "[[split]]\nclass = \"right kidney\"\n";
+        assert!(wrong("\"right kidney\", \"left kidney\"", split).is_empty());
     }
 
     #[test]

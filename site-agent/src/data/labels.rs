@@ -134,6 +134,21 @@ impl LabelledCase {
             .then(|| (0..self.grid().len()).map(|offset| self.contains(class, offset)).collect())
     }
 
+    /// Whether `class` has a large piece on either side of the grid's middle, as both organs of a pair have; never, if the class is
+    /// not annotated.
+    pub fn is_on_both_sides(&self, class: ClassId) -> bool {
+        /// How many times larger one of two organs of a pair may be.
+        const RATIO: usize = 4;
+        let Some(mask) = self.mask(class) else { return false };
+        let shape = self.grid().shape;
+        let pieces = Components::of(&mask, shape);
+        let &[first, second, ..] = pieces.by_size().as_slice() else { return false };
+        let size = |piece: u32| pieces.sizes[piece as usize - 1];
+        let middle = (shape[0] as f64 - 1.0) / 2.0;
+        let is_left = |piece| pieces.mean_index(piece, shape, 0) < middle;
+        size(first) <= RATIO * size(second) && is_left(first) != is_left(second)
+    }
+
     /// The class of each voxel after folds and splits, 0 where the map drops the value: the reference's single channel.
     pub fn mapped(&self) -> &Volume<u8> {
         &self.mapped

@@ -190,3 +190,14 @@ fn a_lesion_of_two_organs_belongs_piece_by_piece_to_the_nearer_one() {
     let without = transfer(&[0, 3], &kidneys, &[2, 3]).unwrap();
     assert_eq!(without.mask(class(2)), Some(vec![false, true]), "no kidney is left of it");
 }
+
+#[test]
+fn a_class_is_on_both_sides_where_two_large_pieces_are() {
+    let chaos = LabelMap::standard("chaos").unwrap();
+    let is = |values: &[i32]| transfer(values, &chaos, &[6]).unwrap().is_on_both_sides(class(6));
+    assert!(is(&[1, 1, 0, 0, 0, 0, 0, 1]));
+    assert!(!is(&[0, 0, 0, 0, 0, 1, 0, 1]), "both on one side");
+    assert!(!is(&[1, 0, 0, 0, 1, 1, 1, 1, 1]), "a fragment");
+    assert!(!is(&[1, 1, 1, 1]) && !is(&[0, 0]), "one piece, or none");
+    assert!(!transfer(&[1, 0, 1], &chaos, &[]).unwrap().is_on_both_sides(class(6)), "nobody looked for it");
+}
