@@ -350,7 +350,17 @@ fn summary(cases: &[Case], taxonomy: &Taxonomy) -> String {
     });
     let excluded = Some(of(Split::Excluded).count()).filter(|excluded| *excluded > 0);
     let excluded = excluded.map(|excluded| format!("{excluded} excluded scans"));
-    used.chain(excluded).collect::<Vec<_>>().join("\n")
+    used.chain(excluded).chain(label_maps(cases)).collect::<Vec<_>>().join("\n")
+}
+
+/// How many scans each label map reads, where the names of the scans choose among several.
+fn label_maps(cases: &[Case]) -> Option<String> {
+    let mut maps: BTreeMap<&str, (&str, usize)> = BTreeMap::new();
+    for map in cases.iter().map(|case| &case.label_map) {
+        maps.entry(map.key.as_str()).or_insert((map.name.as_str(), 0)).1 += 1;
+    }
+    let counts = maps.values().map(|(name, scans)| format!("`{name}` ({scans})")).collect::<Vec<_>>();
+    (counts.len() > 1).then(|| format!("label maps, by the names of the scans: {}", counts.join(", ")))
 }
 
 /// Reads every scan that is not excluded as training would; scans that are fine get one line together.
@@ -510,6 +520,22 @@ mod tests {
         fs::write(site.path().join("own/cases.toml"), table).unwrap();
         let all = findings_in(site.path(), &["own"], &[]);
         assert!(all.iter().all(|finding| finding.ok), "{all:?}");
+    }
+
+    #[test]
+    fn scans_that_annotate_less_by_their_numbers_are_told_of() {
+        let site = tempfile::tempdir().unwrap();
+        for case in ["label0003", "label0004", "label0061"] {
+            give_case(site.path(), &format!("own/{case}"));
+        }
+        let text = "name = \"own\"\nfolder = \"own\"\nlabel_map = \"btcv\"\n";
+        let cases = read_dataset(&toml::from_str(text).unwrap(), site.path(), &Taxonomy::standard()).unwrap();
+        let told = summary(&cases, &Taxonomy::standard());
+        assert!(told.contains("Aorta (2)") && told.contains("Liver (3)"), "{told}");
+        let maps =
+            "\nlabel maps, by the names of the scans: `BTCV` (2), `BTCV, cases numbered 60 and above` (1)";
+        assert!(told.ends_with(maps), "{told}");
+        assert_eq!(label_maps(&cases[..2]), None);
     }
 
     #[test]

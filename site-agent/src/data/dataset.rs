@@ -46,6 +46,13 @@ pub const CASES_FILE: &str = "cases.toml";
 /// Names of the values of one case, beside its label file.
 pub const NAMES_FILE: &str = "labels.json";
 
+/// The built-in map of BTCV, by name and by key.
+const BTCV: [&str; 2] = ["btcv", "01"];
+/// That of its later cases.
+const LATE_BTCV: &str = "btcv-after-60";
+/// The number of the first of these.
+const FIRST_LATE: u8 = 60;
+
 /// One `[[dataset]]` of `site.toml`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -232,6 +239,8 @@ pub fn read_dataset(
         problems.add(name.as_str(), "no such case in the folder");
     }
     let usual = usual_classes(config, &words)?;
+    // What the site says of the data set or of a case goes before what its number says.
+    let late_map = late_label_map(config, &words).filter(|_| usual.is_none()).map(translated);
     let mut cases = Vec::new();
     for (name, (image, labels)) in files {
         let raw = table.remove(&name).unwrap_or_default();
@@ -241,7 +250,7 @@ pub fn read_dataset(
         let full_name = format!("{}/{name}", config.name);
         let of_this_case;
         let (label_map, described) = match &shared_map {
-            Some(shared) => shared,
+            Some(shared) => late_map.as_ref().filter(|_| own.is_none() && is_late(&name)).unwrap_or(shared),
             None if is_excluded => {
                 of_this_case = translated(LabelMap::from_names(&full_name, &BTreeMap::new(), &words));
                 &of_this_case
@@ -327,6 +336,19 @@ fn read_label_map(
         }
     };
     Ok(LabelMap::parse(&file.display().to_string(), &read_text(&file)?, words)?)
+}
+
+/// The label map of BTCV's later cases, which annotate less, where the built-in one of the others is named.
+fn late_label_map(config: &DatasetConfig, words: &Taxonomy) -> Option<LabelMap> {
+    let is_btcv = config.label_map.as_deref().is_some_and(|name| BTCV.contains(&name));
+    let late = LabelMap::standard(LATE_BTCV).filter(|_| is_btcv)?;
+    Some(Translation::between(&Taxonomy::standard(), words).label_map(&late))
+}
+
+/// Whether a case of BTCV is one of the later, by the last two characters of its name (specification §3.1).
+fn is_late(case: &str) -> bool {
+    let last_two = case.len().checked_sub(2).and_then(|start| case.get(start..));
+    last_two.and_then(|digits| digits.parse::<u8>().ok()).is_some_and(|number| number >= FIRST_LATE)
 }
 
 /// Whether the folder's own label map says that a model made the labels: it counts whichever map `site.toml` names, and

@@ -377,6 +377,28 @@ fn a_label_map_that_leaves_annotations_open_needs_them_from_the_site() {
 }
 
 #[test]
+fn btcv_cases_numbered_60_and_above_annotate_eight_classes_unless_the_site_says_what() {
+    let base = case_folders(&["label0003", "label0059", "label0060", "label0061"]);
+    let annotated = |config: &DatasetConfig| {
+        let cases = read(base.path(), config).unwrap();
+        cases.into_iter().map(|case| case.annotated.len()).collect::<Vec<_>>()
+    };
+    for name in ["btcv", "01"] {
+        assert_eq!(annotated(&config(name)), [14, 14, 8, 8], "{name}");
+    }
+    let late = read(base.path(), &config("btcv")).unwrap().remove(3);
+    assert_eq!(*late.label_map, LabelMap::standard("btcv-after-60").unwrap());
+    assert_eq!(annotated(&config("btcv-after-60")), [8; 4]);
+    assert_eq!(annotated(&config("amos")), [15; 4]);
+
+    let aorta = Some(vec!["aorta".to_owned()]);
+    assert_eq!(annotated(&DatasetConfig { annotated: aorta, ..config("btcv") }), [1; 4]);
+    fs::write(base.path().join("data/cases.toml"), "[label0061]\nannotated = [\"aorta\", \"liver\"]\n")
+        .unwrap();
+    assert_eq!(annotated(&config("btcv")), [14, 14, 8, 2]);
+}
+
+#[test]
 fn an_unknown_label_map_is_answered_with_the_known_ones() {
     let base = case_folders(&["a"]);
     let Err(DataError::Dataset { mistakes, .. }) = read(base.path(), &config("totalseg")) else {
