@@ -128,7 +128,11 @@ mod tests {
         let mut both = [of_fold("0").unwrap(), of_fold("1").unwrap()].concat();
         both.sort();
         assert_eq!(both, ["own/c", "own/d"]);
-        assert!(of_fold("2").unwrap_err().contains("no fold 2"));
+        let beyond = of_fold("2").unwrap_err();
+        assert!(
+            beyond.contains("no fold 2") && beyond.contains("hint: `fold` in site.toml, or `--fold`"),
+            "{beyond}"
+        );
     }
 
     #[test]

@@ -204,6 +204,11 @@ fn hint_of(cause: Cause<'_>) -> Option<&'static str> {
     if cause.is::<InUse>() {
         return Some("stop the other one, or wait for it; `site-agent status` shows what it does");
     }
+    if let Some(DataError::Folds(_)) = cause.downcast_ref() {
+        return Some(
+            "`fold` in site.toml, or `--fold`, is one of the file's; `site-agent split` deals the patients anew",
+        );
+    }
     cause
         .is::<DataError>()
         .then_some("`site-agent check` looks at every scan and says what is wrong with each")
