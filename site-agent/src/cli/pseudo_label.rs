@@ -25,12 +25,15 @@ use super::{ConfigArgs, limit_threads, line, runtime};
 use crate::client::files;
 use crate::data::DataError;
 use crate::data::dataset::{CASES_FILE, Case, LABEL_MAP_FILE, Split, TAXONOMY_FILE};
-use crate::data::nifti::write_labels;
+use crate::data::nifti::{files_of, write_labels};
 use crate::infer::Predictor;
 use crate::infer::distinct::distinct;
 use crate::infer::predict::{InferenceSettings, segment};
 use crate::infer::pseudo_labels::{OverlapValues, found};
 use crate::train::trainer::Cancel;
+
+/// How the names of a scan's files end.
+const ENDINGS: [&str; 6] = [".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img"];
 
 /// Arguments of `pseudo-label`.
 #[derive(Debug, Args)]
@@ -265,12 +268,15 @@ fn folder_names(cases: &[Case]) -> Vec<String> {
     distinct(cases.iter().map(|case| case.name.replace('/', "-")))
 }
 
-/// A link to the scan, under the name that case folders give it.
+/// Links to the scan's files, one or the two of a pair, under the names that case folders give them.
 fn link_scan(image: &Path, folder: &Path) -> Result<(), CliError> {
-    let is_gzip = image.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gz"));
-    let name = if is_gzip { "ct.nii.gz" } else { "ct.nii" };
-    let link = || symlink(std::fs::canonicalize(image)?, folder.join(name));
-    Ok(link().with_context(|| format!("linking {} into {}", image.display(), folder.display()))?)
+    for file in files_of(image) {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        let ending = ENDINGS.iter().find(|ending| name.ends_with(**ending)).unwrap_or(&".nii");
+        let link = || symlink(std::fs::canonicalize(&file)?, folder.join(format!("ct{ending}")));
+        link().with_context(|| format!("linking {} into {}", file.display(), folder.display()))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use super::DataError;
 use super::dataset::Case;
 use super::geometry::Affine;
 use super::labels::{LabelledCase, MaskSource};
+use super::nifti::files_of;
 use super::prepared::PreparedCase;
 use super::preprocess::Preprocessing;
 use super::volume::{Grid, Volume};
@@ -44,10 +45,10 @@ impl CaseKey {
     pub fn of(case: &Case, settings: &Preprocessing, taxonomy: TaxonomyDigest) -> Result<Self, DataError> {
         let mut key = blake3::Hasher::new();
         key.update(FORMAT.as_bytes());
-        for file in [&case.image, &case.labels] {
+        for file in [&case.image, &case.labels].into_iter().flat_map(|path| files_of(path)) {
             let mut content = blake3::Hasher::new();
-            let mut reader = File::open(file).map_err(DataError::io(file))?;
-            std::io::copy(&mut reader, &mut content).map_err(DataError::io(file))?;
+            let mut reader = File::open(&file).map_err(DataError::io(&file))?;
+            std::io::copy(&mut reader, &mut content).map_err(DataError::io(&file))?;
             key.update(content.finalize().as_bytes());
         }
         let annotated: Vec<ClassId> = case.annotated.iter().copied().collect();

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::DataError;
 use super::dataset::{Case, Split};
-use super::nifti::{Image, Limits, read_grid, read_image};
+use super::nifti::{Image, Limits, files_of, read_grid, read_image};
 use super::volume::{Grid, Volume};
 
 /// How far the voxel sizes of copies may differ: what rounding in a header can do.
@@ -27,8 +27,8 @@ type Frame = [(usize, f64); 3];
 #[derive(Debug, Default)]
 pub struct Fingerprints(BTreeMap<PathBuf, (Version, u64)>);
 
-/// Length of a file, and when it was written.
-type Version = (u64, SystemTime);
+/// Length of each of a scan's files, and when it was written.
+type Version = Vec<(u64, SystemTime)>;
 
 /// Refuses training scans that are validation scans too, under another name.
 ///
@@ -77,7 +77,7 @@ impl Fingerprints {
 
     /// Reads what is not known yet, one after the other, as each fills the memory of a whole scan. What cannot be read stays unknown.
     fn read(&mut self, images: &BTreeSet<&Path>) {
-        self.0.retain(|image, known| version(image) == Some(known.0));
+        self.0.retain(|image, known| version(image).as_ref() == Some(&known.0));
         let new: Vec<&Path> = images.iter().copied().filter(|image| !self.0.contains_key(*image)).collect();
         if new.is_empty() {
             return;
@@ -102,8 +102,11 @@ impl Fingerprints {
 }
 
 fn version(image: &Path) -> Option<Version> {
-    let found = fs::metadata(image).ok()?;
-    Some((found.len(), found.modified().ok()?))
+    let of_file = |file: PathBuf| {
+        let found = fs::metadata(file).ok()?;
+        Some((found.len(), found.modified().ok()?))
+    };
+    files_of(image).into_iter().map(of_file).collect()
 }
 
 fn with_frames(cases: &[Case], split: Split) -> Vec<(&Case, Frame)> {
@@ -148,6 +151,7 @@ mod tests {
 
     use super::*;
     use crate::data::dataset::read_datasets;
+    use crate::data::fixtures::split_into_pair;
     use crate::data::nifti::write_image_f32;
     use crate::data::orientation::to_ras;
     use crate::phantom::{Hospital, write_hospital};
@@ -215,6 +219,29 @@ mod tests {
         assert!(is_copy());
         write(&other, 1);
         assert!(is_copy(), "a file of the same length and time was read again");
+        write(&other, 2);
+        assert!(!is_copy());
+    }
+    #[test]
+    fn a_pair_is_read_again_when_its_voxels_have_changed() {
+        let (folder, mut cases) = two_scans();
+        let image = read_image(&cases[0].image, &Limits::default()).unwrap().volume;
+        let mut other = image.clone();
+        other.voxels_mut()[0] += 1.0;
+        let held_out = folder.path().join("held-out.nii");
+        cases[1].image = held_out.with_extension("hdr");
+        let write = |image: &Volume<f32>, second| {
+            write_image_f32(&held_out, image).unwrap();
+            split_into_pair(&held_out, ["hdr", "img"]);
+            for (half, second) in [("hdr", 1), ("img", second)] {
+                let file = File::options().write(true).open(held_out.with_extension(half)).unwrap();
+                file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(second)).unwrap();
+            }
+        };
+        let mut known = Fingerprints::default();
+        let mut is_copy = || refuse_copies(&cases, &mut known).is_err();
+        write(&image, 1);
+        assert!(is_copy());
         write(&other, 2);
         assert!(!is_copy());
     }

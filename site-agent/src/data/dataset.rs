@@ -3,7 +3,8 @@
 //! Two layouts are read. *Case folders*: every folder with a `ct` and a `labels` file is a case, and may bring a `labels.json`
 //! that names the values (`{"5": "liver"}`). *Pairs*: folders `images`
 //! and `labels` (or `imagesTr` and `labelsTr`) hold files of the same names; `_0000` at the end of an image's name is left
-//! out. Files end in `.nii` or `.nii.gz`, in capitals or not. An optional `cases.toml` in the folder says more about single cases:
+//! out. Files end in `.nii` or `.nii.gz`, or are pairs of `.hdr` and `.img`, in capitals or not. An optional `cases.toml` in the folder
+//! says more about single cases:
 //!
 //! ```toml
 //! [case-07]

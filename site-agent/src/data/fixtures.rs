@@ -21,3 +21,17 @@ pub(crate) fn forget_orientation(file: &Path) {
     bytes[252..256].fill(0);
     std::fs::write(file, bytes).unwrap();
 }
+
+/// Makes a pair of a `.nii` file of ours: its header and its voxels, with these endings.
+pub(crate) fn split_into_pair(file: &Path, endings: [&str; 2]) {
+    let bytes = std::fs::read(file).unwrap();
+    let (header, voxels) = bytes.split_at(352);
+    let mut header = header[..348].to_vec();
+    // Voxels begin their file, and the magic word says that they have one.
+    header[108..112].fill(0);
+    header[344..].copy_from_slice(b"ni1\0");
+    for (ending, half) in endings.into_iter().zip([&header[..], voxels]) {
+        std::fs::write(file.with_extension(ending), half).unwrap();
+    }
+    std::fs::remove_file(file).unwrap();
+}

@@ -6,7 +6,7 @@ use nalgebra::{Matrix4, Vector4};
 
 use super::*;
 use crate::data::dataset::{DatasetConfig, read_datasets, refuse_pseudo_labels};
-use crate::data::fixtures::forget_orientation;
+use crate::data::fixtures::{forget_orientation, split_into_pair};
 use crate::data::geometry::Affine;
 use crate::data::nifti::write_image_i16;
 use crate::data::prepared::PreparedCase;
@@ -137,6 +137,20 @@ fn the_new_data_set_vouches_for_an_orientation_as_the_old_one_does() {
     let made = cases(site.path(), &[dataset("pseudo", None)]);
     let names: Vec<&str> = made.iter().map(|case| case.name.as_str()).collect();
     assert_eq!(names, ["pseudo/livers-b"]);
+    PreparedCase::read(&made[0], &Preprocessing::default(), &taxonomy).unwrap();
+}
+
+#[test]
+fn both_halves_of_a_pair_are_linked() {
+    let site = tempfile::tempdir().unwrap();
+    write_case_as(&site.path().join("livers/a"), "ct.nii", true);
+    split_into_pair(&site.path().join("livers/a/ct.nii"), ["hdr", "img"]);
+    let own = cases(site.path(), &[dataset("livers", Some("chaos"))]);
+    let (out, taxonomy) = (site.path().join("pseudo"), Taxonomy::standard());
+    let mut labeller = labeller(&out, &taxonomy, 1);
+    assert_eq!(labeller.label_all(&own, &LIVER_AND_SPLEEN, &Cancel::default()), 0);
+    labeller.finish(provenance()).unwrap();
+    let made = cases(site.path(), &[dataset("pseudo", None)]);
     PreparedCase::read(&made[0], &Preprocessing::default(), &taxonomy).unwrap();
 }
 

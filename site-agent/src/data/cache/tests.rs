@@ -93,6 +93,19 @@ fn the_key_follows_content_label_map_annotations_and_preprocessing() {
 }
 
 #[test]
+fn the_key_follows_both_halves_of_a_pair() {
+    let (folder, mut cases) = phantoms("site-b");
+    let [header, voxels] = ["ct.hdr", "ct.img"].map(|half| folder.path().join(half));
+    cases[0].image.clone_from(&header);
+    let key = |half: &Path, content: &str| {
+        fs::write(half, content).unwrap();
+        CaseKey::of(&cases[0], &SETTINGS, Taxonomy::standard().digest()).unwrap()
+    };
+    let keys = [key(&header, "a"), key(&voxels, "a"), key(&voxels, "b"), key(&header, "b")];
+    assert!(keys.windows(2).all(|two| two[0] != two[1]), "{keys:?}");
+}
+
+#[test]
 fn a_store_gives_the_same_cases_from_memory_and_from_disk() {
     let (folder, cases) = phantoms("site-c");
     let taxonomy = Arc::new(Taxonomy::standard());

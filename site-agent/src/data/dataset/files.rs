@@ -12,11 +12,14 @@ use crate::data::DataError;
 /// Image and labels of each case, by the case's name.
 pub(super) type CaseFiles = BTreeMap<String, (PathBuf, PathBuf)>;
 
-/// How the names of files end that are read, in capitals or not.
-const READ: [&str; 2] = [".nii.gz", ".nii"];
-/// How those of volumes end that are not. A DICOM file is a slice, and not named here: folders of them lie beside many data
+/// How the names of files end that are read, in capitals or not. Of a pair, the header stands for both halves.
+const READ: [&str; 4] = [".nii.gz", ".nii", ".hdr.gz", ".hdr"];
+/// How those of a pair's headers end, and of its voxels.
+const HEADERS: [&str; 2] = [".hdr.gz", ".hdr"];
+const VOXELS: [&str; 2] = [".img.gz", ".img"];
+/// How those of volumes end that are not read. A DICOM file is a slice, and not named here: folders of them lie beside many data
 /// sets as what these were made from.
-const NOT_READ: [&str; 8] = [".hdr", ".hdr.gz", ".img", ".img.gz", ".nrrd", ".nhdr", ".mha", ".mhd"];
+const NOT_READ: [&str; 4] = [".nrrd", ".nhdr", ".mha", ".mhd"];
 
 /// The cases of a data set's folder.
 ///
@@ -81,7 +84,7 @@ fn pair_files(images: &Path, labels: &Path) -> Result<(CaseFiles, Vec<String>), 
 struct Volumes {
     /// NIfTI files by name without ending: one each, unless a mistake was made.
     read: BTreeMap<String, Vec<PathBuf>>,
-    /// Files of other formats, and files whose names are not UTF-8.
+    /// Files of other formats, voxels without a header, and files whose names are not UTF-8.
     not_read: Vec<PathBuf>,
 }
 
@@ -89,17 +92,29 @@ impl Volumes {
     /// Those in `folder`; none in what is no folder.
     fn of(folder: &Path) -> Result<Self, DataError> {
         let mut volumes = Self::default();
+        let mut voxels = Vec::new();
         let files = if folder.is_dir() { listed(folder)? } else { Vec::new() };
         for file in files {
             let name = file_name(&file).into_owned();
             let is_utf8 = file.file_name().is_some_and(|name| name.to_str().is_some());
             match without_ending(&name, &READ) {
                 Some(stem) if is_utf8 => volumes.read.entry(stem.to_owned()).or_default().push(file),
+                None if without_ending(&name, &VOXELS).is_some() => voxels.push(file),
                 None if without_ending(&name, &NOT_READ).is_none() => {}
                 _ => volumes.not_read.push(file),
             }
         }
+        voxels.retain(|file| !volumes.have_header_of(file));
+        volumes.not_read.extend(voxels);
+        volumes.not_read.sort();
         Ok(volumes)
+    }
+
+    /// Whether these voxels have their header here.
+    fn have_header_of(&self, voxels: &Path) -> bool {
+        let name = file_name(voxels);
+        let beside = without_ending(&name, &VOXELS).and_then(|stem| self.read.get(stem));
+        beside.into_iter().flatten().any(|file| without_ending(&file_name(file), &HEADERS).is_some())
     }
 
     /// Name and files of the case that `folder` is, if these are its files.
@@ -124,8 +139,8 @@ impl Volumes {
             has.push(format!("{} more", files.len() - SHOWN));
         }
         format!(
-            "`{}` has {} and no `{}`: a case is `ct.nii.gz` and `labels.nii.gz` (or `.nii`); rename, convert or add the \
-             file, or move the folder away",
+            "`{}` has {} and no `{}`: a case is `ct.nii.gz` and `labels.nii.gz` (or `.nii`, or `.hdr` with `.img`); rename, \
+             convert or add the file, or move the folder away",
             file_name(folder),
             has.join(", "),
             lacks.join("`, no `")
@@ -149,8 +164,8 @@ fn only(files: &[PathBuf]) -> Result<PathBuf, String> {
 
 fn not_read_because(file: &Path) -> String {
     format!(
-        "`{}` is not read: scans and label files are `.nii.gz` or `.nii`, under names in UTF-8; convert or rename it, or \
-         move it away",
+        "`{}` is not read: scans and label files are `.nii.gz`, `.nii`, or `.hdr` with `.img`, under names in UTF-8; convert or \
+         rename it, or move it away",
         in_folder(file)
     )
 }

@@ -5,7 +5,7 @@ use nalgebra::{Matrix4, Vector4};
 
 use super::*;
 use crate::data::error::CaseFault;
-use crate::data::fixtures::{forget_orientation, shared};
+use crate::data::fixtures::{forget_orientation, shared, split_into_pair};
 use crate::data::geometry::Affine;
 use crate::data::nifti::{PlacedBy, write_image_i16, write_labels};
 use crate::data::orientation::NoOrientation;
@@ -103,7 +103,7 @@ fn a_file_that_looks_like_a_scan_and_is_not_read_is_a_mistake_and_not_left_out()
     let base = tempfile::tempdir().unwrap();
     let not_utf8 = OsStr::from_bytes(b"M\xfcller.nii.gz");
     for folder in ["data/images", "data/labels"].map(|folder| base.path().join(folder)) {
-        for name in ["a.nii.gz", "b.hdr", "b.img", "c.NRRD", "notes.txt"].map(OsStr::new) {
+        for name in ["a.nii.gz", "a.img", "b.img", "c.NRRD", "notes.txt"].map(OsStr::new) {
             touch(&folder.join(name));
         }
         touch(&folder.join(not_utf8));
@@ -111,19 +111,19 @@ fn a_file_that_looks_like_a_scan_and_is_not_read_is_a_mistake_and_not_left_out()
     let told = mistakes(base.path());
     let named: Vec<&str> = told.iter().filter_map(|mistake| mistake.split('`').nth(1)).collect();
     let of = |folder: &str| {
-        ["M\u{fffd}ller.nii.gz", "b.hdr", "b.img", "c.NRRD"].map(|name| format!("{folder}/{name}"))
+        ["M\u{fffd}ller.nii.gz", "a.img", "b.img", "c.NRRD"].map(|name| format!("{folder}/{name}"))
     };
     assert_eq!(named, [of("images"), of("labels")].concat());
     assert!(told[1].contains(" is not read: "), "{told:?}");
 
     let base = case_folders(&["a"]);
     touch(&base.path().join("data/a/source.nrrd"));
-    for file in ["b/ct.hdr", "b/ct.img", "b/labels.nii.gz", "dicom/1.dcm"] {
+    for file in ["b/ct.img", "b/labels.nii.gz", "dicom/1.dcm"] {
         touch(&base.path().join("data").join(file));
     }
     let told = mistakes(base.path());
     assert!(
-        told.len() == 1 && told[0].starts_with("`b` has `ct.hdr`, `ct.img`, `labels.nii.gz` and no `ct`: "),
+        told.len() == 1 && told[0].starts_with("`b` has `ct.img`, `labels.nii.gz` and no `ct`: "),
         "{told:?}"
     );
     fs::remove_dir_all(base.path().join("data/b")).unwrap();
@@ -132,6 +132,49 @@ fn a_file_that_looks_like_a_scan_and_is_not_read_is_a_mistake_and_not_left_out()
         1,
         "what lies beside whole cases harms nobody"
     );
+}
+
+#[test]
+fn pairs_of_header_and_voxels_are_scans_and_label_files() {
+    let base = tempfile::tempdir().unwrap();
+    for file in ["images/a_0000.hdr", "images/a_0000.img.gz", "images/B.HDR", "images/B.IMG", "labels/a.nii"]
+    {
+        touch(&base.path().join("data").join(file));
+    }
+    touch(&base.path().join("data/labels/B.hdr.gz"));
+    touch(&base.path().join("data/labels/B.img.gz"));
+    let cases = read(base.path(), &config("lits")).unwrap();
+    let files: Vec<_> = cases.iter().map(|case| (case.name.as_str(), &case.image, &case.labels)).collect();
+    let at = |file: &str| base.path().join("data").join(file);
+    let (a, b) = ([at("images/a_0000.hdr"), at("labels/a.nii")], [at("images/B.HDR"), at("labels/B.hdr.gz")]);
+    assert_eq!(files, [("own/B", &b[0], &b[1]), ("own/a", &a[0], &a[1])]);
+
+    touch(&at("labels/a.hdr"));
+    let told = mistakes(base.path());
+    let expected = "`labels/a.hdr` and `labels/a.nii` differ in their endings alone: ";
+    assert!(told.len() == 1 && told[0].starts_with(expected), "{told:?}");
+}
+
+#[test]
+fn a_case_of_pairs_is_prepared_as_one_of_single_files() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path().join("data/a");
+    fs::create_dir_all(&folder).unwrap();
+    let affine = Affine::new(Matrix4::from_diagonal(&Vector4::new(1.5, 1.5, 1.5, 1.0))).unwrap();
+    let grid = Grid { shape: [6, 5, 4], affine };
+    let [ct, labels] = ["ct.nii", "labels.nii"].map(|file| folder.join(file));
+    write_image_i16(&ct, &Volume::from_fn(grid.clone(), |[x, y, z]| (100 * x + 10 * y + z) as i16)).unwrap();
+    write_labels(&labels, &Volume::from_fn(grid, |[x, ..]| u8::from(x < 2))).unwrap();
+    // Made-up scans do not look like CT.
+    fs::write(base.path().join("data/cases.toml"), "[a]\nhounsfield = \"assume\"\n").unwrap();
+    let prepared = || {
+        let case = read(base.path(), &config("lits")).unwrap().remove(0);
+        PreparedCase::read(&case, &Preprocessing::default(), &Taxonomy::standard()).unwrap()
+    };
+    let single = prepared();
+    split_into_pair(&ct, ["hdr", "img"]);
+    split_into_pair(&labels, ["HDR", "IMG"]);
+    assert_eq!(prepared(), single);
 }
 
 #[test]

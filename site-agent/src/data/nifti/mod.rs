@@ -26,6 +26,7 @@ pub use self::error::{Fault, NiftiError};
 pub use self::header::PlacedBy;
 use self::header::{Header, LONGEST};
 use self::source::Source;
+pub use self::source::files_of;
 pub use self::write::{write_image_f32, write_image_i16, write_labels};
 use super::volume::{Grid, Volume};
 

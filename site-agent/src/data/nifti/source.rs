@@ -81,12 +81,24 @@ pub(super) fn image_path(header: &Path) -> Result<PathBuf, Fault> {
     })
 }
 
-/// The existing file named as `path` with its ending `from` replaced by `to`, plain or with `.gz`; none if `path` ends otherwise.
+/// The files that hold what is read by this path: itself and, of a pair, the other half, where that is there.
+pub fn files_of(path: &Path) -> Vec<PathBuf> {
+    let halves = [other_half(path, ".hdr", ".img", "image"), other_half(path, ".img", ".hdr", "header")];
+    let other = halves.into_iter().flatten().find_map(Result::ok);
+    std::iter::once(path.to_owned()).chain(other).collect()
+}
+
+/// The existing file named as `path` with its ending `from` replaced by `to`, plain or with `.gz`, in small letters or in capitals; none if
+/// `path` ends otherwise.
 fn other_half(path: &Path, from: &str, to: &str, missing: &'static str) -> Option<Result<PathBuf, Fault>> {
     let name = path.file_name()?.to_str()?;
-    let stem = name.strip_suffix(".gz").unwrap_or(name).strip_suffix(from)?;
-    let candidates = [format!("{stem}{to}"), format!("{stem}{to}.gz")].map(|name| path.with_file_name(name));
-    let found = candidates.iter().find(|candidate| candidate.is_file()).cloned();
-    let [looked_for, _] = candidates;
-    Some(found.ok_or(Fault::MissingHalf { missing, looked_for }))
+    let small = name.to_ascii_lowercase();
+    let length = small.strip_suffix(".gz").unwrap_or(&small).strip_suffix(from)?.len();
+    let stem = name.get(..length)?;
+    let beside = |ending: &str| path.with_file_name(format!("{stem}{ending}"));
+    let endings = [to.to_owned(), format!("{to}.gz")];
+    let mut candidates =
+        endings.iter().flat_map(|ending| [beside(ending), beside(&ending.to_ascii_uppercase())]);
+    let found = candidates.find(|candidate| candidate.is_file());
+    Some(found.ok_or_else(|| Fault::MissingHalf { missing, looked_for: beside(to) }))
 }
