@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use common::ids::{Role, RoundId, SiteId};
 use common::study::sections::Backbone;
+use common::testing::shared_dir;
 use coordinator::report::ReportData;
 use nix::sys::signal::Signal;
 
@@ -148,6 +149,38 @@ fn a_small_demo_succeeds_and_its_report_shows_scores_coverage_traffic_and_pictur
         assert!(!page.contains(foreign), "the page needs more than itself: {foreign}");
     }
     assert_pictures(&report, &page, &keep);
+}
+
+#[test]
+fn a_demo_on_real_ct_trains_what_each_site_labelled_and_scores_what_each_scan_names() {
+    let Some(real) = shared_dir() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let keep = folder.path().join("demo");
+    let mut demo = command("coordinator", ["demo", "--rounds", "1", "--steps", "1"]);
+    demo.arg("--data").arg(real.join("data/federated")).arg("--held-out").arg(real.join("data/cases"));
+    demo.arg("--keep").arg(&keep);
+    succeed(demo);
+
+    let report = fs::read(keep.join("report/report.json")).expect("written");
+    let report: ReportData = serde_json::from_slice(&report).expect("a report");
+    assert_eq!((report.study.rounds_committed, report.study.state.as_str()), (1, "finished"));
+    let named = |name: &str| report.classes.iter().find(|class| class.name == name).expect(name).class;
+    // As `split.json` says.
+    let labelled = [
+        ("site-a", ["Spleen", "Gall Bladder", "Liver"]),
+        ("site-b", ["Right Kidney", "Left Kidney", "Pancreas"]),
+        ("site-c", ["Stomach", "Aorta", "Postcava"]),
+    ];
+    for (site, classes) in labelled {
+        let cells = report.coverage.iter().filter(|cell| cell.site.as_str() == site && cell.annotated > 0);
+        let annotated: BTreeSet<_> = cells.map(|cell| cell.class).collect();
+        assert_eq!(annotated, BTreeSet::from(classes.map(named)), "{site}");
+    }
+    // As the `labels.json` of each scan says: one is of the thorax.
+    let [scores] = report.final_scores()[..] else { panic!("one evaluator: {:#?}", report.scores) };
+    let scans_of =
+        |name: &str| scores.classes.iter().find(|score| score.class == named(name)).and_then(|score| score.n);
+    assert_eq!(["Liver", "Aorta"].map(scans_of), [Some(2), Some(3)]);
 }
 
 #[test]
