@@ -3,6 +3,9 @@
 //! An instant is a line that the victim says, drawn from those of an undisturbed run, and some microseconds after it. However
 //! the study was disturbed, it ends with the bits of the one that was not, and no step that was kept is done again.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::ids::ModelHash;
@@ -38,6 +41,19 @@ const AT_THE_COORDINATOR: [&str; 7] = [
     "coordinator.after-model-rename",
     "coordinator.after-commit-before-announce",
     "coordinator.after-commit-before-announce:2",
+];
+
+/// A strategy whose server keeps two moments, and one that keeps one.
+const FEDADAM: &str = "strategy = \"fedadam\"\nserver_lr = 0.01\n";
+const SERVER_MOMENTUM: &str = "strategy = \"server-momentum\"\n";
+/// Points of a coordinator around the durable writes of model and moments, in the first round and in the last.
+const WITH_MOMENTS: [&str; 6] = [
+    "coordinator.mid-aggregation",
+    "coordinator.after-model-rename",
+    "coordinator.after-model-rename:2",
+    "coordinator.after-moments",
+    "coordinator.after-moments:2",
+    "coordinator.after-commit-before-announce",
 ];
 
 /// Who is killed.
@@ -87,6 +103,8 @@ struct Undisturbed {
     /// As it was before it began, to be copied: setting up takes longer than the study.
     template: Federation,
     model: ModelHash,
+    /// What lies where the server keeps its moments.
+    moments: BTreeSet<PathBuf>,
     /// Lines before the sites are started, and at the end.
     coordinator: (usize, usize),
     sites: [usize; 2],
@@ -94,16 +112,20 @@ struct Undisturbed {
 
 impl Undisturbed {
     fn measure() -> Self {
-        let mut template = Federation::set_up();
+        Self::of(Federation::set_up())
+    }
+
+    fn of(mut template: Federation) -> Self {
         template.north.keep_every_step();
         template.south.keep_every_step();
         template.consortium.coordinator.0.kill();
         let mut running = Running::start(&template, None);
         let model = running.end().model;
+        let moments = running.moments();
         let lines = running.federation.consortium.coordinator.0.said("").len();
         let (coordinator, sites) = ((running.before, lines), running.said.each_ref().map(Vec::len));
         drop(running);
-        Self { template, model, coordinator, sites }
+        Self { template, model, moments, coordinator, sites }
     }
 }
 
@@ -194,10 +216,19 @@ impl Running {
         End { model, kept: kept.map(|kept| kept.len()) }
     }
 
-    /// As [`Running::end`]: with the model of the undisturbed one. A line of the table, which `--no-capture` shows.
+    /// What lies where the server keeps its moments. Each is named by its hash: the same names are the same bytes.
+    fn moments(&self) -> BTreeSet<PathBuf> {
+        let folder = self.federation.consortium.path("state/server-state");
+        let mut found = BTreeSet::new();
+        names_below(&folder, &folder, &mut found);
+        found
+    }
+
+    /// As [`Running::end`]: with the model of the undisturbed one, and its moments. A line of the table, which `--no-capture` shows.
     fn assert_undisturbed(&mut self, what: &str, undisturbed: &Undisturbed) {
         let End { model, kept: [north, south] } = self.end();
         assert_eq!(model, undisturbed.model, "{what}");
+        assert_eq!(self.moments(), undisturbed.moments, "{what}");
         let seconds = self.since.elapsed().as_secs_f64();
         println!("{what:<96}  kept {north:>2} + {south:>2} steps, none twice  same model  {seconds:>5.1} s");
     }
@@ -211,6 +242,17 @@ impl Drop for Running {
                 println!("{}\n", self.process(victim).last_words());
             }
         }
+    }
+}
+
+/// All that lies in `folder` and in the folders in it, as named from `root`.
+fn names_below(root: &Path, folder: &Path, found: &mut BTreeSet<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("the coordinator made it") {
+        let path = entry.expect("a file").path();
+        if path.is_dir() {
+            names_below(root, &path, found);
+        }
+        found.insert(path.strip_prefix(root).expect("it lies below").to_owned());
     }
 }
 
@@ -241,6 +283,21 @@ fn kill_at_seeded_instants(seed: u64, victims: &[Victim], undisturbed: &Undistur
         pass(linger);
         running.kill(victim);
     }
+    running.assert_undisturbed(&what, undisturbed);
+}
+
+/// Has the coordinator end itself at one named point after the other, each in a process of its own; the model must be the same, and so
+/// must the moments.
+fn end_coordinator_at_each(points: &[&str], undisturbed: &Undisturbed) {
+    let what = points.join(", then ");
+    println!("{what}");
+    let (&first, others) = points.split_first().expect("a point");
+    let mut running = Running::start(&undisturbed.template, Some((Victim::Coordinator, first)));
+    for &next in others {
+        running.process(Victim::Coordinator).until_dead();
+        running.federation.consortium.crash_coordinator_before(Some(next));
+    }
+    running.until_it_ends_itself(Victim::Coordinator);
     running.assert_undisturbed(&what, undisturbed);
 }
 
@@ -285,6 +342,16 @@ fn an_end_between_two_durable_writes_changes_no_bit() {
     }
 }
 
+/// One federation, ended three times: between the two files of the first round, after both of them, and between those of the last.
+#[test]
+fn an_end_between_a_model_and_its_moments_changes_no_bit_of_either() {
+    let undisturbed = Undisturbed::of(Federation::set_up_by(FEDADAM));
+    assert!(!undisturbed.moments.is_empty(), "the server keeps some");
+    let points =
+        ["coordinator.after-model-rename", "coordinator.after-moments", "coordinator.after-model-rename:2"];
+    end_coordinator_at_each(&points, &undisturbed);
+}
+
 /// Thirty instants for each of the three: every federation survives all three kills.
 #[test]
 #[ignore = "slow: thirty federations of processes"]
@@ -301,5 +368,14 @@ fn an_end_at_any_failpoint_changes_no_bit() {
     let undisturbed = Undisturbed::measure();
     for point in AT_A_SITE.into_iter().chain(AT_THE_COORDINATOR) {
         end_at_failpoint(point, &undisturbed);
+    }
+}
+
+#[test]
+#[ignore = "slow: seven federations of processes"]
+fn an_end_at_any_failpoint_changes_no_bit_of_a_model_with_moments() {
+    let undisturbed = Undisturbed::of(Federation::set_up_by(SERVER_MOMENTUM));
+    for point in WITH_MOMENTS {
+        end_coordinator_at_each(&[point], &undisturbed);
     }
 }

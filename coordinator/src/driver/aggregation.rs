@@ -227,6 +227,7 @@ fn write_model(
     debug_assert_eq!(model, written, "both are of the same chunks");
     if let Some(state) = state {
         state.finish(job.round, &model)?;
+        link::failpoint::pass("coordinator.after-moments");
     }
     Ok(model)
 }

@@ -52,8 +52,13 @@ impl Consortium {
 
     /// Kills the coordinator where it stands and starts it again; what the killed one said.
     pub(crate) fn crash_coordinator(&mut self) -> Vec<String> {
+        self.crash_coordinator_before(None)
+    }
+
+    /// As [`Consortium::crash_coordinator`]: the new one ends itself at `failpoint`.
+    pub(crate) fn crash_coordinator_before(&mut self, failpoint: Option<&str>) -> Vec<String> {
         let said = self.coordinator.0.kill();
-        self.coordinator = Coordinator::start(self.folder.path(), None);
+        self.coordinator = Coordinator::start(self.folder.path(), failpoint);
         said
     }
 

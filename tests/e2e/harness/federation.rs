@@ -18,6 +18,11 @@ pub(crate) const ROUNDS: u32 = 2;
 impl Federation {
     /// Everything is set up, nothing runs but the coordinator; the study opens when both sites are ready.
     pub(crate) fn set_up() -> Self {
+        Self::set_up_by("")
+    }
+
+    /// The same with a study of a strategy: its lines of the section `[aggregation]`.
+    pub(crate) fn set_up_by(strategy: &str) -> Self {
         let consortium = Consortium::found("survivors");
         let trainer = |name: &str, hospital: &str| {
             let site = consortium.enrol(name, Role::Trainer);
@@ -25,7 +30,7 @@ impl Federation {
             site
         };
         let (north, south) = (trainer("north", "site-a"), trainer("south", "site-b"));
-        consortium.add_study(ROUNDS, 2);
+        consortium.add_study_by(strategy, ROUNDS, 2);
         consortium.start_study();
         Self { consortium, north, south }
     }

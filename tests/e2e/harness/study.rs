@@ -86,6 +86,12 @@ impl Consortium {
         self.add_study_written(&study(rounds, steps, sites));
     }
 
+    /// As [`Consortium::add_study`], of a strategy: its lines of the section `[aggregation]`.
+    pub(crate) fn add_study_by(&self, strategy: &str, rounds: u32, sites: usize) {
+        let (section, by) = ("[aggregation]\n", format!("[aggregation]\n{strategy}"));
+        self.add_study_written(&study(rounds, STEPS, sites).replace(section, &by));
+    }
+
     /// Adds a small study of one round and one step for one site, which refuses updates of a larger norm.
     pub(crate) fn add_study_with_norm_bound(&self, bound: f64) {
         let (section, bounded) = ("[aggregation]\n", format!("[aggregation]\nmax_update_norm = {bound}\n"));

@@ -132,6 +132,11 @@ async fn moments_go_from_round_to_round_and_a_round_made_again_has_the_same_bits
     assert_eq!(study.value(second), 6.0);
     // A crash before the journal knew of it: everything is there already.
     assert_eq!(study.aggregate(2, first, &terms).unwrap().model, second);
+    // One between its two files: the model is there, its moments are not.
+    let moments = study.store.server_states().folder(&study.digest, RoundId(2), &second);
+    std::fs::remove_dir_all(&moments).unwrap();
+    assert_eq!(study.aggregate(2, first, &terms).unwrap().model, second);
+    assert!(moments.is_dir(), "made again");
 }
 
 #[tokio::test]
