@@ -3,7 +3,7 @@
 //! [`survival`] kills them in mid-round, [`kills`] wherever a seed or a failpoint says, [`refusals`] knocks where it may not come in, [`demo`] watches the demo come to
 //! its end, good or bad, [`hospital`] types what a hospital's people type, [`cross_site`] leaves each site out once,
 //! [`bf16`] rounds updates, [`finetune`] trains for other classes, [`storage`] fills disks and changes what is on them,
-//! [`site_storage`] does so at a site, [`torn`] tears journals, [`tcp`] has no UDP.
+//! [`site_storage`] does so at a site, [`torn`] tears journals, [`tcp`] has no UDP, or nothing but a proxy.
 //! Whatever a test waits for is a line that a process says, with a deadline; no process outlives its test.
 
 mod bf16;

@@ -9,7 +9,8 @@ use site_agent::egress::{self, LedgerEvent};
 
 use crate::harness::consortium::Site;
 use crate::harness::federation::{Federation, ROUNDS};
-use crate::harness::process::{PATIENCE, Process};
+use crate::harness::network::proxy;
+use crate::harness::process::{PATIENCE, Process, finish};
 
 impl Federation {
     /// Every round was made of both, trained and counted once, and both were told of each.
@@ -86,4 +87,32 @@ fn a_coordinator_killed_in_mid_round_goes_on_with_the_updates_that_it_acknowledg
         assert_eq!(agent.said("round 1: trained").len(), 1, "trained once");
     }
     assert_eq!(model, Federation::undisturbed());
+}
+
+#[test]
+fn over_tcp_and_through_a_proxy_no_kill_changes_a_bit() {
+    let mut federation = Federation::set_up();
+    let proxy = proxy(federation.consortium.address.parse().expect("IP and port"));
+    federation.north.dial_through(&proxy);
+    federation.south.dial_over_tcp();
+    let checked = finish(federation.north.command(["check"])).ok();
+    assert!(checked.contains("welcomed by `survivors` as trainer `north` over TCP through"), "{checked}");
+    let mut south = federation.run_held(&federation.south);
+    let mut north = federation.north.run();
+    north.until_says(&format!("over TCP through the proxy {proxy}, as site.toml says"));
+    // Where this test is too slow it has trained the round meanwhile: then it is killed a little later.
+    north.until_says("round 1: step ");
+    north.kill();
+    let mut north = federation.north.run();
+    federation.consortium.coordinator.until_study("update-counted", "round 1 has the update of north");
+
+    let said = federation.consortium.crash_coordinator();
+    assert!(!said.iter().any(|line| line.contains("round-committed")), "killed too late: {said:#?}");
+    federation.consortium.coordinator.until_connected("north");
+    south.resume();
+
+    let model = federation.finished();
+    federation.assert_complete([&mut north, &mut south]);
+    south.until_says("over TCP, as site.toml says");
+    assert_eq!(model, Federation::undisturbed(), "over QUIC");
 }

@@ -1,7 +1,7 @@
 //! A consortium in a folder of its own: set up by the commands that operators use.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -265,9 +265,33 @@ impl Site {
 
     /// Has the agent dial over QUIC alone, however long that takes to answer.
     pub(crate) fn dial_over_quic(&self) {
+        self.set("lane = \"quic\"\n");
+    }
+
+    /// Has the agent dial over TCP alone.
+    pub(crate) fn dial_over_tcp(&self) {
+        self.set("lane = \"tcp\"\n");
+    }
+
+    /// Has the agent dial over TCP alone, through a proxy.
+    pub(crate) fn dial_through(&self, proxy: &str) {
+        self.set(&format!("lane = \"tcp\"\nproxy = \"{proxy}\"\n"));
+    }
+
+    /// Has the agent dial another address than the coordinator's own.
+    pub(crate) fn dial_at(&self, coordinator: &str, address: SocketAddr) {
         let path = self.path("site.toml");
         let text = fs::read_to_string(&path).expect("written at enrolment");
-        fs::write(path, format!("lane = \"quic\"\n{text}")).expect("the folder is ours");
+        let elsewhere = text.replace(coordinator, &address.to_string());
+        assert_ne!(text, elsewhere);
+        fs::write(path, elsewhere).expect("the folder is ours");
+    }
+
+    /// Adds lines to the settings that [`Site::configure`] wrote, before its tables.
+    fn set(&self, lines: &str) {
+        let path = self.path("site.toml");
+        let text = fs::read_to_string(&path).expect("written at enrolment");
+        fs::write(path, format!("{lines}{text}")).expect("the folder is ours");
     }
 
     /// Starts the agent as one that also says when it has kept a step, and ends itself at `failpoint`.
