@@ -1,7 +1,7 @@
 //! The whole as hospitals run it: both programs as processes, over QUIC with mutual TLS, each with its own folder.
 //!
 //! [`survival`] kills them in mid-round, [`kills`] wherever a seed or a failpoint says, [`refusals`] knocks where it may not come in, [`demo`] watches the demo come to
-//! its end, good or bad, [`hospital`] types what a hospital's people type, [`cross_site`] leaves each site out once,
+//! its end, good or bad, [`hospital`] types what a hospital's people type, [`cross_site`] leaves each site out once, [`evaluators`] ends those that score,
 //! [`bf16`] rounds updates, [`finetune`] trains for other classes, [`storage`] fills disks and changes what is on them,
 //! [`site_storage`] does so at a site, [`torn`] tears journals, [`tcp`] has no UDP, or nothing but a proxy.
 //! Whatever a test waits for is a line that a process says, with a deadline; no process outlives its test.
@@ -9,6 +9,7 @@
 mod bf16;
 mod cross_site;
 mod demo;
+mod evaluators;
 mod finetune;
 mod harness;
 mod hospital;

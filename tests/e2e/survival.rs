@@ -5,12 +5,14 @@
 
 use std::time::Instant;
 
+use common::ids::Role;
 use site_agent::egress::{self, LedgerEvent};
 
-use crate::harness::consortium::Site;
+use crate::harness::consortium::{Consortium, Site};
 use crate::harness::federation::{Federation, ROUNDS};
 use crate::harness::network::proxy;
 use crate::harness::process::{PATIENCE, Process, finish};
+use crate::harness::study::NAME;
 
 impl Federation {
     /// Every round was made of both, trained and counted once, and both were told of each.
@@ -115,4 +117,39 @@ fn over_tcp_and_through_a_proxy_no_kill_changes_a_bit() {
     federation.assert_complete([&mut north, &mut south]);
     south.until_says("over TCP, as site.toml says");
     assert_eq!(model, Federation::undisturbed(), "over QUIC");
+}
+
+#[test]
+#[ignore = "slow: two rounds last until their deadlines"]
+fn what_a_site_that_was_dead_at_the_deadline_had_trained_counts_once_in_the_next_round() {
+    let mut consortium = Consortium::found("survivors");
+    let trainer = |name, hospital| {
+        let site = consortium.enrol(name, Role::Trainer);
+        site.give_phantoms(&consortium.address, hospital);
+        site
+    };
+    let (north, south) = (trainer("north", "site-a"), trainer("south", "site-b"));
+    consortium.add_study_that_takes_late_updates(20);
+    let (at_north, mut at_south) = (north.run(), south.run_to(Some("site.after-journal-trained")));
+    consortium.until_ready(&north);
+    consortium.until_ready(&south);
+    consortium.start_study();
+    at_south.until_dead();
+    consortium.coordinator.until_study("update-counted", "round 1 has the update of north");
+    // The next round is open until the late update has come.
+    at_north.pause();
+    consortium.coordinator.until_study("round-committed", "round 1");
+    // Dead at its receipt, it sends no update of the next round in its place.
+    south.run_to(Some("site.after-receipt-before-journal")).until_dead();
+    consortium
+        .coordinator
+        .until_study("update-late", "the update of south for round 1 came late: it counts in round 2");
+    at_north.resume();
+    consortium.coordinator.until_study("finished", "model");
+
+    let rounds = consortium.report(NAME).rounds;
+    let sites: Vec<Vec<&str>> =
+        rounds.iter().map(|round| round.sites.iter().map(|site| site.as_str()).collect()).collect();
+    assert_eq!(sites, [vec!["north"], vec!["north", "south"]]);
+    assert_eq!(south.trainings(), [1]);
 }

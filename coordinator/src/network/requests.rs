@@ -303,6 +303,7 @@ impl Session {
                 signature: signed.signature().to_vec(),
             };
             self.context.store.put_report(&study, &stored, clock::now()).await.map_err(internal)?;
+            link::failpoint::pass("coordinator.after-report-keep");
             self.context.driver.report_stored(study, site, model, digest).await?;
         }
         Ok(Reply::ReportReceipt { report: digest })

@@ -472,6 +472,7 @@ impl Agent {
     /// Keeps a signed report; the event that it is there.
     pub(super) fn keep_report(&self, model: ModelHash, report: &StoredReport) -> anyhow::Result<Event> {
         files::write_json(&self.state.report(model), report)?;
+        link::failpoint::pass("site.after-report-kept");
         Ok(Event::Evaluated { model, report: report.digest() })
     }
 }

@@ -575,14 +575,17 @@ fn before_journal(event: &Event) {
     match event {
         Event::ModelStored { .. } => failpoint::pass("site.after-download"),
         Event::Receipt { .. } => failpoint::pass("site.after-receipt-before-journal"),
+        Event::ReportReceipt { .. } => failpoint::pass("site.after-report-receipt"),
         _ => {}
     }
 }
 
 /// Where a test may end the process: the journal knows, and nothing was done.
 fn after_journal(event: &Event) {
-    if let Event::Trained { .. } = event {
-        failpoint::pass("site.after-journal-trained");
+    match event {
+        Event::Trained { .. } => failpoint::pass("site.after-journal-trained"),
+        Event::Evaluated { .. } => failpoint::pass("site.after-journal-evaluated"),
+        _ => {}
     }
 }
 

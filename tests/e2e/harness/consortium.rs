@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use common::ids::Role;
+use common::ids::{Role, RoundId};
 use common::journal::Entry;
 use common::participant::Event;
 use coordinator::operator::client::ask_running;
@@ -134,6 +134,11 @@ impl Consortium {
         site
     }
 
+    /// How everything stands.
+    pub(crate) fn status(&self) -> Status {
+        serde_json::from_str(&self.operate(["status", "--json"]).ok()).expect("a status")
+    }
+
     /// Waits until a site is one that a round of a study can be opened with: the coordinator knows what it has.
     pub(crate) fn until_ready(&self, site: &Site) {
         let status = || finish(coordinator(self.folder.path(), ["status", "--json"]));
@@ -178,6 +183,16 @@ impl Coordinator {
             }
             _ => None,
         })
+    }
+
+    /// Waits until the report of an evaluator on the model of a round counts.
+    pub(crate) fn until_scored(&mut self, name: &str, round: RoundId) {
+        self.until(&format!("round {round} scored by {name}"), |line| match line {
+            Line::Scored { site, round: scored, .. } => {
+                (site.as_str() == name && *scored == round).then_some(())
+            }
+            _ => None,
+        });
     }
 
     /// Waits until a site is connected.

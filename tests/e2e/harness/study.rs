@@ -104,6 +104,24 @@ impl Consortium {
         self.add_study_written(&study(rounds, 1, 1).replace(section, scored));
     }
 
+    /// Adds a small study of two rounds and one step a round for one site. The model of every round is scored by `gate`, for whose
+    /// report the next round waits, and of those that are promoted by `sealed`.
+    pub(crate) fn add_study_with_gate(&self, gate: &str, sealed: &str) {
+        let section = "[evaluation]\n";
+        let scored = format!("[evaluation]\nevery_rounds = 1\ntest = [\"{sealed}\"]\n");
+        let text = study(2, 1, 1).replace(section, &scored);
+        let gate = format!("\n[evaluation.gate]\nevaluators = [\"{gate}\"]\ntimeout_s = 3600\n");
+        self.add_study_written(&(text + &gate));
+    }
+
+    /// Adds a small study of two rounds and one step a round for one site. A round that has the update of one closes after so many seconds;
+    /// others count in the next.
+    pub(crate) fn add_study_that_takes_late_updates(&self, deadline_s: u32) {
+        let section = "deadline_s = 3600\naccept_s = 600\n";
+        let late = format!("deadline_s = {deadline_s}\naccept_s = {deadline_s}\nlate = \"next-round\"\n");
+        self.add_study_written(&study(2, 1, 1).replace(section, &late));
+    }
+
     /// Adds a small study of one step a round for one site, whose updates are in bfloat16.
     pub(crate) fn add_study_in_bf16(&self, rounds: u32) {
         let (section, rounded) = ("[aggregation]\n", "[aggregation]\nupdate_dtype = \"bf16\"\n");
