@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::artifact::ArtifactManifest;
 use common::evaluation::ReportExpectation;
-use common::ids::{AttemptId, RoundId, SiteId, StudyDigest};
+use common::ids::{AttemptId, Digest, RoundId, SiteId, StudyDigest};
 use common::manifest::LabelManifest;
 use common::report::{ClassReport, EvaluationReport, METRIC_VERSION};
 use common::round::{self, Exclusion, UpdateExpectation};
@@ -302,9 +302,19 @@ impl Session {
                 document: signed.bytes().to_vec(),
                 signature: signed.signature().to_vec(),
             };
-            self.context.store.put_report(&study, &stored, clock::now()).await.map_err(internal)?;
+            let (store, driver) = (&self.context.store, &self.context.driver);
+            let is_first = store.put_report(&study, &stored, clock::now()).await.map_err(internal)?;
             link::failpoint::pass("coordinator.after-report-keep");
-            self.context.driver.report_stored(study, site, model, digest).await?;
+            // A crash may have kept an earlier one from the machine: that one stays, and counts.
+            let kept = match is_first {
+                true => None,
+                false => store.report(&study, &model, &site).await.map_err(internal)?,
+            };
+            let counted = kept.map_or(digest, |kept| Digest::of(&kept.document));
+            driver.report_stored(study, site.clone(), model, counted).await?;
+            if counted != digest {
+                driver.expect_report(study, site, model, digest).await?;
+            }
         }
         Ok(Reply::ReportReceipt { report: digest })
     }

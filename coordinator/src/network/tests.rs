@@ -6,9 +6,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use common::artifact::ArtifactManifest;
 use common::evaluation;
-use common::ids::{ArtifactHash, AttemptId, Digest, Role, RoundId, SiteId};
+use common::ids::{ArtifactHash, AttemptId, ClassId, Digest, Role, RoundId, SiteId};
 use common::manifest::LabelManifest;
+use common::report::{CaseOutcome, CaseScore, EvaluationReport, ReportSubject};
 use common::signed::{Signed, SignedDocument};
+use common::study::StudyDocument;
 use common::testing::example_study_with;
 use common::wire::{
     EnrollReply, EnrollRequest, EnrollToken, Enrolled, Hello, Manifest, Notice, Reply, Request, SignedBytes,
@@ -31,7 +33,7 @@ use crate::operator;
 use crate::pki::Token;
 use crate::progress::Progress;
 use crate::service::Service;
-use crate::store::{InviteTerms, JournalEntry, StoredStudy};
+use crate::store::{InviteTerms, JournalEntry, StoredReport, StoredStudy};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -547,6 +549,57 @@ async fn an_evaluator_hears_of_all_models_that_wait_for_its_report() {
                 unheard.remove(&model);
             }
         }
+    })
+    .await;
+}
+
+/// A report of `held-out` on the fixture's first model, on so many scans.
+fn report_on(study: &StudyDocument, scans: u32) -> Signed<EvaluationReport> {
+    let liver = ClassId::new(6).unwrap();
+    let tau_mm = study.study().evaluation.nsd_tolerance_mm.of(liver);
+    let subject = ReportSubject {
+        site: "held-out".parse().unwrap(),
+        model: study.study().initial_model,
+        round: RoundId(1),
+        study: study.digest(),
+        taxonomy: study.study().taxonomy.digest(),
+    };
+    let outcome = CaseOutcome::Absent { false_positive_volume_ml: 0.5 };
+    let scores: Vec<_> =
+        (0..scans).map(|scan| CaseScore { class: liver, scan, patient: scan, outcome }).collect();
+    Signed::sign(&EvaluationReport::summarise(subject, &scores, |_| tau_mm, 1, 7), &signing_key())
+}
+
+#[tokio::test]
+async fn a_report_that_a_crash_kept_from_the_machine_counts_and_no_other_does() {
+    let fixture = Fixture::new().await;
+    let (store, study) = (fixture.store().await, fixture.digest());
+    let (round, model) = (RoundId(1), fixture.study.study().initial_model);
+    let event = serde_json::json!({ "evaluation": evaluation::Event::Requested { round, model } });
+    store.append_event(&study, &JournalEntry { at: NOW, event: event.to_string() }).await.unwrap();
+    store.close().await;
+    serve_fixture(fixture, |served| async move {
+        let held_out = served.enrol_as("held-out", Role::Evaluator).await;
+        let connection = served.dial(&held_out).await;
+        let mut watch = greet(&connection).await;
+        until_offered(&mut watch).await;
+        served.approve(&connection).await;
+        while !matches!(hear(&mut watch).await, Notice::EvaluationRequested { .. }) {}
+        let [kept, other] = [1, 2].map(|scans| report_on(&served.fixture.study, scans));
+        let (document, signature) = (kept.bytes().to_vec(), kept.signature().to_vec());
+        let stored = StoredReport { site: "held-out".parse().unwrap(), model, document, signature };
+        assert!(served.context.store.put_report(&study, &stored, NOW).await.unwrap());
+
+        let put = |signed: &Signed<EvaluationReport>| {
+            let report = SignedBytes { bytes: signed.bytes().to_vec(), signature: *signed.signature() };
+            Request::PutReport { study, report }
+        };
+        let refused = ask(&connection, &put(&other)).await;
+        let Err(LinkError::Refused(refusal)) = refused else { panic!("{refused:?}") };
+        assert_eq!(refusal.code, RefusalCode::AlreadyReported);
+        let taken = ask(&connection, &put(&kept)).await;
+        let Ok(Reply::ReportReceipt { report }) = taken else { panic!("{taken:?}") };
+        assert_eq!(report, kept.digest());
     })
     .await;
 }
