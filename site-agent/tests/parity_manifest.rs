@@ -78,16 +78,33 @@ fn every_test_of_the_fidelity_table_exists() {
     for row in table.lines().filter(|line| line.starts_with("| ")) {
         let proof = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
         let (mut file, mut source) = ("no file", String::new());
-        for word in proof.split('`').skip(1).step_by(2) {
+        let parts: Vec<&str> = proof.split('`').skip(1).collect();
+        for part in parts.chunks(2) {
+            let &[word, after] = part else { panic!("a backtick without its pair: {row}") };
             if word.ends_with(".rs") {
                 (file, source) = (word, read(word));
                 continue;
             }
-            assert!(source.contains(&format!("fn {word}(")), "no test `{word}` in {file}: {row}");
+            let attributes = attributes_of(word, &source);
+            assert!(attributes.contains(&"#[test]"), "no test `{word}` in {file}: {row}");
+            let ignored = attributes.iter().any(|line| line.starts_with("#[ignore"));
+            assert_eq!(
+                ignored,
+                after.starts_with(" (slow)"),
+                "is `{word}` ignored, and said to be slow? {row}"
+            );
             named += 1;
         }
     }
     assert!(named > 40, "{named} tests are named");
+}
+
+/// The attributes of a function, each on one line; none where there is no such function, or only in a comment.
+fn attributes_of<'a>(function: &str, source: &'a str) -> Vec<&'a str> {
+    let lines: Vec<&str> = source.lines().map(str::trim).collect();
+    let signature = format!("fn {function}(");
+    let Some(at) = lines.iter().position(|line| line.starts_with(&signature)) else { return Vec::new() };
+    lines[..at].iter().rev().copied().take_while(|line| line.starts_with(['#', '/'])).collect()
 }
 
 #[test]

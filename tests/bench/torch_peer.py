@@ -71,16 +71,21 @@ class UNet(nn.Module):
         return bottleneck, self.up_tr64(x, skip1)
 
 
+def group_norm(channels):
+    """Of 16 groups, or where these do not divide the channels, of the largest power of two that does."""
+    return nn.GroupNorm(min(16, channels & -channels), channels)
+
+
 class UniversalModel(nn.Module):
     def __init__(self, backbone, width, table):
         super().__init__()
         build, decoder = {"unet": (UNet, 2 * width), "swin_unetr": (SwinUNETR, width)}[backbone]
         self.backbone = build(width)
         self.precls_conv = nn.Sequential(
-            nn.GroupNorm(16, decoder), nn.ReLU(inplace=True), nn.Conv3d(decoder, 8, 1)
+            group_norm(decoder), nn.ReLU(inplace=True), nn.Conv3d(decoder, 8, 1)
         )
         self.GAP = nn.Sequential(
-            nn.GroupNorm(16, 16 * width),
+            group_norm(16 * width),
             nn.ReLU(inplace=True),
             nn.AdaptiveAvgPool3d(1),
             nn.Conv3d(16 * width, 256, 1),

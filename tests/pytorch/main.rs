@@ -8,6 +8,7 @@ use std::{
     process::Command,
 };
 
+use common::study::sections::{Backbone, PatchMerging};
 use site_agent::model::{
     ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig, NamedTensors,
     UniversalModel,
@@ -23,8 +24,16 @@ const WIDTH: usize = 512;
 #[test]
 #[ignore = "slow: installs PyTorch from its registry"]
 fn pytorch_loads_an_export_and_what_it_saves_is_imported() {
+    let python = python_with_torch();
+    // The narrowest of each.
+    for (backbone, width) in [(Backbone::Unet, 8), (Backbone::SwinUnetr, 12)] {
+        assert_survives_pytorch(&python, backbone, width);
+    }
+}
+
+fn assert_survives_pytorch(python: &Path, backbone: Backbone, width: usize) {
     let folder = tempfile::tempdir().unwrap();
-    let (tensors, table) = model();
+    let (tensors, table) = model(backbone, width);
     let write = |name: &str, bytes: Vec<u8>| fs::write(folder.path().join(name), bytes).unwrap();
     let tables = NamedTensors::from([(EMBEDDING_NAME.to_owned(), table.clone())]);
     write("export.pth", write_pytorch(&tensors, Some(&table)).unwrap());
@@ -32,25 +41,25 @@ fn pytorch_loads_an_export_and_what_it_saves_is_imported() {
     write("table.safetensors", write_safetensors(&tables).unwrap());
 
     let script = bench().join("load_export.py");
-    let output = Command::new(python_with_torch())
+    let output = Command::new(python)
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .arg(script)
         .arg(folder.path())
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{backbone:?}: {}", String::from_utf8_lossy(&output.stderr));
 
     let saved = File::open(folder.path().join("saved.pth")).unwrap();
     let imported = Imported::read(&mut Checkpoint::open(saved).unwrap(), Part::Whole).unwrap();
-    assert!(imported == Imported { part: Part::Whole, tensors, embeddings: Some(table) });
+    assert!(imported == Imported { part: Part::Whole, tensors, embeddings: Some(table) }, "{backbone:?}");
 }
 
 /// A model of random numbers and its embeddings.
-fn model() -> (NamedTensors, HostTensor) {
+fn model(backbone: Backbone, width: usize) -> (NamedTensors, HostTensor) {
     let table = HostTensor::from_fn(vec![CLASSES, WIDTH], |i| (i as f32).sin());
     let embeddings = ClassEmbeddings::new(EmbeddingKind::Imported, table.clone()).unwrap();
     let embedding = EmbeddingConfig { kind: EmbeddingKind::Imported, rows: CLASSES, width: WIDTH };
-    let config = ModelConfig::unet(8, embedding);
+    let config = ModelConfig { backbone, width, patch_merging: PatchMerging::default(), embedding };
     let cpu = device(DeviceKind::Cpu).unwrap();
     (UniversalModel::new(&config, Some(&embeddings), 3, &cpu).unwrap().export(), table)
 }
