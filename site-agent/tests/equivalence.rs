@@ -17,7 +17,7 @@ use common::aggregate::{Aggregator, WeightedUpdate};
 use common::artifact::ArtifactManifest;
 use common::ids::{ArtifactHash, AttemptId, ClassId, Digest, RoundId, SiteId, StudyDigest};
 use common::study::sections::{
-    Foreground, Loss, Optimizer, OptimizerKind, OptimizerState, Sampling, Training, Unlabelled,
+    Backbone, Foreground, Loss, Optimizer, OptimizerKind, OptimizerState, Sampling, Training, Unlabelled,
 };
 use common::update::{UpdateExpectation, UpdateOffer, UpdateVerifier, VerifiedUpdate};
 use nalgebra::Matrix4;
@@ -46,6 +46,8 @@ const SIDE: usize = 16;
 const PATCH: [usize; 3] = [SIDE; 3];
 const CLASSES: usize = 6;
 const ROUND: RoundId = RoundId(1);
+const EMBEDDING: EmbeddingConfig =
+    EmbeddingConfig { kind: EmbeddingKind::OneHot, rows: CLASSES, width: CLASSES };
 
 // ---- a small world --------------------------------------------------------------------------------------------------
 
@@ -55,7 +57,11 @@ fn class(id: usize) -> ClassId {
 
 /// A case that fills one patch: class k is a slab of its own, brighter than the others.
 fn case(seed: usize, annotated: &[usize]) -> PreparedCase {
-    let grid = Grid { shape: PATCH, affine: Affine::new(Matrix4::identity()).unwrap() };
+    case_of(PATCH, seed, annotated)
+}
+
+fn case_of(shape: [usize; 3], seed: usize, annotated: &[usize]) -> PreparedCase {
+    let grid = Grid { shape, affine: Affine::new(Matrix4::identity()).unwrap() };
     let slab = move |i: usize, j: usize| (i / 4 + j / 8 + seed) % (CLASSES + 1);
     let mapped = Volume::from_fn(grid.clone(), |[i, j, _]| slab(i, j) as u8);
     let image = Volume::from_fn(grid, |[i, j, k]| {
@@ -71,15 +77,16 @@ fn labelled(image: Volume<f32>, mapped: Volume<u8>, annotated: &[usize]) -> Prep
     PreparedCase::new(image, LabelledCase::new(mapped, raw, masks))
 }
 
-/// Every case once, whole, in order: micro-batch i of a step is case i.
+/// Every case once, whole, in order: micro-batch i of a step is case i, which is a patch.
 struct EachOnce(Vec<PreparedCase>);
 
 impl BatchSource for EachOnce {
     fn batch(&self, address: BatchAddress) -> Result<Batch, DataError> {
         let case = &self.0[address.micro as usize];
+        let patch = case.image.shape();
         let unchanged = Augmentation { zoom: 1.0, quarter_turns: 0, shift: 0.0 };
-        let crop = Crop::cut(case, [SIDE / 2; 3], PATCH, &unchanged);
-        Ok(Batch::of(PATCH, [(&crop, &case.labels)], &batch::Unlabelled::Masked))
+        let crop = Crop::cut(case, patch.map(|side| side / 2), patch, &unchanged);
+        Ok(Batch::of(patch, [(&crop, &case.labels)], &batch::Unlabelled::Masked))
     }
 }
 
@@ -88,10 +95,17 @@ fn model(seed: u64) -> UniversalModel {
 }
 
 fn model_on(device: &Device, seed: u64) -> UniversalModel {
+    build(&ModelConfig::unet(8, EMBEDDING), seed, device)
+}
+
+fn swin_unetr_on(device: &Device, seed: u64) -> UniversalModel {
+    let config = ModelConfig { backbone: Backbone::SwinUnetr, ..ModelConfig::unet(12, EMBEDDING) };
+    build(&config, seed, device)
+}
+
+fn build(config: &ModelConfig, seed: u64, device: &Device) -> UniversalModel {
     let embeddings = ClassEmbeddings::one_hot(CLASSES, 4.0).unwrap();
-    let embedding = EmbeddingConfig { kind: EmbeddingKind::OneHot, rows: CLASSES, width: CLASSES };
-    let config = ModelConfig::unet(8, embedding);
-    UniversalModel::new(&config, Some(&embeddings), seed, device).unwrap()
+    UniversalModel::new(config, Some(&embeddings), seed, device).unwrap()
 }
 
 fn device() -> Device {
@@ -675,5 +689,27 @@ fn neither_threads_nor_recomputing_change_a_bit_in_twenty_steps() {
     let expected = run(false, 1);
     for (recompute, threads) in [(false, 2), (true, 1), (true, 2), (true, 3)] {
         assert!(run(recompute, threads) == expected, "recompute {recompute}, {threads} threads");
+    }
+}
+
+#[test]
+fn threads_change_no_bit_of_a_swin_unetr_in_three_steps() {
+    let plan = RoundPlan { round: ROUND, steps: 3, learning_rate: 1e-3 };
+    let train = || {
+        let device = training_device(DeviceKind::Cpu, true).unwrap();
+        // The smallest patch that has statistics in every stage; its first two stages have windows that shift.
+        let source = Arc::new(EachOnce(vec![case_of([64, 32, 32], 1, &[1, 2, 4])]));
+        let (network, global) = (swin_unetr_on(&device, 5), swin_unetr_on(&device, 1).export());
+        let mut trainer = BurnTrainer::new(network, device, source, settings(OptimizerKind::AdamW, 1, 0));
+        trainer.load_global(global).unwrap();
+        bits(&trainer.train_round(&plan, &mut |_| {}, &Cancel::default()).unwrap().delta)
+    };
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(train)
+    };
+    let expected = run(1);
+    for threads in [2, 3] {
+        assert!(run(threads) == expected, "{threads} threads");
     }
 }

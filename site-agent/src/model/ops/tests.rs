@@ -196,6 +196,19 @@ proptest! {
     }
 
     #[test]
+    fn our_max_pool_is_burns_by_planes(n in 1usize..3, channels in 1usize..20, blocks in [1usize..6, 1usize..6, 1usize..6]) {
+        let x = tensor([n, channels, 2 * blocks[0], 2 * blocks[1], 2 * blocks[2]], 1);
+        let upstream = tensor([n, channels, blocks[0], blocks[1], blocks[2]], 9).detach();
+        let of = |y: Tensor<5>| {
+            let gradients = (y.clone() * upstream.clone()).sum().backward();
+            [values(y), values(x.grad(&gradients).expect("a gradient"))]
+        };
+        let planes = of(max_pool_by_planes(x.clone()));
+        // Neither computes: the same numbers, not close ones.
+        prop_assert_eq!(of(max_pool(x.clone())), planes);
+    }
+
+    #[test]
     fn our_segmentor_is_that_of_products(n in 1usize..3, classes in 1usize..5, sides in [1usize..6, 1usize..9, 1usize..9]) {
         let x = tensor([n, HIDDEN, sides[0], sides[1], sides[2]], 1);
         let (parameters, bias) = (tensor([n, classes, PARAMETERS], 2), tensor([1], 3));
