@@ -12,7 +12,6 @@ mod support;
 use std::sync::Once;
 
 use burn::tensor::{Device, DeviceConfig, FloatDType};
-use serde_json::Value;
 use site_agent::model::Backbone;
 use site_agent::train::loss::{DiceKind, masked_loss};
 use support::{
@@ -65,7 +64,7 @@ fn the_small_model_agrees_in_float64() {
 #[test]
 fn the_full_size_model_agrees_in_float64() {
     let Some(golden) = Golden::open() else { return };
-    let json: Value = golden.json("a_unet_full.json");
+    let json = golden.facts("a_unet_full.json");
     let tensors = golden.tensors("a_unet_full.safetensors");
     compute_in_float64();
 
@@ -84,7 +83,7 @@ fn the_full_size_model_agrees_in_float64() {
 #[test]
 fn the_small_swin_unetr_agrees_in_float64() {
     let Some(golden) = Golden::open() else { return };
-    let json: Value = golden.json("d_swin_f12.json");
+    let json = golden.facts("d_swin_f12.json");
     compute_in_float64();
     let model = hash_filled_on(&cpu(), Backbone::SwinUnetr, 12);
     let input = hash_fill::unit("case_d.input", &[1, 1, 64, 64, 96]);

@@ -6,7 +6,7 @@ mod support;
 
 use std::{collections::BTreeSet, path::Path};
 
-use support::golden::{COMPARED, Golden, PASSED_OVER, PROSE, Why, farthest};
+use support::golden::{ASKED_ELSEWHERE, COMPARED, Golden, PASSED_OVER, PROSE, Why, farthest};
 
 #[test]
 fn every_golden_file_is_compared() {
@@ -50,6 +50,19 @@ fn what_one_test_passes_over_is_read_by_another() {
         match why {
             Why::ReadBy(other) => {
                 assert!(compares(other) && !passes(other), "{file}: {part} is read by none")
+            }
+            Why::NotOurs(reason) => assert!(!reason.is_empty(), "{file}: {part}"),
+        }
+    }
+}
+
+#[test]
+fn what_another_test_has_to_ask_for_is_in_a_file_that_it_opens() {
+    for (file, part, why) in ASKED_ELSEWHERE {
+        match why {
+            Why::ReadBy(test) => {
+                let opens = COMPARED.iter().any(|&(name, _, by)| name == *file && by == *test);
+                assert!(opens, "{file}: {part} is not asked for by `{test}`");
             }
             Why::NotOurs(reason) => assert!(!reason.is_empty(), "{file}: {part}"),
         }

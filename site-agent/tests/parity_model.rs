@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use site_agent::{
     model::{
-        ClassEmbeddings, EmbeddingKind, Features, Gradients, HostTensor, UniversalModel,
+        Backbone, ClassEmbeddings, EmbeddingKind, Features, Gradients, HostTensor, UniversalModel,
         head::{ClassSource, Head},
         parameters,
     },
@@ -23,16 +23,16 @@ use site_agent::{
 };
 use support::{
     compare::{
-        assert_agrees, assert_all_within, assert_gradient_stats_agree, assert_stats_agree, assert_within,
-        has_no_true_gradient, number, stats,
+        assert_agrees, assert_all_within, assert_gradient_stats_agree, assert_stats_agree,
+        assert_weights_agree, assert_within, has_no_true_gradient, number, stats,
     },
-    golden::Golden,
+    golden::{Facts, Golden},
     golden_tensors::GoldenTensors,
     hash_fill,
     stages::{self, assert_parts_agree, assert_stage_stats_agree},
     under_test::{
-        BTCV, CLASSES, MSD_LIVER, all_channels, all_classes, annotated, device_under_test, hash_filled,
-        rounding, scalar, to_device, to_host, training_device,
+        BTCV, CLASSES, MSD_LIVER, all_channels, all_classes, annotated, device_under_test,
+        exported_to_pytorch, hash_filled, rounding, scalar, to_device, to_host, training_device,
     },
 };
 
@@ -71,19 +71,23 @@ fn the_hash_fill_gives_the_worked_values() {
 // ---- (a) full size --------------------------------------------------------------------------------------------------
 
 /// Model, golden tensors and statistics, and the input of case (a).
-fn full_size_case(golden: &Golden) -> (UniversalModel, GoldenTensors, Value, HostTensor) {
+fn full_size_case(golden: &Golden) -> (UniversalModel, GoldenTensors, Facts, HostTensor) {
     let tensors = golden.tensors("a_unet_full.safetensors");
     let input = hash_fill::unit("case_a.input", &[1, 1, 32, 32, 32]);
     assert_eq!(input, tensors["input"]);
-    (hash_filled(32), tensors, golden.json("a_unet_full.json"), input)
+    (hash_filled(32), tensors, golden.facts("a_unet_full.json"), input)
 }
 
 #[test]
 fn the_full_size_model_agrees_in_every_stage() {
     let Some(golden) = Golden::open() else { return };
     let (model, tensors, json, input) = full_size_case(&golden);
-    let numbers: usize = model.export().values().map(|t| t.values().len()).sum();
+    let weights = model.export();
+    let numbers: usize = weights.values().map(|t| t.values().len()).sum();
     assert_eq!(numbers as f64, number(&json["param_count"]));
+    assert_eq!(weights.len() as f64, number(&json["n_params"]));
+    assert_eq!(exported_to_pytorch(Backbone::Unet) as f64, number(&json["n_state"]));
+    assert_weights_agree(&weights, &json["weights"]);
 
     let logits = model.forward(to_device(&input, &device_under_test()), &all_classes()).unwrap();
     let got = to_host(logits.clone());
@@ -152,16 +156,18 @@ fn case_c_loss(model: &UniversalModel, forward: &GoldenTensors, dice: DiceKind) 
 #[test]
 fn the_small_model_agrees_in_every_stage() {
     let Some(golden) = Golden::open() else { return };
-    let json: Value = golden.json("c_unet_w8.json");
+    let json = golden.facts("c_unet_w8.json");
     let forward = golden.tensors("c_unet_w8_forward.safetensors");
     let stored = golden.tensors("c_unet_w8_weights.safetensors");
+    assert_eq!(json["width"], 8);
     let model = hash_filled(8);
     let weights = model.export();
     for (name, tensor) in &weights {
         assert_eq!(tensor, &stored[name], "{name}: stored weights are the hash fill");
     }
     assert_eq!(stored["organ_embedding"], hash_fill::weight("organ_embedding", &[CLASSES, 512]));
-    assert_eq!(weights.values().map(|t| t.values().len()).sum::<usize>(), 1_437_009);
+    let numbers: usize = weights.values().map(|t| t.values().len()).sum();
+    assert_eq!(numbers as f64, number(&json["param_count"]));
 
     let input = case_c_input();
     assert_eq!(input, forward["input"]);
@@ -173,13 +179,15 @@ fn the_small_model_agrees_in_every_stage() {
         assert_agrees(name, &to_host(output), expected, number(&errors[name]));
     }
     let logits = to_host(model.forward(to_device(&input, &device_under_test()), &all_classes()).unwrap());
-    assert_agrees("logits", &logits, forward["logits"].values(), number(&json["logits_f32_err"]));
+    let error = number(&json["logits_f32_err"]);
+    assert_agrees("logits", &logits, forward["logits"].values(), error);
+    assert_stats_agree("logits", &logits, &stats(&json["logits_stats"]), 10.0 * error);
 }
 
 #[test]
 fn the_small_model_agrees_in_every_gradient() {
     let Some(golden) = Golden::open() else { return };
-    let json: Value = golden.json("c_unet_w8.json");
+    let json = golden.facts("c_unet_w8.json");
     let forward = golden.tensors("c_unet_w8_forward.safetensors");
     let expected = golden.tensors("c_unet_w8_grads_volume_dice.safetensors");
     let model = hash_filled(8);
@@ -206,7 +214,7 @@ fn the_small_model_agrees_in_every_gradient() {
 #[test]
 fn the_small_model_agrees_with_dice_per_slice() {
     let Some(golden) = Golden::open() else { return };
-    let json: Value = golden.json("c_unet_w8.json");
+    let json = golden.facts("c_unet_w8.json");
     let forward = golden.tensors("c_unet_w8_forward.safetensors");
     let model = hash_filled(8);
     let loss = case_c_loss(&model, &forward, DiceKind::Slice);
@@ -223,7 +231,7 @@ fn the_small_model_agrees_with_dice_per_slice() {
 #[test]
 fn one_adamw_step_agrees() {
     let Some(golden) = Golden::open() else { return };
-    let json: Value = golden.json("c_unet_w8.json");
+    let json = golden.facts("c_unet_w8.json");
     let gradients = golden.tensors("c_unet_w8_grads_volume_dice.safetensors");
     let expected = golden.tensors("c_unet_w8_adamw_step1.safetensors");
     let config = AdamWConfig {
@@ -251,7 +259,7 @@ fn one_adamw_step_agrees() {
 #[test]
 fn the_head_agrees_with_text_and_with_a_learned_table() {
     let Some(golden) = Golden::open() else { return };
-    let json: Value = golden.json("e_head.json");
+    let json = golden.facts("e_head.json");
     for case in ["e_head_word", "e_head_rand"] {
         assert_head_agrees(case, &golden.tensors(&format!("{case}.safetensors")), &json[case]);
     }

@@ -6,29 +6,34 @@ mod support;
 
 use burn::module::Module as _;
 use burn::tensor::Tensor;
-use serde_json::Value;
 use site_agent::model::{Backbone, HostTensor};
 use support::{
-    compare::{assert_agrees, assert_all_within, assert_stats_agree, number, stats},
+    compare::{
+        assert_agrees, assert_all_within, assert_stats_agree, assert_weights_agree, assert_within, number,
+        stats,
+    },
     golden::Golden,
     hash_fill,
     stages::{self, assert_parts_agree, assert_stage_stats_agree, every_nth},
     swin::{assert_pieces_agree, small_swin_gradients},
     under_test::{
-        all_classes, device_under_test, hash_filled_backbone, rounding, to_device, to_host, training_device,
+        CLASSES, all_classes, device_under_test, exported_to_pytorch, hash_filled_backbone, rounding,
+        to_device, to_host, training_device,
     },
 };
 
 #[test]
 fn the_full_size_swin_unetr_agrees_in_every_stage() {
     let Some(golden) = Golden::open() else { return };
-    let json: Value = golden.json("b_swinunetr_full.json");
+    let json = golden.facts("b_swinunetr_full.json");
     let tensors = golden.tensors("b_swinunetr_full.safetensors");
     let model = hash_filled_backbone(Backbone::SwinUnetr, 48);
     let weights = model.export();
     let numbers: usize = weights.values().map(|t| t.values().len()).sum();
     assert_eq!(numbers as f64, number(&json["param_count"]));
     assert_eq!(weights.len(), 161);
+    assert_eq!(exported_to_pytorch(Backbone::SwinUnetr) as f64, number(&json["n_state"]));
+    assert_weights_agree(&weights, &json["weights"]);
 
     let input = hash_fill::unit("case_b.input", &[1, 1, 64, 64, 64]);
     let stages = stages::of_model(&model.valid(), to_device(&input, &device_under_test()));
@@ -50,13 +55,25 @@ fn the_full_size_swin_unetr_agrees_in_every_stage() {
     };
     close("class 6", logits.clone().narrow(1, 5, 1), &tensors["logits_class6"]);
     close("logits", every_nth(logits.clone(), 2, 1, 4), &tensors["logits_subsampled_4_offset1"]);
-    assert_stats_agree("logits", &to_host(logits), &stats(&json["logits"]), 5e-3);
+    let logits = to_host(logits);
+    assert_stats_agree("logits", &logits, &stats(&json["logits"]), 5e-3);
+    let of_classes = json["logits_per_class"].as_array().unwrap();
+    assert_eq!(of_classes.len(), CLASSES);
+    for (channel, (logits, golden)) in logits.chunks(64 * 64 * 64).zip(of_classes).enumerate() {
+        let (n, values) = (logits.len() as f64, || logits.iter().copied().map(f64::from));
+        let mean = values().sum::<f64>() / n;
+        let deviation = (values().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();
+        let what = format!("logits of channel {channel}");
+        assert_within(&what, mean, number(&golden["mean"]), 5e-3);
+        assert_within(&what, deviation, number(&golden["std"]), 5e-3);
+        assert_within(&what, values().map(f64::abs).sum(), number(&golden["sum_abs"]), 5e-3 * n);
+    }
 }
 
 #[test]
 fn the_small_swin_unetr_agrees_in_every_stage_and_gradient() {
     let Some(golden) = Golden::open() else { return };
-    let json: Value = golden.json("d_swin_f12.json");
+    let json = golden.facts("d_swin_f12.json");
     let tensors = golden.tensors("d_swin_f12_forward.safetensors");
     let model = hash_filled_backbone(Backbone::SwinUnetr, 12);
     let weights = model.export();

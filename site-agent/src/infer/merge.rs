@@ -45,7 +45,7 @@ mod tests {
     fn merged_label_maps_equal_the_reference() {
         let Some(golden) = Golden::open() else { return };
         let bytes = golden.bytes("k_postprocess.safetensors");
-        let facts: serde_json::Value = golden.json("k_postprocess.json");
+        let facts = golden.facts("k_postprocess.json");
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let taxonomy = Taxonomy::standard();
         let stacked = file.tensor("all.pred").unwrap();

@@ -142,7 +142,10 @@ fn grid([x, y, z]: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
+    use crate::golden::Golden;
 
     #[test]
     fn every_voxel_is_one_token_and_the_rest_is_padding() {
@@ -160,13 +163,12 @@ mod tests {
 
     #[test]
     fn regions_keep_apart_as_many_pairs_as_in_the_reference() {
-        // `mask_window_nonzero` of the golden file `d_swin_pieces.json`.
-        let expected: [(_, &[usize]); 3] = [
-            ([9, 10, 8], &[0, 57624, 57624, 87024, 57624, 87024, 87024, 102_024]),
-            ([4, 5, 9], &[0, 9600]),
-            ([6, 6, 6], &[0]),
-        ];
-        for (space, counts) in expected {
+        let Some(golden) = Golden::open() else { return };
+        let facts = golden.facts("d_swin_pieces.json");
+        for tag in ["blk_9_10_8", "blk_4_5_9", "blk_6_6_6"] {
+            let list = |key: &str| Vec::<usize>::deserialize(&facts[tag][key]).unwrap();
+            let (space, counts): ([usize; 3], _) =
+                (list("dims").try_into().unwrap(), list("mask_window_nonzero"));
             let windows = Windows::new(space, true);
             assert_eq!(windows.count(), counts.len());
             let apart = |w: usize| {
@@ -179,24 +181,15 @@ mod tests {
 
     #[test]
     fn rows_of_relative_positions_are_those_of_the_reference() {
-        // `relative_position_index` of the golden file `d_swin_pieces.json`.
-        let checks = [
-            (0, 1, 1097),
-            (1, 0, 1099),
-            (7, 0, 1111),
-            (49, 0, 1267),
-            (100, 200, 758),
-            (200, 100, 1438),
-            (342, 341, 1099),
-            (63, 0, 1293),
-            (63, 63, 1098),
-        ];
-        for (i, j, row) in checks {
+        let Some(golden) = Golden::open() else { return };
+        let facts = golden.facts("d_swin_pieces.json");
+        let index = &facts["relative_position_index"];
+        for [i, j, row] in Vec::<[usize; 3]>::deserialize(&index["checks"]).unwrap() {
             assert_eq!(offset_row(i, j), row, "{i}, {j}");
         }
         let tokens = SIDE.pow(3);
         let sum: usize = (0..tokens * tokens).map(|pair| offset_row(pair / tokens, pair % tokens)).sum();
-        assert_eq!(sum, 129_178_602);
+        assert_eq!(index["sum"], sum);
     }
 
     #[test]

@@ -5,7 +5,12 @@
 
 use serde::Deserialize;
 use serde_json::Value;
-use site_agent::{model::UniversalModel, train::loss::MaskedLoss};
+use site_agent::{
+    model::{NamedTensors, UniversalModel},
+    train::loss::MaskedLoss,
+};
+
+use super::hash_fill;
 
 /// Statistics of a tensor, as the JSON files have them.
 #[derive(Deserialize)]
@@ -66,6 +71,33 @@ pub(crate) fn assert_stats_agree(what: &str, got: &[f32], golden: &Stats, error:
     assert_within(&format!("{what}: std"), deviation, golden.std, relative(golden.std));
     for (&i, &golden) in golden.sample_index.iter().zip(&golden.sample) {
         assert_within(&format!("{what}[{i}]"), f64::from(got[i]), golden, relative(golden));
+    }
+}
+
+/// Compares names, shapes and numbers of all weights; those of buffers that our model does not have, with the hash fill.
+pub(crate) fn assert_weights_agree(exported: &NamedTensors, golden: &Value) {
+    let golden = golden.as_object().unwrap();
+    let unknown: Vec<_> = exported.keys().filter(|name| !golden.contains_key(*name)).collect();
+    assert!(unknown.is_empty(), "the reference has no {unknown:?}");
+    for (name, golden) in golden {
+        let shape = Vec::<usize>::deserialize(&golden["shape"]).unwrap();
+        let filled;
+        let ours = match exported.get(name) {
+            Some(ours) => ours,
+            None => {
+                filled = hash_fill::weight(name, &shape);
+                &filled
+            }
+        };
+        assert_eq!(ours.shape(), shape, "{name}");
+        let values = || ours.values().iter().copied().map(f64::from);
+        let (sum, l2) = (number(&golden["sum"]), number(&golden["l2"]));
+        assert_within(&format!("{name}: sum"), values().sum(), sum, 1e-6 * (1.0 + sum.abs()));
+        let square: f64 = values().map(|value| value * value).sum();
+        assert_within(&format!("{name}: l2"), square.sqrt(), l2, 1e-6 * (1.0 + l2));
+        let index = Vec::<usize>::deserialize(&golden["sample_index"]).unwrap();
+        let sample: Vec<f32> = index.into_iter().map(|i| ours.values()[i]).collect();
+        assert_eq!(sample, Vec::<f32>::deserialize(&golden["sample"]).unwrap(), "{name}");
     }
 }
 

@@ -2,17 +2,20 @@
 //!
 //! A test can only open a file that [`COMPARED`] lists under that test's name, and fails unless it opens all of those;
 //! `parity_manifest` walks the manifest and fails on a file in no list. So no file can be forgotten, and none listed
-//! without being read. Unit tests of the crate include this file, for the same promise.
+//! without being read. Of a JSON file each top key has a test that must ask for it, or a reason why none does. Unit tests
+//! of the crate include this file, for the same promise.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::{
     cell::RefCell,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    ops::Index,
     path::{Path, PathBuf},
 };
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// A golden file and the test that compares it: source file below the crate, function.
 pub(crate) type Comparison = (&'static str, &'static str, &'static str);
@@ -26,6 +29,7 @@ const LABELS: &str = "src/data/labels/tests.rs";
 const SLIDING_WINDOW: &str = "src/infer/sliding_window/tests.rs";
 const POSTPROCESS: &str = "src/infer/postprocess/tests.rs";
 const MERGE: &str = "src/infer/merge.rs";
+const WINDOWS: &str = "src/kernels/windows.rs";
 /// Tests of `common`, which opens the files on its own.
 const METRICS: &str = "../common/src/metrics/golden.rs";
 const MERGE_TABLES: &str = "../common/src/label_map/merge.rs";
@@ -45,6 +49,8 @@ pub(crate) const COMPARED: &[Comparison] = &[
     ("d_swin_f12_forward.safetensors", SWIN, "the_small_swin_unetr_agrees_in_every_stage_and_gradient"),
     ("d_swin_pieces.json", SWIN, "blocks_and_merging_agree_by_themselves"),
     ("d_swin_pieces.safetensors", SWIN, "blocks_and_merging_agree_by_themselves"),
+    ("d_swin_pieces.json", WINDOWS, "regions_keep_apart_as_many_pairs_as_in_the_reference"),
+    ("d_swin_pieces.json", WINDOWS, "rows_of_relative_positions_are_those_of_the_reference"),
     ("d_swin_f12.json", FLOAT64, "the_small_swin_unetr_agrees_in_float64"),
     ("d_swin_pieces.json", FLOAT64, "blocks_and_merging_agree_in_float64"),
     ("d_swin_pieces.safetensors", FLOAT64, "blocks_and_merging_agree_in_float64"),
@@ -147,6 +153,42 @@ pub(crate) const PASSED_OVER: &[(&str, &str, &str, Why)] = &[
     ("k_postprocess.safetensors", "surface_distances_are_the_reference_numbers", "merge.", MERGED),
 ];
 
+/// Top keys of JSON files that another test has to ask for than the first that [`COMPARED`] lists for the file, or none has:
+/// file, part of their names, and why. Of several entries the first counts.
+pub(crate) const ASKED_ELSEWHERE: &[(&str, &str, Why)] = &[
+    ("a_unet_full.json", "grads_", Why::ReadBy("the_full_size_model_agrees_in_every_gradient")),
+    ("a_unet_full.json", "names", NAMES),
+    ("a_unet_full.json", "logits_f32_err", LOGITS),
+    ("b_swinunetr_full.json", "logits_f32_err", LOGITS),
+    ("b_swinunetr_full.json", "input", WORDS),
+    ("c_unet_w8.json", "loss_f32", Why::NotOurs("the reference's own rounding; `loss` is in float64")),
+    ("c_unet_w8.json", "loss", SMALL_GRADIENTS),
+    ("c_unet_w8.json", "grad_noise", SMALL_GRADIENTS),
+    ("c_unet_w8.json", "grads_per_slice", Why::ReadBy("the_small_model_agrees_with_dice_per_slice")),
+    ("c_unet_w8.json", "adamw", Why::ReadBy("one_adamw_step_agrees")),
+    ("c_unet_w8.json", "running_stats", NO_BUFFERS),
+    ("c_unet_w8.json", "names", NAMES),
+    ("d_swin_f12.json", "input", WORDS),
+    ("d_swin_f12.json", "grad_definition", WORDS),
+    ("d_swin_pieces.json", "relative_", Why::ReadBy("rows_of_relative_positions_are_those_of_the_reference")),
+    ("h_sliding_window.json", "_gaussian", STARTS),
+    ("h_sliding_window.json", "_constant", STARTS),
+    ("h_sliding_window.json", "predictor", WORDS),
+    (
+        "h_sliding_window.json",
+        "windows_512x512x300",
+        Why::NotOurs("the grid is not told: 294 are 7 x 7 x 6, and 512 x 512 x 300 have 10 x 10 x 6"),
+    ),
+    ("k_postprocess.json", "merge", MERGED),
+    ("k_postprocess.json", "metrics", MEASURED),
+];
+
+const SMALL_GRADIENTS: Why = Why::ReadBy("the_small_model_agrees_in_every_gradient");
+const STARTS: Why = Why::ReadBy("windows_start_where_the_reference_starts_them");
+const NAMES: Why =
+    Why::NotOurs("paths by which the reference knows what is annotated; ours are lists of classes");
+const LOGITS: Why = Why::NotOurs("the read-me says what the logits may be off by");
+const WORDS: Why = Why::NotOurs("a description, which the test follows");
 const FULL_STAGES: Why = Why::ReadBy("the_full_size_model_agrees_in_every_stage");
 const SMALL_STAGES: Why = Why::ReadBy("the_small_model_agrees_in_every_stage");
 const CLEANED: Why = Why::ReadBy("cleaned_masks_equal_the_reference_in_every_case");
@@ -206,17 +248,61 @@ impl Golden {
     }
 
     /// The manifest of all files.
-    pub(crate) fn manifest(&self) -> serde_json::Value {
+    pub(crate) fn manifest(&self) -> Value {
         let text = std::fs::read(self.folder.join("MANIFEST.json")).unwrap();
         serde_json::from_slice(&text).unwrap()
     }
 
+    /// A JSON file of one form throughout, which is read whole.
     pub(crate) fn json<T: DeserializeOwned>(&self, file: &str) -> T {
         serde_json::from_slice(&self.bytes(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
     }
 
+    /// A JSON file of many things, each by its key.
+    pub(crate) fn facts(&self, file: &str) -> Facts {
+        let facts: BTreeMap<String, Value> = self.json(file);
+        for (_, part, _) in ASKED_ELSEWHERE.iter().filter(|(of, ..)| *of == file) {
+            assert!(facts.keys().any(|key| key.contains(part)), "{file} has no key of `{part}`");
+        }
+        let unasked = facts.keys().filter(|key| asks(file, key) == Some(self.test.as_str())).cloned();
+        Facts { file: file.to_owned(), unasked: RefCell::new(unasked.collect()), facts }
+    }
+
     fn listed(&self) -> impl Iterator<Item = &'static str> {
         COMPARED.iter().filter(|&&(.., by)| by == self.test).map(|&(file, ..)| file)
+    }
+}
+
+/// The test that has to ask for a top key of a JSON file.
+fn asks(file: &str, key: &str) -> Option<&'static str> {
+    match ASKED_ELSEWHERE.iter().find(|(of, part, _)| *of == file && key.contains(part)) {
+        Some((.., Why::ReadBy(test))) => Some(*test),
+        Some((.., Why::NotOurs(_))) => None,
+        None => COMPARED.iter().find(|(of, ..)| *of == file).map(|&(.., test)| test),
+    }
+}
+
+/// What a JSON file says, by its top keys. Dropping it fails the test if it did not ask for one that it has to ask for.
+pub(crate) struct Facts {
+    file: String,
+    facts: BTreeMap<String, Value>,
+    unasked: RefCell<BTreeSet<String>>,
+}
+
+impl<Key: AsRef<str> + ?Sized> Index<&Key> for Facts {
+    type Output = Value;
+
+    fn index(&self, key: &Key) -> &Value {
+        let key = key.as_ref();
+        self.unasked.borrow_mut().remove(key);
+        self.facts.get(key).unwrap_or_else(|| panic!("{} has no key `{key}`", self.file))
+    }
+}
+
+impl Drop for Facts {
+    fn drop(&mut self) {
+        let (unasked, failed) = (self.unasked.borrow(), std::thread::panicking());
+        assert!(failed || unasked.is_empty(), "not asked for in {}: {unasked:?}", self.file);
     }
 }
 

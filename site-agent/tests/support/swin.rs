@@ -25,7 +25,7 @@ pub(crate) fn small_swin_gradients(model: &UniversalModel, features: Features) -
 /// Compares all pieces in the number format of the device, which is one to train on; `allowed` is the absolute difference,
 /// beside as much relative.
 pub(crate) fn assert_pieces_agree(golden: &Golden, allowed: f64, device: &Device) {
-    let json: serde_json::Value = golden.json("d_swin_pieces.json");
+    let json = golden.facts("d_swin_pieces.json");
     let tensors = golden.tensors("d_swin_pieces.safetensors");
     let close = |what: &str, got: &[f32], golden: &HostTensor| {
         assert_all_within(what, got, golden.values(), |golden| allowed * (1.0 + golden.abs()));

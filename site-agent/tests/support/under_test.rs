@@ -1,10 +1,14 @@
 //! The model under test, with the hash fill's weights.
 
+use std::io::Cursor;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use common::ids::ClassId;
 use site_agent::model::{
     Backbone, ClassEmbeddings, DeviceKind, EmbeddingConfig, EmbeddingKind, HostTensor, ModelConfig,
-    UniversalModel, device,
+    UniversalModel,
+    checkpoint::{Checkpoint, write_pytorch},
+    device,
 };
 
 use super::hash_fill;
@@ -53,6 +57,15 @@ pub(crate) fn hash_filled_on(device: &Device, backbone: Backbone, width: usize) 
         model.export().iter().map(|(name, t)| (name.clone(), hash_fill::weight(name, t.shape()))).collect();
     model.load(&weights).unwrap();
     model
+}
+
+/// Number of tensors that PyTorch loads of a model, buffers and class embeddings among them.
+pub(crate) fn exported_to_pytorch(backbone: Backbone) -> usize {
+    // The same at any width: this one suits both.
+    let tensors = hash_filled_on(&Device::flex(), backbone, 24).export();
+    let table = hash_fill::weight("organ_embedding", &[CLASSES, 512]);
+    let file = write_pytorch(&tensors, Some(&table)).unwrap();
+    Checkpoint::open(Cursor::new(file)).unwrap().names().len()
 }
 
 pub(crate) fn all_classes() -> Vec<ClassId> {

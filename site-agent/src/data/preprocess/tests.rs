@@ -2,7 +2,6 @@
 
 use nalgebra::{Matrix3, Matrix4, Rotation3, Vector3};
 use safetensors::SafeTensors;
-use serde_json::Value;
 
 use super::*;
 use crate::data::geometry::Affine;
@@ -16,13 +15,13 @@ const CASES: [&str; 4] = ["lps_oblique", "ras_plain", "permuted", "downsample"];
 struct Golden {
     files: golden::Golden,
     tensors: Vec<u8>,
-    json: Value,
+    json: golden::Facts,
 }
 
 impl Golden {
     fn load() -> Option<Self> {
         let files = golden::Golden::open()?;
-        let (tensors, json) = (files.bytes("i_preprocess.safetensors"), files.json("i_preprocess.json"));
+        let (tensors, json) = (files.bytes("i_preprocess.safetensors"), files.facts("i_preprocess.json"));
         Some(Self { files, tensors, json })
     }
 
@@ -86,7 +85,9 @@ fn every_golden_case_is_prepared_as_published() {
 
         let prepared = preprocess_image(file, &Preprocessing::default()).unwrap();
         let crop = prepared.journey.crop;
+        let crop_end = [0, 1, 2].map(|axis| crop.start[axis] + crop.shape[axis]);
         assert_eq!(golden.json[case]["crop_start"], serde_json::json!(crop.start), "{case}");
+        assert_eq!(golden.json[case]["crop_end"], serde_json::json!(crop_end), "{case}");
         golden.assert_image(&format!("{case}.image"), &prepared.image, 1e-5);
     }
 }

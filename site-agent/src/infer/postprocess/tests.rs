@@ -53,7 +53,7 @@ fn voxels(masks: &ClassMasks, id: u8) -> Vec<usize> {
 fn cleaned_masks_equal_the_reference_in_every_case() {
     let Some(golden) = Golden::open() else { return };
     let bytes = golden.bytes("k_postprocess.safetensors");
-    let facts: serde_json::Value = golden.json("k_postprocess.json");
+    let facts = golden.facts("k_postprocess.json");
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let stored = file.names().into_iter().filter(|name| name.ends_with(".post")).count();
     assert_eq!(stored, CASES.len(), "every case of the file is compared");

@@ -9,14 +9,14 @@ struct Golden {
     /// Looks at its end whether everything was opened.
     _files: golden::Golden,
     bytes: Vec<u8>,
-    facts: serde_json::Value,
+    facts: golden::Facts,
 }
 
 impl Golden {
     fn load() -> Option<Self> {
         let files = golden::Golden::open()?;
         let (bytes, facts) =
-            (files.bytes("h_sliding_window.safetensors"), files.json("h_sliding_window.json"));
+            (files.bytes("h_sliding_window.safetensors"), files.facts("h_sliding_window.json"));
         Some(Self { _files: files, bytes, facts })
     }
 
@@ -78,10 +78,12 @@ fn whole(image: &[f32], shape: [usize; 3], plan: &WindowPlan, network: &dyn Pred
 fn importance_maps_equal_the_reference() {
     let Some(golden) = Golden::load() else { return };
     for roi in [[8, 8, 8], [6, 8, 10], [16, 16, 16]] {
-        let name = format!("map_{}x{}x{}", roi[0], roi[1], roi[2]);
-        assert_close(&gaussian_importance(roi), &golden.tensor(&name).1, &name);
+        let (name, map) = (format!("map_{}x{}x{}", roi[0], roi[1], roi[2]), gaussian_importance(roi));
+        assert_close(&map, &golden.tensor(&name).1, &name);
+        assert_map_is_as_told(&golden.facts[&name], &map, roi);
     }
     let map = gaussian_importance([96; 3]);
+    assert_map_is_as_told(&golden.facts["map_96x96x96"], &map, [96; 3]);
     let at = |i: usize, j: usize, k: usize| map[(i * 96 + j) * 96 + k];
     let line: Vec<f32> = (0..96).map(|i| at(i, 48, 48)).collect();
     let diagonal: Vec<f32> = (0..96).map(|i| at(i, i, i)).collect();
@@ -90,6 +92,18 @@ fn importance_maps_equal_the_reference() {
     assert_close(&line, &golden.tensor("map_96_axis0_line").1, "line through the centre");
     assert_close(&diagonal, &golden.tensor("map_96_diag").1, "diagonal");
     assert_close(&sub, &golden.tensor("map_96_sub8").1, "every eighth voxel");
+}
+
+/// Where the largest weight is, how many were raised to the floor, and their sum.
+fn assert_map_is_as_told(facts: &serde_json::Value, map: &[f32], [nx, ny, nz]: [usize; 3]) {
+    let largest = (0..map.len()).max_by(|&a, &b| map[a].total_cmp(&map[b])).unwrap();
+    let place = [largest / (ny * nz), largest / nz % ny, largest % nz];
+    assert_eq!(facts["argmax"], serde_json::json!(place), "{nx} {ny} {nz}");
+    let floor = facts["clamp_min"].as_f64().unwrap() as f32;
+    let raised = map.iter().filter(|&&weight| weight == floor).count();
+    assert_eq!(facts["n_clamped"], serde_json::json!(raised), "{nx} {ny} {nz}");
+    let (sum, told): (f64, _) = (map.iter().copied().map(f64::from).sum(), facts["sum"].as_f64().unwrap());
+    assert!((sum - told).abs() <= 1e-6 * told, "{nx} {ny} {nz}: {sum} {told}");
 }
 
 #[test]
