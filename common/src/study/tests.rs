@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::sections::EmbeddingKind;
+use super::sections::{EmbeddingKind, Foreground};
 use super::*;
 use crate::artifact::ArtifactManifest;
 use crate::label_map::LabelMap;
@@ -47,6 +47,33 @@ fn the_example_of_a_new_task_is_a_study_over_its_own_classes() {
     let document = draft.into_document(taxonomy, &model, &embeddings).unwrap();
     assert_eq!(document.study().embeddings.rows, 2);
     assert_eq!(StudyDocument::parse(document.bytes().to_vec()).unwrap(), document);
+}
+
+#[test]
+fn the_published_settings_are_studies() {
+    let files = [
+        ("study-paper.toml", include_str!("../../../configs/examples/study-paper.toml"), (6, 50, 4e-4)),
+        (
+            "study-reference.toml",
+            include_str!("../../../configs/examples/study-reference.toml"),
+            (2, 100, 1e-4),
+        ),
+    ];
+    let model = artifact_of_zeros(&[
+        ("backbone.down_tr64.ops.0.conv1.weight", &[32, 1, 3, 3, 3]),
+        ("text_to_vision.weight", &[256, 512]),
+    ]);
+    let embeddings = artifact_of_zeros(&[("organ_embedding", &[32, 512])]);
+    for (file, text, published) in files {
+        let draft = StudyDraft::parse(file, text, &Taxonomy::standard()).unwrap();
+        let document = draft.into_document(Taxonomy::standard(), &model, &embeddings).unwrap();
+        let (rounds, training) = (document.study().rounds, &document.study().training);
+        let optimizer = &training.optimizer;
+        assert_eq!((training.micro_batch, training.warmup_rounds, optimizer.base_lr), published, "{file}");
+        assert_eq!((rounds, optimizer.weight_decay), (2000, 1e-5), "{file}");
+        assert_eq!(document.study().sampling.foreground, Foreground::AnyVoxel, "{file}");
+        assert_eq!(StudyDocument::parse(document.bytes().to_vec()).unwrap(), document, "{file}");
+    }
 }
 
 #[test]
