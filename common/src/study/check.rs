@@ -58,7 +58,7 @@ pub(super) fn model(prefix: &str, model: &ModelConfig, problems: &mut Problems) 
             format!("a multiple of {multiple} from {multiple} to 256"),
         );
     }
-    if model.backbone != Backbone::SwinUnetr && !model.patch_merging.is_published() {
+    if !model.backbone.merges_patches() && !model.patch_merging.is_published() {
         problems.add(format!("{prefix}patch_merging"), "only a `swin_unetr` merges patches");
     }
 }

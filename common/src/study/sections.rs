@@ -72,6 +72,14 @@ impl Backbone {
         }
     }
 
+    /// Whether it merges neighbouring patches, so that [`PatchMerging`] means something.
+    pub const fn merges_patches(self) -> bool {
+        match self {
+            Self::Unet => false,
+            Self::SwinUnetr => true,
+        }
+    }
+
     /// The tensor of the first convolution, `[width, 1, …]`.
     pub const fn first_tensor(self) -> &'static str {
         match self {

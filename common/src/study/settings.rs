@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Study;
 use super::sections::{
-    Aggregation, Augmentation, Backbone, Embeddings, Evaluation, Gate, Late, Loss, ModelConfig, Optimizer,
+    Aggregation, Augmentation, Embeddings, Evaluation, Gate, Late, Loss, ModelConfig, Optimizer,
     Participants, Preprocessing, Quorum, Sampling, Strategy, Tolerances, Training, Weighting,
 };
 use crate::taxonomy::Taxonomy;
@@ -58,8 +58,8 @@ fn network(list: &mut Settings, model: &ModelConfig) {
     list.section("model");
     list.stated("backbone", backbone, "the network");
     list.stated("width", width, "channels of its first convolution");
-    if *backbone == Backbone::SwinUnetr {
-        let default = unstated::<ModelConfig>(json!({ "backbone": "swin_unetr", "width": 48 }));
+    if backbone.merges_patches() {
+        let default = unstated::<ModelConfig>(json!({ "backbone": backbone, "width": width }));
         list.optional("patch_merging", patch_merging, &default.patch_merging, "how patches are merged");
     }
 }

@@ -1,7 +1,10 @@
 //! Feature extractors: what turns a patch into the bottleneck and the decoder's output that the head reads.
 //!
-//! To add one: a folder or file here that implements [`FeatureExtractor`], a variant in [`BackboneNetwork`] and in the
-//! study's [`Backbone`], which says what its widths and patches must be.
+//! To add one: a variant of the study's [`Backbone`], which says what its widths and patches must be and what its first tensor is
+//! called. The compiler then asks for a variant of [`BackboneNetwork`], with a folder or file here that implements
+//! [`FeatureExtractor`], and for a count of its operations in `model/cost`. What it does not ask for: how the names of its
+//! tensors begin (`model/checkpoint/layout.rs`, and `model/parameters.rs` where ours differ from the reference's), a file in
+//! `configs/models`, and a network of the demo (`coordinator/src/demo/study.rs`).
 
 pub(super) mod swin_unetr;
 mod unet;
