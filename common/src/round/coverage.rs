@@ -3,7 +3,9 @@
 //! A round needs `sites_per_class` updates for each class that its own participants annotate: a class that nobody in the
 //! round annotates is none of its business, so a site that left the study long ago holds nothing up. A round opens when the
 //! sites at hand could fulfil that. Once it is open, a participant that was revoked, or that the operator gave up, is
-//! counted on no more: where that leaves fewer sites for a class than the study names, those that are left are enough.
+//! counted on no more: where that leaves fewer sites for a class than the study names, those that are left are enough, unless
+//! the study's rule leaves sites out (`class_floor`): an average of fewer would not know the class. Such a round waits until more
+//! sites that annotate the class are there, or all of them are given up and none has sent its update.
 
 use std::collections::BTreeMap;
 
@@ -56,9 +58,12 @@ pub(super) fn short_of_updates(
     responders: &BTreeMap<ClassId, u32>,
     quorum: &Quorum,
 ) -> BTreeMap<ClassId, ClassShortage> {
-    let shortage = |(&class, &most): (&ClassId, &u32)| {
-        let have = responders.get(&class).copied().unwrap_or(0);
-        (class, ClassShortage { have, need: quorum.sites_per_class.min(most) })
+    let of = |sites: &BTreeMap<ClassId, u32>, class: &ClassId| sites.get(class).copied().unwrap_or(0);
+    let shortage = |class: &ClassId| {
+        let need = quorum.sites_per_class.min(of(counted_on, class)).max(quorum.class_floor);
+        (*class, ClassShortage { have: of(responders, class), need })
     };
-    counted_on.iter().map(shortage).filter(|(_, class)| class.have < class.need).collect()
+    // A site that was given up may have sent its update since.
+    let classes = counted_on.keys().chain(responders.keys()).map(shortage);
+    classes.filter(|(_, class)| class.have < class.need).collect()
 }

@@ -45,6 +45,9 @@ pub struct Quorum {
     pub sites: u32,
     /// The same for each class that a site of the round annotates, of sites that annotate it. 0: none in particular.
     pub sites_per_class: u32,
+    /// Fewest updates of a class that are averaged at all, whoever is revoked or given up meanwhile: a rule that leaves sites out
+    /// would leave out the few that annotate it. 0 where the rule counts every site.
+    pub class_floor: u32,
     /// Longest time from opening to aggregation, seconds, if a quorum of updates is there by then.
     pub deadline_s: u64,
     /// Time that sites have to turn up once a quorum is ready, and again to accept a round, seconds.

@@ -30,7 +30,7 @@ fn plan() -> RoundPlan {
         initial_model: hash("initial"),
         rounds: 2,
         steps: STEPS,
-        quorum: Quorum { sites: 2, sites_per_class: 0, deadline_s: 600, accept_s: 30 },
+        quorum: Quorum { sites: 2, sites_per_class: 0, class_floor: 0, deadline_s: 600, accept_s: 30 },
         late: Late::Refuse,
         weighting: Weighting::Samples,
         max_site_weight: 0.5,

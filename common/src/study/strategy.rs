@@ -103,6 +103,12 @@ impl Strategy {
     const fn discards(self) -> bool {
         matches!(self, Self::TrimmedMean | Self::CoordinateMedian)
     }
+
+    /// Fewest sites that annotate a class for its part of the model to be made by this rule: of fewer, a rule that discards would
+    /// leave out those that know the class. 0 for rules that count every site.
+    pub const fn class_floor(self) -> u32 {
+        if self.discards() { 3 } else { 0 }
+    }
 }
 
 impl Aggregation {
@@ -220,7 +226,7 @@ impl Aggregation {
 
     fn check_discarding(&self, quorum: &Quorum, problems: &mut Problems) {
         let (name, sites, each) = (self.strategy.name(), quorum.sites, quorum.sites_per_class);
-        if self.strategy.discards() && (sites < 5 || each < 3) {
+        if self.strategy.discards() && (sites < 5 || each < self.strategy.class_floor()) {
             let found = format!(
                 "`{name}` with a quorum of {sites} sites and {each} for each class: with partial labels it would discard \
                  the only site that annotates a class"

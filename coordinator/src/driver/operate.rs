@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::beside::{Outcome, StudyFiles, Work, read_study};
 use super::study_run::{Happening, StudyRun, TickError};
-use super::{Driver, added};
+use super::{Driver, added, facts};
 use crate::export::export_safetensors;
 use crate::operator::{
     FailureCode, Order, Reply, Request, SiteLine, Status, UnreadableStudy, gather, losses,
@@ -267,6 +267,11 @@ impl Driver {
             let warnings = names_of_nobody(study, &self.store.sites().await?);
             warnings.iter().for_each(|warning| words.push_str(&format!("\nwarning: {warning}")));
         }
+        if order == Order::Resume
+            && let Some(warning) = too_few_for_rule(&status, study)
+        {
+            words.push_str(&format!("\nwarning: {warning}"));
+        }
         Ok(Reply::Done { words })
     }
 
@@ -404,6 +409,22 @@ fn control_words(order: Order, status: &round::Status, quorum: u32) -> String {
         Order::Resume => format!("resumed at round {} of {}", status.round.0, status.rounds),
         Order::Abort => format!("ended after round {}; model {} stands", status.round.0, status.model),
     }
+}
+
+/// Why `resume` does not end a round: the study's rule leaves sites out, and too few of a class have sent their updates.
+fn too_few_for_rule(status: &round::Status, study: &Study) -> Option<String> {
+    let strategy = study.aggregation.strategy;
+    let classes = facts::classes_missing(&status.classes_short, |class| study.taxonomy.name(class))?;
+    (status.phase == "quorum-missing" && strategy.class_floor() > 0).then(|| {
+        format!(
+            "round {} still waits for updates from sites that annotate {classes}: of fewer than {}, `{}` would leave out \
+             the only one that knows the class. Bring such sites and resume again, or abort the study and go on from its \
+             last model with another strategy",
+            status.round,
+            strategy.class_floor(),
+            strategy.name()
+        )
+    })
 }
 
 /// Sites that a study names and that nobody is called, or who is of another role: a slip in `test` leaves a site unsealed.

@@ -18,6 +18,7 @@ pub(super) fn round_plan(document: &StudyDocument) -> RoundPlan {
         quorum: Quorum {
             sites: study.quorum.sites,
             sites_per_class: study.quorum.sites_per_class,
+            class_floor: study.aggregation.strategy.class_floor(),
             deadline_s: u64::from(study.quorum.deadline_s),
             accept_s: u64::from(study.quorum.accept_s),
         },

@@ -30,6 +30,7 @@ pub(super) fn plan(scenario: &Scenario, sabotage: Sabotage) -> RoundPlan {
         quorum: Quorum {
             sites,
             sites_per_class,
+            class_floor: 0,
             deadline_s: scenario.deadline_s,
             accept_s: scenario.accept_s,
         },

@@ -15,6 +15,11 @@ fn by_class(sites_per_class: u32) -> RoundPlan {
     RoundPlan { quorum: Quorum { sites_per_class, ..plan().quorum }, ..plan() }
 }
 
+/// The same under a rule that leaves sites out.
+fn by_class_with_floor(sites: u32) -> RoundPlan {
+    RoundPlan { quorum: Quorum { sites, sites_per_class: 3, class_floor: 3, ..plan().quorum }, ..plan() }
+}
+
 /// A site that annotates these classes, in ten volumes each.
 fn annotates(name: &str, classes: &[u8]) -> Event {
     let annotated = classes.iter().map(|&id| (class(id), 10)).collect();
@@ -97,6 +102,63 @@ fn where_a_revoked_site_leaves_too_few_of_a_class_those_left_are_enough() {
     study = study.all([(1, "a"), (2, "b"), (3, "c")].map(|(n, name)| stored(name, 1, hash("initial"), n)));
     assert_eq!(study.phase(), "collecting");
     study.tick(stored("d", 1, hash("initial"), 4));
+    assert_eq!(study.phase(), "aggregating");
+}
+
+/// Asked for round 1: `a`, `b` and `c`, which annotate the liver, and `d`, `e` and `f`, which annotate the pancreas.
+fn three_of_each(plan: RoundPlan) -> Study {
+    let liver = ["a", "b", "c"].map(|name| annotates(name, &[LIVER]));
+    let pancreas = ["d", "e", "f"].map(|name| annotates(name, &[PANCREAS]));
+    let study = Study::new(plan).all(liver).all(pancreas).all([Event::Start]);
+    study.all(["a", "b", "c", "d", "e", "f"].map(|name| accepted(name, 1)))
+}
+
+#[test]
+fn a_rule_that_leaves_sites_out_is_not_used_on_the_few_that_revocation_leaves() {
+    let all = ["a", "b", "c", "d", "e", "f"];
+    let mut study = three_of_each(by_class_with_floor(4));
+    let own = [(1, "a"), (2, "b"), (3, "c"), (4, "d")];
+    study = study.all(own.map(|(n, name)| stored(name, 1, hash("initial"), n)));
+    study.tick(Event::TrainersExpected { sites: ["a", "b", "c", "d"].map(site).into() });
+    study.tick(Event::Resume);
+    let status = study.machine.status();
+    let classes = BTreeMap::from([(class(PANCREAS), ClassShortage { have: 1, need: 3 })]);
+    assert_eq!((status.phase, status.classes_short), ("quorum-missing", classes));
+    // They come back, and are asked again.
+    study.tick(Event::TrainersExpected { sites: all.map(site).into() });
+    study = study.all([annotates("e", &[PANCREAS]), annotates("f", &[PANCREAS]), Event::Resume]);
+    study.tick(stored("e", 1, hash("initial"), 5));
+    assert_eq!(study.phase(), "quorum-missing");
+    study.tick(stored("f", 1, hash("initial"), 6));
+    assert_eq!(study.phase(), "aggregating");
+}
+
+#[test]
+fn a_rule_that_leaves_sites_out_is_not_used_on_one_that_was_given_up_and_has_come_back() {
+    let absent = ["d", "e", "f"];
+    let mut study = three_of_each(by_class_with_floor(4));
+    let own = [(1, "a"), (2, "b"), (3, "c")];
+    study = study.all(own.map(|(n, name)| stored(name, 1, hash("initial"), n)));
+    study = study.all(absent.map(|name| Event::SiteGone { site: site(name) }));
+    study.wait(600);
+    study.tick(Event::Resume);
+    assert_eq!((study.phase(), study.machine.status().classes_short), ("quorum-missing", BTreeMap::new()));
+    for (n, name) in [(4, "d"), (5, "e"), (6, "f")] {
+        assert_eq!(study.phase(), "quorum-missing", "before the update of {name}");
+        study.tick(stored(name, 1, hash("initial"), n));
+    }
+    assert_eq!(study.phase(), "aggregating");
+}
+
+#[test]
+fn a_class_that_was_given_up_whole_holds_up_no_rule() {
+    let mut study = three_of_each(by_class_with_floor(3));
+    let own = [(1, "a"), (2, "b"), (3, "c")];
+    study = study.all(own.map(|(n, name)| stored(name, 1, hash("initial"), n)));
+    study = study.all(["d", "e", "f"].map(|name| Event::SiteGone { site: site(name) }));
+    study.wait(600);
+    assert_eq!(study.phase(), "quorum-missing");
+    study.tick(Event::Resume);
     assert_eq!(study.phase(), "aggregating");
 }
 

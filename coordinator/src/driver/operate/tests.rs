@@ -1,14 +1,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use common::ids::Digest;
-use common::round::SiteShortage;
+use common::round::{ClassShortage, RoundMachine, SiteShortage};
 use common::study::EMBEDDING_TENSOR;
+use common::study::sections::Strategy;
 use common::taxonomy::Taxonomy;
 use common::testing::{EXAMPLE_STUDY, example_study_with};
 use safetensors::tensor::TensorView;
 
 use super::*;
 use crate::driver::lost::tests::driver;
+use crate::driver::plan::round_plan;
 use crate::driver::standing::waits_for;
 use crate::fixture::{Fixture, NOW, site};
 use crate::pki::Serial;
@@ -154,6 +156,31 @@ async fn status_says_what_a_study_waits_for() {
     status.phase = "committed";
     assert_eq!(waits_for(&status, &gate).as_deref(), Some("the reports of east, west"));
     assert_eq!(waits_for(&status, &BTreeSet::new()), None);
+}
+
+#[test]
+fn resume_says_why_a_rule_that_leaves_sites_out_still_waits() {
+    let warned = |strategy| {
+        let document = example_study_with(|draft| {
+            (draft.quorum.sites, draft.quorum.sites_per_class) = (5, 3);
+            draft.aggregation.strategy = strategy;
+        });
+        let study = document.study();
+        let mut status = RoundMachine::new(round_plan(&document)).status();
+        let class = ClassId::new(11).unwrap();
+        status.classes_short = BTreeMap::from([(class, ClassShortage { have: 1, need: 3 })]);
+        assert_eq!(too_few_for_rule(&status, study), None, "no round is short of updates");
+        status.phase = "quorum-missing";
+        (too_few_for_rule(&status, study), study.taxonomy.name(class))
+    };
+    assert_eq!(warned(Strategy::FedAvg).0, None);
+    let (warning, class) = warned(Strategy::TrimmedMean);
+    let expected = format!(
+        "round 1 still waits for updates from sites that annotate {class} (1 of 3): of fewer than 3, `trimmed-mean` would \
+         leave out the only one that knows the class. Bring such sites and resume again, or abort the study and go on \
+         from its last model with another strategy"
+    );
+    assert_eq!(warning, Some(expected));
 }
 
 /// A label manifest of [`site`]: five volumes, all of which annotate `class`.
