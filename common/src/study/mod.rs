@@ -9,7 +9,7 @@ mod check;
 mod draft;
 pub mod schedule;
 pub mod sections;
-mod settings;
+pub mod settings;
 mod strategy;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 //! The settings of a study as people read them before they agree to it: every key that decides something, its value, whether
-//! that is the default, and what it means. One list for the operator and for the hospitals.
+//! that is the default, and what it means. One list for the operator, for the hospitals, and for what their policies allow.
 //!
 //! A key that another one puts out of force is left out: the clipping factor beside a fixed norm, the keys of other strategies.
 
@@ -16,9 +16,116 @@ use crate::taxonomy::Taxonomy;
 
 // Everything is taken apart without `..`: a key that is added to a study does not compile until it is listed here.
 
+/// The dotted keys of all settings that a study can have, but for the tolerances of single classes, which are called as the class.
+pub const KEYS: [&str; 65] = [
+    "seed",
+    "rounds",
+    "classes",
+    "initial_model",
+    "model.backbone",
+    "model.width",
+    "model.patch_merging",
+    "embeddings.kind",
+    "embeddings.artifact",
+    "embeddings.rows",
+    "embeddings.width",
+    "embeddings.trainable",
+    "preprocessing.spacing_mm",
+    "preprocessing.window_hu",
+    "preprocessing.patch",
+    "sampling.foreground_probability",
+    "sampling.foreground",
+    "sampling.augmentation.zoom_probability",
+    "sampling.augmentation.zoom_range",
+    "sampling.augmentation.rotate_90_probability",
+    "sampling.augmentation.intensity_shift_probability",
+    "sampling.augmentation.intensity_shift_max",
+    "training.steps_per_round",
+    "training.micro_batch",
+    "training.accumulation",
+    "training.warmup_rounds",
+    "training.optimizer_state",
+    "training.unlabelled",
+    "training.pseudo_labels",
+    "training.optimizer.kind",
+    "training.optimizer.base_lr",
+    "training.optimizer.weight_decay",
+    "training.loss.bce",
+    "training.loss.dice",
+    "aggregation.strategy",
+    "aggregation.proximal_mu",
+    "aggregation.momentum",
+    "aggregation.beta_1",
+    "aggregation.beta_2",
+    "aggregation.tau",
+    "aggregation.trim",
+    "aggregation.server_lr",
+    "aggregation.weights",
+    "aggregation.max_site_weight",
+    "aggregation.max_update_norm",
+    "aggregation.clip_norm",
+    "aggregation.clip_median_factor",
+    "aggregation.update_dtype",
+    "quorum.sites",
+    "quorum.sites_per_class",
+    "quorum.deadline_s",
+    "quorum.accept_s",
+    "quorum.late",
+    "quorum.staleness_weight",
+    "participants.leave_out",
+    "participants.min_volumes",
+    "evaluation.every_rounds",
+    "evaluation.threshold",
+    "evaluation.overlap",
+    "evaluation.upsampling",
+    "evaluation.min_count",
+    "evaluation.test",
+    "evaluation.nsd_tolerance_mm.default",
+    "evaluation.gate.evaluators",
+    "evaluation.gate.timeout_s",
+];
+
+/// A setting of a study.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setting {
+    section: &'static str,
+    key: String,
+    /// As in the study's document: a word, a number, a list of them, or null for none.
+    pub value: Value,
+    is_default: bool,
+    meaning: &'static str,
+}
+
+impl Setting {
+    /// Its dotted key.
+    pub fn path(&self) -> String {
+        if self.section.is_empty() { self.key.clone() } else { format!("{}.{}", self.section, self.key) }
+    }
+
+    /// Its line below the name of its section.
+    fn in_words(&self) -> String {
+        let Self { key, value, is_default, meaning, .. } = self;
+        let value = format!("{}{}", in_words(value), if *is_default { " (default)" } else { "" });
+        format!("  {key:<27}  {value:<24}  {meaning}")
+    }
+}
+
 impl Study {
     /// Every setting that decides something, a line each, below the names of the sections of the study's file.
     pub fn settings_in_words(&self) -> Vec<String> {
+        let (mut lines, mut section) = (Vec::new(), "");
+        for setting in self.settings() {
+            if setting.section != section {
+                section = setting.section;
+                lines.push(format!("[{section}]"));
+            }
+            lines.push(setting.in_words());
+        }
+        lines
+    }
+
+    /// Every setting that decides something.
+    pub fn settings(&self) -> Vec<Setting> {
         let Self {
             format: _,
             name: _,
@@ -49,7 +156,7 @@ impl Study {
         round_end(&mut list, quorum);
         who(&mut list, participants);
         scoring(&mut list, evaluation, taxonomy);
-        list.0
+        list.list
     }
 }
 
@@ -271,38 +378,43 @@ fn unstated<T: DeserializeOwned>(required: Value) -> T {
     serde_json::from_value(required).expect("what a section requires is stated")
 }
 
-/// Lines, as they grow.
+/// The list, as it grows.
 #[derive(Default)]
-struct Settings(Vec<String>);
+struct Settings {
+    section: &'static str,
+    list: Vec<Setting>,
+}
 
 impl Settings {
-    fn section(&mut self, name: &str) {
-        self.0.push(format!("[{name}]"));
+    fn section(&mut self, name: &'static str) {
+        self.section = name;
     }
 
     /// A key that has no default.
-    fn stated(&mut self, key: &str, value: &impl Serialize, meaning: &str) {
-        self.line(key, &shown(value), meaning);
+    fn stated(&mut self, key: &str, value: &impl Serialize, meaning: &'static str) {
+        self.add(key, json_of(value), false, meaning);
     }
 
     /// A key that need not be written.
-    fn optional<T: Serialize>(&mut self, key: &str, value: &T, default: &T, meaning: &str) {
-        let (value, default) = (shown(value), shown(default));
-        let mark = if value == default { " (default)" } else { "" };
-        self.line(key, &format!("{value}{mark}"), meaning);
+    fn optional<T: Serialize>(&mut self, key: &str, value: &T, default: &T, meaning: &'static str) {
+        let (value, default) = (json_of(value), json_of(default));
+        let is_default = in_words(&value) == in_words(&default);
+        self.add(key, value, is_default, meaning);
     }
 
-    fn line(&mut self, key: &str, value: &str, meaning: &str) {
-        self.0.push(format!("  {key:<27}  {value:<24}  {meaning}"));
+    fn add(&mut self, key: &str, value: Value, is_default: bool, meaning: &'static str) {
+        let (section, key) = (self.section, key.to_owned());
+        self.list.push(Setting { section, key, value, is_default, meaning });
     }
 }
 
-fn shown(value: &impl Serialize) -> String {
+fn json_of(value: &impl Serialize) -> Value {
     // Settings are words, numbers and lists of them, all of which have a JSON form.
-    in_words(&serde_json::to_value(value).unwrap_or_default())
+    serde_json::to_value(value).unwrap_or_default()
 }
 
-fn in_words(value: &Value) -> String {
+/// The value of a setting as people read it: `none` for null and for an empty list.
+pub fn in_words(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
         Value::String(word) => word.clone(),
@@ -314,6 +426,8 @@ fn in_words(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::ids::SiteId;
     use crate::study::{StudyDocument, StudyDraft};
@@ -369,6 +483,34 @@ mod tests {
         assert_eq!(shown("quorum", "sites_per_class").unwrap(), "1");
         assert_eq!(shown("participants", "leave_out").unwrap(), "north, west");
         assert_eq!(shown("evaluation.gate", "timeout_s").unwrap(), "60");
+    }
+
+    #[test]
+    fn every_key_that_a_study_can_show_is_listed() {
+        let mut study = example_study().study().clone();
+        study.evaluation.nsd_tolerance_mm.classes.clear();
+        let mut shown = BTreeSet::new();
+        let mut show = |study: &Study| shown.extend(study.settings().iter().map(Setting::path));
+        for strategy in [
+            Strategy::FedAvg,
+            Strategy::FedProx,
+            Strategy::ServerMomentum,
+            Strategy::FedAdam,
+            Strategy::TrimmedMean,
+        ] {
+            study.aggregation.strategy = strategy;
+            show(&study);
+        }
+        study.model.backbone = Backbone::SwinUnetr;
+        (study.aggregation.strategy, study.aggregation.weights) =
+            (Strategy::FedAvg, Weighting::ClassBalanced);
+        study.aggregation.clip_norm = Some(5.0);
+        study.sampling.augmentation.zoom_probability = 0.5;
+        study.sampling.augmentation.intensity_shift_probability = 0.5;
+        study.quorum.late = Late::NextRound;
+        study.evaluation.gate = Some(Gate { evaluators: Vec::new(), timeout_s: 60 });
+        show(&study);
+        assert_eq!(shown, BTreeSet::from(KEYS.map(str::to_owned)));
     }
 
     #[test]

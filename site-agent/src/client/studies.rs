@@ -353,6 +353,7 @@ pub fn terms_of(document: &StudyDocument, role: common::ids::Role) -> StudyTerms
         quorum_sites: quorum.sites,
         norm_bounded: aggregation.max_update_norm.is_some(),
         trains: role == common::ids::Role::Trainer,
+        settings: document.study().settings(),
     }
 }
 

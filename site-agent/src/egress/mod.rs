@@ -10,6 +10,7 @@ mod ledger;
 mod limits;
 mod outbound;
 mod policy;
+mod require;
 #[cfg(test)]
 mod tests;
 mod transport;

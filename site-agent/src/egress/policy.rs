@@ -8,9 +8,12 @@ use std::fmt;
 
 use common::config::{Diagnostics, Document, Problems};
 use common::ids::StudyDigest;
+use common::study::settings::Setting;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::outbound::Kind;
+use super::require::{self, Requirement};
 
 /// Who approves a study.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -23,7 +26,7 @@ pub enum Approve {
 }
 
 /// What a study asks for, as far as rules look at it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StudyTerms {
     /// Its digest.
     pub digest: StudyDigest,
@@ -37,6 +40,8 @@ pub struct StudyTerms {
     pub norm_bounded: bool,
     /// Whether this site trains in it: its updates are to leave.
     pub trains: bool,
+    /// All that it sets.
+    pub settings: Vec<Setting>,
 }
 
 /// What the policy says to a study.
@@ -93,6 +98,8 @@ struct RawStudies {
     min_quorum_sites: Option<u32>,
     #[serde(default)]
     require_norm_bound: bool,
+    #[serde(default)]
+    require: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -116,6 +123,8 @@ pub struct Policy {
     max_steps_per_round: Option<u32>,
     min_quorum_sites: Option<u32>,
     require_norm_bound: bool,
+    /// Each with its line.
+    require: Vec<(Requirement, Option<usize>)>,
     allow: BTreeSet<Kind>,
     quota: Quota,
 }
@@ -155,6 +164,7 @@ impl Policy {
         let mut problems = Problems::new();
         let approved = digests("studies.approved", &raw.studies.approved, &mut problems);
         let refused = digests("studies.refused", &raw.studies.refused, &mut problems);
+        let require = require::read(&raw.studies.require, &mut problems);
         let allow = kinds(&raw.egress.allow, &mut problems);
         problems.in_range("egress.max_update_mib", raw.egress.max_update_mib, 1..=8192);
         problems.in_range("egress.max_mib_per_day", raw.egress.max_mib_per_day, 1..=8 << 20);
@@ -164,6 +174,10 @@ impl Policy {
         }
         document.locate(problems)?;
         let mib = |n: u64| n.saturating_mul(1 << 20);
+        let with_line = |rule: Requirement| {
+            let line = line_of(&document, &format!("{}.{}", require::TABLE, rule.key));
+            (rule, line)
+        };
         Ok(Self {
             file: file.to_owned(),
             lines: RULES.iter().filter_map(|rule| Some((*rule, line_of(&document, rule)?))).collect(),
@@ -174,6 +188,7 @@ impl Policy {
             max_steps_per_round: raw.studies.max_steps_per_round,
             min_quorum_sites: raw.studies.min_quorum_sites,
             require_norm_bound: raw.studies.require_norm_bound,
+            require: require.into_iter().map(with_line).collect(),
             allow,
             quota: Quota {
                 max_update_bytes: mib(raw.egress.max_update_mib),
@@ -216,6 +231,11 @@ impl Policy {
         }
         if self.require_norm_bound && !study.norm_bounded {
             return Err(self.refuse("studies.require_norm_bound", "updates without a norm bound".to_owned()));
+        }
+        let refused =
+            |(rule, line): &(Requirement, Option<usize>)| Some((*line, rule.refuses(&study.settings)?));
+        if let Some((line, what)) = self.require.iter().find_map(refused) {
+            return Err(PolicyRefusal { file: self.file.clone(), line, rule: require::TABLE, what });
         }
         // Whole rounds would be trained for nothing, and the others would wait for them.
         if study.trains { self.permit_kind(Kind::Update) } else { Ok(()) }
@@ -282,6 +302,7 @@ fn kinds(names: &[String], problems: &mut Problems) -> BTreeSet<Kind> {
 #[cfg(test)]
 mod tests {
     use common::ids::Digest;
+    use common::testing::{example_study, example_study_with};
 
     use super::*;
 
@@ -291,8 +312,16 @@ mod tests {
 
     fn study() -> StudyTerms {
         let digest = StudyDigest(Digest::of(b"study"));
-        let (norm_bounded, trains) = (false, false);
-        StudyTerms { digest, rounds: 10, steps_per_round: 25, quorum_sites: 3, norm_bounded, trains }
+        let (norm_bounded, trains, settings) = (false, false, Vec::new());
+        StudyTerms {
+            digest,
+            rounds: 10,
+            steps_per_round: 25,
+            quorum_sites: 3,
+            norm_bounded,
+            trains,
+            settings,
+        }
     }
 
     #[test]
@@ -313,6 +342,24 @@ mod tests {
         };
         assert_eq!((refusal.line, refusal.rule), (Some(4), "studies.min_quorum_sites"));
         assert!(policy.permit_study(&StudyTerms { rounds: 11, ..study() }).is_err());
+    }
+
+    #[test]
+    fn a_study_with_a_setting_that_is_not_allowed_is_refused_and_the_line_named() {
+        let rules = "[studies.require]\nrounds = { max = 500 }\ntraining.pseudo_labels = false\n\n[egress]";
+        let policy = Policy::parse("policy.toml", &TEXT.replace("[egress]", rules)).unwrap();
+        let settings = example_study().study().settings();
+        assert_eq!(policy.judge(&StudyTerms { settings, ..study() }), Verdict::Approved);
+        let settings = example_study_with(|draft| draft.training.pseudo_labels = true).study().settings();
+        let Verdict::Refused(refusal) = policy.judge(&StudyTerms { settings, ..study() }) else {
+            panic!("expected a refusal")
+        };
+        let words =
+            "policy.toml:8: `studies.require` refuses `training.pseudo_labels = true`; allowed: false";
+        assert_eq!(refusal.to_string(), words);
+        let slip = TEXT.replace("[egress]", &rules.replace("pseudo_labels", "pseudo_label"));
+        let shown = Policy::parse("policy.toml", &slip).unwrap_err().to_string();
+        assert!(shown.starts_with("policy.toml:8: `studies.require.training.pseudo_label`"), "{shown}");
     }
 
     #[test]
@@ -349,5 +396,8 @@ mod tests {
     fn the_example_is_a_policy() {
         let text = include_str!("../../../configs/examples/policy.toml");
         Policy::parse("policy.toml", text).unwrap();
+        let (before, after) = text.split_once("[studies.require]").unwrap();
+        let all = format!("{before}[studies.require]{}", after.replacen("\n# ", "\n", 5));
+        assert_eq!(Policy::parse("policy.toml", &all).unwrap().require.len(), 5, "{all}");
     }
 }
