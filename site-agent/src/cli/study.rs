@@ -4,9 +4,10 @@ use clap::{Args, Subcommand};
 use common::ids::{Role, SiteId, StudyDigest};
 use common::study::{LeftOut, Study, StudyDocument};
 use common::taxonomy::Taxonomy;
+use serde::Serialize;
 
 use super::error_report::{CliError, Exit};
-use super::{ConfigArgs, line, output};
+use super::{ConfigArgs, json, line, output};
 use crate::client::config::SiteConfig;
 use crate::client::state::StateFolder;
 use crate::client::studies::{StudyFolder, terms_of};
@@ -30,7 +31,7 @@ pub(super) struct ShowArgs {
     digest: Option<String>,
     #[command(flatten)]
     config: ConfigArgs,
-    /// The exact document whose digest is approved.
+    /// For machines: of a study the exact document whose digest is approved, of the list each study's digest, name and state.
     #[arg(long)]
     json: bool,
 }
@@ -87,7 +88,7 @@ fn find(studies: &StudyFolder, prefix: &str) -> Result<StudyDocument, CliError> 
 fn show(args: &ShowArgs) -> Result<(), CliError> {
     let config = args.config.read()?;
     let studies = StateFolder::at(&config.state).studies();
-    let Some(prefix) = &args.digest else { return list(&config, &studies) };
+    let Some(prefix) = &args.digest else { return list(&config, &studies, args.json) };
     let document = find(&studies, prefix)?;
     if args.json {
         // To the byte: whoever hashes what comes out gets the digest.
@@ -101,18 +102,38 @@ fn show(args: &ShowArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn list(config: &SiteConfig, studies: &StudyFolder) -> Result<(), CliError> {
-    let digests = studies.list()?;
-    if digests.is_empty() {
+/// A study of the list.
+#[derive(Debug, Serialize)]
+struct Listed {
+    digest: StudyDigest,
+    name: String,
+    /// As [`decision`] has it.
+    state: String,
+}
+
+fn list(config: &SiteConfig, studies: &StudyFolder, as_json: bool) -> Result<(), CliError> {
+    let listed = listed(config, studies)?;
+    if as_json {
+        return json(&listed);
+    }
+    if listed.is_empty() {
         line("no study was offered yet");
     }
-    for digest in digests {
-        if let Some(document) = studies.document(digest)? {
-            let decision = decision(config, studies, &document)?;
-            line(format!("{}  {}  {decision}", digest.short(), document.study().name));
-        }
+    for Listed { digest, name, state } in listed {
+        line(format!("{}  {name}  {state}", digest.short()));
     }
     Ok(())
+}
+
+fn listed(config: &SiteConfig, studies: &StudyFolder) -> Result<Vec<Listed>, CliError> {
+    let mut listed = Vec::new();
+    for digest in studies.list()? {
+        if let Some(document) = studies.document(digest)? {
+            let (name, state) = (document.study().name.clone(), decision(config, studies, &document)?);
+            listed.push(Listed { digest, name, state });
+        }
+    }
+    Ok(listed)
 }
 
 fn decision(
@@ -242,6 +263,9 @@ mod tests {
         assert!(told().starts_with("undecided: "), "{}", told());
         studies.note_over(study, Some(last)).unwrap();
         assert_eq!(told(), "over; nobody decided about it");
+        let for_machines = serde_json::to_value(listed(&config, &studies).unwrap()).unwrap();
+        let (name, state) = (&document.study().name, told());
+        assert_eq!(for_machines, serde_json::json!([{ "digest": study, "name": name, "state": state }]));
         studies.decide(study, true, "operator").unwrap();
         assert!(told().starts_with("over; approved by the operator at "), "{}", told());
         let note = |round, model| {
