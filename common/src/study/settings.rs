@@ -430,6 +430,7 @@ mod tests {
 
     use super::*;
     use crate::ids::SiteId;
+    use crate::study::sections::Backbone;
     use crate::study::{StudyDocument, StudyDraft};
     use crate::testing::{example_study, example_study_with};
 

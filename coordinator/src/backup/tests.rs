@@ -208,8 +208,9 @@ async fn a_backup_of_a_newer_program_or_another_consortium_is_refused() {
     assert!(matches!(restore(&theirs, &backup), Err(BackupError::OtherConsortium { .. })));
 
     let path = backup.join(MANIFEST);
-    let text = fs::read_to_string(&path).unwrap().replace("\"schema\": 1", "\"schema\": 99");
-    fs::write(&path, text).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    manifest["schema"] = 99.into();
+    fs::write(&path, manifest.to_string()).unwrap();
     let refused = restore(&settings, &backup);
     assert!(matches!(refused, Err(BackupError::Store(StoreError::Newer { found: 99, .. }))), "{refused:?}");
 }
