@@ -176,7 +176,9 @@ async fn when_disk_allows<T>(
             Err(error) => error,
         };
         let ServiceError::Store(failure) = &error else { return Err(error) };
-        let code = name_failure(state, failure);
+        // Meanwhile a command may look at the state, and holds it as long as it does.
+        let is_in_use = told.is_some() && matches!(failure, StoreError::Locked { .. });
+        let code = told.filter(|_| is_in_use).unwrap_or_else(|| name_failure(state, failure));
         if pause_name(code).is_none() {
             return Err(error);
         }
@@ -237,9 +239,13 @@ mod tests {
             when_disk_allows(Path::new("state"), Progress::Silent, &stop, open).await
         };
         let begun = Instant::now();
-        let answers = vec![refused(ErrorKind::StorageFull), refused(ErrorKind::ReadOnlyFilesystem), Ok(7)];
-        assert_eq!(opened(answers).await.unwrap(), Some(7));
-        assert!((2 * RETRY..3 * RETRY).contains(&begun.elapsed()));
+        let in_use = || Err(StoreError::Locked { path: "state".into() }.into());
+        let answers =
+            vec![refused(ErrorKind::StorageFull), refused(ErrorKind::ReadOnlyFilesystem), in_use(), Ok(7)];
+        assert_eq!(opened(answers).await.unwrap(), Some(7), "the doctor looked at it meanwhile");
+        assert!((3 * RETRY..4 * RETRY).contains(&begun.elapsed()));
+        let failed = opened(vec![in_use()]).await;
+        assert!(matches!(failed, Err(ServiceError::Store(StoreError::Locked { .. }))), "{failed:?}");
 
         let failed = opened(vec![refused(ErrorKind::PermissionDenied)]).await;
         assert!(matches!(failed, Err(ServiceError::Store(StoreError::File { .. }))), "{failed:?}");

@@ -190,13 +190,13 @@ impl State {
         self.phase.attempt().into_iter().chain(aside).collect()
     }
 
-    /// The finished updates, that of the work under way first.
+    /// The finished updates, those set aside first: they are older, and the next round of their study waits for the answer.
     fn updates(&mut self) -> impl Iterator<Item = &mut Uploading> {
         let under_way = match &mut self.phase {
             Phase::Uploading(phase) => Some(phase),
             _ => None,
         };
-        under_way.into_iter().chain(self.aside.values_mut().map(|aside| &mut aside.update))
+        self.aside.values_mut().map(|aside| &mut aside.update).chain(under_way)
     }
 
     /// Offers the update whose turn it is: the coordinator takes one of a site at a time.

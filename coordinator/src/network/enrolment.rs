@@ -29,8 +29,17 @@ pub(super) async fn serve(connection: Connection, context: &Context) {
         }
     };
     let answered = match heard {
-        // Whatever else happens, it is not given up half-way: what the store has, seats and driver must hear of.
-        Ok(Ok((request, exchange))) => answer(&request, exchange, &connection, context).await,
+        Ok(Ok((request, exchange))) => {
+            // Whatever else happens, this is not given up half-way: what the store has, seats and driver must hear of.
+            let reply = answer(&request, &connection, context).await;
+            tokio::select! {
+                said = say(&reply, exchange) => said,
+                () = guest.displaced() => {
+                    let words = "too many others came to enrol before it had taken its answer";
+                    return say_refused(context, &connection, CloseCode::TooBusy, words).await;
+                }
+            }
+        }
         Ok(Err(error)) => Err(error),
         Err(_) => {
             let words = "no enrolment request in time";
@@ -55,22 +64,20 @@ async fn hear(connection: &Connection) -> Result<(EnrollRequest, Exchange), Link
     Ok((exchange.reader.read().await?, exchange))
 }
 
-async fn answer(
-    request: &EnrollRequest,
-    mut exchange: Exchange,
-    connection: &Connection,
-    context: &Context,
-) -> Result<(), LinkError> {
-    let reply = match enrol(request, context).await {
+async fn answer(request: &EnrollRequest, connection: &Connection, context: &Context) -> EnrollReply {
+    match enrol(request, context).await {
         Ok(enrolled) => EnrollReply::Enrolled(enrolled),
         Err(refusal) => {
             let detail = format!("enrolment from {}: {}", connection.remote_address(), refusal.detail);
             context.refusals.say(&context.driver, refusal.code.code(), detail).await;
             EnrollReply::Refused(context.strangers.answer(refusal, Instant::now()))
         }
-    };
+    }
+}
+
+async fn say(reply: &EnrollReply, mut exchange: Exchange) -> Result<(), LinkError> {
     let said = async {
-        exchange.writer.write(&reply).await?;
+        exchange.writer.write(reply).await?;
         exchange.writer.finish().await
     };
     let slow = LinkError::TooSlow { what: "room for a reply", limit: PATIENCE };

@@ -211,7 +211,9 @@ impl Session {
             UpdateExpectation::Wanted { base } => base,
         };
         let document = self.study(offer.study).await?;
-        // So that the driver hears of it where the disk lost that model; to the site it is the failure of below.
+        // So that the driver hears of it where the disk lost that model; to the site it is the failure of below. From the disk: what is
+        // open is there though its name is gone.
+        self.context.shelf.forget(&base);
         drop(open_artifact(self, base).await);
         slot::let_go(&mut slot.update).await?;
         let upload =

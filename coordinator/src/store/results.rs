@@ -15,6 +15,9 @@ use super::{Store, StoreError, array, parse, signed, unsigned};
 /// Losses that are told of each site: more than a chart shows.
 const LOSSES: u32 = 1000;
 
+/// The version of the database that has contributions.
+const CONTRIBUTIONS_SINCE: usize = 2;
+
 /// One round as the report tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoundRecord {
@@ -211,6 +214,10 @@ impl Store {
         &self,
         study: &StudyDigest,
     ) -> Result<BTreeMap<RoundId, Vec<Contribution>>, StoreError> {
+        // One that is only looked at is not brought up.
+        if self.schema().await?.0 < CONTRIBUTIONS_SINCE {
+            return Ok(BTreeMap::new());
+        }
         let query = "SELECT round, site, share, norm FROM contributions WHERE study = ? ORDER BY round, site";
         let rows = sqlx::query(query).bind(bytes(study)).fetch_all(&self.pool).await?;
         let mut by_round: BTreeMap<RoundId, Vec<Contribution>> = BTreeMap::new();

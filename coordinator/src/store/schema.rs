@@ -3,11 +3,14 @@
 //! The version is SQLite's `user_version`. An older database is copied beside itself, then brought up step by step, each
 //! step in one transaction; a newer one is refused: an old binary must not guess at what a new one wrote.
 
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use sqlx::{Connection, Row, SqliteConnection};
 
 use super::StoreError;
+use crate::files;
 
 /// Step `n` brings version `n` to `n + 1`; steps are never edited once released.
 pub(super) const STEPS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql")];
@@ -30,7 +33,7 @@ pub(super) async fn migrate(
         let to = backup_path(path, found);
         // An earlier, interrupted migration may have made it, from the same version.
         if !to.exists() {
-            back_up(connection, &to).await?;
+            keep_copy(connection, &to).await?;
         }
     }
     for (from, step) in steps.iter().enumerate().skip(found) {
@@ -41,6 +44,25 @@ pub(super) async fn migrate(
         transaction.commit().await?;
     }
     Ok(())
+}
+
+/// Writes the copy to go back to. It has its name once it is whole on the disk: a copy that a full disk or a kill cut short is begun anew.
+async fn keep_copy(connection: &mut SqliteConnection, to: &Path) -> Result<(), StoreError> {
+    let mut name = to.as_os_str().to_os_string();
+    name.push(".unfinished");
+    let unfinished = PathBuf::from(name);
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(StoreError::file(&unfinished)(error));
+        }
+        _ => {}
+    }
+    back_up(connection, &unfinished).await?;
+    let placed = File::open(&unfinished)
+        .and_then(|copy| copy.sync_all())
+        .and_then(|()| fs::rename(&unfinished, to))
+        .and_then(|()| files::sync_dir(files::parent(to)));
+    placed.map_err(StoreError::file(to))
 }
 
 fn backup_path(path: &Path, version: usize) -> PathBuf {
@@ -88,6 +110,19 @@ mod tests {
         assert_eq!(version(&mut backup).await.unwrap(), 1);
         let row = sqlx::query("SELECT * FROM t").fetch_one(&mut backup).await.unwrap();
         assert_eq!((row.len(), row.get::<i64, _>("a")), (1, 7));
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_was_cut_short_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let mut connection = open(&path).await;
+        migrate(&mut connection, &path, &["CREATE TABLE t (a)"]).await.unwrap();
+        let copy = backup_path(&path, 1);
+        fs::write(dir.path().join("db.version-1.unfinished"), "half").unwrap();
+        migrate(&mut connection, &path, &["CREATE TABLE t (a)", "CREATE TABLE b (x)"]).await.unwrap();
+        assert_eq!(version(&mut open(&copy).await).await.unwrap(), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "the database and its copy");
     }
 
     #[tokio::test]

@@ -709,3 +709,13 @@ async fn a_closed_database_has_no_log_beside_it() {
     }
     assert_eq!(left, 0);
 }
+
+#[tokio::test]
+async fn a_database_of_before_contributions_that_is_only_looked_at_has_none() {
+    let (dir, store) = store().await;
+    let digest = study(&store).await;
+    let before = "DROP TABLE contributions; PRAGMA user_version = 1";
+    sqlx::raw_sql(before).execute(&store.pool).await.unwrap();
+    let looked = Store::inspect(dir.path()).await.unwrap();
+    assert!(looked.contributions(&digest).await.unwrap().is_empty());
+}
