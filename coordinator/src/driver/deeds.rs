@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use common::aggregate::{Contribution, Method};
 use common::coverage::Coverage;
 use common::evaluation;
-use common::ids::{ModelHash, RoundId, SiteId, StudyDigest};
+use common::ids::{ModelHash, Role, RoundId, SiteId, StudyDigest};
 use common::report::EvaluationReport;
 use common::round::{self, RoundOutcome, Term};
 use common::signed::SignedDocument;
@@ -95,10 +95,16 @@ impl Driver {
                 let notice = Notice::StudyPaused { study, reason };
                 to.iter().for_each(|site| self.peers.tell(site, notice.clone()));
             }
-            Action::AnnounceFinished { model } => {
+            Action::AnnounceFinished { .. } => {
                 if let Some(run) = self.studies.get(&study) {
-                    let notice = Notice::StudyFinished { study, model };
-                    self.peers.tell_roles(|role| run.rounds.is_over_for(role), &notice);
+                    // As on a connection: whoever was away when the last round closed hears which it was.
+                    for role in [Role::Trainer, Role::Evaluator]
+                        .into_iter()
+                        .filter(|role| run.rounds.is_over_for(*role))
+                    {
+                        let told = run.greeting(role);
+                        told.iter().for_each(|notice| self.peers.tell_roles(|other| other == role, notice));
+                    }
                     let last = run.rounds.status().round;
                     self.remove_spent(study, last);
                 }

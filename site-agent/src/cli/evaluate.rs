@@ -15,6 +15,7 @@ mod tables;
 mod tests;
 
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use clap::Args;
 use common::ids::ModelHash;
@@ -34,7 +35,7 @@ use super::run::cancelled_by_signal;
 use super::window_progress::WindowProgress;
 use super::{ConfigArgs, limit_threads, line, runtime, site_name};
 use crate::client::config::SiteConfig;
-use crate::client::files;
+use crate::client::files::{self, FileError};
 use crate::data::dataset::{Case, Split};
 use crate::infer::evaluate::Evaluation;
 use crate::infer::location::LocationAtlas;
@@ -210,10 +211,18 @@ fn in_words(model: Option<ModelHash>, postprocess: PostProcess) -> String {
 fn write(out: &Path, board: &Board<'_>) -> Result<&'static str, CliError> {
     files::write_json(&out.join(EVALUATION), board.record)?;
     files::write(&out.join("board.html"), board.html().as_bytes())?;
+    let scores = out.join("scores.csv");
     if !board.record.to_come.is_empty() {
+        // One of a run before, which ended without some of the scans.
+        match fs::remove_file(&scores) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::new("remove", &scores, error).into());
+            }
+            _ => {}
+        }
         return Ok("board.html, evaluation.json (both partial)");
     }
-    files::write(&out.join("scores.csv"), board.record.to_csv(board.taxonomy).as_bytes())?;
+    files::write(&scores, board.record.to_csv(board.taxonomy).as_bytes())?;
     Ok("board.html, scores.csv, evaluation.json")
 }
 

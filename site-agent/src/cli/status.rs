@@ -94,7 +94,7 @@ fn words(status: &AgentStatus) -> Vec<String> {
     }
     for (study, round) in &status.set_aside {
         lines.push(format!(
-            "study {}, round {round}: what is ready for it waits for the coordinator; other studies go on",
+            "study {}, round {round}: waits, as the coordinator does not take or give what it needs; other studies go on",
             study.short()
         ));
     }
@@ -145,7 +145,7 @@ mod tests {
         paused: disk full: 0 MiB are free
         waiting: daily egress limit reached, continues at 00:00 UTC
         training: study abababab, round 3, step 12 of 50
-        study efefefef, round 7: what is ready for it waits for the coordinator; other studies go on
+        study efefefef, round 7: waits, as the coordinator does not take or give what it needs; other studies go on
         waiting for a connection to download: the last model of study efefefef, which is over
         study cdcdcdcd: not taking part: the training scans cannot be used: run `site-agent check`, then start the agent again
         study abababab waits for you: `site-agent study show abababab`

@@ -408,8 +408,16 @@ impl Agent {
     fn learnt(&mut self, news: News) -> anyhow::Result<()> {
         match news {
             News::Done(errand, event) => {
-                self.errands.remove(&errand);
+                let given_up = self.errands.remove(&errand).is_some_and(|cancel| cancel.is_cancelled());
                 self.waiting.end(errand);
+                // The study ended with the very model that was fetched for its next round, which nobody trains any more.
+                if let Errand::Fetch(artifact) = errand
+                    && given_up
+                    && event.is_none()
+                    && self.last_models.contains(artifact)
+                {
+                    return self.go_on_with(vec![Action::FetchArtifact { artifact }]);
+                }
                 // Wanted again while it was being given up, it was not begun anew: the machine asks once more.
                 let event = event.or(match errand {
                     Errand::Fetch(artifact) => Some(Event::FetchFailed { artifact }),

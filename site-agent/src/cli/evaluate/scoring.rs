@@ -207,7 +207,8 @@ impl Scoring<'_> {
             if self.cancel.is_cancelled() {
                 return Err(interrupted_early());
             }
-            let content = Some(self.content(case)?);
+            let unreadable = |error| CliError::new(error).about(case.name.clone()).hint(hint.clone());
+            let content = Some(self.content(case).map_err(unreadable)?);
             if content != scan.content {
                 return Err(refused(OtherEvaluation::Changed { scan: case.name.clone() }));
             }
