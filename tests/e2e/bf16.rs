@@ -9,8 +9,7 @@ use crate::harness::consortium::Consortium;
 /// The model that three rounds of one site end with, where the site ends itself at this point and is started again.
 fn model(point: Option<&str>) -> String {
     let mut consortium = Consortium::found("rounding");
-    let north = consortium.enrol("north", Role::Trainer);
-    north.give_phantoms(&consortium.address, "site-a");
+    let north = consortium.member("north", Role::Trainer, "site-a");
     consortium.add_study_in_bf16(3);
     consortium.start_study();
     if point.is_some() {

@@ -9,13 +9,6 @@ use crate::harness::study::NAME;
 /// The trainers, and the phantom hospital of each.
 const TRAINERS: [(&str, &str); 2] = [("north", "site-a"), ("south", "site-b")];
 
-/// A membership with scans of a phantom hospital, of the harness's policy: every study is welcome.
-fn member(consortium: &Consortium, name: &str, role: Role, hospital: &str) -> Site {
-    let site = consortium.enrol(name, role);
-    site.give_phantoms(&consortium.address, hospital);
-    site
-}
-
 /// Starts the command that runs all the studies.
 fn run_all(consortium: &Consortium) -> Process {
     consortium.begin("cross-site", ["study", "cross-site", "run", NAME, "--sites", "north,south"])
@@ -30,9 +23,9 @@ fn trained_by(consortium: &Consortium, study: &str) -> Vec<Vec<String>> {
 #[test]
 fn each_site_is_left_out_once_and_scored_whoever_is_killed_meanwhile() {
     let mut consortium = Consortium::found("thorax");
-    let [north, south] = TRAINERS.map(|(name, hospital)| member(&consortium, name, Role::Trainer, hospital));
+    let [north, south] = TRAINERS.map(|(name, hospital)| consortium.member(name, Role::Trainer, hospital));
     let evaluators = TRAINERS
-        .map(|(name, hospital)| member(&consortium, &format!("{name}-held-out"), Role::Evaluator, hospital));
+        .map(|(name, hospital)| consortium.member(&format!("{name}-held-out"), Role::Evaluator, hospital));
     consortium.add_studies_without("north,south");
     let _evaluate: Vec<Process> = evaluators.iter().map(Site::run).collect();
     let (mut at_north, mut at_south) = (north.run(), south.run());

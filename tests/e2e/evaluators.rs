@@ -22,14 +22,9 @@ fn kept_report(site: &Site) -> Vec<u8> {
 #[test]
 fn an_evaluator_killed_anywhere_reports_once_and_gate_pause_and_seal_hold_meanwhile() {
     let mut consortium = Consortium::found("thorax");
-    let member = |name, role, hospital| {
-        let site = consortium.enrol(name, role);
-        site.give_phantoms(&consortium.address, hospital);
-        site
-    };
-    let north = member("north", Role::Trainer, "site-a");
-    let judge = member("judge", Role::Evaluator, "site-c");
-    let vault = member("vault", Role::Evaluator, "site-d");
+    let north = consortium.member("north", Role::Trainer, "site-a");
+    let judge = consortium.member("judge", Role::Evaluator, "site-c");
+    let vault = consortium.member("vault", Role::Evaluator, "site-d");
     consortium.add_study_with_gate("judge", "vault");
     consortium.start_study();
     let (mut at_north, mut at_vault) = (north.run(), vault.run());

@@ -37,8 +37,7 @@ fn interrupted(site: &Site, files: &TwoClasses) -> Option<Vec<String>> {
 #[test]
 fn one_hospital_tunes_a_model_for_other_classes_with_an_interruption() {
     let consortium = Consortium::found("thorax");
-    let north = consortium.enrol("north", Role::Trainer);
-    north.give_phantoms(&consortium.address, "site-a");
+    let north = consortium.member("north", Role::Trainer, "site-a");
     let files = consortium.adapt_to_two_classes(4, 8);
     let ledger = || fs::read(north.path("state/egress.jsonl")).expect("enrolment is in it");
     let left_before = ledger();
@@ -62,8 +61,7 @@ fn one_hospital_tunes_a_model_for_other_classes_with_an_interruption() {
 #[test]
 fn a_consortium_tunes_a_model_for_other_classes() {
     let mut consortium = Consortium::found("thorax");
-    let north = consortium.enrol("north", Role::Trainer);
-    north.give_phantoms(&consortium.address, "site-a");
+    let north = consortium.member("north", Role::Trainer, "site-a");
     let TwoClasses { study, classes, embeddings, model } = consortium.adapt_to_two_classes(1, 1);
     let [study, classes, embeddings, model] =
         [&study, &classes, &embeddings, &model].map(|path| path.to_str().expect("a plain name"));

@@ -17,8 +17,7 @@ use crate::harness::study::NAME;
 #[test]
 fn a_hospital_that_asks_trains_only_after_a_person_approved_the_study() {
     let mut consortium = Consortium::found("thorax");
-    let south = consortium.enrol("south", Role::Trainer);
-    south.give_phantoms(&consortium.address, "site-b");
+    let south = consortium.member("south", Role::Trainer, "site-b");
     consortium.add_study_of(2, 1, 1);
     // The first round is held open, so that the other hospital is there before it ends.
     let at_south = south.run();
@@ -27,8 +26,7 @@ fn a_hospital_that_asks_trains_only_after_a_person_approved_the_study() {
     consortium.start_study();
     consortium.coordinator.until_study("round-opened", "round 1");
 
-    let north = consortium.enrol("north", Role::Trainer);
-    north.give_phantoms(&consortium.address, "site-a");
+    let north = consortium.member("north", Role::Trainer, "site-a");
     north.ask_before_studies();
     let mut at_north = north.run();
     let told = at_north.until_says("waits for you: `site-agent study show");
@@ -102,13 +100,8 @@ fn a_study_that_was_aborted_no_longer_waits_for_a_person() {
 fn an_evaluator_does_not_keep_the_model_of_every_round() {
     const ROUNDS: u32 = 5;
     let mut consortium = Consortium::found("thorax");
-    let member = |name, role, hospital| {
-        let site = consortium.enrol(name, role);
-        site.give_phantoms(&consortium.address, hospital);
-        site
-    };
-    let north = member("north", Role::Trainer, "site-a");
-    let judge = member("judge", Role::Evaluator, "site-c");
+    let north = consortium.member("north", Role::Trainer, "site-a");
+    let judge = consortium.member("judge", Role::Evaluator, "site-c");
     consortium.add_study_scored_each_round(ROUNDS);
     let mut at_judge = judge.run();
     consortium.coordinator.until_connected("judge");
@@ -126,8 +119,7 @@ fn an_evaluator_does_not_keep_the_model_of_every_round() {
 #[test]
 fn predicted_labels_lie_exactly_where_the_scan_lies() {
     let mut consortium = Consortium::found("thorax");
-    let north = consortium.enrol("north", Role::Trainer);
-    north.give_phantoms(&consortium.address, "site-a");
+    let north = consortium.member("north", Role::Trainer, "site-a");
     consortium.add_study_of(1, 1, 1);
     consortium.start_study();
     let mut agent = north.run();
@@ -172,8 +164,7 @@ fn mislabel(labels: &Path) {
 #[test]
 fn check_names_each_file_that_is_wrong_and_says_what_is_wrong_with_it() {
     let consortium = Consortium::found("thorax");
-    let north = consortium.enrol("north", Role::Trainer);
-    north.give_phantoms(&consortium.address, "site-a");
+    let north = consortium.member("north", Role::Trainer, "site-a");
     let told = finish(north.command(["check"])).ok();
     assert!(!told.contains("WRONG") && told.contains("2 scans are readable"), "{told}");
     assert!(told.contains("welcomed by `thorax` as trainer `north`"), "{told}");

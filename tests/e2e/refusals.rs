@@ -236,8 +236,7 @@ fn a_trainer_that_a_study_leaves_out_cannot_join_it() {
 #[test]
 fn a_manifest_under_another_key_than_the_registered_one_is_refused() {
     let mut consortium = Consortium::found("thorax");
-    let site = consortium.enrol("north", Role::Trainer);
-    site.give_phantoms(&consortium.address, "site-a");
+    let site = consortium.member("north", Role::Trainer, "site-a");
     consortium.add_study(1, 1);
     fs::write(site.path("identity/signing.key"), "07".repeat(32)).expect("the folder is ours");
     let mut agent = site.run();
@@ -306,8 +305,7 @@ fn an_invite_that_pins_another_root_reveals_nothing() {
 #[test]
 fn an_update_larger_than_the_study_allows_is_refused_and_counts_for_nothing() {
     let mut consortium = Consortium::found("thorax");
-    let north = consortium.enrol("north", Role::Trainer);
-    north.give_phantoms(&consortium.address, "site-a");
+    let north = consortium.member("north", Role::Trainer, "site-a");
     consortium.add_study_with_norm_bound(1e-6);
     consortium.start_study();
     let mut agent = north.run();

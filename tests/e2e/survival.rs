@@ -123,11 +123,7 @@ fn over_tcp_and_through_a_proxy_no_kill_changes_a_bit() {
 #[ignore = "slow: two rounds last until their deadlines"]
 fn what_a_site_that_was_dead_at_the_deadline_had_trained_counts_once_in_the_next_round() {
     let mut consortium = Consortium::found("survivors");
-    let trainer = |name, hospital| {
-        let site = consortium.enrol(name, Role::Trainer);
-        site.give_phantoms(&consortium.address, hospital);
-        site
-    };
+    let trainer = |name, hospital| consortium.member(name, Role::Trainer, hospital);
     let (north, south) = (trainer("north", "site-a"), trainer("south", "site-b"));
     consortium.add_study_that_takes_late_updates(20);
     let (at_north, mut at_south) = (north.run(), south.run_to(Some("site.after-journal-trained")));

@@ -24,11 +24,7 @@ impl Federation {
     /// The same with a study of a strategy: its lines of the section `[aggregation]`.
     pub(crate) fn set_up_by(strategy: &str) -> Self {
         let consortium = Consortium::found("survivors");
-        let trainer = |name: &str, hospital: &str| {
-            let site = consortium.enrol(name, Role::Trainer);
-            site.give_phantoms(&consortium.address, hospital);
-            site
-        };
+        let trainer = |name, hospital| consortium.member(name, Role::Trainer, hospital);
         let (north, south) = (trainer("north", "site-a"), trainer("south", "site-b"));
         consortium.add_study_by(strategy, ROUNDS, 2);
         consortium.start_study();

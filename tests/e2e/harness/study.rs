@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use common::ids::Role;
 use tests::small_study::{SMALL_MODEL, SmallStudy};
 
 use super::consortium::{Consortium, Site};
@@ -150,6 +151,13 @@ impl Consortium {
         finish(command("site-agent", init)).ok();
         let words = std::iter::once("study").chain(command_of_study.iter().copied());
         self.operate(words.chain([study_file, "--model", model, "--embeddings", embeddings])).ok()
+    }
+
+    /// Invites and enrols a site that may take part in any study, with two scans of a phantom hospital.
+    pub(crate) fn member(&self, name: &str, role: Role, hospital: &str) -> Site {
+        let site = self.enrol(name, role);
+        site.give_phantoms(&self.address, hospital);
+        site
     }
 
     /// Opens the first round as soon as sites are ready.
