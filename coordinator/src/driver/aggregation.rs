@@ -178,14 +178,18 @@ struct Made {
     new: Vec<u8>,
 }
 
+/// Chunks of the old model after which the memory that caches them is given to the new one.
+const GIVE_UP_EVERY: usize = 16;
+
 /// Where the chunks go, in order.
-struct Output {
+struct Output<'a> {
+    base: &'a ArtifactFile,
     writer: ArtifactWriter,
     state: Option<ServerStateWriter>,
     chunks: Vec<AggregatedChunk>,
 }
 
-impl Output {
+impl Output<'_> {
     fn keep(&mut self, chunk: AggregatedChunk, made: &Made) -> Result<(), JobError> {
         self.writer.push_hashed(&made.new, chunk.hash())?;
         link::failpoint::pass("coordinator.mid-aggregation");
@@ -193,6 +197,11 @@ impl Output {
             state.push_chunk(&made.moments)?;
         }
         self.chunks.push(chunk);
+        // Each site has the old model, or will not fetch it any more: two models in memory would be one too many, and memory that was
+        // never touched is dear on a virtual machine.
+        if self.chunks.len().is_multiple_of(GIVE_UP_EVERY) {
+            self.base.give_up_cache(self.chunks.len() - 1);
+        }
         Ok(())
     }
 }
@@ -209,7 +218,8 @@ fn write_model(
         [] => None,
         names => Some(store.server_states().write(job.study, layout, names)?),
     };
-    let mut output = Output { writer, state, chunks: Vec::with_capacity(aggregator.chunks()) };
+    let (base, chunks) = (&sources.base, Vec::with_capacity(aggregator.chunks()));
+    let mut output = Output { base, writer, state, chunks };
     make_in_order(
         u32::try_from(aggregator.chunks()).unwrap_or(u32::MAX),
         side_by_side(job.method),
@@ -219,7 +229,7 @@ fn write_model(
         },
         |chunk, made| output.keep(chunk, made),
     )?;
-    let Output { writer, state, chunks } = output;
+    let Output { writer, state, chunks, .. } = output;
     let model = aggregator.seal(chunks)?.hash();
     job.go_on()?;
     let written = writer.finish()?;

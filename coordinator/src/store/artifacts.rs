@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use common::artifact::{ArtifactManifest, TensorLayout, TensorSpec};
 use common::ids::{ArtifactHash, ChunkHash, Digest};
 use link::write_back::BlockingWriteBack;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde::{Deserialize, Serialize};
 
 use super::{Health, StoreError, scrub};
@@ -339,6 +340,15 @@ impl ArtifactFile {
         let (span, _) = chunk(&self.manifest, index)?;
         bytes.resize(span.len as usize, 0);
         self.data.read_exact_at(bytes, span.offset).map_err(StoreError::file(&self.path))
+    }
+
+    /// Tells the system that nobody is expected to read the first chunks, up to `index`, again: the memory that caches them is free for
+    /// what is written next. Who reads them nevertheless gets them from the disk.
+    pub fn give_up_cache(&self, index: usize) {
+        let Ok((span, _)) = chunk(&self.manifest, index) else { return };
+        let end = i64::try_from(span.offset + u64::from(span.len)).unwrap_or(i64::MAX);
+        // Advice: where it is not taken, nothing is lost but memory.
+        let _ = posix_fadvise(&self.data, 0, end, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
 }
 

@@ -627,6 +627,19 @@ async fn writing_a_corrupt_artifact_again_heals_it_and_keeps_the_corrupt_one() {
 }
 
 #[tokio::test]
+async fn an_artifact_whose_cached_memory_was_given_up_is_read_as_before() {
+    let (_dir, store) = store().await;
+    let hash = write_artifact(&store, 1);
+    let file = store.artifacts().read(&hash).unwrap().unwrap();
+    let read = || [0, 1, 2].map(|index| file.read_chunk(index).unwrap());
+    let before = read();
+    for index in [0, 2, 3] {
+        file.give_up_cache(index);
+        assert_eq!(read(), before, "after chunk {index}");
+    }
+}
+
+#[tokio::test]
 async fn what_lies_in_the_folders_is_told_by_name() {
     let (dir, store) = store().await;
     let study = study(&store).await;

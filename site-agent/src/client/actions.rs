@@ -26,9 +26,9 @@ use super::work::{Job, LOOK_FOR_ROOM, Outcome};
 use crate::egress::{Egress, Outbound};
 use crate::train::trainer::{Cancel, StepReport, TrainError};
 
-/// Beside what is needed, the newest artifacts are kept: the model at hand, and the one before, which a coordinator that comes
-/// back may ask for.
-const SPARE_ARTIFACTS: usize = 2;
+/// Beside what is needed and the newest model of each study, the newest artifact is kept: the model before, which a coordinator
+/// that comes back may ask for.
+const SPARE_ARTIFACTS: usize = 1;
 
 impl Agent {
     /// Begins an action, or finishes it at once; an event is what came of it.
