@@ -26,9 +26,9 @@ use super::work::{Job, LOOK_FOR_ROOM, Outcome};
 use crate::egress::{Egress, Outbound};
 use crate::train::trainer::{Cancel, StepReport, TrainError};
 
-/// Beside what is needed and the newest model of each study, the newest artifact is kept: the model before, which a coordinator
-/// that comes back may ask for.
-const SPARE_ARTIFACTS: usize = 1;
+/// Of what is here in part, and nothing under way needs, so many are kept: the model and the embeddings of a round that was left, or of
+/// before a restart. The next round may ask for the same, and a slow link must not begin anew.
+const UNFINISHED_ARTIFACTS: usize = 2;
 
 impl Agent {
     /// Begins an action, or finishes it at once; an event is what came of it.
@@ -162,7 +162,7 @@ impl Agent {
         let newest = self.studies.newest_models()?.into_iter();
         wanted.extend(newest.flat_map(|newest| [newest.model, newest.embeddings]));
         wanted.extend(self.last_models.models());
-        self.artifacts.prune(&wanted, SPARE_ARTIFACTS)
+        self.artifacts.prune(&wanted, UNFINISHED_ARTIFACTS)
     }
 
     /// Runs an errand in a task of its own, unless one like it is under way or waits, or there is no connection: the machine

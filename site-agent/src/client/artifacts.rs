@@ -323,13 +323,14 @@ impl ArtifactFolder {
         files::remove(&self.spare())
     }
 
-    /// Removes all artifacts but those to keep and the `also` newest others.
+    /// Removes all artifacts but those to keep and, of the others, the newest `unfinished` that are not here as a whole.
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn prune(&self, keep: &BTreeSet<ArtifactHash>, also: usize) -> Result<(), FileError> {
+    pub fn prune(&self, keep: &BTreeSet<ArtifactHash>, unfinished: usize) -> Result<(), FileError> {
         let others = self.newest_first()?.into_iter().filter(|hash| !keep.contains(hash));
-        others.skip(also).try_for_each(|hash| self.remove(hash))
+        let (whole, parts): (Vec<_>, Vec<_>) = others.partition(|hash| self.has(*hash));
+        whole.into_iter().chain(parts.into_iter().skip(unfinished)).try_for_each(|hash| self.remove(hash))
     }
 
     /// What is here, whole or not, newest first.

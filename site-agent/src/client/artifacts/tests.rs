@@ -204,15 +204,23 @@ async fn what_the_disk_does_not_give_is_damaged_and_had_again() {
 }
 
 #[test]
-fn pruning_keeps_what_is_needed() {
+fn pruning_keeps_what_is_needed_and_what_is_here_in_part() {
     let folder = tempfile::tempdir().unwrap();
     let artifacts = ArtifactFolder::open(folder.path()).unwrap();
     let store = |value: f32| {
         let tensor = HostTensor::new(vec![1], vec![value]).unwrap();
         artifacts.store(&NamedTensors::from([("a".to_owned(), tensor)])).unwrap().hash()
     };
-    let hashes = [1.0, 2.0, 3.0].map(store);
-    artifacts.prune(&BTreeSet::from([hashes[0]]), 1).unwrap();
-    assert!(artifacts.has(hashes[0]));
-    assert_eq!(hashes.iter().filter(|hash| artifacts.has(**hash)).count(), 2);
+    let hashes = [1.0, 2.0, 3.0, 4.0].map(store);
+    for hash in &hashes[1..3] {
+        artifacts.put_aside(*hash).unwrap();
+    }
+    let kept = |unfinished| {
+        artifacts.prune(&BTreeSet::from([hashes[0]]), unfinished).unwrap();
+        let here: BTreeSet<_> = artifacts.newest_first().unwrap().into_iter().collect();
+        hashes.map(|hash| here.contains(&hash))
+    };
+    assert_eq!(kept(2), [true, true, true, false], "a whole one that nobody needs goes");
+    assert_eq!(kept(1).iter().filter(|here| **here).count(), 2);
+    assert_eq!(kept(0), [true, false, false, false]);
 }

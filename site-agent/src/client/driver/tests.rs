@@ -278,11 +278,11 @@ fn models_of_rounds_that_ended_without_an_update_go() {
     for action in [Action::CancelTraining { attempt: ATTEMPT }, Action::CancelFetch { artifact }] {
         store_models(&agent);
         agent.execute(&action).unwrap();
-        assert_eq!(kept(&agent).len(), 1, "{action:?}");
+        assert_eq!(kept(&agent).len(), 0, "{action:?}");
     }
     store_models(&agent);
     agent.start().unwrap();
-    assert_eq!(kept(&agent).len(), 1, "at the next start");
+    assert_eq!(kept(&agent).len(), 0, "at the next start");
 }
 
 #[test]
