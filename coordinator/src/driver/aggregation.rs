@@ -197,8 +197,8 @@ impl Output<'_> {
             state.push_chunk(&made.moments)?;
         }
         self.chunks.push(chunk);
-        // Each site has the old model, or will not fetch it any more: two models in memory would be one too many, and memory that was
-        // never touched is dear on a virtual machine.
+        // Nobody waits for the old model any more, and who still fetches it has it from the disk. Memory that was never touched is dear on
+        // a virtual machine.
         if self.chunks.len().is_multiple_of(GIVE_UP_EVERY) {
             self.base.give_up_cache(self.chunks.len() - 1);
         }
